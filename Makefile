@@ -1,0 +1,54 @@
+# Each target sets up .venv by itself; run any of them on a fresh machine with Python 3.11+, make and git.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Torch's matrix products slow down when more threads than cores compete for them.
+export TRACIN_DATA ?=
+
+.PHONY: demo test mnist bench docs lint types imports clean help
+
+help: ## what can be made here
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+# One environment, two stamps: the demo needs little, development needs everything.
+.venv/demo.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch .venv/demo.stamp $@
+
+.venv/bench.stamp: .venv/dev.stamp
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+demo: .venv/demo.stamp ## find wrong labels in real data and explain a prediction, in under two minutes
+	$(BIN)/tracin demo
+
+test: .venv/dev.stamp lint types imports ## everything CI checks
+	$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/dev.stamp ## static types
+	$(BIN)/pyright
+
+imports: .venv/dev.stamp ## the layers: imports point down
+	$(BIN)/lint-imports
+
+mnist: .venv/demo.stamp ## the paper's MNIST experiment on all 60,000 images (reads TRACIN_DATA)
+	$(BIN)/python -m experiments.mnist
+
+bench: .venv/bench.stamp ## ratios to a plain forward and backward pass
+	$(BIN)/python -m benchmarks
+
+docs: .venv/dev.stamp ## the documentation, into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean: ## remove what the targets made
+	rm -rf .venv docs/_build .pytest_cache .ruff_cache

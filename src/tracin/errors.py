@@ -1,0 +1,61 @@
+"""Every error that tracin raises on purpose: what was promised, what came, and the way out."""
+
+
+class TracInError(Exception):
+    """The base of every error raised on purpose; catch it to catch them all."""
+
+
+class DataError(TracInError):
+    """The data cannot be walked in a fixed order, example by example: shuffled, empty, ragged."""
+
+
+class LabelError(DataError):
+    """A label has the wrong type, or lies outside the classes that the model scores."""
+
+
+class LossError(TracInError):
+    """The loss does not give one differentiable value an example."""
+
+
+class CoupledExamplesError(LossError):
+    """An example's loss depends on the other examples of its batch, so it has no gradient of its own."""
+
+
+class NonFiniteError(TracInError):
+    """A loss or a gradient is NaN or infinite; the message names the example and the checkpoint."""
+
+
+class ParametersError(TracInError):
+    """No parameter is left to trace, or a name given for one matches nothing."""
+
+
+class UncoveredError(TracInError):
+    """No exact way was found to the per-example gradients of a parameter."""
+
+
+class UnsupportedModelError(TracInError):
+    """The model is of a kind for which a result would be wrong without any sign of it."""
+
+
+class CheckpointError(TracInError):
+    """A checkpoint is missing, unreadable, unsafe to load, or does not fit the model."""
+
+
+class LearningRateError(CheckpointError):
+    """A checkpoint's learning rate is missing, zero, negative, or not a number."""
+
+
+class DeviceError(TracInError):
+    """The model, its weights and the data are not where they can meet."""
+
+
+class QueryError(TracInError):
+    """What is asked for cannot be answered: more hits than examples, an unknown ranking."""
+
+
+class RunFileError(TracInError):
+    """A RUN.toml names something that is not there, or a setting that does not exist."""
+
+
+class CheckpointWarning(UserWarning):
+    """Something about the checkpoints that is probably, but not certainly, a slip."""
