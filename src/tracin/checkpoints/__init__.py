@@ -1,0 +1,10 @@
+"""Checkpoints: weights and learning rates, from what people have or what a Recorder writes."""
+
+from tracin.checkpoints.checkpoint import Checkpoint as Checkpoint
+from tracin.checkpoints.discover import open_checkpoints as open_checkpoints
+from tracin.checkpoints.learning_rates import by_parameter as by_parameter
+from tracin.checkpoints.learning_rates import checkpoint_weights as checkpoint_weights
+from tracin.checkpoints.loaded import loaded as loaded
+from tracin.checkpoints.names import bare_name as bare_name
+from tracin.checkpoints.recorder import Recorder as Recorder
+from tracin.checkpoints.untouched import untouched as untouched

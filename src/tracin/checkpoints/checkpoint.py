@@ -1,0 +1,74 @@
+"""One checkpoint: where its weights are, and the learning rate that weighs its scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+from torch import Tensor
+
+from tracin.checkpoints.formats import read_weights
+from tracin.checkpoints.rate import Rate, valid_rate
+from tracin.checkpoints.state_dicts import weights_within
+from tracin.checkpoints.step_log import StepLog
+from tracin.errors import CheckpointError
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The weights of a model at one moment of its training, with the learning rate used there.
+
+    Attributes:
+        source: A file (`.safetensors`; `.pt`, `.pth`, `.bin`, `.ckpt`), a checkpoint folder of
+            Hugging Face, or a state dict.
+        learning_rate: The rate of the steps before it, the same for all parameters or a mapping
+            from parameter name to rate where the optimizer has several groups. None: unknown.
+        name: What messages and results call it; by default the file's name.
+        step: How many optimizer steps came before it, if known.
+        log: The rates of all steps of its training run, if a `tracin.Recorder` kept them.
+        no_rate: Why no learning rate is known, for the message that asks for one.
+
+    Raises:
+        LearningRateError: The learning rate is zero, negative, NaN, infinite, or no number.
+        CheckpointError: The source is neither a path nor a state dict.
+
+    Example:
+        >>> import torch, tracin
+        >>> model = torch.nn.Linear(2, 1)
+        >>> tracin.Checkpoint(model.state_dict(), learning_rate=0.1, name="epoch 3")
+        Checkpoint(learning_rate=0.1, name='epoch 3', step=None)
+    """
+
+    source: Path | Mapping[str, Tensor] = field(repr=False)
+    learning_rate: Rate | None = None
+    name: str = field(default="", kw_only=True)
+    step: int | None = field(default=None, kw_only=True)
+    log: StepLog | None = field(default=None, kw_only=True, repr=False)
+    no_rate: str = field(default="none was given", kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, str | PathLike):
+            object.__setattr__(self, "source", Path(self.source).expanduser())
+        elif not isinstance(self.source, Mapping):
+            raise CheckpointError(
+                "A checkpoint is a path or a state dict (parameter name -> tensor), not a "
+                f"{type(self.source).__name__}. Of a model, give model.state_dict()."
+            )
+        if not self.name:
+            name = self.source.name if isinstance(self.source, Path) else "a state dict"
+            object.__setattr__(self, "name", name)
+        if self.learning_rate is not None:
+            rate = valid_rate(self.learning_rate, self.name)
+            object.__setattr__(self, "learning_rate", rate)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read the weights: parameter or buffer name -> tensor, on the CPU if from a file.
+
+        Names come without the prefixes of wrappers (`module.`, `_orig_mod.`).
+
+        Raises:
+            CheckpointError: The file is missing, truncated, holds code, or holds no state dict.
+        """
+        if isinstance(self.source, Path):
+            return read_weights(self.source)
+        return weights_within(self.source, self.name)

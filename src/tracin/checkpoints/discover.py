@@ -1,0 +1,219 @@
+"""From what a person gives for `checkpoints` to a list of them, in their order."""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from glob import glob, has_magic
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.nn import Module
+
+from tracin.checkpoints.checkpoint import Checkpoint
+from tracin.checkpoints.formats import is_checkpoint, read_recorded
+from tracin.checkpoints.hugging_face import step_of, weight_file
+from tracin.checkpoints.rate import number
+from tracin.checkpoints.record import FILE, has_record, read_record
+from tracin.checkpoints.safetensors_files import memory
+from tracin.checkpoints.state_dicts import Recorded, rate_within, weights_within
+from tracin.errors import CheckpointError, CheckpointWarning
+
+One: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Checkpoint
+Checkpoints: TypeAlias = One | Iterable[One]
+
+
+def open_checkpoints(checkpoints: Checkpoints) -> list[Checkpoint]:
+    """Find the checkpoints that are meant, with the learning rates recorded in them.
+
+    Args:
+        checkpoints: A folder that a `tracin.Recorder` wrote, a folder of Hugging Face's
+            `checkpoint-*` folders, a folder of weight files, a glob, one file, a state dict, a
+            `tracin.Checkpoint`, or a list of these. What a folder or a glob holds is sorted by
+            number (`checkpoint-2` before `checkpoint-10`); the order of a list is kept.
+
+    Returns:
+        The checkpoints, at least one. Weights are not read yet, but files are looked into: a
+        damaged one is found here.
+
+    Raises:
+        CheckpointError: Nothing is there, or something there cannot be read safely.
+        LearningRateError: A learning rate given with a checkpoint cannot be one.
+
+    Warns:
+        CheckpointWarning: The same checkpoint stands there twice, and so counts twice.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> [one.name for one in open_checkpoints([model.state_dict()])]
+        ['checkpoint 0']
+    """
+    if isinstance(checkpoints, str | PathLike | Mapping | Checkpoint):
+        found = found_in(checkpoints, 0)
+    elif isinstance(checkpoints, Iterable) and not isinstance(checkpoints, Module | Tensor):
+        found = []
+        entries: Iterable[Any] = checkpoints
+        for one in entries:
+            found += found_in(one, len(found))
+    else:
+        raise not_one(checkpoints)
+    if not found:
+        raise CheckpointError("At least one checkpoint is needed; the list is empty.")
+    found = told_apart(found)
+    warn_of_duplicates(found)
+    return found
+
+
+def found_in(one: One, position: int) -> list[Checkpoint]:
+    """What one entry of a list stands for."""
+    if isinstance(one, Checkpoint):
+        return [completed(one)]
+    if isinstance(one, Mapping):
+        name = f"checkpoint {position}"
+        weights_within(one, name)
+        return [of_file(one, name, rate_within(one))]
+    if not isinstance(one, str | PathLike):
+        raise not_one(one)
+    path = Path(one).expanduser()
+    if path.exists():
+        return found_at(path)
+    if has_magic(str(path)):
+        return found_by(str(path))
+    raise CheckpointError(f"{path} does not exist. Checkpoints are looked for from {Path.cwd()}.")
+
+
+def found_at(path: Path) -> list[Checkpoint]:
+    """The checkpoints of a folder, or the one of a file."""
+    if not path.is_dir():
+        return [at_path(path)]
+    if has_record(path):
+        record = read_record(path)
+        if not record.entries:
+            raise CheckpointError(
+                f"{path / FILE} lists no checkpoint yet: its Recorder has not saved any. With "
+                'every="epoch", call recorder.epoch() at the end of each epoch.'
+            )
+        return [record.checkpoint(entry) for entry in record.entries]
+    if step_of(path) is not None:
+        return [at_path(path)]
+    folders = [inner for inner in path.iterdir() if step_of(inner) is not None]
+    if folders:
+        return [at_path(inner) for inner in sorted(folders, key=natural)]
+    if weight_file(path):
+        return [at_path(path)]
+    files = [inner for inner in path.iterdir() if inner.is_file() and is_checkpoint(inner)]
+    if not files:
+        raise CheckpointError(
+            f"{path} holds no checkpoint: neither {FILE} of a Recorder, nor checkpoint-* folders, "
+            "nor weights (.safetensors, .pt, .pth, .bin, .ckpt)."
+        )
+    return [at_path(inner) for inner in sorted(files, key=natural)]
+
+
+def found_by(pattern: str) -> list[Checkpoint]:
+    """The checkpoints that a glob matches; other files that it matches are passed over."""
+    matched = [Path(name) for name in glob(pattern, recursive=True)]
+    paths = sorted((path for path in matched if is_checkpoint(path)), key=natural)
+    if not paths:
+        among = f" among the {len(matched)} files it matches" if matched else ""
+        raise CheckpointError(
+            f"The glob {pattern!r} finds no checkpoint{among}. It is looked for from {Path.cwd()}."
+        )
+    return [at_path(path) for path in paths]
+
+
+def at_path(path: Path) -> Checkpoint:
+    """The checkpoint of one file or one checkpoint folder."""
+    if has_record(path.parent):
+        record = read_record(path.parent)
+        entry = next((entry for entry in record.entries if entry.file == path.name), None)
+        if entry is not None:
+            return record.checkpoint(entry)
+    return of_file(path, path.name, read_recorded(path))
+
+
+def of_file(source: Path | Mapping[str, Any], name: str, found: Recorded) -> Checkpoint:
+    """A checkpoint with what its file says of itself."""
+    return Checkpoint(
+        source, found.learning_rate, name=name, step=found.step, no_rate=found.no_rate
+    )
+
+
+def completed(checkpoint: Checkpoint) -> Checkpoint:
+    """What a person did not say about a checkpoint is taken from its file; the rest stands."""
+    if not isinstance(checkpoint.source, Path) or checkpoint.log is not None:
+        return checkpoint
+    found = at_path(checkpoint.source)
+    rate = checkpoint.learning_rate
+    return replace(
+        checkpoint,
+        learning_rate=found.learning_rate if rate is None else rate,
+        step=found.step if checkpoint.step is None else checkpoint.step,
+        log=found.log,
+        no_rate=found.no_rate,
+    )
+
+
+def told_apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Files of one name in several folders are called by folder and name."""
+    taken = Counter(one.name for one in checkpoints)
+    return [
+        replace(one, name=f"{one.source.parent.name}/{one.name}")
+        if isinstance(one.source, Path) and taken[one.name] > 1 and one.name == one.source.name
+        else one
+        for one in checkpoints
+    ]
+
+
+def warn_of_duplicates(checkpoints: list[Checkpoint]) -> None:
+    """Say which checkpoints are the same as an earlier one."""
+    first: dict[Any, tuple[int, Checkpoint]] = {}
+    for position, checkpoint in enumerate(checkpoints):
+        key = identity(checkpoint)
+        if key not in first:
+            first[key] = (position, checkpoint)
+            continue
+        earlier, same = first[key]
+        why = (
+            ""
+            if isinstance(checkpoint.source, Path)
+            else " State dicts share their memory with the model unless they are copied: "
+            "copy.deepcopy(model.state_dict())."
+        )
+        warnings.warn(
+            f"Checkpoint {position} ({checkpoint.name}) is the same as checkpoint {earlier} "
+            f"({same.name}), and counts once more.{why}",
+            CheckpointWarning,
+            stacklevel=3,
+        )
+
+
+def identity(checkpoint: Checkpoint) -> Any:
+    """Equal for the same file, and for state dicts in the same memory."""
+    if isinstance(checkpoint.source, Path):
+        return checkpoint.source.resolve()
+    tensors = weights_within(checkpoint.source, checkpoint.name)
+    return tuple((name, memory(tensor)) for name, tensor in tensors.items() if tensor.numel())
+
+
+def natural(path: Path) -> list[tuple[int, int, str]]:
+    """Sort numbers in names as numbers: checkpoint-2 before checkpoint-10."""
+    pieces = re.split(r"(\d+)", str(path))
+    return [(1, int(piece), "") if piece.isdecimal() else (0, 0, piece) for piece in pieces]
+
+
+def not_one(given: Any) -> CheckpointError:
+    """The error for something that is no checkpoint."""
+    if number(given) is not None or given is None:
+        held = repr(given)
+    else:
+        held = f"a {type(given).__name__}"
+    hint = " Of a model, give model.state_dict()." if isinstance(given, Module) else ""
+    return CheckpointError(
+        "Checkpoints are a folder, a glob, or a list of paths, state dicts or tracin.Checkpoint; "
+        f"{held} was given.{hint}"
+    )

@@ -1,0 +1,282 @@
+"""A checkpoint's weights in a person's model, for a while and without a trace."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parameter import is_lazy
+
+from tracin.checkpoints.checkpoint import Checkpoint
+from tracin.checkpoints.names import bare_name
+from tracin.checkpoints.state_dicts import listed, weights_within
+from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
+
+Device = torch.device | str | int | None
+Shape = tuple[int, ...]
+
+
+@contextmanager
+def loaded(
+    model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device = None
+) -> Iterator[Module]:
+    """Put a checkpoint's weights and buffers into `model`, in eval mode; take them out on leaving.
+
+    The model's tensors are never written to: each parameter and buffer points to the
+    checkpoint's numbers within, and back to its own memory after, also after an exception. The
+    parameters stay the same objects, so that optimizers, hooks and `.grad` know them. Weights
+    take the model's dtype. For the rest of what a computation may change, see `untouched`.
+
+    Args:
+        model: The model, on one device.
+        checkpoint: A checkpoint, or a state dict. A state dict is copied, so that nothing that a
+            layer does to its weights reaches it.
+        device: Where the weights go; by default where the model is.
+
+    Yields:
+        The same model.
+
+    Raises:
+        CheckpointError: The weights cannot be read, or do not fit the model; the first names
+            that differ are in the message.
+        DeviceError: The model is on several devices, or on none ("meta").
+        UnsupportedModelError: A parameter has no shape yet, is sharded or is quantised.
+
+    Example:
+        >>> model = torch.nn.Linear(1, 1)
+        >>> zeros = {"weight": torch.zeros(1, 1), "bias": torch.zeros(1)}
+        >>> with loaded(model, zeros):
+        ...     model(torch.ones(1, 1)).item()
+        0.0
+    """
+    if isinstance(checkpoint, Checkpoint):
+        name, weights = checkpoint.name, checkpoint.weights()
+        is_own = isinstance(checkpoint.source, Path)
+    else:
+        name, is_own = "the state dict", False
+        weights = weights_within(checkpoint, name)
+    places = Places.of(model)
+    refuse_unfit(model, device)
+    pairs = [
+        (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
+        for key, tensor, values in fitted(places, weights, name)
+    ]
+    covered = {id(tensor) for tensor, _ in pairs}
+    # Other buffers (caches, a mask made at construction) may change in a forward pass as well.
+    pairs += [
+        (buffer, moved_copy(buffer, device))
+        for buffer in model.buffers()
+        if id(buffer) not in covered
+    ]
+    with swapped(model, pairs):
+        yield model
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a state dict's tensors go in a model.
+
+    Attributes:
+        required: Name -> parameter or buffer, under every name that it has.
+        optional: The buffers that a state dict may lack.
+    """
+
+    required: dict[str, Tensor]
+    optional: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: Module) -> "Places":
+        """The places of a model."""
+        required: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        optional: dict[str, Tensor] = {}
+        for prefix, module in model.named_modules(remove_duplicate=False):
+            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+                key = f"{prefix}.{name}" if prefix else name
+                # A count of batches, of which nothing depends in eval mode, came with torch 0.4.1.
+                is_kept = name not in module._non_persistent_buffers_set
+                kind = required if is_kept and name != "num_batches_tracked" else optional
+                kind[key] = buffer
+        return cls(required, optional)
+
+    def all(self) -> dict[str, Tensor]:
+        """Every place by its name."""
+        return self.required | self.optional
+
+
+def fitted(
+    places: Places, weights: Mapping[str, Tensor], name: str
+) -> list[tuple[str, Tensor, Tensor]]:
+    """Pair every parameter and buffer with its new values: (name, tensor, values).
+
+    Raises:
+        CheckpointError: Names or shapes differ.
+    """
+    tensors = places.all()
+    found, unexpected = matched(tensors, weights)
+    # A tied tensor has several names, of which some formats keep one.
+    by_tensor: dict[int, list[str]] = {}
+    for key in found:
+        by_tensor.setdefault(id(tensors[key]), []).append(key)
+    missing = [key for key, tensor in places.required.items() if id(tensor) not in by_tensor]
+    if missing or unexpected:
+        raise CheckpointError(unfit(missing, unexpected, tensors, weights, name))
+    for first, *others in by_tensor.values():
+        refuse_untied(first, others, found, name)
+    pairs = [(keys[0], tensors[keys[0]], found[keys[0]]) for keys in by_tensor.values()]
+    shapes = [
+        f"{key} is {list(values.shape)} and not {list(tensor.shape)}"
+        for key, tensor, values in pairs
+        if values.shape != tensor.shape
+    ]
+    if shapes:
+        more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        raise CheckpointError(
+            f"{name} does not fit the model: {'; '.join(shapes[:3])}{more}. Build the model as it "
+            "was when these weights were saved."
+        )
+    return pairs
+
+
+def matched(
+    tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights by the model's names, and the names that the model lacks.
+
+    Wrappers of the model or of the checkpoint are looked through, where that is unambiguous.
+    """
+    bare: dict[str, list[str]] = {}
+    for key in tensors:
+        bare.setdefault(bare_name(key), []).append(key)
+    found: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    for key, values in weights.items():
+        keys = [key] if key in tensors else bare.get(bare_name(key), [])
+        if len(keys) == 1 and keys[0] not in found:
+            found[keys[0]] = values
+        else:
+            unexpected.append(key)
+    return found, unexpected
+
+
+def refuse_untied(first: str, others: list[str], found: Mapping[str, Tensor], name: str) -> None:
+    """Refuse two sets of values for what is one tensor in the model."""
+    for other in others:
+        if not torch.equal(found[first].cpu(), found[other].cpu()):
+            raise CheckpointError(
+                f"{name} does not fit the model: {first} and {other} are one tied tensor in the "
+                "model, but two different ones in the checkpoint. Build the model without the tie."
+            )
+
+
+def unfit(
+    missing: list[str],
+    unexpected: list[str],
+    tensors: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    name: str,
+) -> str:
+    """The message for names that differ."""
+    parts = []
+    if missing:
+        parts.append(f"it lacks {listed(missing)}")
+    if unexpected:
+        parts.append(f"the model lacks {listed(unexpected)}")
+    return f"{name} does not fit the model: {'; '.join(parts)}. {hint(tensors, weights)}"
+
+
+def hint(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """What would make the names meet."""
+    ours = {bare_name(key) for key in tensors}
+    theirs = {bare_name(key) for key in weights}
+    for prefix in sorted({key.split(".")[0] + "." for key in theirs}):
+        within = {key.removeprefix(prefix) for key in theirs if key.startswith(prefix)}
+        if within and within <= ours:
+            return (
+                f"Its names that begin with {prefix!r} fit once that is taken away: give "
+                f"{{name.removeprefix({prefix!r}): tensor, ...}}, or as model the one that was "
+                "saved, with this one inside."
+            )
+    for prefix in sorted({key.split(".")[0] + "." for key in ours}):
+        within = {key.removeprefix(prefix) for key in ours if key.startswith(prefix)}
+        if within and theirs <= within:
+            return (
+                f"Its names fit the model's part {prefix[:-1]!r}: give that part as the model, or "
+                f"put {prefix!r} before them."
+            )
+    return "Give the model that these weights were saved from."
+
+
+def refuse_unfit(model: Module, device: Device) -> None:
+    """Refuse models whose tensors cannot be swapped, or do not meet on one device."""
+    devices: dict[torch.device, str] = {}
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise UnsupportedModelError(
+                f"{name} has no shape yet: run one batch through the model before."
+            )
+        if type(parameter.data) is not Tensor:
+            raise UnsupportedModelError(
+                f"{name} is a {type(parameter.data).__name__}, no plain tensor: sharded or "
+                "quantised weights cannot be replaced by a checkpoint's. Give the whole model "
+                "in floating point."
+            )
+        devices.setdefault(parameter.device, name)
+    for place, name in devices.items():
+        if place.type == "meta":
+            raise DeviceError(
+                f'{name} is on the device "meta", which holds no numbers. Build the model on the '
+                'CPU or a GPU: model.to_empty(device="cpu") before loading is enough.'
+            )
+    if len(devices) > 1 and device is None:
+        where = ", ".join(f"{name} on {place}" for place, name in devices.items())
+        raise DeviceError(
+            f"The model must be on one device, but it is spread over {len(devices)}: {where}. "
+            "Move it, or name the device: device=..."
+        )
+
+
+def placed(values: Tensor, tensor: Tensor, device: Device, is_own: bool, name: str) -> Tensor:
+    """A checkpoint's values in the dtype and on the device that the model needs."""
+    if values.is_floating_point() != tensor.is_floating_point() or (
+        values.is_complex() != tensor.is_complex()
+    ):
+        raise CheckpointError(
+            f"{name} is {values.dtype} and {tensor.dtype} in the model: numbers would be lost. "
+            "Build the model as it was when these weights were saved."
+        )
+    new = values.detach().to(tensor.device if device is None else device, tensor.dtype)
+    # Some layers write to their weights in a forward pass (max_norm): not to a person's tensors.
+    is_shared = not is_own and new.data_ptr() == values.data_ptr()
+    return new.clone() if is_shared else new
+
+
+def moved_copy(buffer: Tensor, device: Device) -> Tensor:
+    """A buffer's own numbers, in memory that may be written to."""
+    return buffer.detach().to(buffer.device if device is None else device, copy=True)
+
+
+@contextmanager
+def swapped(model: Module, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Point tensors to other memory and switch to eval mode; undo both on leaving."""
+    own = [(tensor, tensor.data) for tensor, _ in pairs]
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    try:
+        for tensor, new in pairs:
+            tensor.data = new
+        for module in modules:
+            # Not through eval(): some layers override it to fold weights into others.
+            module.training = False
+        yield
+    finally:
+        for module, mode, names in zip(modules, modes, buffers, strict=True):
+            module.training = mode
+            # A forward pass may have put a new tensor in a buffer's place.
+            module._buffers.clear()
+            module._buffers.update(names)
+        for tensor, data in own:
+            tensor.data = data

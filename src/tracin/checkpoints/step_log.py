@@ -1,0 +1,102 @@
+"""The learning rate of every step of a training run: what "span" weights are added up from."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Steps taken with the same parameter groups.
+
+    Attributes:
+        groups: The names of the parameters in each of the optimizer's groups.
+        runs: (number of steps, rate of each group), in the order of the steps.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    runs: tuple[tuple[int, tuple[float, ...]], ...]
+
+    def by_name(self, rates: tuple[float, ...]) -> dict[str, float]:
+        """Each parameter's share of what is given for each group."""
+        return {
+            name: rate for names, rate in zip(self.groups, rates, strict=True) for name in names
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class StepLog:
+    """The learning rates that a `tracin.Recorder` saw, step by step.
+
+    Step t, counted from 0, takes the weights after t steps to those after t + 1.
+
+    Attributes:
+        folder: The recorder's folder; checkpoints with the same one come from one training run.
+        segments: One for each set of parameter groups, in the order of the steps.
+    """
+
+    folder: Path
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    @cached_property
+    def runs(self) -> list[tuple[Segment, int, tuple[float, ...]]]:
+        """All runs of equal steps, each with the segment it belongs to."""
+        return [(segment, *run) for segment in self.segments for run in segment.runs]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The number of steps taken when each run is over."""
+        return list(accumulate(count for _, count, _ in self.runs))
+
+    def rate(self, step: int) -> float | dict[str, float]:
+        """The rate of step `step` (from 0), by parameter name where the groups differ."""
+        segment, _, rates = self.runs[bisect_right(self.ends, step)]
+        return joined(segment.by_name(rates))
+
+    def total(self, start: int, stop: int) -> float | dict[str, float]:
+        """The sum of the rates of steps `start` to `stop - 1`, by name where the groups differ."""
+        terms: dict[Segment, list[list[float]]] = {}
+        for segment, count, rates in self.between(start, stop):
+            groups = terms.setdefault(segment, [[] for _ in segment.groups])
+            for group, rate in zip(groups, rates, strict=True):
+                group.append(count * rate)
+        by_name: dict[str, float] = {}
+        for segment, groups in terms.items():
+            totals = tuple(math.fsum(group) for group in groups)
+            for name, total in segment.by_name(totals).items():
+                by_name[name] = by_name.get(name, 0.0) + total
+        # A parameter that joined the optimizer later has made no step before that.
+        for segment in self.segments:
+            for name in segment.by_name((0.0,) * len(segment.groups)):
+                by_name.setdefault(name, 0.0)
+        return joined(by_name)
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[Segment, int, tuple[float, ...]]]:
+        """The runs within [start, stop), with the number of their steps that lie in it."""
+        for place in range(bisect_right(self.ends, start), len(self.runs)):
+            segment, count, rates = self.runs[place]
+            end = self.ends[place]
+            if end - count >= stop:
+                return
+            yield segment, min(end, stop) - max(end - count, start), rates
+
+    def until(self, step: int) -> "StepLog":
+        """The log as it was when `step` steps had been taken."""
+        kept: dict[Segment, list[tuple[int, tuple[float, ...]]]] = {}
+        for segment, count, rates in self.between(0, step):
+            kept.setdefault(segment, []).append((count, rates))
+        segments = (Segment(segment.groups, tuple(runs)) for segment, runs in kept.items())
+        return StepLog(self.folder, tuple(segments))
+
+
+def joined(by_name: dict[str, float]) -> float | dict[str, float]:
+    """One number where all parameters share it."""
+    values = set(by_name.values())
+    return values.pop() if len(values) == 1 else by_name
