@@ -1,0 +1,9 @@
+"""Data as tracin sees it: examples in a fixed order, with ids, handed out in batches."""
+
+from tracin.data.batches import Batch as Batch
+from tracin.data.batches import length as length
+from tracin.data.batches import move as move
+from tracin.data.batches import part as part
+from tracin.data.examples import Examples as Examples
+from tracin.data.examples import open_examples as open_examples
+from tracin.data.ids import WithIds as WithIds

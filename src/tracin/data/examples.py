@@ -1,0 +1,122 @@
+"""The one door for data: whatever is passed becomes examples in a fixed order, with ids."""
+
+from collections.abc import Iterator, Sequence
+from operator import index
+from typing import Any, final
+
+import numpy as np
+from torch.utils.data import DataLoader, Subset
+
+from tracin.data.batches import Batch
+from tracin.data.ids import WithIds, checked_ids
+from tracin.data.sources import Columns, Items, source_of
+from tracin.errors import DataError
+
+
+@final
+class Examples:
+    """Examples in a fixed order; made by `open_examples`.
+
+    Attributes:
+        ids: [examples]; positions (int64), or what a `WithIds` gave: int64 or texts.
+    """
+
+    def __init__(self, source: Columns | Items, ids: np.ndarray, name: str) -> None:
+        self._source = source
+        self._name = name
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Examples({self._name}, {len(self)} examples)"
+
+    def take(self, positions: Sequence[int]) -> Batch:
+        """The examples at `positions`, in that order, as one batch.
+
+        The batch lies where the data lies: on the CPU, unless the user's tensors are elsewhere.
+
+        Args:
+            positions: positions in the data, not ids; a position may come more than once.
+
+        Raises:
+            DataError: a position that does not exist, none at all, or examples that do not stack.
+        """
+        chosen = [index(position) for position in positions]
+        for position in chosen:
+            if not 0 <= position < len(self):
+                raise DataError(
+                    f"{self._name} holds {len(self)} examples, at positions 0 to {len(self) - 1}, "
+                    f"but position {position} was asked for."
+                )
+        if not chosen:
+            raise DataError(f"At least one position in {self._name} is needed to make a batch.")
+        return self._source.take(chosen)
+
+    def batches(
+        self, size: int, *, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[range, Batch]]:
+        """Consecutive batches in order, each with the positions of its examples.
+
+        A loader's workers are used where it has some; its batch size and drop_last are not, since
+        every example has a score.
+
+        Args:
+            size: examples a batch; the last one may be smaller.
+            start: the first position, as in a slice.
+            stop: the position after the last, as in a slice; None is the end.
+
+        Raises:
+            DataError: a size below 1, or examples that make no batch.
+        """
+        if size < 1:
+            raise DataError(f"A batch holds at least one example, but size {size} was asked for.")
+        positions = range(len(self))[start:stop]
+        groups = [positions[at : at + size] for at in range(0, len(positions), size)]
+        return zip(groups, self._source.batches(groups), strict=True)
+
+
+def open_examples(data: Any, *, name: str = "data") -> Examples:
+    """Make `Examples` of whatever holds data, without changing it.
+
+    Args:
+        data: a tensor (or array) with the examples first; a tuple, list or mapping of those
+            (columns); a map-style Dataset or a sequence of examples, collated by torch's own
+            collate; an unshuffled DataLoader, whose collate_fn and workers are used; a `WithIds`
+            around any of them; or `Examples`.
+        name: what to call it in errors.
+
+    Raises:
+        DataError: no examples, columns of unequal length, a shuffling loader, a stream, or
+            something that is no data.
+
+    Example:
+        >>> import torch
+        >>> examples = open_examples((torch.arange(5.0), torch.tensor([0, 1, 0, 1, 1])))
+        >>> for positions, (inputs, labels) in examples.batches(2, start=1, stop=4):
+        ...     print(positions, inputs, labels)
+        range(1, 3) tensor([1., 2.]) tensor([1, 0])
+        range(3, 4) tensor([3.]) tensor([1])
+    """
+    if isinstance(data, Examples):
+        return data
+    ids = _ids(data)
+    while isinstance(data, WithIds):
+        data = data.dataset
+    source = source_of(data, name)
+    if ids is None:
+        ids = np.arange(len(source), dtype=np.int64)
+    return Examples(source, ids, name)
+
+
+def _ids(data: Any) -> np.ndarray | None:
+    """The ids that a WithIds gave, also from within a loader or a subset."""
+    if isinstance(data, WithIds):
+        return data.ids.copy()
+    if isinstance(data, DataLoader):
+        return _ids(data.dataset)
+    if isinstance(data, Subset):
+        ids = _ids(data.dataset)
+        return None if ids is None else checked_ids(ids[list(data.indices)])
+    return None
