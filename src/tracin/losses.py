@@ -1,0 +1,428 @@
+"""Per-example losses by name, so that a common task needs no loss function of its own.
+
+Every loss here gives one value an example, [examples], from one forward pass, and depends on the
+example alone, never on its batch. Each says when model and batch do not fit, instead of scoring
+something else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn import Module
+from torch.nn import functional as F
+from torch.nn.modules.loss import _Loss
+
+from tracin.errors import LabelError, LossError
+
+PerExampleLoss = Callable[[Module, Any], Tensor]
+"""`loss(model, batch)`: one value an example, [examples]."""
+
+IGNORED = -100
+"""The label of a position that has no loss: the convention of torch and of transformers."""
+
+# No label is ever this, so a stray -100 where nothing may be ignored is an error in torch, too.
+_NOTHING_IGNORED = -(2**62)
+
+_BATCH_FORM = "(inputs, labels), or a mapping with 'labels' beside the model's own arguments"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one forward pass tells of a batch of classified examples.
+
+    Attributes:
+        losses: [examples], in nats.
+        logits: [examples, classes], or [examples, classes, positions...].
+        labels: [examples], or [examples, positions...]; as int64.
+    """
+
+    losses: Tensor
+    logits: Tensor
+    labels: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of the labels under the softmax of the model's output, in nats.
+
+    One label an example: its loss, with no reduction. A label a position (segmentation, tagging):
+    the mean over the example's own positions whose label is not -100; for their sum, pass a
+    callable.
+
+    The batch is `(inputs, labels)`, and the model is called as `model(inputs)`, `model(*inputs)`
+    or `model(**inputs)` when inputs are a tensor, a tuple or a mapping; or the batch is a mapping
+    with "labels", and the model is called with all the rest by name. The output is a tensor
+    [examples, classes] or [examples, classes, positions...], or has one as `.logits` or
+    ["logits"].
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 3, bias=False)
+        >>> batch = (torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))
+        >>> CrossEntropy()(model, batch)
+        tensor([1.0986, 1.0986, 1.0986, 1.0986], grad_fn=<NllLossBackward0>)
+    """
+
+    def __call__(self, model: Module, batch: Any) -> Tensor:
+        """The loss of every example, [examples].
+
+        Raises:
+            LossError: the batch has another form, or the output does not fit the labels.
+            LabelError: labels that are no integers, or lie outside the classes.
+        """
+        return self.outcome(model, batch).losses
+
+    def outcome(self, model: Module, batch: Any) -> Outcome:
+        """The losses with the logits and labels they came from, in the same single pass.
+
+        Raises:
+            LossError: the batch has another form, or the output does not fit the labels.
+            LabelError: labels that are no integers, or lie outside the classes.
+        """
+        output, labels = _called(model, batch, "cross_entropy")
+        _require_integers(labels, "cross_entropy")
+        logits = _logits(output, "cross_entropy")
+        _require_classes(logits, labels)
+        labels = labels.long()
+        if labels.dim() == 1:
+            _check_labels(labels, logits.shape[1], ignored=None)
+            losses = F.cross_entropy(
+                logits, labels, reduction="none", ignore_index=_NOTHING_IGNORED
+            )
+            return Outcome(losses, logits, labels)
+        _check_labels(labels, logits.shape[1], ignored=IGNORED)
+        each = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
+        return Outcome(_mean_of_kept(each, labels), logits, labels)
+
+
+@final
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """The squared error of the model's output, its mean over the outputs of an example.
+
+    The unit is that of the targets, squared; there is no factor of one half. The batch is as for
+    `CrossEntropy`, with targets in place of labels. Outputs and targets have one shape,
+    [examples] or [examples, outputs]; [examples, 1] against [examples] is the same thing.
+
+    Example:
+        >>> import torch
+        >>> batch = (torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
+        >>> MeanSquaredError()(torch.nn.Identity(), batch)
+        tensor([0., 4.])
+    """
+
+    def __call__(self, model: Module, batch: Any) -> Tensor:
+        """The loss of every example, [examples].
+
+        Raises:
+            LossError: the batch has another form, or the output's shape is not the targets'.
+            LabelError: targets that are no floating point numbers.
+        """
+        output, targets = _called(model, batch, "mse")
+        if not targets.is_floating_point():
+            raise LabelError(
+                "mse needs targets that are floating point numbers, but they are "
+                f"{targets.dtype}. Pass targets.float(), or 'cross_entropy' if they are classes."
+            )
+        outputs = _logits(output, "mse")
+        if outputs.dim() == 0 or targets.dim() == 0:
+            raise _unlike(outputs, targets)
+        # Broadcasting these two would compare every example with every other.
+        aligned_outputs, aligned_targets = _columns(outputs), _columns(targets)
+        if aligned_outputs.shape != aligned_targets.shape:
+            raise _unlike(outputs, targets)
+        errors = aligned_outputs - aligned_targets.to(aligned_outputs.dtype)
+        return errors.square().flatten(1).mean(1)
+
+
+@final
+@dataclass(frozen=True)
+class CausalLM:
+    """Cross-entropy of each next token, in nats a token: the mean over an example's own tokens.
+
+    The mean makes long and short texts comparable, and an example's loss is then what its
+    perplexity is the exponential of; with the sum, long texts lead every ranking. For the sum,
+    pass a callable. The mean is over the example, never over the batch, so padding and company
+    change nothing.
+
+    The batch is a mapping with "input_ids" [examples, positions], and "attention_mask" and
+    "labels" where there are any; the model is called with all but the labels by name. Or it is a
+    tensor of tokens, and the model is called as `model(tokens)`. The shift by one is made here:
+    labels are aligned with input_ids, -100 is ignored. Without labels they are the input_ids,
+    where neither the token nor the one it is predicted from is masked, so padding on the left
+    gives the same loss as padding on the right. The output is a tensor
+    [examples, positions, words], or has one as `.logits` or ["logits"].
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Embedding.from_pretrained(torch.zeros(5, 5))
+        >>> CausalLM()(model, torch.tensor([[0, 1, 2], [3, 4, 4]]))
+        tensor([1.6094, 1.6094])
+    """
+
+    def __call__(self, model: Module, batch: Any) -> Tensor:
+        """The loss of every example, [examples].
+
+        Raises:
+            LossError: the batch has another form, the output does not fit it, or an example has
+                no token to predict.
+            LabelError: tokens or labels that are no integers, or lie outside the words.
+        """
+        following, output = self._following(model, batch)
+        logits = _logits(output, "causal_lm")
+        if logits.dim() != 3 or logits.shape[:2] != following.shape:
+            raise LossError(
+                "causal_lm needs an output [examples, positions, words] for input_ids "
+                f"{tuple(following.shape)}, but the model gave {tuple(logits.shape)}. "
+                "Pass a callable if the model works otherwise."
+            )
+        _check_labels(following, logits.shape[2], ignored=IGNORED)
+        # The labels are shifted and not the logits, which would have to be copied to be flat.
+        each = F.cross_entropy(
+            logits.flatten(0, 1), following.flatten(), reduction="none", ignore_index=IGNORED
+        )
+        return _mean_of_kept(each.view_as(following), following)
+
+    def _following(self, model: Module, batch: Any) -> tuple[Tensor, Any]:
+        """The label that each position has to predict [examples, positions], and the output."""
+        if isinstance(batch, Tensor | list | tuple):
+            tokens = batch if isinstance(batch, Tensor) else _only(batch)
+            _require_tokens(tokens, "the tensor of tokens")
+            return _shifted(tokens.long()), model(tokens)
+        if not isinstance(batch, Mapping) or "input_ids" not in batch:
+            raise _form_error("causal_lm", "a mapping with 'input_ids', or a tensor of them", batch)
+        tokens = batch["input_ids"]
+        _require_tokens(tokens, "input_ids")
+        arguments = {str(key): value for key, value in batch.items() if key != "labels"}
+        labels, mask = batch.get("labels"), batch.get("attention_mask")
+        if labels is not None:
+            _require_tokens(labels, "labels")
+            _require_alike(labels, "labels", tokens)
+            return _shifted(labels.long()), model(**arguments)
+        following = _shifted(tokens.long())
+        if mask is not None:
+            _require_alike(mask, "attention_mask", tokens)
+            kept = mask != 0
+            kept = kept & F.pad(kept[:, 1:], (0, 1), value=False)
+            following = torch.where(kept, following, IGNORED)
+        return following, model(**arguments)
+
+
+_NAMED: dict[str, Callable[[], PerExampleLoss]] = {
+    "cross_entropy": CrossEntropy,
+    "mse": MeanSquaredError,
+    "causal_lm": CausalLM,
+}
+
+
+def open_loss(loss: str | PerExampleLoss) -> PerExampleLoss:
+    """The per-example loss that a name stands for; a callable is returned as it is.
+
+    Args:
+        loss: "cross_entropy", "mse", "causal_lm", or `loss(model, batch)` that gives [examples].
+
+    Raises:
+        LossError: an unknown name, or something that cannot be called with a model and a batch.
+
+    Example:
+        >>> open_loss("mse")
+        MeanSquaredError()
+    """
+    names = ", ".join(f"'{name}'" for name in _NAMED)
+    if isinstance(loss, str):
+        if loss not in _NAMED:
+            raise LossError(
+                f"The losses with names are {names}, but {loss!r} came. Pass one of them, or "
+                "a function loss(model, batch) that gives one value an example."
+            )
+        return _NAMED[loss]()
+    # Torch's own losses take (output, labels): called with a model they fail far from here.
+    is_torch_loss = isinstance(loss, _Loss) or getattr(loss, "__module__", "") == F.__name__
+    if is_torch_loss or isinstance(loss, type) or not callable(loss):
+        kind = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+        came = getattr(loss, "__name__", kind) if is_torch_loss else kind
+        raise LossError(
+            f"A loss is called as loss(model, batch) and gives one value an example, [examples], "
+            f"but {'the class ' if isinstance(loss, type) else ''}{came} came"
+            f"{', which takes (output, labels)' if is_torch_loss else ''}. Pass {names}, or a "
+            "function such as lambda model, batch: "
+            "F.cross_entropy(model(batch[0]), batch[1], reduction='none')."
+        )
+    return loss
+
+
+def _called(model: Module, batch: Any, name: str) -> tuple[Any, Tensor]:
+    """The model's output on the inputs of a batch, and the batch's labels."""
+    if isinstance(batch, Mapping):
+        if "labels" not in batch:
+            raise _form_error(name, _BATCH_FORM, batch)
+        labels = _label_tensor(batch["labels"], name)
+        return model(**{str(key): batch[key] for key in batch if key != "labels"}), labels
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise _form_error(name, _BATCH_FORM, batch)
+    inputs, labels = batch[0], _label_tensor(batch[1], name)
+    if isinstance(inputs, Mapping):
+        return model(**{str(key): value for key, value in inputs.items()}), labels
+    if isinstance(inputs, list | tuple):
+        return model(*inputs), labels
+    return model(inputs), labels
+
+
+def _form_error(name: str, form: str, batch: Any) -> LossError:
+    if isinstance(batch, Mapping):
+        came = f"a mapping with {', '.join(map(repr, batch))}"
+    elif isinstance(batch, list | tuple):
+        came = f"a {type(batch).__name__} of {len(batch)}"
+    else:
+        came = f"a {type(batch).__name__}"
+    return LossError(
+        f"{name} needs a batch that is {form}, but {came} came. Several inputs go in a tuple of "
+        "their own, ((first, second), labels); for any other form pass a function "
+        "loss(model, batch) that gives one value an example."
+    )
+
+
+def _label_tensor(labels: Any, name: str) -> Tensor:
+    if isinstance(labels, Tensor):
+        return labels
+    raise LabelError(
+        f"{name} needs labels that are a tensor, but a {type(labels).__name__} came. Make a "
+        "tensor of them in the dataset or the collate_fn; a Hugging Face dataset does so after "
+        ".with_format('torch')."
+    )
+
+
+def _logits(output: Any, name: str) -> Tensor:
+    if isinstance(output, Tensor):
+        found: Any = output
+    elif isinstance(output, Mapping) and "logits" in output:
+        found = output["logits"]
+    else:
+        found = getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise LossError(
+            f"{name} needs a model whose output is a tensor, or has one as .logits, but a "
+            f"{type(output).__name__} came. Pass a function loss(model, batch) that takes what it "
+            "needs from the output and gives one value an example."
+        )
+    # Half precision would leave a loss three digits; transformers widens its logits, too.
+    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+
+
+def _require_integers(labels: Tensor, name: str) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise LabelError(
+            f"{name} needs labels that are integers, one class each, but they are {labels.dtype}. "
+            "Pass labels.long(); for class probabilities pass a function loss(model, batch)."
+        )
+
+
+def _require_classes(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() < 2:
+        raise LossError(
+            "cross_entropy needs an output [examples, classes], but the model gave "
+            f"{tuple(logits.shape)}. Keep both dimensions, also for one example; a single "
+            "yes-or-no score an example needs a function with "
+            "F.binary_cross_entropy_with_logits(..., reduction='none')."
+        )
+    if logits.shape[1] == 1:
+        raise LossError(
+            f"The model scores one class only, {tuple(logits.shape)}, so the cross-entropy is "
+            "zero whatever it says. Pass a function with "
+            "F.binary_cross_entropy_with_logits(..., reduction='none'), or 'mse'."
+        )
+    if labels.shape != logits.shape[:1] + logits.shape[2:]:
+        raise LossError(
+            "cross_entropy needs an output [examples, classes] with labels [examples], or "
+            "[examples, classes, positions...] with [examples, positions...], but the model gave "
+            f"{tuple(logits.shape)} for labels {tuple(labels.shape)}. Classes come second "
+            "(output.transpose(1, 2) if they are last); labels [examples, 1] need .squeeze(1)."
+        )
+
+
+def _check_labels(labels: Tensor, classes: int, ignored: int | None) -> None:
+    """Look at the values of the labels, in one transfer from the device."""
+    # Inside vmap a tensor has no values to look at; the same labels are seen outside of it.
+    if is_functorch_wrapped_tensor(labels) or labels.numel() == 0:
+        return
+    if ignored is None:
+        low, high = torch.stack(torch.aminmax(labels)).tolist()
+        fewest = 1
+    else:
+        kept = labels != ignored
+        seen = torch.aminmax(torch.where(kept, labels, 0))
+        fewest_kept = kept.flatten(1).sum(1).min()
+        low, high, fewest = torch.stack([*seen, fewest_kept]).tolist()
+    if low < 0 or high >= classes:
+        outside = (labels < 0) | (labels >= classes)
+        if ignored is not None:
+            outside &= labels != ignored
+        where = outside.nonzero()[0].tolist()
+        hint = "" if ignored is None else f", or {ignored} for a position without a loss"
+        place = f", at its position {', '.join(map(str, where[1:]))}" if len(where) > 1 else ""
+        raise LabelError(
+            f"Labels are classes from 0 to {classes - 1}{hint}, since the model scores {classes}, "
+            f"but the example at position {where[0]} of the batch has "
+            f"{labels[tuple(where)].item()}{place}. Renumber the labels, or give the model an "
+            "output for each class."
+        )
+    if fewest == 0:
+        empty = int((labels != ignored).flatten(1).sum(1).argmin())
+        raise LossError(
+            f"The example at position {empty} of the batch has no label to score: each of its "
+            f"positions is {ignored} or masked, so its mean loss does not exist. Leave such "
+            "examples out of the data."
+        )
+
+
+def _mean_of_kept(each: Tensor, labels: Tensor) -> Tensor:
+    """The mean over an example's positions that are not ignored: [examples]."""
+    return each.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1)
+
+
+def _columns(values: Tensor) -> Tensor:
+    return values.unsqueeze(1) if values.dim() == 1 else values
+
+
+def _unlike(outputs: Tensor, targets: Tensor) -> LossError:
+    return LossError(
+        "mse needs outputs and targets of one shape, [examples] or [examples, outputs], but the "
+        f"model gave {tuple(outputs.shape)} for targets {tuple(targets.shape)}. Reshape one of "
+        "them; a model that squeezes its output has to keep the first dimension, .squeeze(-1)."
+    )
+
+
+def _only(batch: list[Any] | tuple[Any, ...]) -> Any:
+    if len(batch) != 1:
+        raise _form_error("causal_lm", "a mapping with 'input_ids', or a tensor of them", batch)
+    return batch[0]
+
+
+def _require_tokens(tokens: Any, what: str) -> None:
+    _require_integers(_label_tensor(tokens, f"causal_lm ({what})"), f"causal_lm ({what})")
+    if tokens.dim() != 2 or tokens.shape[1] < 2:
+        raise LossError(
+            f"causal_lm needs {what} as [examples, positions] with two positions or more, since "
+            f"each token is predicted from those before it, but {tuple(tokens.shape)} came. "
+            "Give one row an example, and leave out texts of a single token."
+        )
+
+
+def _require_alike(values: Any, what: str, tokens: Tensor) -> None:
+    if not isinstance(values, Tensor) or values.shape != tokens.shape:
+        came = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise LossError(
+            f"causal_lm needs {what} of the shape of input_ids, {tuple(tokens.shape)}, but "
+            f"{came} came. Give one value a token; a mask of another shape needs labels, "
+            f"{IGNORED} where no token is predicted."
+        )
+
+
+def _shifted(labels: Tensor) -> Tensor:
+    """At every position the label of the next one; the last has none."""
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
