@@ -1,0 +1,6 @@
+"""Per-example gradients and their algebra, for any model, never materialised unless cheaper."""
+
+from tracin.gradients.coverage import Coverage, Covered, Way
+from tracin.gradients.engine import Gradients
+
+__all__ = ["Coverage", "Covered", "Gradients", "Way"]

@@ -1,0 +1,172 @@
+"""The fast way: one forward pass, one backward pass without weight gradients, rules in between."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tracin.data import Batch, length, part
+from tracin.errors import LossError
+from tracin.gradients.layouts import (
+    FEW,
+    MORE,
+    Derived,
+    Meeting,
+    Role,
+    Trace,
+    learn_roles,
+)
+from tracin.gradients.ledger import Ledger, Visit
+from tracin.gradients.rules import Leaf, Use
+from tracin.gradients.tap import new_anchor
+from tracin.gradients.watch import Watch, reached
+from tracin.losses import Outcome
+
+Compute = Callable[[Module, Batch], Any]  # the loss, or a loss with its logits: an Outcome
+
+
+@final
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over a batch gave beside the gradients."""
+
+    outcome: Any  # what the loss returned
+    losses: Tensor  # [examples]
+    missed: dict[str, str]  # parameters that this pass could not cover, and why
+
+
+def fast_pass(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    roles: Mapping[str, Role],
+    visit: Visit,
+) -> Pass:
+    """Hand every parameter's per-example gradients on a batch to `visit`, as forms.
+
+    Args:
+        model: In eval mode, its parameters requiring grad where they are to be traced.
+        compute: The per-example loss.
+        batch: Examples first.
+        parameters: Those to trace, by name.
+        roles: What `learn` found.
+        visit: Called with (name, form) inside the backward pass, once a parameter.
+    """
+    anchor = new_anchor(next(iter(parameters.values())).device)
+    ledger = Ledger(parameters, visit)
+    with torch.enable_grad(), Watch(parameters, roles, length(batch), anchor, ledger):
+        outcome = compute(model, batch)
+    losses = checked_losses(outcome, length(batch))
+    missed = dict.fromkeys(reached(losses, parameters), "used in a call that has no rule")
+    ledger.leave_out(missed)
+    if losses.requires_grad:
+        torch.autograd.grad(losses.sum(), anchor, allow_unused=True)
+    ledger.close()
+    missed |= {name: f"its rule failed: {error}" for name, error in ledger.failures.items()}
+    return Pass(outcome, losses.detach(), missed)
+
+
+def learn(
+    model: Module, compute: Compute, batch: Batch, parameters: Mapping[str, Tensor]
+) -> dict[str, Role]:
+    """Learn what each call does with its parameters, from copies of the batch's first example."""
+    traces = []
+    for copies in (FEW, MORE):
+        with torch.enable_grad(), Trace(parameters) as trace:
+            compute(model, part(batch, [0] * copies))
+        traces.append(trace)
+    roles = learn_roles(*traces)
+    if any(isinstance(role, Meeting) and role.output.outer is None for role in roles.values()):
+        roles = _learn_orders(model, compute, part(batch, [0] * MORE), parameters, roles)
+    return roles
+
+
+class _Touched:
+    """Notes which rows of each call's output the loss of one example depends on."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[Tensor]] = {}
+
+    def derive(self, leaf: Leaf) -> None:
+        pass
+
+    def meet(self, use: Use) -> Callable[[Tensor], None]:
+        found = self.rows.setdefault(use.name, [])
+        return lambda delta: found.append(
+            delta.movedim(use.output.dim, 0).flatten(1).abs().sum(1) > 0
+        )
+
+
+def _learn_orders(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    roles: dict[str, Role],
+) -> dict[str, Role]:
+    """Where positions are merged with examples: which of the two is the slow index."""
+    guessed = {name: _ordered(role, True) for name, role in roles.items()}
+    touched = _Touched()
+    anchor = new_anchor(next(iter(parameters.values())).device)
+    with torch.enable_grad(), Watch(parameters, guessed, MORE, anchor, touched):
+        outcome = compute(model, batch)
+    losses = checked_losses(outcome, MORE)
+    if losses.requires_grad:
+        for loss in losses:
+            torch.autograd.grad(loss, anchor, allow_unused=True, retain_graph=True)
+    return {
+        name: _ordered(role, _order(touched.rows.get(name, []))) if _is_merged(role) else role
+        for name, role in roles.items()
+    }
+
+
+def _order(rows: list[Tensor]) -> bool | None:
+    """Whether examples are the slow index, if the rows that each one touches can tell."""
+    if len(rows) != MORE:
+        return None
+    touched = torch.stack(rows)  # [examples, rows]
+    if not bool(touched.any()):
+        return None
+    is_outer = _is_own(touched.view(MORE, MORE, -1))
+    is_inner = _is_own(touched.view(MORE, -1, MORE).mT)
+    return None if is_outer == is_inner else is_outer
+
+
+def _is_own(touched: Tensor) -> bool:
+    """Whether example e touches rows of example e alone, and all copies touch the same ones."""
+    own = torch.diagonal(touched).mT  # [examples, positions]
+    return int(own.sum()) == int(touched.sum()) and bool((own == own[0]).all())
+
+
+def _is_merged(role: Role) -> bool:
+    return isinstance(role, Meeting) and role.output.copies > 1
+
+
+def _ordered(role: Role, outer: bool | None) -> Role:
+    if isinstance(role, Derived) or role.output.copies == 1:
+        return role
+    return replace(role, output=replace(role.output, outer=outer))
+
+
+def checked_losses(outcome: Any, examples: int) -> Tensor:
+    """The losses of an outcome, if they are one differentiable value an example."""
+    losses = outcome.losses if isinstance(outcome, Outcome) else outcome
+    if not isinstance(losses, Tensor):
+        raise LossError(
+            f"The loss returned {type(losses).__name__}, but a tensor of one value per example is "
+            "needed: [examples]."
+        )
+    if losses.shape != (examples,):
+        raise LossError(
+            f"The loss returned shape {tuple(losses.shape)} for {examples} examples, but one value "
+            "per example is needed: [examples]. If it averages over the batch, pass "
+            "reduction='none' to it; if it gives one value a token, average them over each "
+            "example."
+        )
+    if not losses.dtype.is_floating_point:
+        raise LossError(f"The loss returned {losses.dtype}, but floating point values are needed.")
+    return losses

@@ -1,0 +1,25 @@
+"""Forms: how per-example gradients are held, and the products between them."""
+
+from tracin.gradients.forms.aligned import aligned
+from tracin.gradients.forms.dense import Dense
+from tracin.gradients.forms.form import Form
+from tracin.gradients.forms.outer import Outer
+from tracin.gradients.forms.patches import Geometry, Patches
+from tracin.gradients.forms.products import added, as_query, pairs
+from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.total import Total, total
+
+__all__ = [
+    "Dense",
+    "Form",
+    "Geometry",
+    "Outer",
+    "Patches",
+    "Rows",
+    "Total",
+    "added",
+    "aligned",
+    "as_query",
+    "pairs",
+    "total",
+]

@@ -1,0 +1,34 @@
+"""Gradients written out: scales, biases, and all that is small or comes from a fallback."""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from tracin.gradients.forms.form import Form
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dense(Form):
+    """Per-example gradients as they are: [examples, *the parameter's shape]."""
+
+    values: Tensor
+
+    @property
+    def examples(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def numbers(self) -> int:
+        return self.values[0].numel()
+
+    def part(self, start: int, stop: int) -> "Dense":
+        return Dense(self.values[start:stop])
+
+    def dense(self) -> Tensor:
+        return self.values.flatten(1) if self.values.ndim > 1 else self.values.unsqueeze(1)
+
+    def squared_norm(self) -> Tensor:
+        rows = self.dense()
+        return (rows * rows).sum(1)

@@ -1,0 +1,51 @@
+"""What a parameter's per-example gradients are held as: a form, factored wherever that is cheaper."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+# Numbers in one temporary block: 16 MB in float32, small enough for caches, large enough for GEMMs.
+BLOCK = 1 << 22
+
+
+class Form(ABC):
+    """The gradients of one parameter, one an example, in whatever shape is cheapest to hold.
+
+    Products of two forms are in `products.py`, since they depend on both kinds.
+    """
+
+    @property
+    @abstractmethod
+    def examples(self) -> int:
+        """How many examples this holds gradients of."""
+
+    @property
+    @abstractmethod
+    def numbers(self) -> int:
+        """How many numbers one example's gradient has, written out."""
+
+    @abstractmethod
+    def part(self, start: int, stop: int) -> "Form":
+        """The gradients of examples `start` to `stop`."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Written out: [examples, numbers]."""
+
+    @abstractmethod
+    def squared_norm(self) -> Tensor:
+        """The squared length of each example's gradient: [examples]."""
+
+    def project(self, matrix: Tensor) -> Tensor:
+        """Each gradient times a projection [columns, numbers]: [examples, columns]."""
+        columns = matrix.shape[0]
+        out = matrix.new_empty(self.examples, columns)
+        for start, stop in blocks(self.examples, self.numbers):
+            out[start:stop] = self.part(start, stop).dense() @ matrix.mT
+        return out
+
+
+def blocks(examples: int, numbers: int) -> list[tuple[int, int]]:
+    """Cut `examples` into runs of at most BLOCK numbers, so that memory stays bounded."""
+    step = max(1, BLOCK // max(1, numbers))
+    return [(start, min(start + step, examples)) for start in range(0, examples, step)]

@@ -1,0 +1,71 @@
+"""A matrix's gradient as a sum of outer products over positions (method: the rank-1 identity)."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tracin.gradients.forms.form import Form, blocks
+
+# Below this many positions x (in + out) per in x out, the products of factors beat writing out.
+# 1.2 rather than 1, since writing out also costs the memory traffic of the matrix.
+CROSSING = 1.2
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Outer(Form):
+    """Gradient i is the sum over positions of left[i, t] (x) right[i, t]: [out, in]."""
+
+    left: Tensor  # [examples, positions, out]
+    right: Tensor  # [examples, positions, in]
+
+    @property
+    def examples(self) -> int:
+        return self.left.shape[0]
+
+    @property
+    def positions(self) -> int:
+        return self.left.shape[1]
+
+    @property
+    def numbers(self) -> int:
+        return self.left.shape[2] * self.right.shape[2]
+
+    @property
+    def is_thin(self) -> bool:
+        """Whether products of factors cost less than writing the matrices out."""
+        sides = self.left.shape[2] + self.right.shape[2]
+        return self.positions * sides < CROSSING * self.numbers
+
+    def part(self, start: int, stop: int) -> "Outer":
+        return Outer(self.left[start:stop], self.right[start:stop])
+
+    def transposed(self) -> "Outer":
+        """The gradient of the transpose."""
+        return Outer(self.right, self.left)
+
+    def dense(self) -> Tensor:
+        return torch.bmm(self.left.mT, self.right).flatten(1)
+
+    def squared_norm(self) -> Tensor:
+        if self.positions == 1:
+            return _row_norms(self.left[:, 0]) * _row_norms(self.right[:, 0])
+        if self.is_thin:
+            return torch.cat(
+                [_gram_norm(self.part(*at)) for at in blocks(self.examples, self.positions**2)]
+            )
+        return torch.cat(
+            [_row_norms(self.part(*at).dense()) for at in blocks(self.examples, self.numbers)]
+        )
+
+
+def _row_norms(rows: Tensor) -> Tensor:  # [examples, numbers] -> [examples]
+    return torch.linalg.vecdot(rows, rows)
+
+
+def _gram_norm(form: Outer) -> Tensor:
+    lefts = torch.bmm(form.left, form.left.mT)
+    rights = torch.bmm(form.right, form.right.mT)
+    return torch.linalg.vecdot(lefts.flatten(1), rights.flatten(1))

@@ -1,0 +1,150 @@
+"""Products of a batch's gradients with those of queries, by whichever path costs least."""
+
+import torch
+from torch import Tensor
+
+from tracin.gradients.forms.dense import Dense
+from tracin.gradients.forms.form import BLOCK, Form, blocks
+from tracin.gradients.forms.outer import Outer
+from tracin.gradients.forms.patches import Patches
+from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.total import Total
+
+# One query's product as a convolution costs about one forward convolution, writing the gradients
+# out about two: up to this many queries the convolution wins.
+FEW_QUERIES = 2
+
+
+def pairs(form: Form, query: Form) -> Tensor:
+    """The dot product of each example's gradient with each query's: [examples, queries].
+
+    Args:
+        form: The gradients of a batch of training examples.
+        query: The same parameter's gradients of the queries, as `as_query` gives them.
+    """
+    if isinstance(form, Total):
+        return torch.stack([pairs(each, query) for each in form.forms]).sum(0)
+    if isinstance(query, Total):
+        return torch.stack([pairs(form, each) for each in query.forms]).sum(0)
+    if isinstance(form, Outer) and isinstance(query, Outer):
+        return _outer_outer(form, query)
+    if isinstance(form, Rows) and isinstance(query, Rows):
+        return _rows_rows(form, query)
+    if isinstance(form, Rows) and isinstance(query, Outer):
+        return _rows_outer(form, query)
+    if isinstance(form, Outer) and isinstance(query, Rows):
+        return _rows_outer(query, form).mT
+    return _with_dense(form, query.dense())
+
+
+def as_query(form: Form) -> Form:
+    """The form in which a set of queries costs the least to multiply with many batches.
+
+    Factors are kept where products of factors are cheaper than products of matrices (method C2:
+    queries x positions^2 x (in + out) against (positions + queries) x in x out); all else is
+    written out once.
+    """
+    if isinstance(form, Outer):
+        sides = form.left.shape[2] + form.right.shape[2]
+        factored = form.examples * form.positions**2 * sides
+        written = (form.positions + form.examples) * form.numbers
+        return form if factored < written else Dense(form.dense())
+    if isinstance(form, Rows):
+        return Dense(form.dense()) if form.examples * form.numbers <= 4 * BLOCK else form
+    if isinstance(form, Total):
+        small = form.examples * form.numbers <= 4 * BLOCK
+        return Dense(form.dense()) if small else form
+    return Dense(form.dense())
+
+
+def added(form: Form) -> Form:
+    """The sum of all examples' gradients, as the gradients of one example."""
+    if isinstance(form, Outer):
+        left, right = form.left.flatten(0, 1), form.right.flatten(0, 1)
+        return Dense((left.mT @ right).unsqueeze(0))
+    if isinstance(form, Rows):
+        return Rows(form.index.reshape(1, -1), form.values.flatten(0, 1).unsqueeze(0), form.size)
+    if isinstance(form, Total):
+        return Dense(torch.stack([added(each).dense() for each in form.forms]).sum(0))
+    parts = [form.part(*at).dense().sum(0) for at in blocks(form.examples, form.numbers)]
+    return Dense(torch.stack(parts).sum(0, keepdim=True))
+
+
+def _outer_outer(form: Outer, query: Outer) -> Tensor:
+    queries, there = query.examples, query.positions
+    lefts, rights = query.left.flatten(0, 1).mT, query.right.flatten(0, 1).mT
+    out = []
+    for at in blocks(form.examples, form.positions * queries * there):
+        each = form.part(*at)
+        products = each.left.flatten(0, 1) @ lefts
+        products *= each.right.flatten(0, 1) @ rights
+        if form.positions * there > 1:
+            products = products.view(each.examples, form.positions, queries, there).sum((1, 3))
+        out.append(products)
+    return torch.cat(out)
+
+
+def _rows_rows(form: Rows, query: Rows) -> Tensor:
+    queries, there = query.index.shape
+    here = form.index.shape[1]
+    out = []
+    for at in blocks(form.examples, here * queries * there):
+        each = form.part(*at)
+        products = each.values.flatten(0, 1) @ query.values.flatten(0, 1).mT
+        products *= each.index.reshape(-1, 1) == query.index.reshape(1, -1)
+        out.append(products.view(each.examples, here, queries, there).sum((1, 3)))
+    return torch.cat(out)
+
+
+def _rows_outer(form: Rows, query: Outer) -> Tensor:
+    """Row t meets the outer products' left entries at its own index."""
+    queries, there = query.examples, query.positions
+    here = form.index.shape[1]
+    lefts = query.left.flatten(0, 1).mT  # [out = table size, queries x positions]
+    rights = query.right.flatten(0, 1).mT
+    out = []
+    for at in blocks(form.examples, here * queries * there):
+        each = form.part(*at)
+        products = each.values.flatten(0, 1) @ rights
+        products *= lefts[each.index.flatten()]
+        out.append(products.view(each.examples, here, queries, there).sum((1, 3)))
+    return torch.cat(out)
+
+
+def _with_dense(form: Form, query: Tensor) -> Tensor:  # query [queries, numbers]
+    queries = query.shape[0]
+    if isinstance(form, Rows):
+        return _rows_dense(form, query)
+    if isinstance(form, Patches) and queries <= FEW_QUERIES:
+        return torch.stack([form.along(each) for each in query], 1)
+    if isinstance(form, Outer):
+        here = form.positions
+        if queries * here < 1.5 * (queries + here):
+            return _outer_dense(form, query)
+    return form.project(query)
+
+
+def _outer_dense(form: Outer, query: Tensor) -> Tensor:
+    """Push the right factors through each query's matrix, then meet the left ones."""
+    queries, out = query.shape[0], form.left.shape[2]
+    matrices = query.reshape(queries * out, -1).mT
+    products = []
+    for at in blocks(form.examples, form.positions * queries * out):
+        each = form.part(*at)
+        moved = (each.right.flatten(0, 1) @ matrices).view(-1, queries, out)
+        met = torch.linalg.vecdot(moved, each.left.flatten(0, 1).unsqueeze(1))
+        products.append(met.view(each.examples, -1, queries).sum(1))
+    return torch.cat(products)
+
+
+def _rows_dense(form: Rows, query: Tensor) -> Tensor:
+    here, width = form.values.shape[1:]
+    table = query.reshape(query.shape[0], form.size, width)
+    out = form.values.new_empty(form.examples, query.shape[0])
+    for start, stop in blocks(form.examples, here * width):
+        each = form.part(start, stop)
+        index, values = each.index.flatten(), each.values.flatten(0, 1)
+        for q, rows in enumerate(table):
+            products = torch.linalg.vecdot(rows[index], values)
+            out[start:stop, q] = products.view(each.examples, here).sum(1)
+    return out

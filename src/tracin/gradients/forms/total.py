@@ -1,0 +1,65 @@
+"""A parameter used in unlike places: tied embedding and head. Its gradient is the sum of the uses'."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tracin.gradients.forms.aligned import aligned
+from tracin.gradients.forms.dense import Dense
+from tracin.gradients.forms.form import Form
+from tracin.gradients.forms.outer import Outer
+from tracin.gradients.forms.rows import Rows
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Total(Form):
+    """The sum of a few forms of unlike kinds, cross terms included."""
+
+    forms: tuple[Form, ...]
+
+    @property
+    def examples(self) -> int:
+        return self.forms[0].examples
+
+    @property
+    def numbers(self) -> int:
+        return self.forms[0].numbers
+
+    def part(self, start: int, stop: int) -> "Total":
+        return Total(tuple(form.part(start, stop) for form in self.forms))
+
+    def dense(self) -> Tensor:
+        return torch.stack([form.dense() for form in self.forms]).sum(0)
+
+    def squared_norm(self) -> Tensor:
+        norms = torch.stack([form.squared_norm() for form in self.forms]).sum(0)
+        for i, form in enumerate(self.forms):
+            for other in self.forms[:i]:
+                norms = norms + 2 * aligned(form, other)
+        return norms
+
+
+def total(forms: list[Form]) -> Form:
+    """Add forms of the same parameter and the same examples, keeping factors where they add up.
+
+    Outer products and rows of several uses are joined along positions, which adds the cross
+    terms between uses by itself; all else is written out and added.
+    """
+    if len(forms) == 1:
+        return forms[0]
+    outers = [form for form in forms if isinstance(form, Outer)]
+    rows = [form for form in forms if isinstance(form, Rows)]
+    others = [form for form in forms if not isinstance(form, Outer | Rows)]
+    joined: list[Form] = []
+    if outers:
+        left = torch.cat([form.left for form in outers], 1)
+        joined.append(Outer(left, torch.cat([form.right for form in outers], 1)))
+    if rows:
+        index = torch.cat([form.index for form in rows], 1)
+        joined.append(Rows(index, torch.cat([form.values for form in rows], 1), rows[0].size))
+    if others:
+        joined.append(Dense(torch.stack([form.dense() for form in others]).sum(0)))
+    return joined[0] if len(joined) == 1 else Total(tuple(joined))

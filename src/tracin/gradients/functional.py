@@ -1,0 +1,78 @@
+"""The per-example losses as a pure function of parameters, for torch.func."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, final
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
+from torch.nn import Module
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tracin.data import Batch
+from tracin.data.batches import leaves, mapped
+from tracin.errors import UnsupportedModelError
+from tracin.gradients.fast import Compute
+from tracin.losses import Outcome
+
+
+@final
+class Losses(Module):
+    """Wraps model and loss, so that parameters are exchanged while the user's loss runs."""
+
+    def __init__(self, model: Module, compute: Compute) -> None:
+        super().__init__()
+        self.model = model
+        self._compute = compute
+
+    def forward(self, batch: Batch) -> Tensor:
+        outcome = self._compute(self.model, batch)
+        return outcome.losses if isinstance(outcome, Outcome) else outcome
+
+
+def losses_of(model: Module, compute: Compute) -> Callable[[Mapping[str, Tensor], Batch], Tensor]:
+    """A function of (parameters by name, batch) that gives the losses: [examples]."""
+    whole = Losses(model, compute)
+
+    def losses(parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        exchanged = {f"model.{name}": tensor for name, tensor in parameters.items()}
+        return functional_call(whole, exchanged, (batch,))
+
+    return losses
+
+
+def math_attention() -> AbstractContextManager[Any]:
+    """Attention from plain matrix products: the fused kernels have no forward-mode rule."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def refuse_sharded(parameters: Mapping[str, Tensor]) -> None:
+    """Sharded parameters give wrong results under torch.func, without an error.
+
+    Raises:
+        UnsupportedModelError: A parameter is a DTensor, as FSDP2 and tensor parallelism make them.
+    """
+    sharded = [name for name, parameter in parameters.items() if isinstance(parameter, DTensor)]
+    if sharded:
+        raise UnsupportedModelError(
+            f"vmap and jvp are silently wrong under DTensor parameters, and '{sharded[0]}' is one "
+            f"(with {len(sharded) - 1} more). Gather the model on one device first, for example "
+            "with torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "
+            "full_state_dict=True) into an unsharded copy."
+        )
+
+
+def columns(batch: Batch) -> tuple[list[Tensor], Callable[[list[Tensor]], Batch]]:
+    """The tensors of a batch that hold examples, and how to put others in their places."""
+    tensors = [leaf for _, leaf in leaves(batch) if _is_column(leaf)]
+
+    def filled(values: list[Tensor]) -> Batch:
+        left = iter(values)
+        return mapped(lambda leaf: next(left) if _is_column(leaf) else leaf, batch)
+
+    return tensors, filled
+
+
+def _is_column(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0

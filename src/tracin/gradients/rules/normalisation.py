@@ -1,0 +1,162 @@
+"""Scales and shifts behind a normalisation: the gradient is delta x normalised input, summed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tracin.gradients.forms import Dense
+from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, positions, rule_for
+
+
+@rule_for(F.layer_norm, torch.layer_norm)
+def layer_norm(
+    use: Use,
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Parts:
+    """Normalised over the last dimensions of each position."""
+    return _last(
+        use,
+        input,
+        normalized_shape,
+        weight,
+        bias,
+        lambda inputs: F.layer_norm(inputs, list(normalized_shape), None, None, eps),
+    )
+
+
+@rule_for(F.rms_norm, torch.rms_norm)
+def rms_norm(
+    use: Use,
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    eps: float | None = None,
+) -> Parts:
+    """Divided by the root mean square of the last dimensions."""
+    return _last(
+        use,
+        input,
+        normalized_shape,
+        weight,
+        None,
+        lambda inputs: F.rms_norm(inputs, list(normalized_shape), None, eps),
+    )
+
+
+@rule_for(F.batch_norm)
+def batch_norm(
+    use: Use,
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Parts:
+    """In eval mode: an affine map a channel, of fixed statistics."""
+    if training or isinstance(running_mean, Leaf) or isinstance(running_var, Leaf):
+        raise NoRule("statistics of the batch")
+    return _channels(
+        use,
+        input,
+        weight,
+        bias,
+        lambda inputs: _standardised(inputs, running_mean, running_var, eps),
+    )
+
+
+@rule_for(F.instance_norm)
+def instance_norm(
+    use: Use,
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Parts:
+    """Normalised over the positions of each channel of each example."""
+
+    def normalised(inputs: Tensor) -> Tensor:
+        if use_input_stats:
+            return F.instance_norm(inputs, eps=eps)
+        return _standardised(inputs, running_mean, running_var, eps)
+
+    return _channels(use, input, weight, bias, normalised)
+
+
+@rule_for(F.group_norm, torch.group_norm)
+def group_norm(
+    use: Use,
+    input: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Parts:
+    """Normalised over groups of channels."""
+    return _channels(
+        use, input, weight, bias, lambda inputs: F.group_norm(inputs, num_groups, None, None, eps)
+    )
+
+
+def _last(
+    use: Use,
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any,
+    bias: Any,
+    normalise: Callable[[Tensor], Tensor],
+) -> Parts:
+    dims = len(normalized_shape)
+    if use.layout(input).dim >= input.ndim - dims:
+        raise NoRule("the examples are normalised over")
+    inputs = use.data(input)
+
+    def summed(values: Tensor) -> Dense:
+        shape = (values.shape[0], *normalized_shape)
+        return Dense(positions(values.flatten(-dims)).sum(1).view(shape))
+
+    return [
+        (weight, lambda delta: summed(delta * normalise(full(inputs)))),
+        (bias, summed),
+    ]
+
+
+def _channels(
+    use: Use, input: Any, weight: Any, bias: Any, normalise: Callable[[Tensor], Tensor]
+) -> Parts:
+    if use.layout(input).dim != 0 or input.ndim < 2:
+        raise NoRule("an input without a first dimension of examples")
+    inputs = use.data(input)  # [examples, copies, channels, *positions]
+
+    def scale(delta: Tensor) -> Dense:
+        normalised = normalise(full(inputs).flatten(0, 1)).view_as(delta)
+        return _over_positions(delta * normalised)
+
+    return [(weight, scale), (bias, _over_positions)]
+
+
+def _over_positions(values: Tensor) -> Dense:
+    if values.ndim > 3:
+        values = values.flatten(3).sum(3)
+    return Dense(values.sum(1))
+
+
+def _standardised(inputs: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    shape = (1, -1, *(1,) * (inputs.ndim - 2))
+    scale = torch.rsqrt(full(variance) + eps)
+    return (inputs - full(mean).view(shape)) * scale.view(shape)

@@ -1,0 +1,187 @@
+"""A rule gives the per-example gradients of the parameters of one torch function.
+
+To add a layer that is not covered: write a function that takes a `Use` and then the torch
+function's own arguments, where a parameter comes as a `Leaf`, and register it with `rule_for`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from tracin.gradients.forms import Form
+from tracin.gradients.layouts import Layout
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """A parameter, or a tensor made of parameters alone, where a call takes it."""
+
+    name: str
+    tensor: Tensor
+    roots: tuple[str, ...]  # the parameters it is made of
+    transpose_of: "Leaf | None" = None
+
+
+class NoRule(Exception):  # noqa: N818  # not an error: the next rule is tried
+    """The rule does not hold for this call; the next one is tried."""
+
+
+MakeForm = Callable[[Tensor], Form]  # from the output's gradient, [examples, *output]
+Parts = Sequence[tuple[Any, MakeForm]]  # what takes the form; entries that are no Leaf are dropped
+Rule = Callable[..., Parts]
+
+_RULES: dict[Callable[..., Any], Rule] = {}
+_LAST_RESORT: list[Rule] = []
+
+
+def rule_for(*funcs: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Register a rule for these torch functions."""
+
+    def register(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(funcs, rule))
+        return rule
+
+    return register
+
+
+def last_resort(rule: Rule) -> Rule:
+    """Register the rule that is tried where no other holds."""
+    _LAST_RESORT.append(rule)
+    return rule
+
+
+@final
+class Use:
+    """One call in which parameters meet data, and what is needed to read their gradients."""
+
+    def __init__(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        examples: int,
+        output: Layout,
+        inputs: Mapping[int, Layout | None],
+    ) -> None:
+        self.name = name
+        self.func = func
+        self.examples = examples
+        self.output = output
+        self.parts: list[tuple[Leaf, MakeForm]] = []
+        self._inputs = inputs
+        self._versions: list[tuple[Tensor, int]] = []
+
+    def layout(self, tensor: Any) -> Layout:
+        """Where a data tensor holds the examples. Raises NoRule for anything else."""
+        layout = self._inputs.get(id(tensor)) if isinstance(tensor, Tensor) else None
+        if layout is None:
+            raise NoRule("this argument holds no examples")
+        return Layout(layout.dim, layout.copies, self.output.outer)
+
+    def has_examples(self, tensor: Tensor) -> bool:
+        """Whether a tensor holds examples at all."""
+        return self._inputs.get(id(tensor)) is not None
+
+    def data(self, tensor: Any) -> Tensor:
+        """A data tensor with the examples first: [examples, *the rest, copies in their place]."""
+        layout = self.layout(tensor)
+        if layout.copies > 1 and self.output.copies == 1:
+            raise NoRule("the argument's merged examples cannot be told apart by the output")
+        self._versions.append((tensor, tensor._version))
+        return layout.split(tensor, self.examples)
+
+    def watch(self, tensor: Tensor) -> None:
+        """Note a tensor that must stay as it is until the backward pass."""
+        self._versions.append((tensor, tensor._version))
+
+    def find_rule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Settle which rule reads this call; False if none does."""
+        if self.output.outer is None:
+            return False
+        leaves = set(leaves_in(args)) | set(leaves_in(kwargs))
+        specific = _RULES.get(self.func)
+        for rule in ([specific] if specific else []) + _LAST_RESORT:
+            try:
+                parts = [part for part in rule(self, *args, **kwargs) if isinstance(part[0], Leaf)]
+            except NoRule:
+                self._versions.clear()
+                continue
+            except TypeError:
+                if _takes(rule, self, args, kwargs):
+                    raise
+                continue
+            if {leaf for leaf, _ in parts} == leaves:
+                self.parts = parts
+                return True
+        return False
+
+    def forms(self, delta: Tensor) -> list[tuple[Leaf, Form | Exception]]:
+        """Each parameter's per-example gradients, from the gradient of the call's output."""
+        split = self.output.split(full(delta), self.examples)
+        forms: list[tuple[Leaf, Form | Exception]] = []
+        for leaf, make in self.parts:
+            try:
+                self._check_versions()
+                forms.append((leaf, make(split)))
+            except (RuntimeError, ValueError, NoRule) as error:
+                forms.append((leaf, error))
+        self.parts = []  # lets go of the inputs
+        self._versions = []
+        return forms
+
+    def _check_versions(self) -> None:
+        if any(tensor._version != version for tensor, version in self._versions):
+            raise RuntimeError("an input was changed in place after the call")
+
+
+def _takes(rule: Rule, use: Use, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        signature(rule).bind(use, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def full(tensor: Tensor) -> Tensor:
+    """At least single precision, in which products of gradients are summed."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def positions(tensor: Tensor) -> Tensor:
+    """[examples, any.., width] -> [examples, positions, width], in full precision."""
+    return full(tensor).reshape(tensor.shape[0], -1, tensor.shape[-1])
+
+
+def mark(values: Any, leaves: Mapping[int, Leaf]) -> Any:
+    """A call's arguments with every parameter replaced by its Leaf."""
+    if isinstance(values, Mapping):
+        return {key: mark(value, leaves) for key, value in values.items()}
+    if type(values) in (list, tuple):
+        return type(values)([mark(value, leaves) for value in values])
+    return leaves.get(id(values), values) if isinstance(values, Tensor) else values
+
+
+def plain(values: Any) -> Any:
+    """A call's arguments with every Leaf replaced by its tensor, cut off from the graph."""
+    if isinstance(values, Leaf):
+        return values.tensor.detach()
+    if isinstance(values, Mapping):
+        return {key: plain(value) for key, value in values.items()}
+    if type(values) in (list, tuple):
+        return type(values)([plain(value) for value in values])
+    return values
+
+
+def leaves_in(values: Any) -> list[Leaf]:
+    """Every Leaf among marked arguments."""
+    if isinstance(values, Leaf):
+        return [values]
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, list | tuple):
+        return [leaf for value in values for leaf in leaves_in(value)]
+    return []
