@@ -8,7 +8,7 @@ from dataclasses import replace
 from glob import glob, has_magic
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch import Tensor
 from torch.nn import Module
@@ -52,15 +52,14 @@ def open_checkpoints(checkpoints: Checkpoints) -> list[Checkpoint]:
         >>> [one.name for one in open_checkpoints([model.state_dict()])]
         ['checkpoint 0']
     """
-    if isinstance(checkpoints, str | PathLike | Mapping | Checkpoint):
-        found = found_in(checkpoints, 0)
-    elif isinstance(checkpoints, Iterable) and not isinstance(checkpoints, Module | Tensor):
-        found = []
-        entries: Iterable[Any] = checkpoints
-        for one in entries:
-            found += found_in(one, len(found))
-    else:
+    is_one = isinstance(checkpoints, str | PathLike | Mapping | Checkpoint)
+    if not is_one and (
+        isinstance(checkpoints, Module | Tensor) or not isinstance(checkpoints, Iterable)
+    ):
         raise not_one(checkpoints)
+    found: list[Checkpoint] = []
+    for one in [checkpoints] if is_one else checkpoints:
+        found += found_in(cast(One, one), len(found))
     if not found:
         raise CheckpointError("At least one checkpoint is needed; the list is empty.")
     found = told_apart(found)

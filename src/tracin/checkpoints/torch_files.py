@@ -45,13 +45,16 @@ def read_torch(path: Path) -> Any:
 
 def read(path: Path) -> Any:
     """`torch.load`, with the file mapped into memory where its format allows."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        # Files from before torch 1.6, and some file systems, cannot be mapped.
-        if "mmap" not in str(error):
-            raise
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        # What torch warns of here, a foreign pickle or a TorchScript program, it then refuses.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            # Files from before torch 1.6, and some file systems, cannot be mapped.
+            if "mmap" not in str(error):
+                raise
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def code_within(error: Exception) -> str:

@@ -16,7 +16,7 @@ def untouched(model: Module) -> Iterator[Module]:
     What comes back: the mode of every submodule, every parameter's `requires_grad` and `.grad`,
     which tensors are the buffers, and the random state of Python, NumPy and torch (CUDA too,
     where it is in use). Within, `.grad` is None, so that nothing adds to the person's own.
-    Weights are `loaded`'s to bring back.
+    Weights and the numbers in buffers are `loaded`'s to bring back.
 
     Example:
         >>> model = torch.nn.Dropout(0.5)
