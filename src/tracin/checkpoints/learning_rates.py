@@ -1,13 +1,12 @@
 """How much each checkpoint weighs: its learning rate, one for all, or the steps it stands for."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-
-import numpy as np
 
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.names import bare_name
@@ -162,15 +161,15 @@ def spans_of_run(checkpoints: Sequence[Checkpoint]) -> dict[int, float | dict[st
 
 def span(log: StepLog, start: int, stop: int, name: str) -> float | dict[str, float]:
     """The sum of the rates of the steps in [start, stop)."""
-    total = log.total(start, stop)
-    values = list(total.values()) if isinstance(total, dict) else [total]
-    if not all(np.isfinite(values)) or min(values, default=0.0) < 0:
+    # Run by run, since in the sum a negative rate may hide.
+    rates = {rate for _, _, rates in log.between(start, stop) for rate in rates}
+    if not all(0 <= rate < math.inf for rate in rates):
         raise LearningRateError(
             f"The step log in {log.folder} has a learning rate that is negative or not finite "
             f"between steps {start} and {stop}, so {name} has no span. Give learning_rates=[...] "
             'or "equal".'
         )
-    if not any(values):
+    if not any(rates):
         warnings.warn(
             f"{name} stands for no step with a learning rate above 0, so it weighs 0 and its "
             "gradients are computed for nothing: leave it out.",
@@ -178,7 +177,7 @@ def span(log: StepLog, start: int, stop: int, name: str) -> float | dict[str, fl
             stacklevel=2,
         )
         return 0.0
-    return total
+    return log.total(start, stop)
 
 
 def shared(total: float | dict[str, float], among: int) -> float | dict[str, float]:

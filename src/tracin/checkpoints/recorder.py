@@ -143,15 +143,7 @@ class Recorder:
 
     def close(self) -> None:
         """Stop listening, and write down the steps since the last checkpoint."""
-        if not self._handles:
-            return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        if not self.step and not self._entries:
-            return
-        write_record(self._record())
-        if not self._entries:
+        if self._stop() and self.step and not self._entries:
             warnings.warn(
                 f"{self.step} steps were recorded in {self._folder}, but no checkpoint was saved: "
                 "call recorder.epoch() at the end of each epoch, or recorder.save().",
@@ -168,7 +160,22 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # After an error in training, a warning would only stand in its way.
+        if error is None:
+            self.close()
+        else:
+            self._stop()
+
+    def _stop(self) -> bool:
+        """Stop listening and write the log; False where that was done before."""
+        if not self._handles:
+            return False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self.step or self._entries:
+            write_record(self._record())
+        return True
 
     def _refuse_other_optimizer(self) -> None:
         """Every trainable parameter must be in the optimizer: else its rate would be made up."""
@@ -209,7 +216,7 @@ class Recorder:
         )
         differing = [
             f"{name} is {said(theirs.get(name))} there and {said(ours.get(name))} here"
-            for name in dict.fromkeys([*theirs, *ours])
+            for name in dict.fromkeys([*ours, *theirs])
             if theirs.get(name) != ours.get(name)
         ]
         if differing:
