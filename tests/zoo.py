@@ -1680,6 +1680,166 @@ def autocast_bf16() -> Case:
     return case(layers, half, (rand(5), labels()))
 
 
+# Traps: what the first three examples do not show. Whoever learns from them must notice later.
+
+
+@exact
+def expert_unused_by_the_first_examples() -> Case:
+    def choose(m: Any, x: Tensor, kind: Tensor) -> Tensor:
+        out = m.common(x)
+        if (kind == 1).any():
+            out = out.index_add(0, torch.where(kind == 1)[0], m.rare(x[kind == 1]))
+        return out
+
+    model = Functional(choose, common=nn.Linear(5, CLASSES), rare=nn.Linear(5, CLASSES))
+    kind = torch.tensor([0, 0, 0, 1, 1, 0, 0, 1])
+    return case(model, cross_entropy, (rand(5), kind, labels()))
+
+
+@exact
+def expert_that_takes_the_whole_batch_at_first() -> Case:
+    def choose(m: Any, x: Tensor, kind: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(m.experts):
+            rows = (kind == number).nonzero()[:, 0]
+            out = out.index_copy(0, rows, expert(x.index_select(0, rows)))
+        return m.head(torch.tanh(out))
+
+    model = Functional(
+        choose,
+        experts=nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)]),
+        head=nn.Linear(5, CLASSES),
+    )
+    kind = torch.tensor([0, 0, 0, 1, 0, 1, 0, 1])
+    return case(model, cross_entropy, (rand(5), kind, labels()))
+
+
+# Three full rows of 5 words, then 2 and 3: 20 words are still 4 for each of 5 examples.
+KEPT = torch.tensor([5, 5, 5, 2, 3, 5, 1, 4])
+
+
+def packed_words(pack: Callable[[Tensor, Tensor], Tensor]) -> Case:
+    """Words of all examples end to end without padding, then back to where they were."""
+
+    def forward(m: Any, x: Tensor, kept: Tensor) -> Tensor:
+        together = torch.tanh(m.layer(pack(x, kept)))
+        owner = torch.arange(len(x)).repeat_interleave(kept)
+        return m.head(together.new_zeros(len(x), 6).index_add(0, owner, together))
+
+    model = Functional(forward, layer=nn.Linear(5, 6), head=nn.Linear(6, CLASSES))
+    return case(model, cross_entropy, (rand(5, 5), KEPT, labels()))
+
+
+PACKED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "by_slices": lambda x, kept: torch.cat(
+        [row[:size] for row, size in zip(x, kept.tolist(), strict=True)]
+    ),
+    "by_mask": lambda x, kept: x[torch.arange(x.shape[1]) < kept[:, None]],
+    "by_masked_select": lambda x, kept: x.masked_select(
+        (torch.arange(x.shape[1]) < kept[:, None])[..., None]
+    ).view(-1, x.shape[2]),
+    "by_repeat_interleave": lambda x, kept: x[:, 0].repeat_interleave(kept, 0),
+    "by_lookup": lambda x, kept: F.embedding(
+        (torch.arange(x.shape[1]) < kept[:, None]).flatten().nonzero()[:, 0], x.flatten(0, 1)
+    ),
+}
+for _name, _pack in PACKED.items():
+    add(f"words_packed_{_name}", "exact", lambda p=_pack: packed_words(p))
+
+
+def sorted_examples(pick: Callable[[Tensor, Tensor], Tensor]) -> Case:
+    """Examples by size, an order that only later differs from the order they came in."""
+
+    def forward(m: Any, x: Tensor, size: Tensor) -> Tensor:
+        order = size.argsort()
+        return m.head(pick(torch.tanh(m.layer(pick(x, order))), order.argsort()))
+
+    model = Functional(forward, layer=nn.Linear(5, 5), head=nn.Linear(5, CLASSES))
+    size = torch.tensor([1, 3, 4, 2, 0, 7, 6, 5])
+    return case(model, cross_entropy, (rand(5), size, labels()))
+
+
+PICKED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "by_index": lambda x, order: x[order],
+    "by_gather": lambda x, order: x.gather(0, order[:, None].expand_as(x)),
+    "by_take_along_dim": lambda x, order: x.take_along_dim(order[:, None], 0),
+    "by_lookup": lambda x, order: F.embedding(order, x),
+    "by_matmul": lambda x, order: F.one_hot(order, len(order)).to(x) @ x,
+    "by_stack": lambda x, order: torch.stack([x[i] for i in order.tolist()]),
+}
+for _name, _pick in PICKED.items():
+    add(f"examples_sorted_{_name}", "exact", lambda p=_pick: sorted_examples(p))
+
+
+@exact
+def batch_in_chunks_of_four() -> Case:
+    model = Functional(
+        lambda m, x: torch.cat([torch.tanh(m.layer(own)) for own in x.split(4)]),
+        layer=nn.Linear(5, 6),
+    )
+    return headed(model, rand(5))
+
+
+@exact
+def batch_in_halves_when_it_is_large() -> Case:
+    def halves(m: Any, x: Tensor) -> Tensor:
+        if len(x) < 4:
+            return m.layer(x)
+        return torch.cat([m.layer(x[::2]), m.layer(x[1::2])])[
+            torch.arange(len(x))
+            .view(-1)
+            .remainder(2)
+            .mul((len(x) + 1) // 2)
+            .add(torch.arange(len(x)) // 2)
+        ]
+
+    return headed(Functional(halves, layer=nn.Linear(5, 5)), rand(5))
+
+
+@exact
+def batch_turned_round_when_it_is_large() -> Case:
+    def turned(m: Any, x: Tensor) -> Tensor:
+        return m.layer(x) if len(x) < 4 else m.layer(x.flip(0)).flip(0)
+
+    return headed(Functional(turned, layer=nn.Linear(5, 5)), rand(5))
+
+
+@exact
+def positions_flattened_with_examples_last() -> Case:
+    def flattened(m: Any, x: Tensor) -> Tensor:
+        rows = torch.tanh(m.layer(x.transpose(0, 1).reshape(-1, 5)))
+        return rows.view(x.shape[1], len(x), 6).transpose(0, 1)
+
+    return headed(Functional(flattened, layer=nn.Linear(5, 6)), rand(5, 5))
+
+
+@exact
+def positions_flattened_in_both_orders() -> Case:
+    def flattened(m: Any, x: Tensor) -> Tensor:
+        one = torch.tanh(m.layer(x.reshape(-1, 5))).view(x.shape)
+        other = torch.tanh(m.layer(one.transpose(0, 1).reshape(-1, 5)))
+        return other.view(x.shape[1], len(x), 5).transpose(0, 1)
+
+    return headed(Functional(flattened, layer=nn.Linear(5, 5)), rand(3, 5))
+
+
+@exact
+def example_twice_in_its_batch() -> Case:
+    def twice(m: Any, x: Tensor) -> Tensor:
+        rows = m.layer(torch.cat([x, -x]))
+        return rows[: len(x)] * rows[len(x) :]
+
+    return headed(Functional(twice, layer=nn.Linear(5, 5)), rand(5))
+
+
+@exact
+def words_all_padding_in_the_first_examples() -> Case:
+    layer = nn.Embedding(7, 5, padding_idx=0)
+    ids = tokens(5, 6) + 1
+    ids[:3, 1:] = 0
+    return words_case(layer, ids)
+
+
 # Refused ----------------------------------------------------------------------------------------
 
 
