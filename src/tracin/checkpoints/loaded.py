@@ -264,7 +264,7 @@ def swapped(model: Module, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]
     own = [(tensor, tensor.data) for tensor, _ in pairs]
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
+    buffers = [dict(module._buffers.items()) for module in modules]
     try:
         for tensor, new in pairs:
             tensor.data = new
@@ -276,7 +276,8 @@ def swapped(model: Module, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]
         for module, mode, names in zip(modules, modes, buffers, strict=True):
             module.training = mode
             # A forward pass may have put a new tensor in a buffer's place.
-            module._buffers.clear()
-            module._buffers.update(names)
+            if isinstance(module._buffers, dict):  # a scripted module's cannot be replaced
+                module._buffers.clear()
+                module._buffers.update(names)
         for tensor, data in own:
             tensor.data = data

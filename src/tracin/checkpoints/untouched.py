@@ -27,7 +27,7 @@ def untouched(model: Module) -> Iterator[Module]:
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
+    buffers = [dict(module._buffers.items()) for module in modules]
     parameters = list(model.parameters())
     grads = [parameter.grad for parameter in parameters]
     needed = [parameter.requires_grad for parameter in parameters]
@@ -51,5 +51,6 @@ def untouched(model: Module) -> Iterator[Module]:
         for module, mode, names in zip(modules, modes, buffers, strict=True):
             # Not through train(): some layers override it to change weights on the way.
             module.training = mode
-            module._buffers.clear()
-            module._buffers.update(names)
+            if isinstance(module._buffers, dict):  # a scripted module's cannot be replaced
+                module._buffers.clear()
+                module._buffers.update(names)

@@ -15,9 +15,10 @@ from tracin.gradients.fast import Compute, Pass, checked_losses, fast_pass, lear
 from tracin.gradients.forms import Form
 from tracin.gradients.forms.form import BLOCK
 from tracin.gradients.forward_mode import jvp_scores
-from tracin.gradients.layouts import Role
+from tracin.gradients.layouts import Trial
 from tracin.gradients.ledger import Visit
 from tracin.gradients.loop import loop_pass
+from tracin.gradients.refusals import Guard
 from tracin.gradients.self_check import differences, reference, tolerance_of, weighted_sum
 from tracin.gradients.vmapped import vmap_pass
 from tracin.gradients.watch import UnlikeTrialError
@@ -36,8 +37,8 @@ _FALLBACK_BLOCK = 8 * BLOCK
 class Gradients:
     """The per-example gradients of chosen parameters, batch by batch.
 
-    `check` must have seen a batch at the weights in place before `visit` is called; the ways that
-    it settles hold until it is called again.
+    `check` must have seen a batch at the weights in place before `visit` is called. A parameter
+    that once stepped down to a slower way stays there.
     """
 
     def __init__(self, model: Module, compute: Compute, parameters: Mapping[str, Tensor]) -> None:
@@ -45,14 +46,19 @@ class Gradients:
         self.compute = compute
         self.parameters = dict(parameters)
         self.ways: dict[str, Covered] = {}
-        self._roles: dict[str, Role] | None = None
+        self._trial: Trial | None = None
         self._has_forward_mode = True
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
         """Have the chosen parameters, and no others, require grad; put back what was on leaving."""
+        with self._requiring(self.parameters):
+            yield
+
+    @contextmanager
+    def _requiring(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
         flags = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
-        chosen = {id(parameter) for parameter in self.parameters.values()}
+        chosen = {id(parameter) for parameter in parameters.values()}
         try:
             for parameter in flags:
                 parameter.requires_grad_(id(parameter) in chosen)
@@ -70,7 +76,7 @@ class Gradients:
         """
         here = length(batch)
         trial = part(batch, [example % here for example in range(TRIAL)])
-        with torch.enable_grad():
+        with torch.enable_grad(), Guard():
             losses = checked_losses(self.compute(self.model, trial), TRIAL)
         if not losses.requires_grad:
             raise LossError(
@@ -80,8 +86,9 @@ class Gradients:
         tolerance = tolerance_of(self.parameters, losses)
         factors = torch.tensor([0.7, -1.3, 1.1], dtype=losses.dtype, device=losses.device)
         expected = reference(self.model, self.compute, trial, self.parameters, factors, tolerance)
+        for name in self.parameters:
+            self.ways.setdefault(name, Covered(Way.FAST, "rules"))
         missed = self._check_fast(trial, factors, expected, tolerance)
-        self.ways = {name: Covered(Way.FAST, "rules") for name in self.parameters}
         if missed:
             self._step_down(missed, trial, factors, expected, tolerance)
 
@@ -93,14 +100,14 @@ class Gradients:
             visit: Called as visit(name, form, row): the form's first example is that row.
             leave_out: Parameters that are not wanted, of those that have no fast way.
         """
-        fast = {n: p for n, p in self.parameters.items() if self.ways[n].way == Way.FAST}
-        slow = [n for n in self.parameters if n not in fast and n not in leave_out]
-        result = self._plain_pass(batch) if not fast else self._fast_pass(batch, fast, visit)
-        by_vmap = [n for n in slow if self.ways[n].way == Way.VMAP]
-        by_loop = [n for n in slow if self.ways[n].way == Way.LOOP] + list(result.missed)
-        for names, run in ((by_vmap, vmap_pass), (by_loop, loop_pass)):
-            if names:
-                self._visit_slowly(batch, names, run, visit)
+        fast = self._by_way(Way.FAST)
+        result = self._fast_pass(batch, fast, visit) if fast else self._plain_pass(batch)
+        by_vmap = [name for name in self._by_way(Way.VMAP) if name not in leave_out]
+        by_loop = [name for name in self._by_way(Way.LOOP) if name not in leave_out]
+        if by_vmap:
+            self._visit_slowly(batch, by_vmap, self._vmap_or_loop, visit)
+        if by_loop or result.missed:
+            self._visit_slowly(batch, [*by_loop, *result.missed], loop_pass, visit)
         return result
 
     def slow_names(self) -> list[str]:
@@ -125,25 +132,29 @@ class Gradients:
             self._has_forward_mode = False
             return None
 
+    def _by_way(self, way: Way) -> dict[str, Tensor]:
+        return {n: p for n, p in self.parameters.items() if self.ways[n].way == way}
+
     def _fast_pass(self, batch: Batch, parameters: Mapping[str, Tensor], visit: VisitRows) -> Pass:
         try:
-            return fast_pass(
-                self.model,
-                self.compute,
-                batch,
-                parameters,
-                self._roles or {},
-                lambda name, form: visit(name, form, 0),
-            )
+            with self._requiring(parameters):
+                return fast_pass(
+                    self.model,
+                    self.compute,
+                    batch,
+                    parameters,
+                    self._trial or Trial({}, ()),
+                    lambda name, form: visit(name, form, 0),
+                )
         except UnlikeTrialError as error:
             plain = self._plain_pass(batch)
             missed = dict.fromkeys(parameters, f"unlike in the trial: {error}")
             return Pass(plain.outcome, plain.losses, missed)
 
     def _plain_pass(self, batch: Batch) -> Pass:
-        with torch.no_grad():
+        with torch.enable_grad():  # a loss may take gradients of its own
             outcome = self.compute(self.model, batch)
-        return Pass(outcome, checked_losses(outcome, length(batch)), {})
+        return Pass(outcome, checked_losses(outcome, length(batch)).detach(), {})
 
     def _visit_slowly(
         self, batch: Batch, names: Sequence[str], run: Callable[..., None], visit: VisitRows
@@ -161,26 +172,46 @@ class Gradients:
                 lambda name, form, start=start: visit(name, form, start),
             )
 
+    def _vmap_or_loop(
+        self,
+        model: Module,
+        compute: Compute,
+        batch: Batch,
+        parameters: Mapping[str, Tensor],
+        visit: Visit,
+    ) -> None:
+        """By vmap, unless this batch takes a path that vmap does not know."""
+        try:
+            vmap_pass(model, compute, batch, parameters, visit)
+        except TracInError:
+            raise
+        except Exception:  # torch raises all kinds here; nothing was handed on yet
+            loop_pass(model, compute, batch, parameters, visit)
+
     def _check_fast(
         self, trial: Batch, factors: Tensor, expected: Mapping[str, Tensor], tolerance: float
     ) -> dict[str, str]:
         """The parameters for which the fast way does not hold, with the reason."""
         missed: dict[str, str] = {}
+        fast = self._by_way(Way.FAST)
+        if not fast:
+            return missed
 
         def run(visit: Visit) -> None:
-            if self._roles is None:
-                self._roles = learn(self.model, self.compute, trial, self.parameters)
-            roles = self._roles
-            result = fast_pass(self.model, self.compute, trial, self.parameters, roles, visit)
+            if self._trial is None:
+                self._trial = learn(self.model, self.compute, trial, self.parameters)
+            with self._requiring(fast):
+                result = fast_pass(self.model, self.compute, trial, fast, self._trial, visit)
             missed.update(result.missed)
 
         try:
-            found = weighted_sum(run, self.parameters, factors)
+            found = weighted_sum(run, fast, factors)
         except TracInError:
             raise
         except Exception as error:  # a model that cannot be watched: every exact way is still open
-            return dict.fromkeys(self.parameters, f"cannot be watched: {_first_line(error)}")
-        for name, gap in differences(found, expected, tolerance).items():
+            return dict.fromkeys(fast, f"cannot be watched: {_first_line(error)}")
+        wanted = {name: expected[name] for name in fast}
+        for name, gap in differences(found, wanted, tolerance).items():
             missed.setdefault(name, f"its rules and autograd differ by {gap:.1e}")
         return missed
 

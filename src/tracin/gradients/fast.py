@@ -17,7 +17,8 @@ from tracin.gradients.layouts import (
     Meeting,
     Role,
     Trace,
-    learn_roles,
+    Trial,
+    compared,
 )
 from tracin.gradients.ledger import Ledger, Visit
 from tracin.gradients.rules import Leaf, Use
@@ -43,7 +44,7 @@ def fast_pass(
     compute: Compute,
     batch: Batch,
     parameters: Mapping[str, Tensor],
-    roles: Mapping[str, Role],
+    trial: Trial,
     visit: Visit,
 ) -> Pass:
     """Hand every parameter's per-example gradients on a batch to `visit`, as forms.
@@ -53,36 +54,36 @@ def fast_pass(
         compute: The per-example loss.
         batch: Examples first.
         parameters: Those to trace, by name.
-        roles: What `learn` found.
+        trial: What `learn` found.
         visit: Called with (name, form) inside the backward pass, once a parameter.
     """
     anchor = new_anchor(next(iter(parameters.values())).device)
     ledger = Ledger(parameters, visit)
-    with torch.enable_grad(), Watch(parameters, roles, length(batch), anchor, ledger):
+    with torch.enable_grad(), Watch(parameters, trial, length(batch), anchor, ledger):
         outcome = compute(model, batch)
     losses = checked_losses(outcome, length(batch))
     missed = dict.fromkeys(reached(losses, parameters), "used in a call that has no rule")
     ledger.leave_out(missed)
     if losses.requires_grad:
-        torch.autograd.grad(losses.sum(), anchor, allow_unused=True)
+        # Whatever leads to these is walked, and nothing else: no weight gradient of covered calls.
+        ends = [anchor, *(parameters[name] for name in missed)]
+        torch.autograd.grad(losses.sum(), ends, allow_unused=True)
     ledger.close()
     missed |= {name: f"its rule failed: {error}" for name, error in ledger.failures.items()}
     return Pass(outcome, losses.detach(), missed)
 
 
-def learn(
-    model: Module, compute: Compute, batch: Batch, parameters: Mapping[str, Tensor]
-) -> dict[str, Role]:
+def learn(model: Module, compute: Compute, batch: Batch, parameters: Mapping[str, Tensor]) -> Trial:
     """Learn what each call does with its parameters, from copies of the batch's first example."""
     traces = []
     for copies in (FEW, MORE):
         with torch.enable_grad(), Trace(parameters) as trace:
             compute(model, part(batch, [0] * copies))
         traces.append(trace)
-    roles = learn_roles(*traces)
-    if any(isinstance(role, Meeting) and role.output.outer is None for role in roles.values()):
-        roles = _learn_orders(model, compute, part(batch, [0] * MORE), parameters, roles)
-    return roles
+    trial = compared(*traces)
+    if any(_is_merged(role) for role in trial.roles.values()):
+        return _with_orders(model, compute, part(batch, [0] * MORE), parameters, trial)
+    return trial
 
 
 class _Touched:
@@ -101,27 +102,29 @@ class _Touched:
         )
 
 
-def _learn_orders(
+def _with_orders(
     model: Module,
     compute: Compute,
     batch: Batch,
     parameters: Mapping[str, Tensor],
-    roles: dict[str, Role],
-) -> dict[str, Role]:
+    trial: Trial,
+) -> Trial:
     """Where positions are merged with examples: which of the two is the slow index."""
-    guessed = {name: _ordered(role, True) for name, role in roles.items()}
+    guessed = replace(trial, roles={n: _ordered(role, True) for n, role in trial.roles.items()})
     touched = _Touched()
     anchor = new_anchor(next(iter(parameters.values())).device)
     with torch.enable_grad(), Watch(parameters, guessed, MORE, anchor, touched):
         outcome = compute(model, batch)
     losses = checked_losses(outcome, MORE)
+    ends = [anchor, *(parameters[name] for name in reached(losses, parameters))]
     if losses.requires_grad:
         for loss in losses:
-            torch.autograd.grad(loss, anchor, allow_unused=True, retain_graph=True)
-    return {
+            torch.autograd.grad(loss, ends, allow_unused=True, retain_graph=True)
+    roles = {
         name: _ordered(role, _order(touched.rows.get(name, []))) if _is_merged(role) else role
-        for name, role in roles.items()
+        for name, role in trial.roles.items()
     }
+    return replace(trial, roles=roles)
 
 
 def _order(rows: list[Tensor]) -> bool | None:

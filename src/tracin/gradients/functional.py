@@ -27,6 +27,7 @@ class Losses(Module):
         self._compute = compute
 
     def forward(self, batch: Batch) -> Tensor:
+        """The losses: [examples]."""
         outcome = self._compute(self.model, batch)
         return outcome.losses if isinstance(outcome, Outcome) else outcome
 

@@ -6,14 +6,16 @@ first), so nothing is guessed from a single run.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from tracin.gradients.arguments import tensors_in
 from tracin.gradients.opening import opened
+from tracin.gradients.scattering import Judged, is_judged, learn_judged
 
 FEW, MORE = 2, 3  # copies of the example in the two runs
 
@@ -32,7 +34,7 @@ class Layout:
     outer: bool | None = True
 
     def split(self, tensor: Tensor, examples: int) -> Tensor:
-        """[.., examples x copies, ..] -> [examples, .., copies, ..]: the dimension stays, shorter."""
+        """[.., examples x copies, ..] -> [examples, .., copies, ..]: the rest stays in place."""
         copies = tensor.shape[self.dim] // examples
         if copies == 1:
             return tensor.movedim(self.dim, 0).unsqueeze(self.dim + 1)
@@ -63,13 +65,28 @@ class Meeting:
 Role = Derived | Meeting
 
 
+@final
+@dataclass(frozen=True)
+class Trial:
+    """What the runs on copies of one example taught.
+
+    Attributes:
+        roles: For every call that takes a parameter, by name, what it does; calls whose output
+            cannot be told apart are left out, so that their parameters take another way.
+        judged: The calls that may move examples about, in order.
+    """
+
+    roles: Mapping[str, Role]
+    judged: Sequence[Judged]
+
+
 def call_name(func: Callable[..., Any]) -> str:
     """The name of a torch function, such as `torch.nn.functional.linear`."""
     return resolve_name(func) or getattr(func, "__name__", repr(func))
 
 
 class CallNames:
-    """Names every call that takes a parameter: the function, the parameters, how many-th such call."""
+    """Names every call that takes a parameter: function, parameters, how many-th of its kind."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
@@ -79,15 +96,6 @@ class CallNames:
         call = f"{call_name(func)}({', '.join(parameters)})"
         self._seen[call] += 1
         return f"{call}#{self._seen[call]}"
-
-
-def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Every tensor among a call's arguments, in order, those inside lists and tuples too."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value, {})
 
 
 @dataclass
@@ -109,6 +117,7 @@ class Trace(TorchFunctionMode):
         self._source: dict[int, str | tuple[int, int]] = {
             id(p): name for name, p in parameters.items()
         }
+        self.judged: list[tuple[Callable[..., Any], list[tuple[int, ...]]]] = []
         self._kept: list[Any] = []  # outputs stay alive, so that no id is used twice
 
     def __torch_function__(
@@ -121,6 +130,8 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         tensors = list(tensors_in(args, kwargs))
         sources = [self._source.get(id(tensor)) for tensor in tensors]
+        if is_judged(func):
+            self.judged.append((func, [tuple(tensor.shape) for tensor in tensors]))
         inside = opened(func)
         if inside is not None and any(source is not None for source in sources):
             with self:
@@ -141,13 +152,12 @@ class Trace(TorchFunctionMode):
         self.calls.append(_Call(func, sources, shapes, outputs, isinstance(output, Tensor)))
 
 
-def learn_roles(few: Trace, more: Trace) -> dict[str, Role]:
-    """Compare the runs with FEW and with MORE copies of one example, call by call.
+def compared(few: Trace, more: Trace) -> Trial:
+    """Compare the runs with FEW and with MORE copies of one example, call by call."""
+    return Trial(_roles(few, more), learn_judged(few.judged, more.judged))
 
-    Returns:
-        For every call that takes a parameter, by name, what it does; calls whose output cannot
-        be told apart are left out, so that their parameters take another way.
-    """
+
+def _roles(few: Trace, more: Trace) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     names = CallNames()
     derived: dict[tuple[int, int], str] = {}

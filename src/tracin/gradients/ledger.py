@@ -55,7 +55,7 @@ class Ledger:
 
     @torch.no_grad()
     def close(self) -> None:
-        """After the backward pass: settle what waited for calls that the loss does not depend on."""
+        """After the backward pass: settle what waited for calls that the loss does not use."""
         for name, leaf in reversed(self._derived.items()):
             if self._pending[name] > 0:
                 self._pending[name] = 0

@@ -1,4 +1,4 @@
-"""The slow twin: one ordinary backward pass an example. Exact for whatever can be trained at all."""
+"""The slow twin: one ordinary backward pass an example, exact for whatever can be trained."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 
 Deliver = Callable[[Tensor], None]
 
 
-class _InPlaceTap(Function):
+class _Tap(Function):
     """Hands the tensor itself on, marked as changed, so that later in-place calls stay legal.
 
     A leaf that requires grad would forbid them, and ReLU(inplace=True) after a convolution is
@@ -30,34 +29,27 @@ class _InPlaceTap(Function):
         return deltas[0], None, None
 
 
-class _ViewTap(Function):
-    """The same for an output that is a view (an expanded class token), which may not be marked."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, output: Tensor, anchor: Tensor, deliver: Deliver) -> Tensor:
-        ctx.deliver = deliver  # pyright: ignore[reportAttributeAccessIssue]  # torch's own custom
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *deltas: Any) -> tuple[Tensor, None, None]:
-        ctx.deliver(deltas[0])
-        return deltas[0], None, None
-
-
 def tap(output: Tensor, anchor: Tensor, deliver: Deliver) -> Tensor:
     """Have `deliver` called with the gradient of `output`, on the way back from the loss.
 
     Args:
         output: A call's output; it is handed on with the same values.
-        anchor: A leaf that requires grad, and the only input of the backward pass: whatever
-            leads to it is walked, and nothing else.
+        anchor: A leaf that requires grad, for outputs that nothing before them makes part of the
+            graph.
         deliver: Called once, inside the backward pass.
     """
-    kind = _ViewTap if output._is_view() else _InPlaceTap
-    tapped = kind.apply(output, anchor, deliver)
-    return tapped  # pyright: ignore[reportReturnType]  # torch types `apply` as Any
+    if output.requires_grad:
+        if output._is_view():
+            # Or an in-place call later would rewrite the graph under the hook.
+            output = torch.ops.aten._unsafe_view(output, output.shape)
+        # A hook gets the gradient of the values as they are now, whatever changes them later.
+        output.register_hook(deliver)
+        return output
+    # A view may not be marked as changed; the same memory under a new name may.
+    tapped: Any = _Tap.apply(output.data if output._is_view() else output, anchor, deliver)
+    return tapped
 
 
 def new_anchor(device: torch.device) -> Tensor:
-    """The leaf that all taps of one pass hang on."""
+    """The leaf that the taps of one pass hang on."""
     return torch.zeros((), device=device, requires_grad=True)

@@ -9,20 +9,20 @@ from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tracin.errors import CoupledExamplesError, LossError
+from tracin.gradients.arguments import tensors_in
 from tracin.gradients.layouts import (
     CallNames,
     Derived,
     Meeting,
-    Role,
+    Trial,
     output_name,
-    tensors_in,
 )
 from tracin.gradients.opening import opened
+from tracin.gradients.refusals import refuse
 from tracin.gradients.rules import Leaf, Use, mark, plain
+from tracin.gradients.scattering import Scattering, puts_back
 from tracin.gradients.tap import tap
 
 
@@ -49,14 +49,15 @@ class Watch(TorchFunctionMode):
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        roles: Mapping[str, Role],
+        trial: Trial,
         examples: int,
         anchor: Tensor,
         ledger: Ledger,
     ) -> None:
         super().__init__()
         self._leaves = {id(p): Leaf(name, p, (name,)) for name, p in parameters.items()}
-        self._roles = roles
+        self._roles = trial.roles
+        self._scattering = Scattering(trial.judged, examples)
         self._examples = examples
         self._anchor = anchor
         self._ledger = ledger
@@ -75,10 +76,10 @@ class Watch(TorchFunctionMode):
         leaves = [
             leaf for tensor in tensors_in(args, kwargs) if (leaf := self._leaves.get(id(tensor)))
         ]
-        if func in _REFUSED:
-            _REFUSED[func](args, kwargs)
+        refuse(func, args, kwargs)
+        moves = self._scattering.judges(func, args, kwargs)
         if not leaves:
-            return self._without_parameters(func, args, kwargs)
+            return self._without_parameters(func, args, kwargs, moves)
         inside = opened(func)
         if inside is not None:
             with self:
@@ -92,20 +93,17 @@ class Watch(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _without_parameters(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], moves: bool
     ) -> Any:
         output = func(*args, **kwargs)
-        if self._scattered or func in _SCATTERING:
-            if func in _GATHERING:
-                scattered = bool(args) and id(args[0]) in self._scattered
-            else:
-                scattered = _scatters(func, args, self._examples) or self._touches_scattered(
-                    args, kwargs
-                )
-            if scattered:
-                for tensor in tensors_in((output,), {}):
-                    self._scattered.add(id(tensor))
-                    self._kept.append(tensor)
+        if puts_back(func):
+            is_scattered = bool(args) and id(args[0]) in self._scattered
+        else:
+            is_scattered = moves or self._touches_scattered(args, kwargs)
+        if is_scattered:
+            for tensor in tensors_in((output,), {}):
+                self._scattered.add(id(tensor))
+                self._kept.append(tensor)
         return output
 
     def _touches_scattered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -179,9 +177,9 @@ def reached(losses: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
     return found
 
 
-_TRANSPOSES = frozenset(
-    {torch.t, Tensor.t, Tensor.T.__get__, Tensor.mT.__get__, torch.transpose, Tensor.transpose}
-)
+# A property reaches the mode as its getter.
+_GETTERS = tuple(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT"))
+_TRANSPOSES = frozenset({torch.t, Tensor.t, *_GETTERS, torch.transpose, Tensor.transpose})
 
 
 def _transposes(func: Callable[..., Any], args: Sequence[Any], leaves: list[Leaf]) -> bool:
@@ -190,94 +188,3 @@ def _transposes(func: Callable[..., Any], args: Sequence[Any], leaves: list[Leaf
         return False
     dims = [dim % 2 for dim in args[1:] if isinstance(dim, int)]
     return not dims or sorted(dims) == [0, 1]
-
-
-# Calls that pick rows by a mask or by numbers found in the data: whose rows they are is then
-# unknown, and the parameters that meet them take another way.
-_SCATTERING = frozenset(
-    {
-        Tensor.__getitem__,
-        torch.index_select,
-        Tensor.index_select,
-        torch.masked_select,
-        Tensor.masked_select,
-        torch.nonzero,
-        Tensor.nonzero,
-        torch.where,
-        torch.unique,
-        Tensor.unique,
-        torch.take,
-        Tensor.take,
-    }
-)
-
-# Calls that put such rows back: their output lies as their first argument does.
-_GATHERING = frozenset(
-    {
-        torch.index_add,
-        Tensor.index_add,
-        Tensor.index_add_,
-        torch.index_copy,
-        Tensor.index_copy,
-        Tensor.index_copy_,
-        torch.index_put,
-        Tensor.index_put,
-        Tensor.index_put_,
-        torch.scatter,
-        Tensor.scatter,
-        Tensor.scatter_,
-        torch.scatter_add,
-        Tensor.scatter_add,
-        Tensor.scatter_add_,
-        torch.masked_scatter,
-        Tensor.masked_scatter,
-        Tensor.masked_scatter_,
-        Tensor.__setitem__,
-    }
-)
-
-
-def _scatters(func: Callable[..., Any], args: Sequence[Any], examples: int) -> bool:
-    if func not in _SCATTERING:
-        return False
-    if func is torch.where:
-        return len(args) == 1
-    if func is not Tensor.__getitem__:
-        return True
-    index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    first = index[0] if index else None
-    if isinstance(first, Tensor) and first.dtype != torch.bool and first.ndim == 1:
-        # hidden[arange(examples), last]: one row an example, in order.
-        rows = torch.arange(examples, device=first.device)
-        return not (first.shape == rows.shape and bool((first == rows).all()))
-    return any(isinstance(each, Tensor) and each.ndim > 0 for each in index[:1]) or any(
-        isinstance(each, Tensor) and each.dtype == torch.bool for each in index
-    )
-
-
-def _refuse_training_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    training = kwargs.get("training", args[5] if len(args) > 5 else False)
-    if training:
-        raise CoupledExamplesError(
-            "BatchNorm runs in train mode inside the loss, so each example's loss depends on its "
-            "whole batch and has no gradient of its own. tracin puts the model in eval mode; "
-            "leave out the call of model.train() in the loss."
-        )
-
-
-def _refuse_dropout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
-    if kwargs.get("training", args[2] if len(args) > 2 else True) and rate > 0:
-        raise LossError(
-            "Dropout is active inside the loss, so the scores would be random. tracin puts the "
-            "model in eval mode; leave out the call of model.train() in the loss."
-        )
-
-
-_REFUSED: dict[Callable[..., Any], Callable[[Sequence[Any], Mapping[str, Any]], None]] = {
-    F.batch_norm: _refuse_training_norm,
-    F.dropout: _refuse_dropout,
-    F.dropout1d: _refuse_dropout,
-    F.dropout2d: _refuse_dropout,
-    F.dropout3d: _refuse_dropout,
-}

@@ -1,4 +1,4 @@
-"""What a parameter's per-example gradients are held as: a form, factored wherever that is cheaper."""
+"""A form: what a parameter's per-example gradients are held as, factored where that is cheaper."""
 
 from abc import ABC, abstractmethod
 

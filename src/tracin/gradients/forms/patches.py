@@ -1,4 +1,4 @@
-"""A convolution's gradient held as inputs and output gradients, written out by ONE grouped kernel."""
+"""A convolution's gradient as inputs and output gradients, written out by one grouped kernel."""
 
 from dataclasses import dataclass
 from typing import final

@@ -1,4 +1,4 @@
-"""A parameter used in unlike places: tied embedding and head. Its gradient is the sum of the uses'."""
+"""A parameter used in unlike places (tied embedding and head): the sum of its uses' gradients."""
 
 from dataclasses import dataclass
 from typing import final

@@ -1,4 +1,4 @@
-"""Any other function: its own vector-Jacobian product, one an example, by vmap over this call alone."""
+"""Any other function: its own vector-Jacobian product, by vmap over this one call."""
 
 from typing import Any
 

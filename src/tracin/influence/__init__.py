@@ -1,0 +1,1 @@
+"""The front door: TracIn over data, and its results."""

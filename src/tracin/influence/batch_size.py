@@ -1,0 +1,57 @@
+"""How many examples go through the model at once."""
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from tracin.data import Batch, length, part
+from tracin.errors import DataError
+from tracin.gradients import Gradients
+
+BatchSize = int | str
+
+MOST = 4096  # more gains nothing, and delays the first sign of progress
+CPU_BYTES = 1 << 28  # beyond this the batch leaves the caches for good, and is no faster
+GPU_SHARE = 0.3  # of the free memory
+# Activations, their gradients, and per-example gradients in transit, in units of activations.
+UNITS = 3
+
+
+def checked_size(batch_size: BatchSize) -> int | None:
+    """A number, or None for "auto".
+
+    Raises:
+        DataError: Anything else.
+    """
+    if batch_size == "auto":
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise DataError(
+            f'batch_size is "auto" or a whole number of at least 1; {batch_size!r} was given.'
+        )
+    return batch_size
+
+
+def fitting_size(gradients: Gradients, batch: Batch, device: torch.device) -> int:
+    """A batch size whose activations fit well: on the device, or in what a CPU keeps near."""
+    few = part(batch, slice(0, min(2, length(batch))))
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in gradients.model.parameters()}
+    with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
+        gradients.compute(gradients.model, few)
+    held = sum(size for pointer, size in saved.items() if pointer not in weights)
+    budget = CPU_BYTES
+    if device.type == "cuda":
+        budget = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+    each = max(1, UNITS * held // length(few))
+    return max(1, min(MOST, budget // each))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch may cure this error."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

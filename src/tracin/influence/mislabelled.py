@@ -1,0 +1,72 @@
+"""What one pass tells about each label: self-influence, loss, EL2N, margin, a suggestion."""
+
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracin.errors import LossError
+from tracin.influence.suspects import Suspects
+from tracin.influence.walk import Step
+
+
+@final
+class Judgement:
+    """Sums over checkpoints, one entry a training example."""
+
+    def __init__(self, examples: int, checkpoints: int) -> None:
+        def zeros() -> Tensor:
+            return torch.zeros(examples, dtype=torch.float64)
+
+        self._checkpoints = checkpoints
+        self._own, self._last, self._loss = zeros(), zeros(), zeros()
+        self._el2n, self._margin = zeros(), zeros()
+        self._given = torch.zeros(examples, dtype=torch.int64)
+        self._probabilities: Tensor | None = None  # [examples, classes]
+
+    def take(self, step: Step) -> None:
+        """Add one batch at one checkpoint."""
+        outcome = step.outcome
+        logits, labels = outcome.logits.detach(), outcome.labels
+        if logits.ndim != 2:
+            raise LossError(
+                f"find_mislabelled judges one label an example, but the scores have shape "
+                f"{tuple(logits.shape)} instead of [examples, classes]."
+            )
+        rows = slice(step.positions.start, step.positions.stop)
+        probabilities = logits.float().softmax(1)
+        own = probabilities.gather(1, labels[:, None])
+        errors = probabilities.scatter_add(1, labels[:, None], -torch.ones_like(own))
+        others = probabilities.scatter(1, labels[:, None], -1.0).amax(1)
+        if self._probabilities is None:
+            self._probabilities = torch.zeros(len(self._given), logits.shape[1])
+        self._probabilities[rows] += probabilities.cpu()
+        self._given[rows] = labels.cpu()
+        for total, share in (
+            (self._own, step.norms),
+            (self._last, step.norms_apart),
+            (self._loss, outcome.losses.detach()),
+            (self._el2n, errors.norm(dim=1)),
+            (self._margin, own[:, 0] - others),
+        ):
+            if share is not None:
+                total[rows] += share.cpu()
+
+    def suspects(self, ids: np.ndarray, rank_by: str) -> Suspects:
+        """The ranked table."""
+        if self._probabilities is None:
+            raise LossError("No example was judged.")
+        table = Suspects(
+            ids=ids,
+            positions=np.arange(len(ids)),
+            given_labels=self._given.numpy(),
+            suggested_labels=self._probabilities.argmax(1).numpy(),
+            self_influence=self._own,
+            self_influence_last=self._last,
+            loss=self._loss / self._checkpoints,
+            el2n=self._el2n / self._checkpoints,
+            margin=self._margin / self._checkpoints,
+            ranked_by=rank_by,
+        )
+        return table.ranked(rank_by)

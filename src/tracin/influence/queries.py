@@ -1,0 +1,120 @@
+"""The gradients of the queries at one checkpoint, held in the form that is cheapest to multiply."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tracin.data import Batch, length
+from tracin.gradients import Gradients
+from tracin.gradients.forms import Dense, Form, added, as_query, pairs, total
+
+# Up to this many queries, forward mode is cheaper than writing fallback gradients out.
+FEW = 4
+
+
+@final
+class Queries:
+    """The gradients of a set of queries, or of their sum, by parameter."""
+
+    def __init__(self, weights: Mapping[str, float], *, together: bool) -> None:
+        self._weights = weights
+        self._together = together
+        self._blocks: list[tuple[int, dict[str, list[tuple[int, Form]]]]] = []
+        self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
+
+    def add(self, gradients: Gradients, batch: Batch) -> Tensor:
+        """Take up a batch of queries; returns their losses: [queries]."""
+        forms: dict[str, list[tuple[int, Form]]] = {}
+
+        def keep(name: str, form: Form, row: int) -> None:
+            forms.setdefault(name, []).append((row, added(form) if self._together else form))
+
+        result = gradients.visit(batch, keep)
+        if self._together:
+            self._add_up(forms)
+        else:
+            block = {
+                name: [(row, as_query(form)) for row, form in each] for name, each in forms.items()
+            }
+            self._blocks.append((length(batch), block))
+            norms = _weighted_norms(forms, self._weights, length(batch), result.losses)
+            self.norms = torch.cat([self.norms.to(norms), norms])
+        return result.losses
+
+    def scale(self, factor: float) -> None:
+        """Multiply every gradient: a mean is a sum times one over the number."""
+        for _, block in self._blocks:
+            for name, forms in block.items():
+                block[name] = [(row, Dense(factor * form.dense())) for row, form in forms]
+        self.norms = factor * factor * self.norms
+
+    def __len__(self) -> int:
+        return sum(size for size, _ in self._blocks)
+
+    def products(self, name: str, form: Form) -> Tensor | None:
+        """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""
+        weight = self._weights[name]
+        columns, is_used = [], False
+        for size, block in self._blocks:
+            scores = None
+            for row, query in block.get(name, []):
+                part = weight * pairs(form, query)
+                is_used = True
+                if part.shape[1] == size:
+                    scores = part
+                else:
+                    scores = part.new_zeros(part.shape[0], size) if scores is None else scores
+                    scores[:, row : row + part.shape[1]] += part
+            columns.append((size, scores))
+        if not is_used:
+            return None
+        like = next(scores for _, scores in columns if scores is not None)
+        return torch.cat(
+            [
+                like.new_zeros(like.shape[0], size) if scores is None else scores
+                for size, scores in columns
+            ],
+            1,
+        )
+
+    def directions(self, shapes: Mapping[str, torch.Size]) -> list[dict[str, Tensor]]:
+        """Every query's weighted gradient of these parameters, written out, for forward mode."""
+        written: list[dict[str, Tensor]] = []
+        for size, block in self._blocks:
+            rows = {name: torch.zeros(size, shape.numel()) for name, shape in shapes.items()}
+            for name in shapes:
+                for row, form in block.get(name, []):
+                    dense = self._weights[name] * form.dense()
+                    rows[name] = rows[name].to(dense)
+                    rows[name][row : row + form.examples] = dense
+            written += [
+                {name: rows[name][query].view(shape) for name, shape in shapes.items()}
+                for query in range(size)
+            ]
+        return written
+
+    def _add_up(self, forms: Mapping[str, list[tuple[int, Form]]]) -> None:
+        before = self._blocks[0][1] if self._blocks else {}
+        summed: dict[str, list[tuple[int, Form]]] = {}
+        for name in {**before, **forms}:
+            each = [form for _, form in [*before.get(name, []), *forms.get(name, [])]]
+            summed[name] = [(0, total(each))]
+        self._blocks = [(1, summed)]
+        self.norms = _weighted_norms(summed, self._weights, 1, None)
+
+
+def _weighted_norms(
+    forms: Mapping[str, list[tuple[int, Form]]],
+    weights: Mapping[str, float],
+    size: int,
+    like: Tensor | None,
+) -> Tensor:
+    norms = torch.zeros(size) if like is None else torch.zeros(size).to(like)
+    for name, each in forms.items():
+        for row, form in each:
+            squares = weights[name] * form.squared_norm()
+            norms = norms.to(squares)
+            norms[row : row + form.examples] += squares
+    return norms

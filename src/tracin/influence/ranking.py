@@ -1,0 +1,128 @@
+"""Keeps the strongest proponents and opponents of each query while blocks of scores stream by."""
+
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracin.errors import QueryError
+from tracin.influence.explanations import Hits
+from tracin.influence.walk import Step
+from tracin.losses import Outcome
+
+
+@final
+class Ranking:
+    """The running top and bottom k of some queries."""
+
+    def __init__(
+        self, ids: np.ndarray, k: int, normalise: str | None, drop_misclassified: bool
+    ) -> None:
+        self._ids = ids
+        self._k = k
+        self._normalise = normalise
+        self._drops = drop_misclassified
+        self._best: list[tuple[Tensor, Tensor, Tensor] | None] = [None, None]
+        self._candidates = 0
+
+    def open(self, block: range, queries: int, checkpoints: int, dtype: torch.dtype) -> None:
+        """Begin a block of training examples."""
+        self._block = block
+        self._scores = torch.zeros(checkpoints, len(block), queries, dtype=dtype)
+        self._norms = torch.zeros(len(block), dtype=torch.float64)
+        self._query_norms = torch.zeros(checkpoints, queries, dtype=torch.float64)
+        self._is_wrong = torch.zeros(len(block), dtype=torch.bool)
+
+    def take(self, step: Step, factor: float) -> None:
+        """Take up one batch's scores at one checkpoint; `factor` scales the queries' gradients."""
+        rows = slice(
+            step.positions.start - self._block.start, step.positions.stop - self._block.start
+        )
+        if step.scores is not None:
+            self._scores[step.checkpoint, rows] = factor * step.scores.to(self._scores)
+        if step.norms is not None:
+            self._norms[rows] += step.norms.cpu()
+        if step.query_norms is not None:
+            self._query_norms[step.checkpoint] = factor * factor * step.query_norms.cpu()
+        if self._drops:
+            self._is_wrong[rows] = is_misclassified(step.outcome).cpu()
+
+    def close(self) -> None:
+        """End the block: merge its strongest into those found so far."""
+        scores = self._scaled().permute(2, 1, 0)  # [queries, block, checkpoints]
+        positions = torch.arange(self._block.start, self._block.stop)
+        kept = ~self._is_wrong
+        self._candidates += int(kept.sum())
+        scores, positions = scores[:, kept], positions[kept]
+        for side, sign in enumerate((1, -1)):
+            self._merge(side, sign, scores, positions)
+
+    def proponents(self) -> Hits:
+        """The strongest proponents found: scores descending."""
+        return self._hits(0)
+
+    def opponents(self) -> Hits:
+        """The strongest opponents found: scores ascending."""
+        return self._hits(1)
+
+    @staticmethod
+    def joined(hits: list[Hits]) -> Hits:
+        """The hits of several sets of queries, one after the other."""
+        return Hits(
+            np.concatenate([each.ids for each in hits]),
+            np.concatenate([each.positions for each in hits]),
+            torch.cat([each.scores for each in hits]),
+            torch.cat([each.by_checkpoint for each in hits]),
+        )
+
+    def _scaled(self) -> Tensor:
+        if self._normalise is None:
+            return self._scores
+        lengths = self._query_norms.sum(0).sqrt()[None]  # [1, queries]
+        if self._normalise == "cosine":
+            lengths = lengths * self._norms.sqrt()[:, None]
+        # A gradient of zero has influence zero, whatever its direction.
+        scale = torch.where(lengths > 0, 1 / lengths, torch.zeros_like(lengths))
+        return self._scores * scale.to(self._scores)
+
+    def _merge(self, side: int, sign: int, scores: Tensor, positions: Tensor) -> None:
+        totals = scores.sum(2)
+        count = min(self._k, totals.shape[1])
+        chosen = (sign * totals).topk(count, dim=1).indices
+        found = (
+            totals.gather(1, chosen),
+            positions[chosen],
+            scores.gather(1, chosen[:, :, None].expand(-1, -1, scores.shape[2])),
+        )
+        before = self._best[side]
+        if before is not None:
+            found = tuple(torch.cat(pair, 1) for pair in zip(before, found, strict=True))
+        totals, positions, scores = found
+        by_position = positions.argsort(dim=1, stable=True)
+        order = (sign * totals).gather(1, by_position).argsort(dim=1, descending=True, stable=True)
+        order = by_position.gather(1, order)[:, : self._k]
+        self._best[side] = (
+            totals.gather(1, order),
+            positions.gather(1, order),
+            scores.gather(1, order[:, :, None].expand(-1, -1, scores.shape[2])),
+        )
+
+    def _hits(self, side: int) -> Hits:
+        if self._candidates < self._k:
+            raise QueryError(
+                f"k={self._k} hits were asked for, but only {self._candidates} training examples "
+                "are left after drop_misclassified. Ask for fewer, or keep them all."
+            )
+        best = self._best[side]
+        if best is None:
+            raise QueryError("No block of training examples was ranked.")
+        totals, positions, scores = best
+        return Hits(self._ids[positions.numpy()], positions.numpy(), totals, scores)
+
+
+def is_misclassified(outcome: Outcome) -> Tensor:
+    """Whether each example's highest score belongs to another class than its label: [examples]."""
+    logits, labels = outcome.logits, outcome.labels
+    is_wrong = logits.detach().argmax(1) != labels
+    return is_wrong.flatten(1).any(1) if is_wrong.ndim > 1 else is_wrong

@@ -1,0 +1,355 @@
+"""The front door: which training examples made the model say this?"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tracin.checkpoints import checkpoint_weights, open_checkpoints
+from tracin.checkpoints.discover import Checkpoints
+from tracin.checkpoints.learning_rates import LearningRates
+from tracin.data import move, open_examples
+from tracin.errors import LossError, QueryError
+from tracin.gradients import Coverage, Covered, Way
+from tracin.influence.batch_size import BatchSize, checked_size
+from tracin.influence.explanations import Explanations
+from tracin.influence.mislabelled import Judgement
+from tracin.influence.parameters import Selection, chosen_parameters, last_layer
+from tracin.influence.ranking import Ranking
+from tracin.influence.suspects import Suspects
+from tracin.influence.verification import Verification, verified
+from tracin.influence.walk import Question, Walk
+from tracin.losses import PerExampleLoss, open_loss
+
+# Numbers of one block that is held at once, whatever the size of the data: 256 MB in float32.
+HELD = 1 << 26
+
+
+@final
+class TracIn:
+    """Exact TracInCP for a model, its loss and its checkpoints (paper, equation 1).
+
+    The influence of a training example z on a query z' is the sum over checkpoints of weight x
+    gradient(z) . gradient(z'). Positive: a proponent, whose
+    training steps lowered the query's loss; negative: an opponent. With learning rates as weights
+    the unit is that of the loss. Any example may be a query or be scored, in the training set or not
+    (Remark 3.5).
+
+    The model comes back from every call as it was: weights, mode, `.grad`, `requires_grad`, hooks,
+    random state. Dropout and BatchNorm run in eval mode.
+
+    Args:
+        model: The model that was trained, of any kind.
+        loss: "cross_entropy", "mse", "causal_lm", or a callable loss(model, batch) -> one value an
+            example, [examples].
+        checkpoints: A folder written by `tracin.Recorder`, a glob, or a list of paths, state dicts
+            or `tracin.Checkpoint`. Their order is kept.
+        parameters: None for every trainable parameter, "last" for the last layer with weights, or
+            names and globs such as ["fc.*"].
+        learning_rates: None for the recorded ones, one a checkpoint, "equal" (every weight 1), or
+            "span" (the recorded rates of all steps that a checkpoint stands for).
+        device: Where to compute; by default where the model is.
+
+    Raises:
+        CheckpointError: No checkpoint, or one that cannot be read.
+        LearningRateError: A learning rate is missing, zero, or negative.
+        ParametersError: No trainable parameter, or a name that matches none.
+        LossError: An unknown loss.
+
+    Example:
+        >>> import torch, tracin
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> weights = {"weight": torch.tensor([[1.0, 0.0]])}
+        >>> run = tracin.TracIn(model, "mse", [weights], learning_rates=[0.1])
+        >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])
+        >>> run.self_influence(train)
+        tensor([0.4000, 0.4000])
+        >>> run.influence(train, (torch.tensor([[1.0, 1.0]]), torch.tensor([0.0])))
+        tensor([[ 0.4000],
+                [-0.4000]])
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: str | PerExampleLoss,
+        checkpoints: Checkpoints,
+        *,
+        parameters: Selection = None,
+        learning_rates: LearningRates = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        # A compiled model is traced through its own code: hooks would break its graph.
+        self.model: Module = getattr(model, "_orig_mod", model)
+        self.loss = open_loss(loss)
+        self.parameters = chosen_parameters(self.model, parameters)
+        self.checkpoints = open_checkpoints(checkpoints)
+        self.weights = checkpoint_weights(self.checkpoints, learning_rates)
+        self.device = device
+
+    def self_influence(
+        self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
+    ) -> Tensor:
+        """Each example's influence on itself (paper, section 4.1): [train], never negative.
+
+        High values are examples that are mislabelled, rare or memorised.
+
+        Args:
+            train: A map-style Dataset, an unshuffled DataLoader, or a tensor / tuple / dict of
+                tensors with the examples first.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
+            CoupledExamplesError: An example's loss depends on the rest of its batch.
+        """
+        examples = open_examples(train, name="train")
+        total = torch.zeros(len(examples), dtype=torch.float64)
+        steps = self._walk().steps(
+            examples,
+            range(len(examples)),
+            Question(norms=True),
+            checked_size(batch_size),
+            progress,
+            "self-influence",
+        )
+        for step in steps:
+            total[_slice(step.positions)] += _known(step.norms).cpu()
+        return total.to(self._dtype())
+
+    def influence(
+        self,
+        train: Any,
+        test: Any,
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Tensor:
+        """The influence of every training example on every query: [train, test].
+
+        The whole matrix is held; where only the strongest matter, `explain` does not.
+
+        Args:
+            train: The examples whose influence is asked for.
+            test: The queries, as the same kinds of data.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
+            CoupledExamplesError: An example's loss depends on the rest of its batch.
+        """
+        examples, queries = open_examples(train, name="train"), open_examples(test, name="test")
+        total = torch.zeros(len(examples), len(queries), dtype=self._dtype())
+        walk = self._walk()
+        for span in self._query_spans(len(queries)):
+            steps = walk.steps(
+                examples,
+                range(len(examples)),
+                Question(queries, span),
+                checked_size(batch_size),
+                progress,
+                "influence",
+            )
+            for step in steps:
+                total[_slice(step.positions), _slice(span)] += _known(step.scores).cpu()
+        return total
+
+    def explain(
+        self,
+        test: Any,
+        train: Any,
+        k: int = 10,
+        *,
+        normalise: str | None = None,
+        group: str | None = None,
+        drop_misclassified: bool = False,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Explanations:
+        """The k strongest proponents and the k strongest opponents of each query.
+
+        Top and bottom come from one streaming pass; [train, test] is never held.
+
+        Args:
+            test: The queries.
+            train: The examples to choose from.
+            k: How many of each, at most the number of examples.
+            normalise: None for the scores themselves; "cosine" divides them by the lengths of both
+                gradients (over all checkpoints, weighted), so that loud examples do not lead every
+                list; "query" by the query's length alone, so that queries can be compared. Both
+                lose the unit of loss.
+            group: "sum" or "mean" makes all of `test` one query.
+            drop_misclassified: Leave out training examples that the last checkpoint gets wrong:
+                their large gradients show up for every query (paper, sections 5.2 and 5.3).
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            QueryError: k is below 1 or larger than the number of examples to choose from.
+            NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
+            LossError: drop_misclassified without a loss that tells classes apart.
+        """
+        examples, queries = open_examples(train, name="train"), open_examples(test, name="test")
+        _check_words(normalise, ("cosine", "query"), "normalise")
+        _check_words(group, ("sum", "mean"), "group")
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(examples):
+            raise QueryError(
+                f"k={k!r} hits were asked for, but train holds {len(examples)} examples. Give a k "
+                f"from 1 to {len(examples)}."
+            )
+        walk = self._walk(with_outcome=drop_misclassified)
+        spans = [range(len(queries))] if group else self._query_spans(len(queries))
+        rankings = []
+        for span in spans:
+            width = 1 if group else len(span)
+            ranking = Ranking(examples.ids, k, normalise, drop_misclassified)
+            step = max(1, HELD // (width * len(self.checkpoints)))
+            for start in range(0, len(examples), step):
+                block = range(start, min(start + step, len(examples)))
+                ranking.open(block, width, len(self.checkpoints), self._dtype())
+                question = Question(queries, span, bool(group), norms=normalise == "cosine")
+                for each in walk.steps(
+                    examples, block, question, checked_size(batch_size), progress, "explain"
+                ):
+                    ranking.take(each, 1 / len(queries) if group == "mean" else 1.0)
+                ranking.close()
+            rankings.append(ranking)
+        ids = np.array([f"{group} of {len(queries)}"]) if group else queries.ids
+        names = tuple(checkpoint.name for checkpoint in self.checkpoints)
+        return Explanations(
+            ids,
+            Ranking.joined([ranking.proponents() for ranking in rankings]),
+            Ranking.joined([ranking.opponents() for ranking in rankings]),
+            names,
+        )
+
+    def find_mislabelled(
+        self,
+        train: Any,
+        *,
+        rank_by: str = "self_influence",
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Suspects:
+        """Rank training examples by how likely their label is wrong (paper, section 4.1).
+
+        One pass gives self-influence over the traced parameters and over the last layer, loss,
+        EL2N, margin and a suggested label; for pure label noise the cheap scores often find as
+        much, so look at them side by side.
+
+        Args:
+            train: The labelled examples.
+            rank_by: Which column leads; `Suspects.ranked` changes it afterwards.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            LossError: The loss gives no class scores: it is not "cross_entropy".
+            QueryError: An unknown column in rank_by.
+        """
+        examples = open_examples(train, name="train")
+        last = last_layer(self.model)
+        traced = {**self.parameters, **last}
+        walk = self._walk(with_outcome=True, parameters=traced)
+        question = Question(
+            norms=True,
+            apart=frozenset(last),
+            only_apart=frozenset(set(last) - set(self.parameters)),
+        )
+        judgement = Judgement(len(examples), len(self.checkpoints))
+        for step in walk.steps(
+            examples,
+            range(len(examples)),
+            question,
+            checked_size(batch_size),
+            progress,
+            "mislabelled",
+        ):
+            judgement.take(step)
+        return judgement.suspects(examples.ids, rank_by)
+
+    def coverage(self, batch: Any) -> Coverage:
+        """Which way each parameter's gradients are had, and why, on the first examples of `batch`.
+
+        Every parameter of the model is there; those that are not traced are "excluded".
+        """
+        examples = open_examples(batch, name="batch")
+        walk = self._walk()
+        with walk.at(len(self.checkpoints) - 1) as device:
+            walk.gradients.check(move(examples.take(range(min(3, len(examples)))), device))
+        return self._covered(walk)
+
+    def verify(self, data: Any, examples: int = 8) -> Verification:
+        """Measure the gradients on the first `examples` of `data` against plain autograd.
+
+        Returns:
+            For each parameter, the largest relative error over examples and checkpoints against
+            one ordinary backward pass an example; printable.
+        """
+        source = open_examples(data, name="data")
+        walk = self._walk()
+        errors = verified(walk, len(self.checkpoints), source, min(examples, len(source)))
+        return Verification(errors, self._covered(walk), self._dtype())
+
+    def _covered(self, walk: Walk) -> Coverage:
+        entries = {}
+        for name, parameter in self.model.named_parameters():
+            if name in walk.gradients.ways:
+                entries[name] = walk.gradients.ways[name]
+            elif parameter.requires_grad:
+                entries[name] = Covered(Way.EXCLUDED, "not chosen by parameters=")
+            else:
+                entries[name] = Covered(Way.EXCLUDED, "requires_grad is False: not trained")
+        return Coverage(entries)
+
+    def _walk(
+        self, *, with_outcome: bool = False, parameters: Mapping[str, Tensor] | None = None
+    ) -> Walk:
+        compute: Any = self.loss
+        if with_outcome:
+            compute = getattr(self.loss, "outcome", None)
+            if compute is None:
+                raise LossError(
+                    "Labels can be judged only with a loss that tells classes apart, and this one "
+                    'gives losses alone. Use loss="cross_entropy", or give your loss a method '
+                    "outcome(model, batch) -> tracin.losses.Outcome."
+                )
+        return Walk(
+            self.model,
+            compute,
+            self.parameters if parameters is None else parameters,
+            self.checkpoints,
+            self.weights,
+            self.device,
+        )
+
+    def _dtype(self) -> torch.dtype:
+        kinds = {parameter.dtype for parameter in self.parameters.values()}
+        return torch.float64 if torch.float64 in kinds else torch.float32
+
+    def _query_spans(self, queries: int) -> list[range]:
+        """Runs of queries whose gradients, written out, stay within bounds."""
+        numbers = sum(parameter.numel() for parameter in self.parameters.values())
+        step = max(1, 4 * HELD // numbers)
+        return [range(start, min(start + step, queries)) for start in range(0, queries, step)]
+
+
+def _slice(positions: range) -> slice:
+    return slice(positions.start, positions.stop)
+
+
+def _known(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise RuntimeError("the walk was not asked for this; a bug in tracin")
+    return tensor
+
+
+def _check_words(word: str | None, allowed: tuple[str, ...], name: str) -> None:
+    if word is not None and word not in allowed:
+        listed = ", ".join(f'"{each}"' for each in allowed)
+        raise QueryError(f"{name} is None or one of {listed}; {word!r} was given.")

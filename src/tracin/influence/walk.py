@@ -1,0 +1,251 @@
+"""Walks checkpoints and batches with the weights in place, and gives each batch's scores."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tracin.checkpoints import Checkpoint, by_parameter, loaded, untouched
+from tracin.data import Batch, Examples, length, move
+from tracin.errors import NonFiniteError
+from tracin.gradients import Gradients
+from tracin.gradients.fast import Compute, Pass
+from tracin.gradients.forms import Form
+from tracin.influence.batch_size import fitting_size, is_out_of_memory
+from tracin.influence.progress import bar
+from tracin.influence.queries import FEW, Queries
+
+
+@final
+@dataclass(frozen=True)
+class Question:
+    """What is asked of every batch.
+
+    Attributes:
+        queries: Examples whose influence is asked for, or None.
+        span: Which of them.
+        together: Whether they are one query, their sum.
+        norms: Whether squared gradient lengths are asked for.
+        apart: Parameters whose squared lengths are given apart, beside those of all.
+        only_apart: Parameters that are traced for `apart` alone.
+    """
+
+    queries: Examples | None = None
+    span: range = range(0)
+    together: bool = False
+    norms: bool = False
+    apart: frozenset[str] = frozenset()
+    only_apart: frozenset[str] = frozenset()
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """What one batch gave at one checkpoint, on the model's device, weighted."""
+
+    checkpoint: int
+    positions: range
+    scores: Tensor | None  # [examples, queries]
+    norms: Tensor | None  # [examples]
+    norms_apart: Tensor | None  # [examples]
+    query_norms: Tensor | None  # [queries]
+    outcome: Any  # what the loss gave
+
+
+@final
+class Walk:
+    """One model, its loss and its weighted checkpoints, ready to be walked any number of times."""
+
+    def __init__(
+        self,
+        model: Module,
+        compute: Compute,
+        parameters: Mapping[str, Tensor],
+        checkpoints: Sequence[Checkpoint],
+        weights: Sequence[float | dict[str, float]],
+        device: torch.device | str | None,
+    ) -> None:
+        self.gradients = Gradients(model, compute, parameters)
+        self._model = model
+        self._checkpoints = checkpoints
+        self._weights = weights
+        self._device = device
+
+    @contextmanager
+    def at(self, number: int) -> Iterator[torch.device]:
+        """Put a checkpoint in place, ready for gradients; leave the model as it was."""
+        with (
+            untouched(self._model),
+            loaded(self._model, self._checkpoints[number], self._device),
+            self.gradients.tracing(),
+        ):
+            yield next(iter(self._model.parameters())).device
+
+    def steps(
+        self,
+        train: Examples,
+        span: range,
+        question: Question,
+        batch_size: int | None,
+        progress: bool | None,
+        what: str,
+    ) -> Iterator[Step]:
+        """Every checkpoint, and at each of them every batch of `span`, in order.
+
+        Raises:
+            NonFiniteError: A loss or a gradient is NaN or infinite.
+        """
+        with bar(len(self._checkpoints) * len(span), what, progress) as shown:
+            for number, checkpoint in enumerate(self._checkpoints):
+                with self.at(number) as device:
+                    first = move(train.take(span[: min(3, len(span))]), device)
+                    self.gradients.check(first)
+                    size = batch_size or fitting_size(self.gradients, first, device)
+                    queries = self._queries(number, question, size, device)
+                    start = span.start
+                    while start < span.stop:
+                        try:
+                            for positions, batch in train.batches(
+                                size, start=start, stop=span.stop
+                            ):
+                                batch = move(batch, device)
+                                step = self._step(number, positions, batch, queries, question)
+                                check_finite(step, train.ids, checkpoint.name)
+                                yield step
+                                start = positions.stop
+                                shown.update(len(positions))
+                        except Exception as error:
+                            if size == 1 or not is_out_of_memory(error):
+                                raise
+                            size = batch_size = max(1, size // 2)
+                            torch.cuda.empty_cache()
+
+    def _queries(
+        self, number: int, question: Question, size: int, device: torch.device
+    ) -> Queries | None:
+        if question.queries is None:
+            return None
+        names = [n for n in self.gradients.parameters if n not in question.only_apart]
+        queries = Queries(by_parameter(self._weights[number], names), together=question.together)
+        examples, span = question.queries, question.span
+        self.gradients.check(move(examples.take(span[: min(3, len(span))]), device))
+        for positions, batch in examples.batches(size, start=span.start, stop=span.stop):
+            losses = queries.add(self.gradients, move(batch, device))
+            name = self._checkpoints[number].name
+            refuse_non_finite(losses, positions, examples.ids, name, "loss", "query")
+            if not question.together:
+                norms = queries.norms[-len(positions) :]
+                refuse_non_finite(norms, positions, examples.ids, name, "gradient", "query")
+        return queries
+
+    def _step(
+        self,
+        number: int,
+        positions: range,
+        batch: Batch,
+        queries: Queries | None,
+        question: Question,
+    ) -> Step:
+        weights = by_parameter(self._weights[number], self.gradients.parameters)
+        sums = _Sums(length(batch), weights, queries, question)
+        slow = self.gradients.slow_names()
+        leave_out: list[str] = []
+        if queries is not None and slow and not question.norms and len(queries) <= FEW:
+            shapes = {name: self.gradients.parameters[name].shape for name in slow}
+            scores = self.gradients.along(batch, queries.directions(shapes))
+            if scores is not None:
+                sums.add_scores(scores)
+                leave_out = slow
+        result = self.gradients.visit(batch, sums.visit, leave_out=leave_out)
+        return sums.step(number, positions, result)
+
+
+class _Sums:
+    """Adds up the shares of all parameters in one batch's scores."""
+
+    def __init__(
+        self,
+        examples: int,
+        weights: Mapping[str, float],
+        queries: Queries | None,
+        question: Question,
+    ) -> None:
+        self._examples = examples
+        self._weights = weights
+        self._queries = queries
+        self._question = question
+        self._scores: Tensor | None = None
+        self._norms: Tensor | None = None
+        self._apart: Tensor | None = None
+
+    def visit(self, name: str, form: Form, row: int) -> None:
+        question = self._question
+        is_counted = name not in question.only_apart
+        if self._queries is not None and is_counted:
+            scores = self._queries.products(name, form)
+            if scores is not None:
+                self._scores = self._added(self._scores, scores, row)
+        if question.norms:
+            norms = self._weights[name] * form.squared_norm()
+            if is_counted:
+                self._norms = self._added(self._norms, norms, row)
+            if name in question.apart:
+                self._apart = self._added(self._apart, norms, row)
+
+    def add_scores(self, scores: Tensor) -> None:
+        self._scores = self._added(self._scores, scores, 0)
+
+    def step(self, number: int, positions: range, result: Pass) -> Step:
+        question, queries = self._question, self._queries
+        zeros = result.losses.new_zeros
+        scores = self._scores
+        if queries is not None and scores is None:
+            scores = zeros(self._examples, len(queries))
+        norms, apart = self._norms, self._apart
+        if question.norms:
+            norms = zeros(self._examples) if norms is None else norms
+            apart = zeros(self._examples) if apart is None else apart
+        query_norms = None if queries is None else queries.norms
+        return Step(number, positions, scores, norms, apart, query_norms, result.outcome)
+
+    def _added(self, total: Tensor | None, share: Tensor, row: int) -> Tensor:
+        if row == 0 and share.shape[0] == self._examples:
+            return share if total is None else total.add_(share)
+        if total is None:
+            total = share.new_zeros(self._examples, *share.shape[1:])
+        total[row : row + share.shape[0]] += share
+        return total
+
+
+def check_finite(step: Step, ids: np.ndarray, checkpoint: str) -> None:
+    """Refuse a batch in which a loss, a gradient or a score is NaN or infinite."""
+    losses = getattr(step.outcome, "losses", step.outcome)
+    refuse_non_finite(losses.detach(), step.positions, ids, checkpoint, "loss", "example")
+    for values in (step.norms, step.scores):
+        if values is not None:
+            refuse_non_finite(values, step.positions, ids, checkpoint, "gradient", "example")
+
+
+def refuse_non_finite(
+    values: Tensor, positions: range, ids: np.ndarray, checkpoint: str, what: str, whose: str
+) -> None:
+    """Name the first example whose value is not finite."""
+    # One sum and one look: a sum over finite numbers is finite but for overflow, tested below.
+    if bool(torch.isfinite(values.sum())):
+        return
+    rows = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)
+    if bool(rows.all()):
+        return
+    row = int((~rows).nonzero()[0])
+    value = values[row].flatten()
+    value = value[~torch.isfinite(value)][0].item()
+    raise NonFiniteError(
+        f"The {what} of {whose} {ids[positions[row]]!r} is {value} at checkpoint '{checkpoint}' "
+        f"({int((~rows).sum())} in its batch are not finite). No score can be given for it: leave "
+        "the checkpoint out, or the example, or compute the loss in higher precision."
+    )
