@@ -19,7 +19,7 @@ from tracin.influence.explanations import Explanations
 from tracin.influence.mislabelled import Judgement
 from tracin.influence.parameters import Selection, chosen_parameters, last_layer
 from tracin.influence.ranking import Ranking
-from tracin.influence.suspects import Suspects
+from tracin.influence.suspects import Suspects, check_ranking
 from tracin.influence.verification import Verification, verified
 from tracin.influence.walk import Question, Walk
 from tracin.losses import PerExampleLoss, open_loss
@@ -252,6 +252,7 @@ class TracIn:
             LossError: The loss gives no class scores: it is not "cross_entropy".
             QueryError: An unknown column in rank_by.
         """
+        check_ranking(rank_by)
         examples = open_examples(train, name="train")
         last = last_layer(self.model)
         traced = {**self.parameters, **last}

@@ -1,0 +1,170 @@
+"""What explains each query: its strongest proponents and opponents."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from torch import Tensor
+
+from tracin.errors import QueryError
+from tracin.influence.table import aligned, arrow_table, numbers, save_parquet
+
+
+@final
+@dataclass(frozen=True)
+class Hit:
+    """One training example that matters for a query.
+
+    Attributes:
+        id: Its id: the position in train, unless a `tracin.WithIds` gave others.
+        position: Its position in train.
+        score: Its influence; positive lowered the query's loss.
+        by_checkpoint: Each checkpoint's share of the score.
+    """
+
+    id: Any
+    position: int
+    score: float
+    by_checkpoint: tuple[float, ...]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """The strongest training examples for each query, strongest first.
+
+    Attributes:
+        ids: [queries, k].
+        positions: [queries, k], in train.
+        scores: [queries, k].
+        by_checkpoint: [queries, k, checkpoints]; sums to the scores.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    scores: Tensor
+    by_checkpoint: Tensor
+
+    def cut(self, k: int) -> "Hits":
+        """The first k of each query."""
+        return Hits(
+            self.ids[:, :k], self.positions[:, :k], self.scores[:, :k], self.by_checkpoint[:, :k]
+        )
+
+    def of(self, query: int) -> list[Hit]:
+        """One query's hits, strongest first."""
+        return [
+            Hit(self.ids[query, at], int(self.positions[query, at]), score, tuple(shares))
+            for at, (score, shares) in enumerate(
+                zip(self.scores[query].tolist(), self.by_checkpoint[query].tolist(), strict=True)
+            )
+        ]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What explains one query. Printing it gives a table."""
+
+    id: Any
+    proponents: list[Hit]
+    opponents: list[Hit]
+
+    def __str__(self) -> str:
+        rows = [
+            (kind, hit.id, hit.score)
+            for kind, hits in (("proponent", self.proponents), ("opponent", self.opponents))
+            for hit in hits
+        ]
+        return f"query {self.id}\n{aligned(('kind', 'id', 'score'), rows)}"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Explanations:
+    """The strongest proponents and opponents of each query.
+
+    polars, pandas and pyarrow take it as it is: `polars.DataFrame(explanations)`.
+
+    Attributes:
+        query_ids: [queries].
+        proponents: The training examples that lowered each query's loss most.
+        opponents: Those that raised it most, or lowered it least.
+        checkpoints: The checkpoints' names, in the order of `by_checkpoint`.
+
+    Example:
+        >>> import torch, tracin
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> weights = {"weight": torch.zeros(1, 1)}
+        >>> run = tracin.TracIn(model, "mse", [weights], learning_rates=[0.5])
+        >>> train = torch.ones(3, 1), torch.tensor([1.0, 2.0, -1.0])
+        >>> print(run.explain((torch.ones(1, 1), torch.ones(1)), train, k=1)[0])
+        query 0
+        kind       id  score
+        proponent   1      4
+        opponent    2     -2
+    """
+
+    query_ids: np.ndarray
+    proponents: Hits
+    opponents: Hits
+    checkpoints: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def __getitem__(self, query: int) -> Explanation:
+        return Explanation(
+            self.query_ids[query], self.proponents.of(query), self.opponents.of(query)
+        )
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return (self[query] for query in range(len(self)))
+
+    def __str__(self) -> str:
+        return "\n\n".join(str(explanation) for explanation in self)
+
+    def top(self, k: int) -> Hits:
+        """The k strongest proponents of each query. Raises QueryError beyond what is held."""
+        return self.proponents.cut(self._held(k))
+
+    def bottom(self, k: int) -> Hits:
+        """The k strongest opponents of each query. Raises QueryError beyond what is held."""
+        return self.opponents.cut(self._held(k))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One row a hit: query, kind, rank, id, position, score, and each checkpoint's share."""
+        queries, k = self.proponents.ids.shape
+        sides = (self.proponents, self.opponents)
+        shares = np.concatenate(
+            [numbers(side.by_checkpoint).reshape(queries * k, -1) for side in sides]
+        )
+        columns = {
+            "query": np.tile(np.repeat(self.query_ids, k), 2),
+            "kind": np.repeat(np.array(["proponent", "opponent"]), queries * k),
+            "rank": np.tile(np.arange(1, k + 1), 2 * queries),
+            "id": np.concatenate([side.ids.reshape(-1) for side in sides]),
+            "position": np.concatenate([side.positions.reshape(-1) for side in sides]),
+            "score": np.concatenate([numbers(side.scores).reshape(-1) for side in sides]),
+        }
+        for at, name in enumerate(self.checkpoints):
+            columns[f"score at {name}"] = shares[:, at]
+        return columns
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `columns` to a Parquet file: whole, or not at all."""
+        save_parquet(self.columns(), path)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
+
+    def _held(self, k: int) -> int:
+        held = self.proponents.ids.shape[1]
+        if not 1 <= k <= held:
+            raise QueryError(
+                f"{k} hits were asked for, but {held} were kept for each query. Ask for 1 to "
+                f"{held}, or explain again with a larger k."
+            )
+        return k

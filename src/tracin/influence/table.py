@@ -1,0 +1,77 @@
+"""Results as columns: aligned on a screen, as an Arrow stream, or as a Parquet file."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tracin.errors import QueryError
+
+Columns = Mapping[str, np.ndarray]
+
+
+def numbers(values: Tensor) -> np.ndarray:
+    """A tensor as a NumPy array on the CPU."""
+    return values.detach().cpu().numpy()
+
+
+def arrow_table(columns: Columns) -> Any:
+    """The columns as a pyarrow.Table.
+
+    Raises:
+        QueryError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise QueryError(
+            "Results are handed to other libraries, and written, through Arrow, but pyarrow is not "
+            "installed: pip install 'tracin[cli]'."
+        ) from error
+    return pyarrow.table({name: pyarrow.array(list(values)) for name, values in columns.items()})
+
+
+def save_parquet(columns: Columns, path: str | os.PathLike[str]) -> None:
+    """Write the columns to a Parquet file: whole, or not at all."""
+    table = arrow_table(columns)
+    from pyarrow import parquet
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            parquet.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows under a header, in columns, numbers to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    is_number = [
+        bool(rows) and all(isinstance(row[at], int | float | np.number) for row in rows)
+        for at in range(len(header))
+    ]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in [list(header), *cells]
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}"
+    return str(value)
