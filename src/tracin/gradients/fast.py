@@ -77,8 +77,9 @@ def learn(model: Module, compute: Compute, batch: Batch, parameters: Mapping[str
     """Learn what each call does with its parameters, from copies of the batch's first example."""
     traces = []
     for copies in (FEW, MORE):
+        copied = part(batch, [0] * copies)
         with torch.enable_grad(), Trace(parameters) as trace:
-            compute(model, part(batch, [0] * copies))
+            compute(model, copied)
         traces.append(trace)
     trial = compared(*traces)
     if any(_is_merged(role) for role in trial.roles.values()):

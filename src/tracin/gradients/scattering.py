@@ -13,6 +13,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 
 from tracin.gradients.arguments import tensors_in
@@ -201,7 +202,7 @@ def _is_count(index: Any, examples: int, place: int) -> bool:
     """hidden[arange(examples), last]: one row an example, in order."""
     if place != 0 or not isinstance(index, Tensor) or index.dtype == torch.bool:
         return False
-    if index.numel() != examples or torch._C._functorch.is_functorch_wrapped_tensor(index):
+    if index.numel() != examples or is_functorch_wrapped_tensor(index):
         return False
     if index.shape[0] != examples and index.ndim > 1:
         return False
