@@ -1,0 +1,3 @@
+"""TracIn on real digits in seconds: wrong labels found and mended, and one mistake explained."""
+
+from tracin.demo.story import run as run

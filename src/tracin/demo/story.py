@@ -1,0 +1,396 @@
+"""The demo from first sentence to last: plant wrong labels, find them, mend them, explain."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tracin.analysis import FoundCurve, flip_labels, found_fraction
+from tracin.demo.digits import Digits, open_digits
+from tracin.demo.figure import Row, draw
+from tracin.demo.pictures import Picture, side_by_side
+from tracin.demo.threads import one_thread
+from tracin.demo.training import accuracy, trained
+from tracin.errors import TracInError
+from tracin.influence.explanations import Explanations
+from tracin.influence.suspects import Suspects
+from tracin.influence.table import save_parquet
+from tracin.influence.tracin import TracIn
+
+Say = Callable[[str], None]
+
+NOISE = 0.1  # of the training labels are made wrong, as in section 4.1 of the paper
+INSPECTED = (0.05, 0.1, 0.2, 0.3)
+MENDED = 0.2  # of the ranking is looked through
+SHOWN = 3  # proponents and opponents
+SEED = 0
+
+
+def run(folder: Path, say: Say, *, repeats: int = 3) -> None:
+    """Find planted wrong labels among real digits, mend them, and explain one mistake.
+
+    Writes `digits.png`, four Parquet tables and the checkpoints into `folder`; files that an
+    earlier run left there are replaced.
+
+    Args:
+        folder: Where to write; made if it is not there.
+        say: Takes the story, a passage at a time.
+        repeats: How many nets, from different seeds, each test accuracy is averaged over.
+
+    Raises:
+        TracInError: scikit-learn, matplotlib or pyarrow is not installed.
+    """
+    _require_extras()
+    with one_thread():
+        _tell(Path(folder), say, repeats)
+
+
+def _tell(folder: Path, say: Say, repeats: int) -> None:
+    started = perf_counter()
+    digits = open_digits(SEED)
+    train, test = len(digits.train_labels), len(digits.test_labels)
+    say(
+        f"{train + test:,} handwritten digits from scikit-learn, real ones, of 8 x 8 pixels: "
+        f"{train:,} to learn from, {test} to test on."
+    )
+
+    clean = trained(digits.train_images, digits.train_labels, SEED)
+    weights = sum(parameter.numel() for parameter in clean.parameters())
+    reached = accuracy(clean, digits.test_images, digits.test_labels)
+    say(
+        f"A small net ({weights:,} weights), trained on the right labels, reads {reached:.1%} of "
+        "the test digits."
+    )
+    with torch.no_grad():
+        scores = clean(digits.train_images)
+    labels, is_flipped = flip_labels(scores, digits.train_labels, NOISE, seed=SEED)
+    say(
+        f"Now {int(is_flipped.sum())} of the {train:,} training labels ({NOISE:.0%}) are made "
+        "wrong: each becomes the wrong digit that this net finds most likely. The paper's test of "
+        "a ranking is how many of them it brings to the top."
+    )
+
+    checkpoints = _emptied(folder / "checkpoints")
+    start = perf_counter()
+    model = trained(digits.train_images, labels, SEED, record=checkpoints)
+    tracin = TracIn(model, "cross_entropy", checkpoints)
+    reached = accuracy(model, digits.test_images, digits.test_labels)
+    say(
+        f"Trained again on the spoiled labels, with a tracin.Recorder, which kept "
+        f"{len(tracin.checkpoints)} checkpoints ({perf_counter() - start:.1f} s): {reached:.1%} of "
+        "the test digits."
+    )
+
+    start = perf_counter()
+    suspects = tracin.find_mislabelled((digits.train_images, labels), progress=False)
+    took = perf_counter() - start
+    spoiled = Spoiled(digits, labels, is_flipped)
+    curves = found_curves(suspects, is_flipped)
+    say(
+        f"Every training example was scored by its self-influence, exactly, over all {weights:,} "
+        f"weights and {len(tracin.checkpoints)} checkpoints, in {took:.1f} s."
+    )
+    say(found_table(curves, int(is_flipped.sum())))
+    say(what_to_make_of(curves))
+    top = spoiled.pictures(suspects.positions[:7])
+    rows = [Row("The most suspect labels (red: really wrong)", top)]
+    say("The four most suspect labels:\n\n" + side_by_side(top[:4]))
+
+    mended = spoiled.mended(suspects.positions, MENDED)
+    accuracies = _accuracies(spoiled, mended, repeats)
+    say(_mending_in_words(spoiled, mended, accuracies))
+
+    query = _worst_mistake(model, clean, digits)
+    if query is None:
+        say("The net reads every test digit right, so there is no mistake to explain.")
+    else:
+        explanation = tracin.explain(
+            (digits.test_images[query : query + 1], digits.test_labels[query : query + 1]),
+            (digits.train_images, labels),
+            k=SHOWN,
+            progress=False,
+        )
+        story = Mistake(model, spoiled, query, explanation)
+        say(story.in_words(clean, trained(digits.train_images, mended, SEED)))
+        rows.append(story.row())
+        found = explanation.columns()
+        positions = found["position"]
+        save_parquet(
+            {
+                **found,
+                "query": np.full(len(positions), query),
+                "given_label": labels[torch.from_numpy(positions)].numpy(),
+                **spoiled.truth(positions),
+            },
+            folder / "explanation.parquet",
+        )
+
+    save_parquet(_found_columns(curves), folder / "found.parquet")
+    save_parquet(
+        {**suspects.columns(), **spoiled.truth(suspects.positions)}, folder / "suspects.parquet"
+    )
+    save_parquet(
+        {name: np.array(values) for name, values in accuracies.items()}, folder / "accuracy.parquet"
+    )
+    draw(
+        folder / "digits.png",
+        f"{int(is_flipped.sum())} wrong labels among {train:,} digits",
+        curves,
+        NOISE,
+        rows,
+    )
+    say(
+        f"Done in {perf_counter() - started:.0f} s. In {folder}: digits.png (the curves and the "
+        "images), found, suspects, accuracy and explanation (.parquet), and the checkpoints."
+    )
+    say(
+        "Next, on a model of your own: `tracin init` writes a task file and a RUN.toml that run as "
+        "they are, to be changed into yours; then `tracin mislabelled RUN.toml` and `tracin "
+        "explain RUN.toml --query 0`. In Python it is three lines:\n\n"
+        '  run = tracin.TracIn(model, "cross_entropy", "checkpoints")\n'
+        "  run.find_mislabelled(train)\n"
+        "  run.explain(test, train, k=10)\n\n"
+        "The documentation's quick start tells the rest."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Spoiled:
+    """Digits of which some training labels were made wrong.
+
+    Attributes:
+        digits: The images, with the right labels.
+        labels: [train], the labels that were learnt.
+        is_flipped: [train], which of them are wrong.
+    """
+
+    digits: Digits
+    labels: Tensor
+    is_flipped: Tensor
+
+    def mended(self, positions: np.ndarray, share: float) -> Tensor:
+        """The labels after someone looked through the first `share` of a ranking: [train]."""
+        looked_at = torch.from_numpy(positions)[: round(share * len(self.labels))]
+        labels = self.labels.clone()
+        labels[looked_at] = self.digits.train_labels[looked_at]
+        return labels
+
+    def pictures(
+        self, positions: Iterable[int], scores: Sequence[float] | None = None
+    ) -> list[Picture]:
+        """Training images with the labels they were learnt under."""
+        pictures = []
+        for place, position in enumerate(int(each) for each in positions):
+            caption = [f"labelled {int(self.labels[position])}"]
+            if scores is not None:
+                caption.append(f"{scores[place]:+,.0f}")
+            is_wrong = bool(self.is_flipped[position])
+            if is_wrong:
+                caption.append(f"but {a_digit(int(self.digits.train_labels[position]))}")
+            pictures.append(Picture(self.digits.train_images[position], tuple(caption), is_wrong))
+        return pictures
+
+    def truth(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """What stands beside a table of training examples: the right labels."""
+        rows = torch.from_numpy(positions)
+        return {
+            "right_label": self.digits.train_labels[rows].numpy(),
+            "is_flipped": self.is_flipped[rows].numpy(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Mistake:
+    """A test digit that was read wrongly, and the training examples that had a part in it."""
+
+    model: nn.Module
+    spoiled: Spoiled
+    query: int
+    explanation: Explanations
+
+    def picture(self) -> Picture:
+        """The query."""
+        digits, (answer, confidence) = self.spoiled.digits, self._answer(self.model)
+        right = int(digits.test_labels[self.query])
+        return Picture(
+            digits.test_images[self.query],
+            (f"is {a_digit(right)}", f"read as {answer}, {confidence:.0%}"),
+        )
+
+    def sides(self) -> dict[str, list[Picture]]:
+        """Proponents and opponents, strongest first."""
+        sides = {"proponents": self.explanation.proponents, "opponents": self.explanation.opponents}
+        return {
+            name: self.spoiled.pictures(hits.positions[0], hits.scores[0].tolist())
+            for name, hits in sides.items()
+        }
+
+    def in_words(self, clean: nn.Module, mended: nn.Module) -> str:
+        """The whole story of this mistake, drawn in characters."""
+        sides = self.sides()
+        right = int(self.spoiled.digits.test_labels[self.query])
+        answer, confidence = self._answer(self.model)
+        before, _ = self._answer(clean)
+        after, sureness = self._answer(mended)
+        counts = {name: sum(each.is_marked for each in side) for name, side in sides.items()}
+        return (
+            f"Why is test digit {self.query}, {a_digit(right)}, read as {a_digit(answer)}, and "
+            f"with {confidence:.0%} confidence? (The net with the right labels said {before}.)\n\n"
+            f"{side_by_side([self.picture()])}\n\n"
+            f"Proponents: learning these drew the net towards {right}. Below each, its score.\n\n"
+            f"{side_by_side(sides['proponents'])}\n\n"
+            f"Opponents: learning these drew it away from {right}.\n\n"
+            f"{side_by_side(sides['opponents'])}\n\n"
+            f"{counts['opponents']} of these {SHOWN} opponents and {counts['proponents']} of the "
+            f"{SHOWN} proponents carry a wrong label; of all training examples {NOISE:.0%} do. "
+            "Wrong labels are loud, whichever way they pull. The net trained on the mended labels "
+            f"says {after}, with {sureness:.0%} confidence"
+            f"{'' if after == right else ', which is still wrong'}."
+        )
+
+    def row(self) -> Row:
+        """A line of the figure."""
+        sides = self.sides()
+        return Row(
+            f"A mistake, {SHOWN} proponents of the right answer, {SHOWN} opponents",
+            [self.picture(), *sides["proponents"], *sides["opponents"]],
+        )
+
+    def _answer(self, model: nn.Module) -> tuple[int, float]:
+        with torch.no_grad():
+            chances = model(self.spoiled.digits.test_images[[self.query]]).softmax(1)[0]
+        return int(chances.argmax()), float(chances.max())
+
+
+def found_curves(suspects: Suspects, is_flipped: Tensor) -> dict[str, FoundCurve]:
+    """What each column of the table finds, by the name of the score."""
+    is_wrong = is_flipped[torch.from_numpy(suspects.positions)]
+    scores = {
+        "TracIn self-influence": suspects.self_influence,
+        "TracIn (last layer)": suspects.self_influence_last,
+        "loss": suspects.loss,
+        "EL2N": suspects.el2n,
+    }
+    return {name: found_fraction(score, is_wrong, INSPECTED) for name, score in scores.items()}
+
+
+def found_table(curves: dict[str, FoundCurve], wrong: int) -> str:
+    """The curves in figures, with chance below and the best possible above them."""
+    width = 24
+    head = "".join(f"{share:>8.0%}" for share in INSPECTED)
+    lines = [
+        f"Found of the {wrong} wrong labels, by the share of the training data looked at:",
+        "",
+        f"  {'':{width}}{head}{'AUROC':>9}",
+    ]
+    for name, curve in curves.items():
+        shares = "".join(f"{curve.found[share]:>8.1%}" for share in INSPECTED)
+        lines.append(f"  {name:{width}}{shares}{curve.auroc:>9.3f}")
+    lines.append(f"  {'random':{width}}{''.join(f'{s:>8.1%}' for s in INSPECTED)}{0.5:>9.3f}")
+    best = "".join(f"{min(1.0, share / NOISE):>8.1%}" for share in INSPECTED)
+    lines.append(f"  {'best possible':{width}}{best}{1.0:>9.3f}")
+    return "\n".join(lines)
+
+
+def what_to_make_of(curves: dict[str, FoundCurve]) -> str:
+    """An honest reading of the table, from its own figures."""
+    (own, tracin), *others = curves.items()
+    better = [name for name, curve in others if curve.auroc > tracin.auroc]
+    if not better:
+        return f"Here {own} orders them best; the cheaper scores come from the same pass."
+    return (
+        f"By AUROC {_listed(better)} {'does' if len(better) == 1 else 'do'} a little better than "
+        f"{own}: to find plain label noise the cheap scores are often enough, and all of them come "
+        "from the same pass. What they cannot tell is which examples made a prediction: that comes "
+        "below."
+    )
+
+
+def _accuracies(spoiled: Spoiled, mended: Tensor, repeats: int) -> dict[str, list]:
+    """Test accuracy of nets trained from several seeds on three sets of labels."""
+    digits = spoiled.digits
+    table: dict[str, list] = {"labels": [], "seed": [], "test_accuracy": []}
+    labels = {"spoiled": spoiled.labels, "mended": mended, "right": digits.train_labels}
+    for name, each in labels.items():
+        for seed in range(SEED + 1, SEED + 1 + repeats):
+            model = trained(digits.train_images, each, seed)
+            reached = accuracy(model, digits.test_images, digits.test_labels)
+            for column, value in zip(table, (name, seed, reached), strict=True):
+                table[column].append(value)
+    return table
+
+
+def _mending_in_words(spoiled: Spoiled, mended: Tensor, accuracies: dict[str, list]) -> str:
+    by_labels: dict[str, list[float]] = {}
+    for name, reached in zip(accuracies["labels"], accuracies["test_accuracy"], strict=True):
+        by_labels.setdefault(name, []).append(reached)
+    repeats = len(by_labels["mended"])
+    mean = {name: sum(each) / repeats for name, each in by_labels.items()}
+    spread = {name: max(each) - min(each) for name, each in by_labels.items()}
+    changed = int((mended != spoiled.labels).sum())
+    looked_at = round(MENDED * len(mended))
+    return (
+        f"Someone who looks through the first {MENDED:.0%} ({looked_at} digits) mends {changed} of "
+        f"the {int(spoiled.is_flipped.sum())} wrong labels. Test accuracy, the mean over nets "
+        f"trained from {repeats} other seed{'s' * (repeats > 1)} (in brackets: highest less "
+        "lowest):\n\n"
+        f"  before, on the spoiled labels   {mean['spoiled']:.1%}  ({spread['spoiled']:.1%})\n"
+        f"  after mending                   {mean['mended']:.1%}  ({spread['mended']:.1%})\n"
+        f"  had all labels been right       {mean['right']:.1%}  ({spread['right']:.1%})"
+    )
+
+
+def _worst_mistake(model: nn.Module, clean: nn.Module, digits: Digits) -> int | None:
+    """The test digit read wrongly with the most confidence, of those that wrong labels spoiled."""
+    with torch.no_grad():
+        chances = model(digits.test_images).softmax(1)
+        was_right = clean(digits.test_images).argmax(1) == digits.test_labels
+    confidence, answer = chances.max(1)
+    is_mistake = answer != digits.test_labels
+    if not is_mistake.any():
+        return None
+    is_spoiled = is_mistake & was_right
+    return int(
+        confidence.masked_fill(~(is_spoiled if is_spoiled.any() else is_mistake), -1).argmax()
+    )
+
+
+def _found_columns(curves: dict[str, FoundCurve]) -> dict[str, np.ndarray]:
+    points = len(next(iter(curves.values())).curve)
+    return {
+        "score": np.repeat(list(curves), points),
+        "inspected": np.tile(np.linspace(0, 1, points), len(curves)),
+        "found": np.concatenate([curve.curve.numpy() for curve in curves.values()]),
+    }
+
+
+def _emptied(checkpoints: Path) -> Path:
+    """Remove an earlier demo's checkpoints, which a Recorder would go on from; nothing else."""
+    for path in (*checkpoints.glob("step-*.safetensors"), checkpoints / "recorder.json"):
+        path.unlink(missing_ok=True)
+    return checkpoints
+
+
+def _require_extras() -> None:
+    try:
+        import matplotlib  # noqa: F401
+        import pyarrow  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise TracInError(
+            f"The demo needs scikit-learn, matplotlib and pyarrow, but {error.name} is not "
+            "installed. Run: pip install 'tracin[demo]'"
+        ) from error
+
+
+def a_digit(digit: int) -> str:
+    """A digit with its article."""
+    return f"an {digit}" if digit == 8 else f"a {digit}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
