@@ -123,10 +123,10 @@ def test_influence_is_symmetric_with_self_influence_on_its_diagonal(name: str):
     case, tolerance = made(name)
     run = opened(case)
 
-    scores = run.influence(case.data, case.data)
+    scores = run.influence(case.data, case.data, batch_size=3)
 
     assert relative_error(scores, scores.T) <= tolerance
-    own = run.self_influence(case.data)
+    own = run.self_influence(case.data, batch_size=EXAMPLES)
     assert relative_error(scores.diagonal(), own) <= tolerance
 
 
@@ -153,8 +153,8 @@ def test_the_model_and_the_data_come_back_as_they_were(name: str):
     before, seed = state(case.model), torch.get_rng_state()
     run = opened(case)
 
-    run.self_influence(case.data)
-    run.influence(case.data, case.queries)
+    run.self_influence(case.data, batch_size=3)
+    run.influence(case.data, case.queries, batch_size=3)
 
     changed = [key for key, value in state(case.model).items() if not same(before[key], value)]
     assert changed == []
