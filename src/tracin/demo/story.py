@@ -14,7 +14,7 @@ from tracin.demo.digits import Digits, open_digits
 from tracin.demo.figure import Row, draw
 from tracin.demo.pictures import Picture, side_by_side
 from tracin.demo.threads import one_thread
-from tracin.demo.training import accuracy, trained
+from tracin.demo.training import accuracy, emptied, trained
 from tracin.errors import TracInError
 from tracin.influence.explanations import Explanations
 from tracin.influence.suspects import Suspects
@@ -74,7 +74,7 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
         "a ranking is how many of them it brings to the top."
     )
 
-    checkpoints = _emptied(folder / "checkpoints")
+    checkpoints = emptied(folder / "checkpoints")
     start = perf_counter()
     model = trained(digits.train_images, labels, SEED, record=checkpoints)
     tracin = TracIn(model, "cross_entropy", checkpoints)
@@ -366,13 +366,6 @@ def _found_columns(curves: dict[str, FoundCurve]) -> dict[str, np.ndarray]:
         "inspected": np.tile(np.linspace(0, 1, points), len(curves)),
         "found": np.concatenate([curve.curve.numpy() for curve in curves.values()]),
     }
-
-
-def _emptied(checkpoints: Path) -> Path:
-    """Remove an earlier demo's checkpoints, which a Recorder would go on from; nothing else."""
-    for path in (*checkpoints.glob("step-*.safetensors"), checkpoints / "recorder.json"):
-        path.unlink(missing_ok=True)
-    return checkpoints
 
 
 def _require_extras() -> None:

@@ -56,3 +56,10 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images whose label scores highest."""
     with torch.no_grad():
         return float((model(images).argmax(1) == labels).double().mean())
+
+
+def emptied(checkpoints: Path) -> Path:
+    """Remove an earlier run's checkpoints, which a Recorder would go on from; nothing else."""
+    for path in (*checkpoints.glob("step-*.safetensors"), checkpoints / "recorder.json"):
+        path.unlink(missing_ok=True)
+    return checkpoints

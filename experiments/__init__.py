@@ -1,0 +1,1 @@
+"""The paper's experiments, thin programs on the public surface of tracin."""
