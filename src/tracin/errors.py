@@ -18,7 +18,7 @@ class LossError(TracInError):
 
 
 class CoupledExamplesError(LossError):
-    """An example's loss depends on the other examples of its batch, so it has no gradient of its own."""
+    """An example's loss depends on the others in its batch: it has no gradient of its own."""
 
 
 class NonFiniteError(TracInError):

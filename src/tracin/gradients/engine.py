@@ -19,11 +19,16 @@ from tracin.gradients.layouts import Trial
 from tracin.gradients.ledger import Visit
 from tracin.gradients.loop import loop_pass
 from tracin.gradients.refusals import Guard
-from tracin.gradients.self_check import differences, reference, tolerance_of, weighted_sum
+from tracin.gradients.self_check import (
+    alone,
+    are_apart,
+    differences,
+    refuse_coupled,
+    tolerance_of,
+    weighted_sum,
+)
 from tracin.gradients.vmapped import vmap_pass
 from tracin.gradients.watch import UnlikeTrialError
-
-TRIAL = 3  # examples in the self-check: enough for cross terms, few enough to cost nothing
 
 VisitRows = Callable[
     [str, Form, int], None
@@ -47,6 +52,8 @@ class Gradients:
         self.parameters = dict(parameters)
         self.ways: dict[str, Covered] = {}
         self._trial: Trial | None = None
+        self._tolerance: float | None = None
+        self._norms_alone: Tensor | None = None
         self._has_forward_mode = True
 
     @contextmanager
@@ -68,40 +75,65 @@ class Gradients:
                 parameter.requires_grad_(flag)
 
     def check(self, batch: Batch) -> None:
-        """Settle each parameter's way on the first examples of `batch`, against autograd.
+        """Settle each parameter's way on the first and last example of `batch`, against autograd.
 
         Raises:
             LossError: The loss is no differentiable value an example.
             CoupledExamplesError: Examples are not independent of their batch.
         """
-        here = length(batch)
-        trial = part(batch, [example % here for example in range(TRIAL)])
-        with torch.enable_grad(), Guard():
-            losses = checked_losses(self.compute(self.model, trial), TRIAL)
-        if not losses.requires_grad:
-            raise LossError(
-                "The losses do not depend on any traced parameter through autograd. Was the loss "
-                "computed under torch.no_grad(), or from detached outputs?"
-            )
-        tolerance = tolerance_of(self.parameters, losses)
-        factors = torch.tensor([0.7, -1.3, 1.1], dtype=losses.dtype, device=losses.device)
-        expected = reference(self.model, self.compute, trial, self.parameters, factors, tolerance)
+        trial = part(batch, [0, length(batch) - 1])
+        tolerance = self._inspect(trial)
+        factors = torch.tensor([0.7, -1.3])
+        apart = alone(self.model, self.compute, trial, self.parameters, factors)
         for name in self.parameters:
             self.ways.setdefault(name, Covered(Way.FAST, "rules"))
-        missed = self._check_fast(trial, factors, expected, tolerance)
+        losses, missed = self._check_fast(trial, factors, apart.gradients, tolerance)
+        if losses is None or missed or are_apart(losses, apart.losses, tolerance):
+            refuse_coupled(
+                self.model, self.compute, trial, self.parameters, factors, apart, tolerance
+            )
         if missed:
-            self._step_down(missed, trial, factors, expected, tolerance)
+            self._step_down(missed, trial, factors, apart.gradients, tolerance)
+        self._norms_alone = apart.norms
 
-    def visit(self, batch: Batch, visit: VisitRows, *, leave_out: Sequence[str] = ()) -> Pass:
+    def _inspect(self, trial: Batch) -> float:
+        """Look at one loss by itself; returns the tolerance that its precision asks for."""
+        if self._tolerance is None:
+            with torch.enable_grad(), Guard():
+                loss = checked_losses(self.compute(self.model, part(trial, [0])), 1)
+            if not loss.requires_grad:
+                raise LossError(
+                    "The losses do not depend on any traced parameter through autograd. Was the "
+                    "loss computed under torch.no_grad(), or from detached outputs?"
+                )
+            self._tolerance = tolerance_of(self.parameters, loss)
+        return self._tolerance
+
+    def visit(
+        self,
+        batch: Batch,
+        visit: VisitRows,
+        *,
+        leave_out: Sequence[str] = (),
+        checked: Sequence[int] = (),
+    ) -> Pass:
         """Hand every parameter's gradients on a batch to `visit`, each as soon as it is known.
 
         Args:
             batch: Examples first.
             visit: Called as visit(name, form, row): the form's first example is that row.
             leave_out: Parameters that are not wanted, of those that have no fast way.
+            checked: The rows of the two examples that `check` saw, if they are in this batch: it
+                is then made sure that their gradients are the same here as alone.
+
+        Raises:
+            ChangedPlacesError: They are not; call again, for another way is taken now.
         """
         fast = self._by_way(Way.FAST)
-        result = self._fast_pass(batch, fast, visit) if fast else self._plain_pass(batch)
+        watched = _Lengths(visit, checked) if checked and fast else None
+        result = self._fast_pass(batch, fast, watched or visit) if fast else self._plain_pass(batch)
+        if watched is not None and not result.missed:
+            self._compare(watched.norms, fast)
         by_vmap = [name for name in self._by_way(Way.VMAP) if name not in leave_out]
         by_loop = [name for name in self._by_way(Way.LOOP) if name not in leave_out]
         if by_vmap:
@@ -109,6 +141,17 @@ class Gradients:
         if by_loop or result.missed:
             self._visit_slowly(batch, [*by_loop, *result.missed], loop_pass, visit)
         return result
+
+    def _compare(self, norms: Tensor | None, fast: Mapping[str, Tensor]) -> None:
+        """Squared lengths in a whole batch against those alone, over the same parameters."""
+        if self._norms_alone is None or len(fast) < len(self.parameters):
+            return
+        found = torch.zeros_like(self._norms_alone) if norms is None else norms
+        tolerance = 2 * (self._tolerance or 0.0)
+        if are_apart(found, self._norms_alone, 10 * tolerance):
+            reason = "in a whole batch examples change places"
+            self.ways.update(dict.fromkeys(fast, Covered(Way.LOOP, reason)))
+            raise ChangedPlacesError(reason)
 
     def slow_names(self) -> list[str]:
         """The parameters that have no fast way."""
@@ -190,12 +233,13 @@ class Gradients:
 
     def _check_fast(
         self, trial: Batch, factors: Tensor, expected: Mapping[str, Tensor], tolerance: float
-    ) -> dict[str, str]:
-        """The parameters for which the fast way does not hold, with the reason."""
+    ) -> tuple[Tensor | None, dict[str, str]]:
+        """The losses, and the parameters for which the fast way does not hold, with the reason."""
         missed: dict[str, str] = {}
+        losses: list[Tensor] = []
         fast = self._by_way(Way.FAST)
         if not fast:
-            return missed
+            return None, missed
 
         def run(visit: Visit) -> None:
             if self._trial is None:
@@ -203,17 +247,18 @@ class Gradients:
             with self._requiring(fast):
                 result = fast_pass(self.model, self.compute, trial, fast, self._trial, visit)
             missed.update(result.missed)
+            losses.append(result.losses)
 
         try:
             found = weighted_sum(run, fast, factors)
         except TracInError:
             raise
         except Exception as error:  # a model that cannot be watched: every exact way is still open
-            return dict.fromkeys(fast, f"cannot be watched: {_first_line(error)}")
+            return None, dict.fromkeys(fast, f"cannot be watched: {_first_line(error)}")
         wanted = {name: expected[name] for name in fast}
         for name, gap in differences(found, wanted, tolerance).items():
             missed.setdefault(name, f"its rules and autograd differ by {gap:.1e}")
-        return missed
+        return losses[0], missed
 
     def _step_down(
         self,
@@ -240,6 +285,24 @@ class Gradients:
                 self.ways[name] = Covered(Way.LOOP, f"{reason}; {why}")
             else:
                 self.ways[name] = Covered(Way.VMAP, reason)
+
+
+class ChangedPlacesError(Exception):
+    """A batch gave an example another gradient than it has alone; slower ways are taken now."""
+
+
+class _Lengths:
+    """Passes gradients on, and adds up the squared lengths of a few examples' on the way."""
+
+    def __init__(self, visit: VisitRows, rows: Sequence[int]) -> None:
+        self.norms: Tensor | None = None
+        self._visit = visit
+        self._rows = rows
+
+    def __call__(self, name: str, form: Form, row: int) -> None:
+        norms = torch.cat([form.part(at, at + 1).squared_norm() for at in self._rows])
+        self.norms = norms if self.norms is None else self.norms + norms
+        self._visit(name, form, row)
 
 
 def _first_line(error: Exception) -> str:

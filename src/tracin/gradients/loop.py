@@ -24,7 +24,7 @@ def loop_pass(
     rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for example in range(length(batch)):
         single = part(batch, slice(example, example + 1))
-        gradients = summed_gradients(model, compute, single, parameters)
+        gradients, _ = summed_gradients(model, compute, single, parameters)
         for name, gradient in gradients.items():
             rows[name].append(gradient)
     for name, gradients in rows.items():
@@ -37,8 +37,8 @@ def summed_gradients(
     batch: Batch,
     parameters: Mapping[str, Tensor],
     factors: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """What autograd says: the gradient of the sum of factor x loss over a batch.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What autograd says: the gradient of the sum of factor x loss over a batch, and the losses.
 
     `.backward()` and not `torch.autograd.grad`, which reentrant activation checkpointing refuses.
     """
@@ -47,7 +47,8 @@ def summed_gradients(
         if losses.requires_grad:
             weighted = losses if factors is None else losses * factors.to(losses)
             weighted.sum().backward()
-        return {name: _grad(parameter) for name, parameter in parameters.items()}
+        found = {name: _grad(parameter) for name, parameter in parameters.items()}
+        return found, losses.detach()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Calls after which no example has a gradient of its own, refused by name as soon as they are made."""
+"""Calls after which no example has a gradient of its own, refused as soon as they are made."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -28,10 +28,19 @@ def refuse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
     """Raise if this call couples examples, or makes their losses random.
 
     Raises:
-        CoupledExamplesError: BatchNorm in train mode.
+        CoupledExamplesError: BatchNorm in train mode, gradients scaled by word frequency.
         LossError: Dropout in train mode.
     """
-    if func in _REFUSED:
+    if func in def _refuse_frequency(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get("scale_grad_by_freq", args[5] if len(args) > 5 else False):
+        raise CoupledExamplesError(
+            "An embedding with scale_grad_by_freq=True divides each gradient by how often the word "
+            "comes in the batch, so it depends on the other examples. Build the embedding "
+            "without it to score examples one by one."
+        )
+
+
+_REFUSED:
         _REFUSED[func](args, kwargs)
 
 
@@ -54,8 +63,19 @@ def _refuse_dropout(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         )
 
 
+def _refuse_frequency(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    if kwargs.get("scale_grad_by_freq", args[5] if len(args) > 5 else False):
+        raise CoupledExamplesError(
+            "An embedding with scale_grad_by_freq=True divides each gradient by how often the word "
+            "comes in the batch, so it depends on the other examples. Build the embedding "
+            "without it to score examples one by one."
+        )
+
+
 _REFUSED: dict[Callable[..., Any], Callable[[Sequence[Any], Mapping[str, Any]], None]] = {
     F.batch_norm: _refuse_training_norm,
+    F.embedding: _refuse_frequency,
+    F.embedding_bag: _refuse_frequency,
     F.dropout: _refuse_dropout,
     F.dropout1d: _refuse_dropout,
     F.dropout2d: _refuse_dropout,

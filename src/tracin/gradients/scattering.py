@@ -180,9 +180,9 @@ def _getitem(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bo
             dims = range(dim, dim + _width(each))
             if sight.holds(tensor, dims, alike=True):
                 return True
-        elif isinstance(each, int | slice) and not _is_whole(each, tensor.shape[dim]):
-            if sight.holds(tensor, [dim]):
-                return True
+        picks = isinstance(each, int | slice) and not _is_whole(each, tensor.shape[dim])
+        if picks and sight.holds(tensor, [dim]):
+            return True
         dim += _width(each)
     return False
 

@@ -6,6 +6,7 @@ train-mode BatchNorm and every loss that couples examples.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,27 +24,64 @@ from tracin.gradients.loop import summed_gradients
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.05}
 
 
-def reference(
+@dataclass(frozen=True)
+class Alone:
+    """What autograd says of a few examples, each in a batch of its own.
+
+    Attributes:
+        gradients: The sum over examples of factor x gradient, by parameter.
+        norms: The squared length of each example's whole gradient: [examples].
+        losses: [examples].
+    """
+
+    gradients: dict[str, Tensor]
+    norms: Tensor
+    losses: Tensor
+
+
+def alone(
     model: Module,
     compute: Compute,
     batch: Batch,
     parameters: Mapping[str, Tensor],
     factors: Tensor,
-    tolerance: float,
-) -> dict[str, Tensor]:
-    """Autograd's gradient of the sum of factor x loss, after making sure that examples are apart.
-
-    Raises:
-        CoupledExamplesError: The same sum from batches of one differs.
-    """
-    together = summed_gradients(model, compute, batch, parameters, factors)
-    apart = {name: torch.zeros_like(gradient) for name, gradient in together.items()}
+) -> Alone:
+    """One ordinary backward pass an example."""
+    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    norms, losses = [], []
     for example in range(length(batch)):
         single = part(batch, slice(example, example + 1))
-        factor = factors[example : example + 1]
-        for name, gradient in summed_gradients(model, compute, single, parameters, factor).items():
-            apart[name] += gradient
-    differing = differences(apart, together, tolerance)
+        gradients, loss = summed_gradients(model, compute, single, parameters)
+        for name, gradient in gradients.items():
+            sums[name].add_(gradient, alpha=float(factors[example]))
+        norms.append(sum(torch.linalg.vector_norm(g).square() for g in gradients.values()))
+        losses.append(loss)
+    return Alone(sums, torch.stack([torch.as_tensor(norm) for norm in norms]), torch.cat(losses))
+
+
+def refuse_coupled(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    factors: Tensor,
+    apart: Alone,
+    tolerance: float,
+) -> None:
+    """Compare one backward pass over the batch with one an example.
+
+    Raises:
+        CoupledExamplesError: They differ.
+    """
+    together, losses = summed_gradients(model, compute, batch, parameters, factors)
+    if are_apart(losses, apart.losses, tolerance):
+        raise CoupledExamplesError(
+            "The loss of an example depends on the other examples of its batch: alone and "
+            f"together, the first two have losses {apart.losses.tolist()} and {losses.tolist()}. "
+            "Such are contrastive losses, averages over the batch, and BatchNorm in train mode. "
+            "Give a loss whose value for an example depends on that example alone."
+        )
+    differing = differences(apart.gradients, together, tolerance)
     if differing:
         name, gap = max(differing.items(), key=lambda item: item[1])
         raise CoupledExamplesError(
@@ -52,7 +90,12 @@ def reference(
             f"{gap:.1%}. Such are contrastive losses, averages over the batch, and BatchNorm in "
             "train mode. Give a loss whose value for an example depends on that example alone."
         )
-    return together
+
+
+def are_apart(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether values differ by more than rounding, relative to the largest."""
+    size = float(expected.abs().max())
+    return not float((found - expected).abs().max()) <= tolerance * size + 1e-30
 
 
 def weighted_sum(
@@ -77,11 +120,12 @@ def differences(
     A gradient that is zero but for rounding (a key's bias under softmax) has no meaningful
     relative gap, so the whole gradient's length sets a floor.
     """
-    whole = sum(float(gradient.double().norm()) ** 2 for gradient in expected.values()) ** 0.5
+    sizes = {name: float(torch.linalg.vector_norm(g)) for name, g in expected.items()}
+    whole = sum(size * size for size in sizes.values()) ** 0.5
     gaps = {}
     for name, gradient in expected.items():
-        size = float(gradient.double().norm())
-        gap = float((found[name].double() - gradient.double()).norm())
+        size = sizes[name]
+        gap = float(torch.linalg.vector_norm(found[name] - gradient))
         if not gap <= tolerance * size + 0.01 * tolerance * whole:  # NaN is a difference, too
             gaps[name] = gap / size if size else float("inf")
     return gaps

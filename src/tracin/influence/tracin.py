@@ -33,10 +33,9 @@ class TracIn:
     """Exact TracInCP for a model, its loss and its checkpoints (paper, equation 1).
 
     The influence of a training example z on a query z' is the sum over checkpoints of weight x
-    gradient(z) . gradient(z'). Positive: a proponent, whose
-    training steps lowered the query's loss; negative: an opponent. With learning rates as weights
-    the unit is that of the loss. Any example may be a query or be scored, in the training set or not
-    (Remark 3.5).
+    gradient(z) . gradient(z'). Positive: a proponent, whose training steps lowered the query's
+    loss; negative: an opponent. With learning rates as weights the unit is that of the loss. Any
+    example may be a query or be scored, in the training set or not (Remark 3.5).
 
     The model comes back from every call as it was: weights, mode, `.grad`, `requires_grad`, hooks,
     random state. Dropout and BatchNorm run in eval mode.

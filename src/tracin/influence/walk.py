@@ -13,7 +13,7 @@ from torch.nn import Module
 from tracin.checkpoints import Checkpoint, by_parameter, loaded, untouched
 from tracin.data import Batch, Examples, length, move
 from tracin.errors import NonFiniteError
-from tracin.gradients import Gradients
+from tracin.gradients import ChangedPlacesError, Gradients
 from tracin.gradients.fast import Compute, Pass
 from tracin.gradients.forms import Form
 from tracin.influence.batch_size import fitting_size, is_out_of_memory
@@ -103,10 +103,13 @@ class Walk:
         with bar(len(self._checkpoints) * len(span), what, progress) as shown:
             for number, checkpoint in enumerate(self._checkpoints):
                 with self.at(number) as device:
-                    first = move(train.take(span[: min(3, len(span))]), device)
-                    self.gradients.check(first)
-                    size = batch_size or fitting_size(self.gradients, first, device)
+                    if batch_size is None:
+                        few = move(train.take(span[:2]), device)
+                        batch_size = fitting_size(self.gradients, few, device)
+                    size = min(batch_size, len(span))
                     queries = self._queries(number, question, size, device)
+                    ends = [span.start, span.start + size - 1]
+                    self.gradients.check(move(train.take(ends), device))
                     start = span.start
                     while start < span.stop:
                         try:
@@ -114,7 +117,15 @@ class Walk:
                                 size, start=start, stop=span.stop
                             ):
                                 batch = move(batch, device)
-                                step = self._step(number, positions, batch, queries, question)
+                                checked = _rows(ends, positions)
+                                try:
+                                    step = self._step(
+                                        number, positions, batch, queries, question, checked
+                                    )
+                                except ChangedPlacesError:
+                                    step = self._step(
+                                        number, positions, batch, queries, question, ()
+                                    )
                                 check_finite(step, train.ids, checkpoint.name)
                                 yield step
                                 start = positions.stop
@@ -122,7 +133,7 @@ class Walk:
                         except Exception as error:
                             if size == 1 or not is_out_of_memory(error):
                                 raise
-                            size = batch_size = max(1, size // 2)
+                            size = batch_size = size // 2
                             torch.cuda.empty_cache()
 
     def _queries(
@@ -133,7 +144,7 @@ class Walk:
         names = [n for n in self.gradients.parameters if n not in question.only_apart]
         queries = Queries(by_parameter(self._weights[number], names), together=question.together)
         examples, span = question.queries, question.span
-        self.gradients.check(move(examples.take(span[: min(3, len(span))]), device))
+        self.gradients.check(move(examples.take([span.start, span.stop - 1]), device))
         for positions, batch in examples.batches(size, start=span.start, stop=span.stop):
             losses = queries.add(self.gradients, move(batch, device))
             name = self._checkpoints[number].name
@@ -150,6 +161,7 @@ class Walk:
         batch: Batch,
         queries: Queries | None,
         question: Question,
+        checked: Sequence[int],
     ) -> Step:
         weights = by_parameter(self._weights[number], self.gradients.parameters)
         sums = _Sums(length(batch), weights, queries, question)
@@ -161,8 +173,15 @@ class Walk:
             if scores is not None:
                 sums.add_scores(scores)
                 leave_out = slow
-        result = self.gradients.visit(batch, sums.visit, leave_out=leave_out)
+        result = self.gradients.visit(batch, sums.visit, leave_out=leave_out, checked=checked)
         return sums.step(number, positions, result)
+
+
+def _rows(ends: Sequence[int], positions: range) -> Sequence[int]:
+    """Where the checked examples are in a batch, if it holds them both."""
+    if all(end in positions for end in ends):
+        return [end - positions.start for end in ends]
+    return ()
 
 
 class _Sums:

@@ -5,7 +5,7 @@ from typing import final
 
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form
+from tracin.gradients.forms.form import Form, squared_lengths
 
 
 @final
@@ -30,5 +30,4 @@ class Dense(Form):
         return self.values.flatten(1) if self.values.ndim > 1 else self.values.unsqueeze(1)
 
     def squared_norm(self) -> Tensor:
-        rows = self.dense()
-        return (rows * rows).sum(1)
+        return squared_lengths(self.dense())

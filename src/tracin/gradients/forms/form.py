@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 # Numbers in one temporary block: 16 MB in float32, small enough for caches, large enough for GEMMs.
@@ -45,7 +46,12 @@ class Form(ABC):
         return out
 
 
-def blocks(examples: int, numbers: int) -> list[tuple[int, int]]:
-    """Cut `examples` into runs of at most BLOCK numbers, so that memory stays bounded."""
-    step = max(1, BLOCK // max(1, numbers))
+def squared_lengths(rows: Tensor) -> Tensor:
+    """[examples, numbers] -> [examples], reading the rows once and writing nothing between."""
+    return torch.linalg.vector_norm(rows, dim=1).square_()
+
+
+def blocks(examples: int, numbers: int, most: int = BLOCK) -> list[tuple[int, int]]:
+    """Cut `examples` into runs of at most `most` numbers, so that memory stays bounded."""
+    step = max(1, most // max(1, numbers))
     return [(start, min(start + step, examples)) for start in range(0, examples, step)]

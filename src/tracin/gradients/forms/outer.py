@@ -6,7 +6,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, blocks
+from tracin.gradients.forms.form import Form, blocks, squared_lengths
+
+# Numbers in one block of Gram matrices: small enough for a core's own cache.
+GRAM = 1 << 17
 
 # Below this many positions x (in + out) per in x out, the products of factors beat writing out.
 # 1.2 rather than 1, since writing out also costs the memory traffic of the matrix.
@@ -51,18 +54,17 @@ class Outer(Form):
 
     def squared_norm(self) -> Tensor:
         if self.positions == 1:
-            return _row_norms(self.left[:, 0]) * _row_norms(self.right[:, 0])
+            return squared_lengths(self.left[:, 0]) * squared_lengths(self.right[:, 0])
         if self.is_thin:
             return torch.cat(
-                [_gram_norm(self.part(*at)) for at in blocks(self.examples, self.positions**2)]
+                [
+                    _gram_norm(self.part(*at))
+                    for at in blocks(self.examples, self.positions**2, GRAM)
+                ]
             )
         return torch.cat(
-            [_row_norms(self.part(*at).dense()) for at in blocks(self.examples, self.numbers)]
+            [squared_lengths(self.part(*at).dense()) for at in blocks(self.examples, self.numbers)]
         )
-
-
-def _row_norms(rows: Tensor) -> Tensor:  # [examples, numbers] -> [examples]
-    return torch.linalg.vecdot(rows, rows)
 
 
 def _gram_norm(form: Outer) -> Tensor:

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, blocks
+from tracin.gradients.forms.form import Form, blocks, squared_lengths
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class Patches(Form):
     def squared_norm(self) -> Tensor:
         norms = []
         for at in blocks(self.examples, self.numbers * self.copies):
-            rows = self.part(*at).dense()
-            norms.append(torch.linalg.vecdot(rows, rows))
+            norms.append(squared_lengths(self.part(*at).dense()))
         return torch.cat(norms)
 
     def along(self, weight: Tensor) -> Tensor:
