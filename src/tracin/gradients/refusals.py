@@ -31,16 +31,7 @@ def refuse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
         CoupledExamplesError: BatchNorm in train mode, gradients scaled by word frequency.
         LossError: Dropout in train mode.
     """
-    if func in def _refuse_frequency(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    if kwargs.get("scale_grad_by_freq", args[5] if len(args) > 5 else False):
-        raise CoupledExamplesError(
-            "An embedding with scale_grad_by_freq=True divides each gradient by how often the word "
-            "comes in the batch, so it depends on the other examples. Build the embedding "
-            "without it to score examples one by one."
-        )
-
-
-_REFUSED:
+    if func in _REFUSED:
         _REFUSED[func](args, kwargs)
 
 
