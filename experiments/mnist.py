@@ -20,7 +20,7 @@ from experiments.mnist_images import Images, open_mnist
 from experiments.training import Recipe, Trained, accuracy, fully_connected, scores, trained
 from tracin.analysis import FoundCurve, flip_labels, found_fraction
 from tracin.demo.figure import Row, draw
-from tracin.demo.pictures import Picture
+from tracin.demo.pictures import Picture, a_digit
 from tracin.demo.training import emptied
 
 SIZES = (784, 256, 128, 64, 10)  # 242,762 parameters; the paper says "240K" and no widths
@@ -92,7 +92,6 @@ def main(arguments: list[str] | None = None) -> None:
     rows = explain(run, noisy, spoiled)
 
     suspects.save(options.folder / "suspects.parquet")
-    # The first ten, for a picture: they speak for themselves.
     top = [picture(spoiled, int(at)) for at in suspects.positions[: 2 * SHOWN + 1]]
     draw(
         options.folder / "mnist.png",
@@ -241,7 +240,7 @@ def explain(run: tracin.TracIn, noisy: Trained, spoiled: Spoiled) -> list[Row]:
     for place in confidence[queries].argsort(descending=True)[:DRAWN].tolist():
         test = int(queries[place])
         right, answer = int(images.test_labels[test]), int(answers[test])
-        caption = (f"is a {right}", f"read as {answer}, {confidence[test]:.0%}")
+        caption = (f"is {a_digit(right)}", f"read as {answer}, {confidence[test]:.0%}")
         pictures = [Picture(images.test_images[test], caption)]
         for hits in (found.proponents, found.opponents):
             positions, values = hits.positions[place, :SHOWN], hits.scores[place, :SHOWN]
@@ -262,7 +261,7 @@ def picture(spoiled: Spoiled, position: int, score: float | None = None) -> Pict
         caption.append(f"{score:+,.1f}")
     is_wrong = bool(spoiled.is_flipped[position])
     if is_wrong:
-        caption.append(f"but a {int(spoiled.images.train_labels[position])}")
+        caption.append(f"but {a_digit(int(spoiled.images.train_labels[position]))}")
     return Picture(spoiled.images.train_images[position], tuple(caption), is_wrong)
 
 

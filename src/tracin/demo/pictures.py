@@ -35,6 +35,11 @@ def side_by_side(pictures: Sequence[Picture], indent: str = "  ") -> str:
     return "\n".join(lines)
 
 
+def a_digit(digit: int) -> str:
+    """A digit with its article."""
+    return f"an {digit}" if digit == 8 else f"a {digit}"
+
+
 def _drawn(picture: Picture) -> list[str]:
     # A character is about twice as high as wide, so each pixel takes two.
     levels = (picture.image.clamp(0, 1) * (len(SHADES) - 1)).round().int().tolist()

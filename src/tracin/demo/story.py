@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tracin.analysis import FoundCurve, flip_labels, found_fraction
 from tracin.demo.digits import Digits, open_digits
 from tracin.demo.figure import Row, draw
-from tracin.demo.pictures import Picture, side_by_side
+from tracin.demo.pictures import Picture, a_digit, side_by_side
 from tracin.demo.threads import one_thread
 from tracin.demo.training import accuracy, emptied, trained
 from tracin.errors import TracInError
@@ -378,11 +378,6 @@ def _require_extras() -> None:
             f"The demo needs scikit-learn, matplotlib and pyarrow, but {error.name} is not "
             "installed. Run: pip install 'tracin[demo]'"
         ) from error
-
-
-def a_digit(digit: int) -> str:
-    """A digit with its article."""
-    return f"an {digit}" if digit == 8 else f"a {digit}"
 
 
 def _listed(names: Sequence[str]) -> str:
