@@ -96,6 +96,20 @@ def length(batch: Batch) -> int:
     return first[1]
 
 
+def structure(batch: Batch) -> list[tuple[str, Any]]:
+    """What two batches share that take the same path: leaves by name, their kinds and shapes.
+
+    Example:
+        >>> import torch
+        >>> structure((torch.zeros(3, 2), "kept"))
+        [('[0]', (torch.float32, (2,))), ('[1]', 'kept')]
+    """
+    return [
+        (path, (leaf.dtype, tuple(leaf.shape[1:])) if isinstance(leaf, Tensor) else leaf)
+        for path, leaf in leaves(batch)
+    ]
+
+
 def part(batch: Batch, index: slice | Tensor | list[int]) -> Batch:
     """The examples of `batch` that `index` picks, in its order.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -20,6 +21,7 @@ from tracin.gradients.ledger import Visit
 from tracin.gradients.loop import loop_pass
 from tracin.gradients.refusals import Guard
 from tracin.gradients.self_check import (
+    Alone,
     alone,
     are_apart,
     differences,
@@ -33,6 +35,13 @@ from tracin.gradients.watch import UnlikeTrialError
 VisitRows = Callable[
     [str, Form, int], None
 ]  # name, gradients, the first example's row in the batch
+
+# Unlike factors for the two examples of a trial, so that their places cannot be mixed up unseen.
+_FACTORS = torch.tensor([0.7, -1.3])
+
+# How far an example's squared length in a whole batch may be from that alone before it is another
+# example's: far above what rounding does at a kink, far below what two examples differ by.
+_PLACES = 0.05
 
 # Numbers in one block of written-out fallback gradients: 128 MB in float32.
 _FALLBACK_BLOCK = 8 * BLOCK
@@ -77,24 +86,35 @@ class Gradients:
     def check(self, batch: Batch) -> None:
         """Settle each parameter's way on the first and last example of `batch`, against autograd.
 
+        Where they disagree, pairs further inwards are asked for a second opinion: a ReLU whose
+        input is zero but for rounding may switch with the batch size.
+
         Raises:
             LossError: The loss is no differentiable value an example.
             CoupledExamplesError: Examples are not independent of their batch.
         """
-        trial = part(batch, [0, length(batch) - 1])
-        tolerance = self._inspect(trial)
-        factors = torch.tensor([0.7, -1.3])
-        apart = alone(self.model, self.compute, trial, self.parameters, factors)
+        tolerance = self._inspect(batch)
         for name in self.parameters:
             self.ways.setdefault(name, Covered(Way.FAST, "rules"))
-        losses, missed = self._check_fast(trial, factors, apart.gradients, tolerance)
-        if losses is None or missed or are_apart(losses, apart.losses, tolerance):
+        last = length(batch) - 1
+        opinion = self._opinion(part(batch, [0, last]), tolerance)
+        self._norms_alone = opinion.apart.norms
+        for start in range(1, last // 2 + 1):
+            if opinion.is_agreed:
+                break
+            opinion = self._opinion(part(batch, [start, last - start]), tolerance)
+        if opinion.losses is None or opinion.missed or not opinion.is_agreed:
             refuse_coupled(
-                self.model, self.compute, trial, self.parameters, factors, apart, tolerance
+                self.model,
+                self.compute,
+                opinion.trial,
+                self.parameters,
+                _FACTORS,
+                opinion.apart,
+                tolerance,
             )
-        if missed:
-            self._step_down(missed, trial, factors, apart.gradients, tolerance)
-        self._norms_alone = apart.norms
+        if opinion.missed:
+            self._step_down(opinion, tolerance)
 
     def _inspect(self, trial: Batch) -> float:
         """Look at one loss by itself; returns the tolerance that its precision asks for."""
@@ -147,8 +167,7 @@ class Gradients:
         if self._norms_alone is None or len(fast) < len(self.parameters):
             return
         found = torch.zeros_like(self._norms_alone) if norms is None else norms
-        tolerance = 2 * (self._tolerance or 0.0)
-        if are_apart(found, self._norms_alone, 10 * tolerance):
+        if are_apart(found, self._norms_alone, _PLACES):
             reason = "in a whole batch examples change places"
             self.ways.update(dict.fromkeys(fast, Covered(Way.LOOP, reason)))
             raise ChangedPlacesError(reason)
@@ -231,15 +250,14 @@ class Gradients:
         except Exception:  # torch raises all kinds here; nothing was handed on yet
             loop_pass(model, compute, batch, parameters, visit)
 
-    def _check_fast(
-        self, trial: Batch, factors: Tensor, expected: Mapping[str, Tensor], tolerance: float
-    ) -> tuple[Tensor | None, dict[str, str]]:
-        """The losses, and the parameters for which the fast way does not hold, with the reason."""
+    def _opinion(self, trial: Batch, tolerance: float) -> "_Opinion":
+        """Compare the fast way on a pair of examples with autograd on each alone."""
+        apart = alone(self.model, self.compute, trial, self.parameters, _FACTORS)
         missed: dict[str, str] = {}
         losses: list[Tensor] = []
         fast = self._by_way(Way.FAST)
         if not fast:
-            return None, missed
+            return _Opinion(trial, apart, None, {}, is_agreed=True)
 
         def run(visit: Visit) -> None:
             if self._trial is None:
@@ -250,33 +268,32 @@ class Gradients:
             losses.append(result.losses)
 
         try:
-            found = weighted_sum(run, fast, factors)
+            found = weighted_sum(run, fast, _FACTORS)
         except TracInError:
             raise
         except Exception as error:  # a model that cannot be watched: every exact way is still open
-            return None, dict.fromkeys(fast, f"cannot be watched: {_first_line(error)}")
-        wanted = {name: expected[name] for name in fast}
-        for name, gap in differences(found, wanted, tolerance).items():
-            missed.setdefault(name, f"its rules and autograd differ by {gap:.1e}")
-        return losses[0], missed
+            reason = f"cannot be watched: {_first_line(error)}"
+            return _Opinion(trial, apart, None, dict.fromkeys(fast, reason), is_agreed=True)
+        wanted = {name: apart.gradients[name] for name in fast if name not in missed}
+        gaps = differences(found, wanted, tolerance)
+        is_agreed = not gaps and not are_apart(losses[0], apart.losses, tolerance)
+        missed |= {
+            name: f"its rules and autograd differ by {gap:.1e}" for name, gap in gaps.items()
+        }
+        return _Opinion(trial, apart, losses[0], missed, is_agreed)
 
-    def _step_down(
-        self,
-        missed: Mapping[str, str],
-        trial: Batch,
-        factors: Tensor,
-        expected: Mapping[str, Tensor],
-        tolerance: float,
-    ) -> None:
+    def _step_down(self, opinion: "_Opinion", tolerance: float) -> None:
+        """Settle a slower way for the parameters that the fast one missed."""
+        missed = opinion.missed
         parameters = {name: self.parameters[name] for name in missed}
-        wanted = {name: expected[name] for name in missed}
+        wanted = {name: opinion.apart.gradients[name] for name in missed}
 
         def run(visit: Visit) -> None:
-            vmap_pass(self.model, self.compute, trial, parameters, visit)
+            vmap_pass(self.model, self.compute, opinion.trial, parameters, visit)
 
         failed: Mapping[str, object]
         try:
-            failed = differences(weighted_sum(run, parameters, factors), wanted, tolerance)
+            failed = differences(weighted_sum(run, parameters, _FACTORS), wanted, tolerance)
             why = "vmap and autograd differ"
         except Exception as error:  # torch raises all kinds here; one backward an example holds
             failed, why = parameters, f"vmap: {_first_line(error)}"
@@ -285,6 +302,17 @@ class Gradients:
                 self.ways[name] = Covered(Way.LOOP, f"{reason}; {why}")
             else:
                 self.ways[name] = Covered(Way.VMAP, reason)
+
+
+@dataclass(frozen=True)
+class _Opinion:
+    """What one pair of examples says of the fast way."""
+
+    trial: Batch
+    apart: Alone
+    losses: Tensor | None  # those of the fast way, if it could be taken
+    missed: dict[str, str]  # the parameters for which it does not hold, and why
+    is_agreed: bool  # whether a second opinion cannot change anything
 
 
 class ChangedPlacesError(Exception):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tracin.data import Batch, length
 from tracin.gradients import Gradients
-from tracin.gradients.forms import Dense, Form, added, as_query, pairs, total
+from tracin.gradients.forms import Dense, Form, Memo, added, as_query, pairs, total
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
 FEW = 4
@@ -53,9 +53,13 @@ class Queries:
     def __len__(self) -> int:
         return sum(size for size, _ in self._blocks)
 
-    def products(self, name: str, form: Form) -> Tensor | None:
+    def products(self, name: str, form: Form, memo: Memo) -> Tensor | None:
         """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""
         weight = self._weights[name]
+        if len(self._blocks) == 1 and len(self._blocks[0][1].get(name, [])) == 1:
+            _, query = self._blocks[0][1][name][0]
+            if query.examples == len(self):
+                return pairs(form, query, memo).mul(weight)
         columns, is_used = [], False
         for size, block in self._blocks:
             scores = None

@@ -12,10 +12,11 @@ from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, by_parameter, loaded, untouched
 from tracin.data import Batch, Examples, length, move
+from tracin.data.batches import structure
 from tracin.errors import NonFiniteError
 from tracin.gradients import ChangedPlacesError, Gradients
 from tracin.gradients.fast import Compute, Pass
-from tracin.gradients.forms import Form
+from tracin.gradients.forms import Form, Memo
 from tracin.influence.batch_size import fitting_size, is_out_of_memory
 from tracin.influence.progress import bar
 from tracin.influence.queries import FEW, Queries
@@ -107,9 +108,10 @@ class Walk:
                         few = move(train.take(span[:2]), device)
                         batch_size = fitting_size(self.gradients, few, device)
                     size = min(batch_size, len(span))
-                    queries = self._queries(number, question, size, device)
                     ends = [span.start, span.start + size - 1]
-                    self.gradients.check(move(train.take(ends), device))
+                    first = move(train.take(spread(span.start, size)), device)
+                    self.gradients.check(first)
+                    queries = self._queries(number, question, size, device, first)
                     start = span.start
                     while start < span.stop:
                         try:
@@ -137,14 +139,16 @@ class Walk:
                             torch.cuda.empty_cache()
 
     def _queries(
-        self, number: int, question: Question, size: int, device: torch.device
+        self, number: int, question: Question, size: int, device: torch.device, first: Batch
     ) -> Queries | None:
         if question.queries is None:
             return None
         names = [n for n in self.gradients.parameters if n not in question.only_apart]
         queries = Queries(by_parameter(self._weights[number], names), together=question.together)
         examples, span = question.queries, question.span
-        self.gradients.check(move(examples.take([span.start, span.stop - 1]), device))
+        few = move(examples.take(spread(span.start, len(span))), device)
+        if structure(few) != structure(first):
+            self.gradients.check(few)
         for positions, batch in examples.batches(size, start=span.start, stop=span.stop):
             losses = queries.add(self.gradients, move(batch, device))
             name = self._checkpoints[number].name
@@ -177,6 +181,12 @@ class Walk:
         return sums.step(number, positions, result)
 
 
+def spread(start: int, size: int) -> list[int]:
+    """A few positions from the two ends of a batch inwards: its first and last come outermost."""
+    places = sorted({0, 1 % size, size // 3, 2 * size // 3, max(0, size - 2), size - 1})
+    return [start + place for place in places]
+
+
 def _rows(ends: Sequence[int], positions: range) -> Sequence[int]:
     """Where the checked examples are in a batch, if it holds them both."""
     if all(end in positions for end in ends):
@@ -198,6 +208,7 @@ class _Sums:
         self._weights = weights
         self._queries = queries
         self._question = question
+        self._memo = Memo()
         self._scores: Tensor | None = None
         self._norms: Tensor | None = None
         self._apart: Tensor | None = None
@@ -206,7 +217,7 @@ class _Sums:
         question = self._question
         is_counted = name not in question.only_apart
         if self._queries is not None and is_counted:
-            scores = self._queries.products(name, form)
+            scores = self._queries.products(name, form, self._memo)
             if scores is not None:
                 self._scores = self._added(self._scores, scores, row)
         if question.norms:
@@ -214,7 +225,7 @@ class _Sums:
             if is_counted:
                 self._norms = self._added(self._norms, norms, row)
             if name in question.apart:
-                self._apart = self._added(self._apart, norms, row)
+                self._apart = self._added(self._apart, norms.clone(), row)
 
     def add_scores(self, scores: Tensor) -> None:
         self._scores = self._added(self._scores, scores, 0)

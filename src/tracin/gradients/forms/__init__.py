@@ -5,7 +5,7 @@ from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import Form
 from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.patches import Geometry, Patches
-from tracin.gradients.forms.products import added, as_query, pairs
+from tracin.gradients.forms.products import Memo, added, as_query, pairs
 from tracin.gradients.forms.rows import Rows
 from tracin.gradients.forms.total import Total, total
 
@@ -13,6 +13,7 @@ __all__ = [
     "Dense",
     "Form",
     "Geometry",
+    "Memo",
     "Outer",
     "Patches",
     "Rows",

@@ -1,5 +1,7 @@
 """Products of a batch's gradients with those of queries, by whichever path costs least."""
 
+from typing import final
+
 import torch
 from torch import Tensor
 
@@ -15,13 +17,43 @@ from tracin.gradients.forms.total import Total
 FEW_QUERIES = 2
 
 
-def pairs(form: Form, query: Form) -> Tensor:
+@final
+class Memo:
+    """The last product of output gradients, which a layer's weight and bias have in common.
+
+    With one position, the bias's product is the left factor of the weight's: (a . a' + 1)(e . e').
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[Tensor, Tensor] | None = None
+        self._product: Tensor | None = None
+
+    def product(self, rows: Tensor, queries: Tensor) -> Tensor:
+        """The product of rows with queries, computed once for the same two: [examples, queries]."""
+        of = self._of
+        if of is None or not (_is_same(of[0], rows) and _is_same(of[1], queries)):
+            self._of, self._product = (rows, queries), None
+        if self._product is None:
+            self._product = rows @ queries.mT
+        return self._product
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
+
+
+def pairs(form: Form, query: Form, memo: Memo | None = None) -> Tensor:
     """The dot product of each example's gradient with each query's: [examples, queries].
 
     Args:
         form: The gradients of a batch of training examples.
         query: The same parameter's gradients of the queries, as `as_query` gives them.
+        memo: Kept from one parameter to the next of the same batch.
     """
+    if memo is not None and isinstance(query, Dense | Outer):
+        shared = _shared(form, query, memo)
+        if shared is not None:
+            return shared
     if isinstance(form, Total):
         return torch.stack([pairs(each, query) for each in form.forms]).sum(0)
     if isinstance(query, Total):
@@ -68,6 +100,18 @@ def added(form: Form) -> Form:
         return Dense(torch.stack([added(each).dense() for each in form.forms]).sum(0))
     parts = [form.part(*at).dense().sum(0) for at in blocks(form.examples, form.numbers)]
     return Dense(torch.stack(parts).sum(0, keepdim=True))
+
+
+def _shared(form: Form, query: Dense | Outer, memo: Memo) -> Tensor | None:
+    """The product of a layer with one position, if its factors are at hand."""
+    if isinstance(form, Dense) and isinstance(query, Dense):
+        return memo.product(form.dense(), query.dense())
+    if not (isinstance(form, Outer) and isinstance(query, Outer)):
+        return None
+    if (form.positions, query.positions) != (1, 1):
+        return None
+    product = memo.product(form.left[:, 0], query.left[:, 0])
+    return (form.right[:, 0] @ query.right[:, 0].mT).mul_(product)
 
 
 def _outer_outer(form: Outer, query: Outer) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tracin.gradients.forms import Dense, Outer
 from tracin.gradients.rules.broadcast import reduced
-from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, positions, rule_for
+from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, positions, rule_for, summed
 
 
 @rule_for(F.linear)
@@ -19,7 +19,7 @@ def linear(use: Use, input: Any, weight: Any, bias: Any = None) -> Parts:
     inputs = _rows(use, input) if isinstance(weight, Leaf) else None
     return [
         (weight, lambda delta: Outer(positions(delta), positions(_of(inputs)))),
-        (bias, lambda delta: Dense(positions(delta).sum(1))),
+        (bias, lambda delta: Dense(summed(positions(delta)))),
     ]
 
 

@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tracin.gradients.forms import Dense
-from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, positions, rule_for
+from tracin.gradients.rules.rule import (
+    Leaf,
+    NoRule,
+    Parts,
+    Use,
+    full,
+    positions,
+    rule_for,
+    summed,
+)
 
 
 @rule_for(F.layer_norm, torch.layer_norm)
@@ -126,13 +135,13 @@ def _last(
         raise NoRule("the examples are normalised over")
     inputs = use.data(input)
 
-    def summed(values: Tensor) -> Dense:
+    def shift(values: Tensor) -> Dense:
         shape = (values.shape[0], *normalized_shape)
-        return Dense(positions(values.flatten(-dims)).sum(1).view(shape))
+        return Dense(summed(positions(values.flatten(-dims))).view(shape))
 
     return [
-        (weight, lambda delta: summed(delta * normalise(full(inputs)))),
-        (bias, summed),
+        (weight, lambda delta: shift(delta * normalise(full(inputs)))),
+        (bias, shift),
     ]
 
 

@@ -156,6 +156,11 @@ def positions(tensor: Tensor) -> Tensor:
     return full(tensor).reshape(tensor.shape[0], -1, tensor.shape[-1])
 
 
+def summed(rows: Tensor) -> Tensor:
+    """[examples, positions, width] -> [examples, width]; one position is only renamed."""
+    return rows[:, 0] if rows.shape[1] == 1 else rows.sum(1)
+
+
 def mark(values: Any, leaves: Mapping[int, Leaf]) -> Any:
     """A call's arguments with every parameter replaced by its Leaf."""
     if isinstance(values, Mapping):
