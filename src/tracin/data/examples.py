@@ -55,7 +55,7 @@ class Examples:
         return self._source.take(chosen)
 
     def batches(
-        self, size: int, *, start: int = 0, stop: int | None = None
+        self, size: int, *, start: int = 0, stop: int | None = None, as_views: bool = False
     ) -> Iterator[tuple[range, Batch]]:
         """Consecutive batches in order, each with the positions of its examples.
 
@@ -66,6 +66,8 @@ class Examples:
             size: examples a batch; the last one may be smaller.
             start: the first position, as in a slice.
             stop: the position after the last, as in a slice; None is the end.
+            as_views: give the user's own memory where that saves a copy: only for what is known
+                not to write into its batch.
 
         Raises:
             DataError: a size below 1, or examples that make no batch.
@@ -74,7 +76,7 @@ class Examples:
             raise DataError(f"A batch holds at least one example, but size {size} was asked for.")
         positions = range(len(self))[start:stop]
         groups = [positions[at : at + size] for at in range(0, len(positions), size)]
-        return zip(groups, self._source.batches(groups), strict=True)
+        return zip(groups, self._source.batches(groups, as_views=as_views), strict=True)
 
 
 def open_examples(data: Any, *, name: str = "data") -> Examples:

@@ -55,9 +55,14 @@ class Columns:
             lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, batch
         )
 
-    def batches(self, groups: Sequence[range]) -> Iterator[Batch]:
-        """One batch a group of positions."""
-        return (self.take(group) for group in groups)
+    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[Batch]:
+        """One batch a group of positions; views of the columns if the model writes into none."""
+        if not as_views:
+            return (self.take(group) for group in groups)
+        columns = mapped(
+            lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, self.columns
+        )
+        return (part(columns, self._index(group)) for group in groups)
 
     def _index(self, positions: Sequence[int]) -> slice | Tensor:
         if self.rows is None and isinstance(positions, range) and positions.step == 1:
@@ -95,8 +100,8 @@ class Items:
             examples = [self.dataset[position] for position in positions]
         return self._checked(self.collate(examples), len(positions))
 
-    def batches(self, groups: Sequence[range]) -> Iterator[Batch]:
-        """One batch a group of positions, made by the loader's workers where it has some."""
+    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[Batch]:
+        """One batch a group of positions, always new, made by the loader's workers where it has some."""
         if self.loader is None or self.loader.num_workers == 0:
             return (self.take(group) for group in groups)
         return self._from_workers(groups, self.loader)

@@ -14,7 +14,6 @@ from tracin.errors import LossError, TracInError
 from tracin.gradients.coverage import Covered, Way
 from tracin.gradients.fast import Compute, Pass, checked_losses, fast_pass, learn
 from tracin.gradients.forms import Form
-from tracin.gradients.forms.form import BLOCK
 from tracin.gradients.forward_mode import jvp_scores
 from tracin.gradients.layouts import Trial
 from tracin.gradients.ledger import Visit
@@ -44,7 +43,7 @@ _FACTORS = torch.tensor([0.7, -1.3])
 _PLACES = 0.05
 
 # Numbers in one block of written-out fallback gradients: 128 MB in float32.
-_FALLBACK_BLOCK = 8 * BLOCK
+_FALLBACK_BLOCK = 1 << 25
 
 
 @final

@@ -1,6 +1,6 @@
 """Walks checkpoints and batches with the weights in place, and gives each batch's scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, by_parameter, loaded, untouched
 from tracin.data import Batch, Examples, length, move
-from tracin.data.batches import structure
+from tracin.data.batches import leaves, structure
 from tracin.errors import NonFiniteError
 from tracin.gradients import ChangedPlacesError, Gradients
 from tracin.gradients.fast import Compute, Pass
@@ -110,13 +110,14 @@ class Walk:
                     size = min(batch_size, len(span))
                     ends = [span.start, span.start + size - 1]
                     first = move(train.take(spread(span.start, size)), device)
-                    self.gradients.check(first)
+                    with unwritten(first) as is_unwritten:
+                        self.gradients.check(first)
                     queries = self._queries(number, question, size, device, first)
                     start = span.start
                     while start < span.stop:
                         try:
                             for positions, batch in train.batches(
-                                size, start=start, stop=span.stop
+                                size, start=start, stop=span.stop, as_views=is_unwritten()
                             ):
                                 batch = move(batch, device)
                                 checked = _rows(ends, positions)
@@ -179,6 +180,13 @@ class Walk:
                 leave_out = slow
         result = self.gradients.visit(batch, sums.visit, leave_out=leave_out, checked=checked)
         return sums.step(number, positions, result)
+
+
+@contextmanager
+def unwritten(batch: Batch) -> Iterator[Callable[[], bool]]:
+    """Gives a question to ask afterwards: were the batch's tensors left as they were?"""
+    before = [(leaf, leaf._version) for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+    yield lambda: all(leaf._version == version for leaf, version in before)
 
 
 def spread(start: int, size: int) -> list[int]:

@@ -17,14 +17,14 @@ def aligned(form: Form, other: Form) -> Tensor:
     return torch.cat(
         [
             torch.linalg.vecdot(form.part(*at).dense(), other.part(*at).dense())
-            for at in blocks(form.examples, form.numbers)
+            for at in blocks(form.examples, form.numbers, form.device)
         ]
     )
 
 
 def _aligned_rows_outer(form: Rows, other: Outer) -> Tensor:
     out = []
-    for at in blocks(form.examples, form.index.shape[1] * other.positions):
+    for at in blocks(form.examples, form.index.shape[1] * other.positions, form.device):
         rows, outer = form.part(*at), other.part(*at)
         products = torch.bmm(rows.values, outer.right.mT)  # [examples, here, there]
         picked = torch.gather(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 from tracin.gradients.forms.form import Form, squared_lengths
@@ -18,6 +19,10 @@ class Dense(Form):
     @property
     def examples(self) -> int:
         return self.values.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
 
     @property
     def numbers(self) -> int:

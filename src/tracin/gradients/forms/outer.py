@@ -12,8 +12,9 @@ from tracin.gradients.forms.form import Form, blocks, squared_lengths
 GRAM = 1 << 17
 
 # Below this many positions x (in + out) per in x out, the products of factors beat writing out.
-# 1.2 rather than 1, since writing out also costs the memory traffic of the matrix.
-CROSSING = 1.2
+# More than 1, since a quarter of the pairs of positions is saved by symmetry, and since writing out
+# also costs the memory traffic of the matrix; measured with 128 positions.
+CROSSING = 1.3
 
 
 @final
@@ -31,6 +32,10 @@ class Outer(Form):
     @property
     def positions(self) -> int:
         return self.left.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.left.device
 
     @property
     def numbers(self) -> int:
@@ -59,15 +64,26 @@ class Outer(Form):
             return torch.cat(
                 [
                     _gram_norm(self.part(*at))
-                    for at in blocks(self.examples, self.positions**2, GRAM)
+                    for at in blocks(self.examples, self.positions**2, self.device, GRAM)
                 ]
             )
         return torch.cat(
-            [squared_lengths(self.part(*at).dense()) for at in blocks(self.examples, self.numbers)]
+            [
+                squared_lengths(self.part(*at).dense())
+                for at in blocks(self.examples, self.numbers, self.device)
+            ]
         )
 
 
 def _gram_norm(form: Outer) -> Tensor:
-    lefts = torch.bmm(form.left, form.left.mT)
-    rights = torch.bmm(form.right, form.right.mT)
+    """The sum over pairs of positions; a pair counts both ways, so a quarter need not be made."""
+    half = form.positions // 2
+    first = Outer(form.left[:, :half], form.right[:, :half])
+    second = Outer(form.left[:, half:], form.right[:, half:])
+    return _gram(first, first) + _gram(second, second) + 2 * _gram(first, second)
+
+
+def _gram(form: Outer, other: Outer) -> Tensor:
+    lefts = torch.bmm(form.left, other.left.mT)
+    rights = torch.bmm(form.right, other.right.mT)
     return torch.linalg.vecdot(lefts.flatten(1), rights.flatten(1))

@@ -40,6 +40,10 @@ class Patches(Form):
         return self.inputs.shape[0] // self.copies
 
     @property
+    def device(self) -> torch.device:
+        return self.inputs.device
+
+    @property
     def numbers(self) -> int:
         return torch.Size(self.weight_shape).numel()
 
@@ -73,7 +77,7 @@ class Patches(Form):
 
     def squared_norm(self) -> Tensor:
         norms = []
-        for at in blocks(self.examples, self.numbers * self.copies):
+        for at in blocks(self.examples, self.numbers * self.copies, self.device):
             norms.append(squared_lengths(self.part(*at).dense()))
         return torch.cat(norms)
 

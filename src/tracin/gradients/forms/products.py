@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import BLOCK, Form, blocks
+from tracin.gradients.forms.form import Form, blocks
 from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.patches import Patches
 from tracin.gradients.forms.rows import Rows
@@ -15,6 +15,10 @@ from tracin.gradients.forms.total import Total
 # One query's product as a convolution costs about one forward convolution, writing the gradients
 # out about two: up to this many queries the convolution wins.
 FEW_QUERIES = 2
+
+
+# Numbers of a set of queries that may always be written out: 64 MB in float32.
+SMALL = 1 << 24
 
 
 @final
@@ -82,9 +86,9 @@ def as_query(form: Form) -> Form:
         written = (form.positions + form.examples) * form.numbers
         return form if factored < written else Dense(form.dense())
     if isinstance(form, Rows):
-        return Dense(form.dense()) if form.examples * form.numbers <= 4 * BLOCK else form
+        return Dense(form.dense()) if form.examples * form.numbers <= SMALL else form
     if isinstance(form, Total):
-        small = form.examples * form.numbers <= 4 * BLOCK
+        small = form.examples * form.numbers <= SMALL
         return Dense(form.dense()) if small else form
     return Dense(form.dense())
 
@@ -98,7 +102,9 @@ def added(form: Form) -> Form:
         return Rows(form.index.reshape(1, -1), form.values.flatten(0, 1).unsqueeze(0), form.size)
     if isinstance(form, Total):
         return Dense(torch.stack([added(each).dense() for each in form.forms]).sum(0))
-    parts = [form.part(*at).dense().sum(0) for at in blocks(form.examples, form.numbers)]
+    parts = [
+        form.part(*at).dense().sum(0) for at in blocks(form.examples, form.numbers, form.device)
+    ]
     return Dense(torch.stack(parts).sum(0, keepdim=True))
 
 
@@ -118,7 +124,7 @@ def _outer_outer(form: Outer, query: Outer) -> Tensor:
     queries, there = query.examples, query.positions
     lefts, rights = query.left.flatten(0, 1).mT, query.right.flatten(0, 1).mT
     out = []
-    for at in blocks(form.examples, form.positions * queries * there):
+    for at in blocks(form.examples, form.positions * queries * there, form.device):
         each = form.part(*at)
         products = each.left.flatten(0, 1) @ lefts
         products *= each.right.flatten(0, 1) @ rights
@@ -132,7 +138,7 @@ def _rows_rows(form: Rows, query: Rows) -> Tensor:
     queries, there = query.index.shape
     here = form.index.shape[1]
     out = []
-    for at in blocks(form.examples, here * queries * there):
+    for at in blocks(form.examples, here * queries * there, form.device):
         each = form.part(*at)
         products = each.values.flatten(0, 1) @ query.values.flatten(0, 1).mT
         products *= each.index.reshape(-1, 1) == query.index.reshape(1, -1)
@@ -147,7 +153,7 @@ def _rows_outer(form: Rows, query: Outer) -> Tensor:
     lefts = query.left.flatten(0, 1).mT  # [out = table size, queries x positions]
     rights = query.right.flatten(0, 1).mT
     out = []
-    for at in blocks(form.examples, here * queries * there):
+    for at in blocks(form.examples, here * queries * there, form.device):
         each = form.part(*at)
         products = each.values.flatten(0, 1) @ rights
         products *= lefts[each.index.flatten()]
@@ -173,7 +179,7 @@ def _outer_dense(form: Outer, query: Tensor) -> Tensor:
     queries, out = query.shape[0], form.left.shape[2]
     matrices = query.reshape(queries * out, -1).mT
     products = []
-    for at in blocks(form.examples, form.positions * queries * out):
+    for at in blocks(form.examples, form.positions * queries * out, form.device):
         each = form.part(*at)
         moved = (each.right.flatten(0, 1) @ matrices).view(-1, queries, out)
         met = torch.linalg.vecdot(moved, each.left.flatten(0, 1).unsqueeze(1))
@@ -185,7 +191,7 @@ def _rows_dense(form: Rows, query: Tensor) -> Tensor:
     here, width = form.values.shape[1:]
     table = query.reshape(query.shape[0], form.size, width)
     out = form.values.new_empty(form.examples, query.shape[0])
-    for start, stop in blocks(form.examples, here * width):
+    for start, stop in blocks(form.examples, here * width, form.device):
         each = form.part(start, stop)
         index, values = each.index.flatten(), each.values.flatten(0, 1)
         for q, rows in enumerate(table):

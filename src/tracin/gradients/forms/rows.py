@@ -23,6 +23,10 @@ class Rows(Form):
         return self.index.shape[0]
 
     @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
     def numbers(self) -> int:
         return self.size * self.values.shape[2]
 
@@ -38,7 +42,7 @@ class Rows(Form):
     def squared_norm(self) -> Tensor:
         positions = self.index.shape[1]
         norms = []
-        for at in blocks(self.examples, positions**2):
+        for at in blocks(self.examples, positions**2, self.device):
             form = self.part(*at)
             products = torch.bmm(form.values, form.values.mT)
             meet = form.index.unsqueeze(2) == form.index.unsqueeze(1)

@@ -25,6 +25,10 @@ class Total(Form):
         return self.forms[0].examples
 
     @property
+    def device(self) -> torch.device:
+        return self.forms[0].device
+
+    @property
     def numbers(self) -> int:
         return self.forms[0].numbers
 

@@ -75,13 +75,36 @@ def batch_norm(
     """In eval mode: an affine map a channel, of fixed statistics."""
     if training or isinstance(running_mean, Leaf) or isinstance(running_var, Leaf):
         raise NoRule("statistics of the batch")
-    return _channels(
-        use,
-        input,
-        weight,
-        bias,
-        lambda inputs: _standardised(inputs, running_mean, running_var, eps),
-    )
+    if use.layout(input).dim != 0 or input.ndim < 2:
+        raise NoRule("an input without a first dimension of examples")
+    images = use.data(input).flatten(0, 1)
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def sums(delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift gradients of every image, as channels of one image in one kernel."""
+        if id(delta) not in made:
+            count, channels = images.shape[:2]
+            wide = (1, count * channels, *images.shape[2:])
+            _, scale, shift = torch.ops.aten.native_batch_norm_backward(
+                delta.reshape(wide),
+                full(images).reshape(wide),
+                None,
+                full(running_mean).repeat(count),
+                full(running_var).repeat(count),
+                None,
+                None,
+                False,
+                eps,
+                [False, True, True],
+            )
+            rows = (delta.shape[0], delta.shape[1], channels)
+            made[id(delta)] = scale.view(rows).sum(1), shift.view(rows).sum(1)
+        return made[id(delta)]
+
+    return [
+        (weight, lambda delta: Dense(sums(delta)[0])),
+        (bias, lambda delta: Dense(sums(delta)[1])),
+    ]
 
 
 @rule_for(F.instance_norm)
