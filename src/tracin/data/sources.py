@@ -101,7 +101,7 @@ class Items:
         return self._checked(self.collate(examples), len(positions))
 
     def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[Batch]:
-        """One batch a group of positions, always new, made by the loader's workers where it has some."""
+        """One batch a group of positions, always new, from the loader's workers if it has some."""
         if self.loader is None or self.loader.num_workers == 0:
             return (self.take(group) for group in groups)
         return self._from_workers(groups, self.loader)

@@ -97,11 +97,13 @@ class Gradients:
             self.ways.setdefault(name, Covered(Way.FAST, "rules"))
         last = length(batch) - 1
         opinion = self._opinion(part(batch, [0, last]), tolerance)
-        self._norms_alone = opinion.apart.norms
+        self._norms_alone = opinion.apart.norms if opinion.apart.is_finite else None
         for start in range(1, last // 2 + 1):
             if opinion.is_agreed:
                 break
             opinion = self._opinion(part(batch, [start, last - start]), tolerance)
+        if not opinion.apart.is_finite:
+            return  # nothing can be compared; the pass itself will name the example
         if opinion.losses is None or opinion.missed or not opinion.is_agreed:
             refuse_coupled(
                 self.model,
@@ -254,6 +256,8 @@ class Gradients:
         apart = alone(self.model, self.compute, trial, self.parameters, _FACTORS)
         missed: dict[str, str] = {}
         losses: list[Tensor] = []
+        if not apart.is_finite:
+            return _Opinion(trial, apart, None, {}, is_agreed=False)
         fast = self._by_way(Way.FAST)
         if not fast:
             return _Opinion(trial, apart, None, {}, is_agreed=True)

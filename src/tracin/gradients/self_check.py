@@ -38,6 +38,11 @@ class Alone:
     norms: Tensor
     losses: Tensor
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is anything to compare with."""
+        return bool(torch.isfinite(self.norms).all() and torch.isfinite(self.losses).all())
+
 
 def alone(
     model: Module,

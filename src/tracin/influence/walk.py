@@ -282,8 +282,10 @@ def refuse_non_finite(
     row = int((~rows).nonzero()[0])
     value = values[row].flatten()
     value = value[~torch.isfinite(value)][0].item()
+    name = ids[positions[row]]
+    name = name.item() if isinstance(name, np.generic) else name
     raise NonFiniteError(
-        f"The {what} of {whose} {ids[positions[row]]!r} is {value} at checkpoint '{checkpoint}' "
+        f"The {what} of {whose} {name!r} is {value} at checkpoint '{checkpoint}' "
         f"({int((~rows).sum())} in its batch are not finite). No score can be given for it: leave "
         "the checkpoint out, or the example, or compute the loss in higher precision."
     )
