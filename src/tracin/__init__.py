@@ -1,30 +1,79 @@
-"""Which training examples made a model say what it said: exact TracIn for any PyTorch model."""
+"""Which training examples made a model say what it said: exact TracIn for any PyTorch model.
 
-from tracin.checkpoints import Checkpoint as Checkpoint
-from tracin.checkpoints import Recorder as Recorder
-from tracin.checkpoints import open_checkpoints as open_checkpoints
-from tracin.data import WithIds as WithIds
-from tracin.errors import CheckpointError as CheckpointError
-from tracin.errors import CheckpointWarning as CheckpointWarning
-from tracin.errors import CoupledExamplesError as CoupledExamplesError
-from tracin.errors import DataError as DataError
-from tracin.errors import DeviceError as DeviceError
-from tracin.errors import LabelError as LabelError
-from tracin.errors import LearningRateError as LearningRateError
-from tracin.errors import LossError as LossError
-from tracin.errors import NonFiniteError as NonFiniteError
-from tracin.errors import ParametersError as ParametersError
-from tracin.errors import QueryError as QueryError
-from tracin.errors import RunFileError as RunFileError
-from tracin.errors import TracInError as TracInError
-from tracin.errors import UnsupportedModelError as UnsupportedModelError
-from tracin.gradients import Coverage as Coverage
-from tracin.gradients import Way as Way
-from tracin.influence.explanations import Explanations as Explanations
-from tracin.influence.suspects import Suspects as Suspects
-from tracin.influence.tracin import TracIn as TracIn
-from tracin.influence.verification import Verification as Verification
-from tracin.losses import CrossEntropy as CrossEntropy
-from tracin.losses import Outcome as Outcome
+Names are looked up when first used, so that the command line's help does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tracin.checkpoints import Checkpoint as Checkpoint
+    from tracin.checkpoints import Recorder as Recorder
+    from tracin.checkpoints import open_checkpoints as open_checkpoints
+    from tracin.data import WithIds as WithIds
+    from tracin.errors import CheckpointError as CheckpointError
+    from tracin.errors import CheckpointWarning as CheckpointWarning
+    from tracin.errors import CoupledExamplesError as CoupledExamplesError
+    from tracin.errors import DataError as DataError
+    from tracin.errors import DeviceError as DeviceError
+    from tracin.errors import LabelError as LabelError
+    from tracin.errors import LearningRateError as LearningRateError
+    from tracin.errors import LossError as LossError
+    from tracin.errors import NonFiniteError as NonFiniteError
+    from tracin.errors import ParametersError as ParametersError
+    from tracin.errors import QueryError as QueryError
+    from tracin.errors import RunFileError as RunFileError
+    from tracin.errors import TracInError as TracInError
+    from tracin.errors import UnsupportedModelError as UnsupportedModelError
+    from tracin.gradients import Coverage as Coverage
+    from tracin.gradients import Way as Way
+    from tracin.influence.explanations import Explanations as Explanations
+    from tracin.influence.suspects import Suspects as Suspects
+    from tracin.influence.tracin import TracIn as TracIn
+    from tracin.influence.verification import Verification as Verification
+    from tracin.losses import CrossEntropy as CrossEntropy
+    from tracin.losses import Outcome as Outcome
 
 __version__ = "0.1.0"
+
+# Where each public name lives; a test keeps this list and the imports above the same.
+_HOMES = {
+    "tracin.checkpoints": ("Checkpoint", "Recorder", "open_checkpoints"),
+    "tracin.data": ("WithIds",),
+    "tracin.errors": (
+        "CheckpointError",
+        "CheckpointWarning",
+        "CoupledExamplesError",
+        "DataError",
+        "DeviceError",
+        "LabelError",
+        "LearningRateError",
+        "LossError",
+        "NonFiniteError",
+        "ParametersError",
+        "QueryError",
+        "RunFileError",
+        "TracInError",
+        "UnsupportedModelError",
+    ),
+    "tracin.gradients": ("Coverage", "Way"),
+    "tracin.influence.explanations": ("Explanations",),
+    "tracin.influence.suspects": ("Suspects",),
+    "tracin.influence.tracin": ("TracIn",),
+    "tracin.influence.verification": ("Verification",),
+    "tracin.losses": ("CrossEntropy", "Outcome"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]  # made of the table
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'tracin' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -29,10 +29,6 @@ class ParametersError(TracInError):
     """No parameter is left to trace, or a name given for one matches nothing."""
 
 
-class UncoveredError(TracInError):
-    """No exact way was found to the per-example gradients of a parameter."""
-
-
 class UnsupportedModelError(TracInError):
     """The model is of a kind for which a result would be wrong without any sign of it."""
 

@@ -1,0 +1,186 @@
+"""The commands. torch is imported late, so that --help answers at once."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracin import __version__
+from tracin.cli.results import write
+from tracin.cli.settings import Settings, read_settings
+from tracin.cli.task import Task, load_task
+from tracin.cli.template import RUN, TASK
+from tracin.errors import QueryError, RunFileError
+
+if TYPE_CHECKING:
+    from tracin import TracIn
+
+app = typer.Typer(
+    help="Which training examples made a model say what it said.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="What 'tracin init' writes.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for once.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"tracin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Which training examples made a model say what it said."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where results go.")] = Path("tracin-demo"),
+) -> None:
+    """Find wrong labels in handwritten digits, and explain a prediction."""
+    from tracin.demo import run
+
+    run(out, typer.echo)
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path()) -> None:
+    """Write a run.toml and a task.py that run as they are."""
+    texts = {folder / "run.toml": RUN, folder / "task.py": TASK}
+    for path in texts:
+        if path.exists():
+            raise RunFileError(
+                f"{path} is already there and is not overwritten; name a new folder."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunFileError(f"{folder} cannot be written to: {error.strerror}.") from error
+    typer.echo(f"Wrote {' and '.join(map(str, texts))}. Try:")
+    typer.echo(f"  tracin explain {folder / 'run.toml'} --query 0,1 -k 3")
+
+
+@app.command("self-influence")
+def self_influence(run: RunFile, sets: Set = None, out: Out = None) -> None:
+    """Each training example's influence on itself: high is mislabelled, rare or memorised."""
+    import numpy as np
+
+    from tracin.data import open_examples
+    from tracin.influence.table import aligned, numbers, save_parquet
+
+    settings, task, tracer = _opened(run, sets)
+    train = open_examples(task.train, name="train")
+    scores = numbers(tracer.self_influence(train, batch_size=settings.tracin.batch_size))
+    columns = {"id": train.ids, "position": np.arange(len(train)), "self_influence": scores}
+    order = np.argsort(-scores, kind="stable")[:10]
+    typer.echo(aligned(("id", "self-influence"), [(train.ids[at], scores[at]) for at in order]))
+    _write(run, out, settings, "self-influence", lambda path: save_parquet(columns, path))
+
+
+@app.command()
+def mislabelled(run: RunFile, sets: Set = None, out: Out = None) -> None:
+    """Rank training examples by how likely their label is wrong."""
+    settings, task, tracer = _opened(run, sets)
+    suspects = tracer.find_mislabelled(
+        task.train,
+        rank_by=settings.mislabelled.rank_by,
+        batch_size=settings.tracin.batch_size,
+    )
+    typer.echo(str(suspects))
+    _write(run, out, settings, "mislabelled", suspects.save)
+
+
+@app.command()
+def explain(
+    run: RunFile,
+    query: Annotated[
+        str, typer.Option("--query", help="Positions in the test data, such as 3,17.")
+    ],
+    k: Annotated[int | None, typer.Option("-k", help="How many of each.")] = None,
+    sets: Set = None,
+    out: Out = None,
+) -> None:
+    """The strongest proponents and opponents of some predictions."""
+    from tracin.data import WithIds, open_examples
+
+    settings, task, tracer = _opened(
+        run, [*(sets or []), *([f"explain.k={k}"] if k is not None else [])]
+    )
+    options = settings.explain
+    test = open_examples(task.train if task.test is None else task.test, name="test")
+    positions = _positions(query, len(test))
+    queries = WithIds(test.take(positions), [test.ids[at] for at in positions])
+    found = tracer.explain(
+        queries,
+        task.train,
+        options.k,
+        normalise=None if options.normalise == "none" else options.normalise,
+        group=None if options.group == "none" else options.group,
+        drop_misclassified=options.drop_misclassified,
+        batch_size=settings.tracin.batch_size,
+    )
+    typer.echo(str(found))
+    _write(run, out, settings, "explain", found.save)
+
+
+@app.command()
+def verify(run: RunFile, sets: Set = None) -> None:
+    """Measure the gradients against plain autograd, and show which way each parameter takes."""
+    _, task, tracer = _opened(run, sets)
+    found = tracer.verify(task.train)
+    typer.echo(str(found.coverage))
+    typer.echo("")
+    typer.echo(str(found))
+    if not found.is_exact:
+        raise typer.Exit(1)
+
+
+def _opened(run: Path, sets: list[str] | None) -> tuple[Settings, Task, "TracIn"]:
+    settings = read_settings(run, sets or [])
+    task = load_task(settings.task.function, run.parent)
+    from tracin import TracIn
+
+    options = settings.tracin
+    tracer = TracIn(
+        task.model,
+        task.loss,
+        task.checkpoints,
+        parameters=options.parameters,
+        learning_rates=options.learning_rates,
+        device=options.device,
+    )
+    return settings, task, tracer
+
+
+def _positions(text: str, examples: int) -> list[int]:
+    try:
+        positions = [int(each) for each in text.split(",")]
+    except ValueError as error:
+        raise QueryError(f"--query takes positions such as 3,17, not {text!r}.") from error
+    for position in positions:
+        if not 0 <= position < examples:
+            raise QueryError(
+                f"--query {position}: the test data holds {examples} examples, at positions 0 to "
+                f"{examples - 1}."
+            )
+    if len(set(positions)) < len(positions):
+        raise QueryError(f"--query {text}: a position comes twice.")
+    return positions
+
+
+def _write(run: Path, out: Path | None, settings: Settings, name: str, save: Any) -> None:
+    folder = run.parent / settings.output.folder if out is None else out
+    typer.echo(f"\nwritten to {write(folder, name, save, settings, name)}")

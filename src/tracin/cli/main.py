@@ -1,0 +1,50 @@
+"""The entry point: runs a command, and turns errors into one readable message."""
+
+import sys
+
+from tracin.errors import TracInError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, 2 for bad input, 130 for Ctrl-C.
+
+    Errors that are bugs keep their traceback and exit with 1.
+    """
+    try:
+        from tracin.cli.commands import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "tracin":
+            raise
+        print(
+            f"error: the command line needs {error.name}: pip install 'tracin[cli]'",
+            file=sys.stderr,
+        )
+        sys.exit(BAD_INPUT)
+    try:
+        # Not standalone: errors and Ctrl-C come here, where their words and codes are settled.
+        code = app(args=arguments, standalone_mode=False)
+    except TracInError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left behind", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sys.exit(_usage(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: Exception) -> int:
+    """Show a wrong use of the command line; anything else is a bug and goes on."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if type(error).__name__ == "Abort":
+        print("interrupted; nothing half-written is left behind", file=sys.stderr)
+        return INTERRUPTED
+    if callable(show) and isinstance(code, int):
+        show()
+        return code
+    if isinstance(code, int):
+        return code
+    raise error

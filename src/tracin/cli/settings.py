@@ -1,0 +1,131 @@
+"""A RUN.toml: read, checked and resolved once, at the door."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from tracin.errors import RunFileError
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskTable(_Table):
+    """Where the model, loss, data and checkpoints come from."""
+
+    function: str
+
+
+class TracInTable(_Table):
+    """What `tracin.TracIn` takes; what is left out keeps its default."""
+
+    parameters: str | list[str] | None = None
+    learning_rates: Literal["equal", "span"] | list[float] | None = None
+    batch_size: Literal["auto"] | PositiveInt = "auto"
+    device: str | None = None
+
+
+class ExplainTable(_Table):
+    """What `explain` takes."""
+
+    k: PositiveInt = 10
+    normalise: Literal["none", "cosine", "query"] = "none"
+    group: Literal["none", "sum", "mean"] = "none"
+    drop_misclassified: bool = False
+
+
+class MislabelledTable(_Table):
+    """What `mislabelled` takes."""
+
+    rank_by: str = "self_influence"
+
+
+class OutputTable(_Table):
+    """Where results go, relative to the RUN.toml."""
+
+    folder: str = "results"
+
+
+class Settings(_Table):
+    """A whole RUN.toml."""
+
+    task: TaskTable
+    tracin: TracInTable = Field(default_factory=TracInTable)
+    explain: ExplainTable = Field(default_factory=ExplainTable)
+    mislabelled: MislabelledTable = Field(default_factory=MislabelledTable)
+    output: OutputTable = Field(default_factory=OutputTable)
+
+
+def read_settings(path: Path, overrides: Sequence[str]) -> Settings:
+    """Read a RUN.toml and apply overrides such as "explain.k=5".
+
+    Raises:
+        RunFileError: There is no such file, it is no TOML, or a setting is unknown or wrong.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFileError(
+            f"{path} cannot be read: {error.strerror}. 'tracin init FOLDER' writes one to start "
+            "from."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunFileError(f"{path} is no TOML: {error}.") from error
+    for override in overrides:
+        _apply(tables, override)
+    try:
+        return Settings.model_validate(tables)
+    except ValidationError as error:
+        raise RunFileError(f"{path}: {_words(error)}") from error
+
+
+def _apply(tables: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise RunFileError(
+            f"--set takes a name and a value, such as explain.k=5, not {override!r}."
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a text
+    table = tables
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise RunFileError(f"--set {override}: '{key}' is a value, not a table.")
+    table[keys[-1]] = value
+
+
+def _words(error: ValidationError) -> str:
+    lines = []
+    for each in error.errors():
+        # pydantic names the alternatives of a union, too; the setting's own name is what helps.
+        path = [str(key) for key in each["loc"] if str(key) in _names()] or [str(each["loc"][-1])]
+        name = ".".join(path)
+        if each["type"] == "extra_forbidden":
+            name = ".".join(str(key) for key in each["loc"])
+            lines.append(f"there is no setting '{name}'; {_known(each['loc'][:-1])}")
+        elif each["type"] == "missing":
+            lines.append(f"the setting '{name}' is missing")
+        else:
+            lines.append(f"'{name}' = {each['input']!r}: {each['msg'].lower()}")
+    return "; ".join(dict.fromkeys(lines)) + "."
+
+
+def _names() -> set[str]:
+    tables = {name: field.annotation for name, field in Settings.model_fields.items()}
+    inner = {key for table in tables.values() for key in getattr(table, "model_fields", {})}
+    return set(tables) | inner
+
+
+def _known(path: tuple[Any, ...]) -> str:
+    model: Any = Settings
+    for key in path:
+        model = model.model_fields[str(key)].annotation
+    return "there are " + ", ".join(f"'{name}'" for name in model.model_fields)

@@ -1,0 +1,81 @@
+"""What `tracin init` writes: a run and a task that work as they are."""
+
+RUN = """\
+# A run of tracin. Try it as it is:  tracin explain run.toml --query 0,1 -k 3
+# Every setting can be changed for once:  --set explain.k=5
+
+[task]
+# A Python function that returns a dict with model, loss, train, checkpoints and, if there are
+# queries, test: "file.py:function" (relative to this file) or "package.module:function".
+function = "task.py:task"
+
+[tracin]
+# parameters = "last"          # all trainable ones if left out; "last" layer; or ["head.*", ...]
+# learning_rates = "span"      # the recorded ones if left out; "equal"; "span"; or [0.1, 0.1]
+# batch_size = "auto"          # or a number
+# device = "cuda"              # where the model is if left out
+
+[explain]
+# k = 10
+# normalise = "cosine"         # "none", "cosine" or "query"
+# group = "mean"               # "none"; "sum" or "mean" make all queries one
+# drop_misclassified = true
+
+[mislabelled]
+# rank_by = "self_influence"   # or "self_influence_last", "loss", "el2n", "margin"
+
+[output]
+# folder = "results"           # relative to this file
+"""
+
+TASK = '''\
+"""The task that run.toml names: put your own model, loss, data and checkpoints here."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tracin
+
+FOLDER = Path(__file__).parent / "checkpoints"
+
+
+def data(examples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points in the plane, labelled by the ring that they are in: inputs first, then labels."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(examples, 2, generator=generator)
+    labels = (points.norm(dim=1) > 1.2).long()
+    wrong = torch.rand(examples, generator=generator) < 0.05  # some labels are wrong, as in life
+    return points, torch.where(wrong, 1 - labels, labels)
+
+
+def task() -> dict[str, object]:
+    """What tracin needs to know."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2))
+    train = data(300, seed=1)
+    if not FOLDER.exists():
+        fit(model, train)
+    return {
+        "model": model,
+        "loss": "cross_entropy",  # or "mse", "causal_lm", or loss(model, batch) -> [examples]
+        "train": train,  # tensors, a Dataset, or an unshuffled DataLoader
+        "test": data(20, seed=2),
+        "checkpoints": FOLDER,  # a Recorder's folder, a glob, or a list of files
+    }
+
+
+def fit(model: nn.Module, train: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """An ordinary training loop; the Recorder saves weights with the learning rates really used."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with tracin.Recorder(model, optimizer, FOLDER, every="epoch") as recorder:
+        for _ in range(5):
+            for rows in torch.randperm(len(train[0])).split(30):
+                loss = F.cross_entropy(model(train[0][rows]), train[1][rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            recorder.epoch()
+'''
