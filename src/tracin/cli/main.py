@@ -5,6 +5,7 @@ import sys
 from tracin.errors import TracInError
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_INTERRUPTED = "interrupted; nothing half-written is left behind"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -29,10 +30,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        print("interrupted; nothing half-written is left behind", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         sys.exit(_usage(error))
+    if code == INTERRUPTED:
+        print(_INTERRUPTED, file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -40,7 +43,7 @@ def _usage(error: Exception) -> int:
     """Show a wrong use of the command line; anything else is a bug and goes on."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if type(error).__name__ == "Abort":
-        print("interrupted; nothing half-written is left behind", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         return INTERRUPTED
     if callable(show) and isinstance(code, int):
         show()

@@ -1,0 +1,87 @@
+"""What is public is a promise: this list is kept by hand."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import tracin
+from tracin import errors
+
+PUBLIC = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointWarning",
+    "CoupledExamplesError",
+    "Coverage",
+    "CrossEntropy",
+    "DataError",
+    "DeviceError",
+    "Explanations",
+    "LabelError",
+    "LearningRateError",
+    "LossError",
+    "NonFiniteError",
+    "Outcome",
+    "ParametersError",
+    "QueryError",
+    "Recorder",
+    "RunFileError",
+    "Suspects",
+    "TracIn",
+    "TracInError",
+    "UnsupportedModelError",
+    "Verification",
+    "Way",
+    "WithIds",
+    "open_checkpoints",
+]
+
+
+def test_the_public_names_are_those_promised():
+    assert sorted(tracin.__all__) == sorted(PUBLIC)
+    assert set(PUBLIC) <= set(dir(tracin))
+    assert all(getattr(tracin, name).__name__ == name for name in PUBLIC)
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(tracin.__file__).read_text())
+    imported = {
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("tracin")
+        for alias in node.names
+    }
+
+    assert imported == set(PUBLIC)
+
+
+def test_every_error_is_exported_and_has_the_common_base():
+    defined = {
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and value.__module__ == "tracin.errors"
+    }
+
+    assert defined <= set(PUBLIC)
+    assert all(
+        issubclass(getattr(errors, name), errors.TracInError | UserWarning) for name in defined
+    )
+
+
+def test_every_public_name_has_a_docstring():
+    assert all(inspect.getdoc(getattr(tracin, name)) for name in PUBLIC)
+
+
+def test_using_the_library_imports_nothing_heavier_than_torch():
+    heavy = "pyarrow typer pydantic transformers peft sklearn matplotlib pandas polars torchvision"
+    code = (
+        "import sys, tracin\n"
+        "tracin.TracIn, tracin.Recorder, tracin.Suspects\n"
+        f"print([name for name in {heavy.split()} if name in sys.modules])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

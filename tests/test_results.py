@@ -1,0 +1,114 @@
+"""Results print, save, and go to any table library as they are."""
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tracin import Explanations, QueryError, Suspects
+from tracin.influence import table
+from tracin.influence.explanations import Hits
+
+
+@pytest.fixture
+def suspects() -> Suspects:
+    return Suspects(
+        ids=np.array(["a", "b", "c"]),
+        positions=np.array([0, 1, 2]),
+        given_labels=np.array([0, 1, 1]),
+        suggested_labels=np.array([0, 0, 1]),
+        self_influence=torch.tensor([1.0, 3.0, 1.0]),
+        self_influence_last=torch.tensor([0.5, 2.0, 0.1]),
+        loss=torch.tensor([0.2, 0.1, 0.9]),
+        el2n=torch.tensor([0.3, 0.2, 0.1]),
+        margin=torch.tensor([0.5, -0.5, 0.1]),
+        ranked_by="self_influence",
+    ).ranked("self_influence")
+
+
+@pytest.fixture
+def explanations() -> Explanations:
+    def hits(sign: float) -> Hits:
+        shares = sign * torch.tensor([[[3.0, 1.0], [1.0, 1.0]], [[5.0, 0.0], [0.5, 0.5]]])
+        ids = np.array([[10, 11], [12, 10]])
+        return Hits(ids, ids - 10, shares.sum(2), shares)
+
+    return Explanations(np.array([7, 9]), hits(1), hits(-1), ("early", "late"))
+
+
+def test_suspects_are_ranked_by_any_column_and_ties_keep_the_datas_order(suspects):
+    assert suspects.ids.tolist() == ["b", "a", "c"]
+    assert suspects.ranked("loss").ids.tolist() == ["c", "a", "b"]
+    assert suspects.ranked("margin").ids.tolist() == ["b", "c", "a"]
+    assert suspects.ranked("loss").ranked("self_influence").ids.tolist() == ["b", "a", "c"]
+
+
+def test_top_and_bottom_cut_the_table(suspects):
+    assert suspects.top(2).ids.tolist() == ["b", "a"]
+    assert suspects.bottom(1).ids.tolist() == ["c"]
+    with pytest.raises(QueryError, match="4 suspects were asked for, but there are 3"):
+        suspects.top(4)
+
+
+def test_suspects_print_their_first_rows(suspects):
+    lines = str(suspects).splitlines()
+
+    assert lines[0] == "ranked by self_influence"
+    assert lines[1].split()[:3] == ["id", "given", "suggested"]
+    assert lines[2].split()[:4] == ["b", "1", "0", "3"]
+
+
+def test_explanations_are_read_query_by_query(explanations):
+    first, second = explanations
+
+    assert (first.id, second.id) == (7, 9)
+    assert [hit.id for hit in second.proponents] == [12, 10]
+    assert first.proponents[0].score == 4.0
+    assert first.proponents[0].by_checkpoint == (3.0, 1.0)
+    assert "proponent  10      4" in str(first)
+    assert len(explanations) == 2
+
+
+def test_explanations_can_be_cut_but_not_stretched(explanations):
+    assert explanations.top(1).ids.tolist() == [[10], [12]]
+    assert explanations.bottom(1).scores.tolist() == [[-4.0], [-5.0]]
+    with pytest.raises(QueryError, match="3 hits were asked for, but 2 were kept"):
+        explanations.top(3)
+
+
+def test_explanations_have_one_row_a_hit(explanations):
+    columns = explanations.columns()
+
+    assert columns["query"].tolist() == [7, 7, 9, 9] * 2
+    assert columns["rank"].tolist() == [1, 2] * 4
+    assert columns["score at early"].tolist() == [3, 1, 5, 0.5, -3, -1, -5, -0.5]
+
+
+@pytest.mark.parametrize("kind", ["suspects", "explanations"])
+def test_table_libraries_take_results_as_they_are(kind, request):
+    result = request.getfixturevalue(kind)
+    expected = {name: list(values) for name, values in result.columns().items()}
+
+    assert pa.table(result).to_pydict() == expected
+    assert pl.DataFrame(result).to_dict(as_series=False) == expected
+    assert pd.DataFrame.from_arrow(result).to_dict("list") == expected
+
+
+def test_saving_replaces_a_file_whole_or_not_at_all(suspects, tmp_path, monkeypatch):
+    path = tmp_path / "results" / "suspects.parquet"
+    suspects.save(path)
+    before = path.read_bytes()
+
+    def fail(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(table.os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        suspects.top(1).save(path)
+
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["suspects.parquet"]
+    assert pq.read_table(path)["ids"].to_pylist() == ["b", "a", "c"]
