@@ -1,0 +1,1 @@
+"""Timings: what exact influence costs beside an ordinary forward and backward pass."""

@@ -1,0 +1,66 @@
+"""The rows of the benchmark: a work, the subject it is done on, and the ratio to reach."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from benchmarks.subjects import Subject, lm_subject, mlp_subject, resnet_subject
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    group: str
+    name: str
+    target: float
+    subject: Callable[[bool], Subject]  # is_quick -> what is timed
+    work: Callable[[Subject], object]
+
+
+def self_influence(subject: Subject) -> object:
+    """Every example's influence on itself."""
+    return subject.traced().self_influence(subject.train, batch_size=subject.batch_size)
+
+
+def influence(subject: Subject) -> object:
+    """Every example's influence on all the subject's queries."""
+    return subject.traced().influence(subject.train, subject.queries, batch_size=subject.batch_size)
+
+
+def explain_one(subject: Subject) -> object:
+    """The top and bottom of one query."""
+    return subject.traced().explain(
+        subject.some_queries(1), subject.train, k=10, batch_size=subject.batch_size
+    )
+
+
+def _mlp(is_quick: bool) -> Subject:
+    return mlp_subject(2000 if is_quick else 10_000)
+
+
+def _resnet20(is_quick: bool) -> Subject:
+    return resnet_subject(20, 128 if is_quick else 1024)
+
+
+def _resnet56(is_quick: bool) -> Subject:
+    return resnet_subject(56, 64 if is_quick else 512)
+
+
+def _lm(is_quick: bool) -> Subject:
+    return lm_subject(32 if is_quick else 256)
+
+
+ROWS = [
+    Row("mlp", "self-influence, MLP, 3 checkpoints", 0.95, _mlp, self_influence),
+    Row("mlp", "influence on 100 queries, MLP, 3 checkpoints", 1.1, _mlp, influence),
+    Row("mlp", "explain one query, MLP, 3 checkpoints", 1.2, _mlp, explain_one),
+    Row("resnet", "self-influence, ResNet-20", 1.35, _resnet20, self_influence),
+    Row("resnet", "influence on 16 queries, ResNet-20", 1.6, _resnet20, influence),
+    Row("resnet", "explain one query, ResNet-20", 1.2, _resnet20, explain_one),
+    Row("resnet56", "self-influence, ResNet-56", 1.3, _resnet56, self_influence),
+    Row("lm", "self-influence, transformer LM", 1.0, _lm, self_influence),
+    Row("lm", "influence on 8 queries, transformer LM", 1.5, _lm, influence),
+    Row("lm", "explain one query, transformer LM", 1.2, _lm, explain_one),
+]
