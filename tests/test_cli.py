@@ -55,7 +55,7 @@ def test_explain_writes_a_table_and_the_settings_that_made_it(begun, capsys, tmp
     code, out, _ = call(capsys, "explain", begun, "--query", "0,3", "-k", 4, "--out", tmp_path)
 
     table = pq.read_table(tmp_path / "explain.parquet")
-    settings = json.loads((tmp_path / "explain.json").read_text())
+    settings = json.loads((tmp_path / "explain.settings.json").read_text())
     assert code == 0
     assert "query 3" in out
     assert "proponent" in out
@@ -63,6 +63,11 @@ def test_explain_writes_a_table_and_the_settings_that_made_it(begun, capsys, tmp
     assert set(table["query"].to_pylist()) == {0, 3}
     assert settings["explain"]["k"] == 4
     assert settings["command"] == "explain"
+    assert settings["query"] == [0, 3]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "explain.parquet",
+        "explain.settings.json",
+    ]
 
 
 def test_mislabelled_ranks_every_training_example(begun, capsys, tmp_path):
@@ -106,7 +111,7 @@ def test_settings_can_be_changed_for_once(begun, capsys, tmp_path):
         "--set", 'tracin.parameters=["2.*"]', "--set", "tracin.learning_rates=equal",
     )  # fmt: skip
 
-    settings = json.loads((tmp_path / "self-influence.json").read_text())
+    settings = json.loads((tmp_path / "self-influence.settings.json").read_text())
     assert code == 0
     assert settings["tracin"]["parameters"] == ["2.*"]
     assert settings["tracin"]["learning_rates"] == "equal"
@@ -131,13 +136,29 @@ def test_the_version_is_told(capsys):
         (["--query", "1,1"], "a position comes twice"),
         (["--query", "0", "-k", "301"], "train holds 300 examples"),
         (["--query", "0", "--set", "explain.kk=1"], "no setting 'explain.kk'; there are 'k'"),
-        (["--query", "0", "--set", "explain.k=none"], "'explain.k' = 'none': input should be"),
+        (["--query", "0", "--set", "explain.k=none"], "'explain.k' = 'none', but it should be"),
+        (["--query", "0", "--set", "explain.k=true"], "'explain.k' = True, but it should be"),
+        (
+            ["--query", "0", "--set", "explain.normalise=l2"],
+            "'explain.normalise' = 'l2', but it should be 'none', 'cosine' or 'query'.",
+        ),
+        (
+            ["--query", "0", "--set", "tracin.batch_size=0"],
+            "'tracin.batch_size' = 0, but it should be 'auto', or greater than 0.",
+        ),
+        (
+            ["--query", "0", "--set", "explain=3"],
+            "'explain' = 3, but it should be a table: there are 'k'",
+        ),
+        (["--query", "0", "--set", "tracin.parameters=['2.*'"], "is no TOML value"),
+        (["--query", "0", "--set", "task.function.name=1"], "'function' is a value, not a table"),
+        (["--query", "0", "--set", "explane.k=1"], "no setting 'explane'; there are 'task'"),
         (["--query", "0", "--set", "explain"], "such as explain.k=5, not 'explain'"),
         (["--query", "0", "--set", "tracin.parameters=nothing"], "no parameter has such a name"),
         (["--query", "0", "--set", "task.function=task.py"], "'file.py:function' or"),
         (["--query", "0", "--set", "task.function=task.py:no"], "has no function 'no'"),
         (["--query", "0", "--set", "task.function=no.py:task"], "which is not there"),
-        (["--query", "0", "--set", "task.function=no.such:task"], "'no.such', which is not there"),
+        (["--query", "0", "--set", "task.function=no.such:task"], "but there is no 'no' in"),
     ],
 )
 def test_bad_input_is_explained_in_one_message(begun, capsys, arguments, words):
@@ -153,19 +174,20 @@ def test_a_missing_or_broken_run_file_is_explained(capsys, tmp_path):
     (tmp_path / "empty.toml").write_text("")
 
     assert "tracin init FOLDER" in call(capsys, "verify", tmp_path / "none.toml")[2]
-    assert "is no TOML" in call(capsys, "verify", tmp_path / "broken.toml")[2]
-    assert "the setting 'task' is missing" in call(capsys, "verify", tmp_path / "empty.toml")[2]
+    assert "is no TOML file" in call(capsys, "verify", tmp_path / "broken.toml")[2]
+    assert (
+        "empty.toml: the setting 'task' is missing; a run needs [task] function"
+        in (call(capsys, "verify", tmp_path / "empty.toml")[2])
+    )
 
 
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return 3", "must return a dict with 'model', 'loss', 'train', 'checkpoints', not a int"),
-        ("return {'model': 1, 'loss': 1, 'train': 1}", "'checkpoints' is missing"),
-        (
-            "return dict(model=1, loss=1, train=1, checkpoints=1, trian=1)",
-            "'trian' is unknown",
-        ),
+        ("return 3", "must return a dict with 'model', 'loss', 'train', 'checkpoints' and"),
+        ("return 3", "it returned a int"),
+        ("return {'model': 1, 'loss': 1, 'train': 1}", "'checkpoints' missing"),
+        ("return dict(model=1, loss=1, train=1, checkpoints=1, tset=1)", "'tset' not known"),
     ],
 )
 def test_what_a_task_returns_is_checked(begun, capsys, tmp_path, body, words):
@@ -180,8 +202,106 @@ def test_what_a_task_returns_is_checked(begun, capsys, tmp_path, body, words):
 def test_an_error_in_the_users_task_keeps_its_traceback(begun, tmp_path):
     run = altered(begun, tmp_path, task="def task():\n    return 1 / 0\n")
 
-    with pytest.raises(ZeroDivisionError):
+    done = subprocess.run(
+        [sys.executable, "-c", f"from tracin.cli.main import main; main(['verify', {str(run)!r}])"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "return 1 / 0" in done.stderr
+    assert done.stderr.rstrip().endswith(
+        f"This comes from your own 'task.py:task', which {run} names."
+    )
+
+
+def test_an_import_that_fails_within_the_users_module_is_not_blamed_on_the_run_file(
+    begun, tmp_path
+):
+    text = begun.read_text().replace("task.py:task", "broken_task:task")
+    run = altered(begun, tmp_path, run=text)
+    (tmp_path / "broken_task.py").write_text("import no_such_thing\n")
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_thing"):
         main(["verify", str(run)])
+
+
+def test_a_task_may_be_a_module_beside_the_run_file(begun, capsys, tmp_path):
+    text = begun.read_text().replace("task.py:task", "module_task:task")
+    run = altered(begun, tmp_path, run=text)
+    (tmp_path / "module_task.py").write_text((begun.parent / "task.py").read_text())
+
+    code, _, err = call(capsys, "verify", run)
+
+    assert (code, err) == (0, "")
+
+
+def test_a_task_file_does_not_stand_in_for_the_library_of_its_name(begun, capsys, tmp_path):
+    run = altered(begun, tmp_path, run=begun.read_text().replace("task.py", "tracin.py"))
+    (tmp_path / "tracin.py").write_text((begun.parent / "task.py").read_text())
+
+    code, _, err = call(capsys, "verify", run)
+
+    assert (code, err) == (0, "")
+
+
+def test_without_test_data_queries_are_training_examples(begun, capsys, tmp_path):
+    task = (begun.parent / "task.py").read_text().replace('"test": data(20, seed=2),', "")
+    run = altered(begun, tmp_path, task=task)
+
+    code, _, _ = call(capsys, "explain", run, "--query", "299", "-k", 1)
+    table = pq.read_table(tmp_path / "results" / "explain.parquet")
+
+    assert code == 0
+    assert table["query"].to_pylist() == [299, 299]
+    assert "the task's 'train' holds 300" in call(capsys, "explain", run, "--query", "300")[2]
+
+
+def test_training_that_was_broken_off_is_not_taken_for_finished(begun, capsys, tmp_path):
+    task = (begun.parent / "task.py").read_text()
+    run = altered(begun, tmp_path, task=task.replace("EPOCHS = 5", "EPOCHS = 2"))
+    call(capsys, "verify", run)
+
+    code, _, err = call(capsys, "verify", altered(begun, tmp_path, task=task))
+
+    assert code == 2
+    assert "checkpoints up to step 20" in err
+
+
+def test_verify_fails_where_gradients_are_not_exact(begun, capsys, tmp_path, monkeypatch):
+    from tracin.influence import verification
+
+    monkeypatch.setattr(verification, "ALLOWED", dict.fromkeys(verification.ALLOWED, 1e-30))
+
+    code, out, _ = call(capsys, "verify", begun, "--out", tmp_path)
+
+    assert code == 1
+    assert "NOT exact" in out
+    assert pq.read_table(tmp_path / "verify.parquet")["parameter"].to_pylist()[0] == "0.weight"
+
+
+def test_the_demo_writes_where_it_is_told(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("tracin.demo.run", lambda folder, say: say(f"into {folder}"))
+
+    assert call(capsys, "demo", "--out", tmp_path)[:2] == (0, f"into {tmp_path}\n")
+
+
+def test_without_typer_the_way_out_is_told(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "tracin.cli.commands", raising=False)
+    monkeypatch.setitem(sys.modules, "typer", None)
+
+    code, _, err = call(capsys, "--help")
+
+    assert code == 2
+    assert "needs typer: pip install 'tracin[cli]'" in err
+
+
+def test_a_wrong_use_shows_how_it_is_used(capsys, begun):
+    code, _, err = call(capsys, "explain", begun)
+
+    assert code == 2
+    assert "Missing option '--query'" in err
 
 
 def test_ctrl_c_leaves_nothing_half_written(begun, capsys, tmp_path):
@@ -194,10 +314,14 @@ def test_ctrl_c_leaves_nothing_half_written(begun, capsys, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(begun, capsys, tmp_path):
+@pytest.mark.parametrize("folder", ["file", "file/within"])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
+    begun, capsys, tmp_path, folder
+):
+    run = altered(begun, tmp_path, task="raise RuntimeError('the work began')")
     (tmp_path / "file").write_text("")
 
-    code, _, err = call(capsys, "self-influence", begun, "--out", tmp_path / "file")
+    code, _, err = call(capsys, "self-influence", run, "--out", tmp_path / folder)
 
     assert code == 2
-    assert "cannot be written to" in err
+    assert f"cannot be written to: {tmp_path / 'file'} is a file, not a folder" in err

@@ -1,5 +1,7 @@
 """Results print, save, and go to any table library as they are."""
 
+import sys
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -51,6 +53,25 @@ def test_top_and_bottom_cut_the_table(suspects):
     assert suspects.bottom(1).ids.tolist() == ["c"]
     with pytest.raises(QueryError, match="4 suspects were asked for, but there are 3"):
         suspects.top(4)
+    with pytest.raises(QueryError, match="0 suspects were asked for"):
+        suspects.bottom(0)
+
+
+def test_an_unknown_ranking_is_refused_by_name(suspects):
+    with pytest.raises(QueryError, match=r"one of \"self_influence\", .*; 'los' was given"):
+        suspects.ranked("los")
+
+
+def test_suspects_keep_ten_rows_on_the_screen_and_say_how_many_follow(suspects):
+    many = np.tile(np.arange(3), 4)
+    table_of_12 = Suspects(
+        **{name: getattr(suspects, name)[many] for name in suspects.columns()}, ranked_by="loss"
+    )
+
+    lines = str(table_of_12).splitlines()
+
+    assert len(lines) == 2 + 10 + 1
+    assert lines[-1] == "... 2 more"
 
 
 def test_suspects_print_their_first_rows(suspects):
@@ -75,8 +96,11 @@ def test_explanations_are_read_query_by_query(explanations):
 def test_explanations_can_be_cut_but_not_stretched(explanations):
     assert explanations.top(1).ids.tolist() == [[10], [12]]
     assert explanations.bottom(1).scores.tolist() == [[-4.0], [-5.0]]
-    with pytest.raises(QueryError, match="3 hits were asked for, but 2 were kept"):
-        explanations.top(3)
+    for cut in (explanations.top, explanations.bottom):
+        with pytest.raises(QueryError, match="3 hits were asked for, but 2 were kept"):
+            cut(3)
+        with pytest.raises(QueryError, match="0 hits were asked for"):
+            cut(0)
 
 
 def test_explanations_have_one_row_a_hit(explanations):
@@ -85,6 +109,20 @@ def test_explanations_have_one_row_a_hit(explanations):
     assert columns["query"].tolist() == [7, 7, 9, 9] * 2
     assert columns["rank"].tolist() == [1, 2] * 4
     assert columns["score at early"].tolist() == [3, 1, 5, 0.5, -3, -1, -5, -0.5]
+
+
+def test_explanations_print_query_by_query(explanations):
+    first, second = str(explanations).split("\n\n")
+
+    assert first.splitlines()[0] == "query 7"
+    assert second.splitlines()[0] == "query 9"
+    assert [line.split() for line in second.splitlines()[1:]] == [
+        ["kind", "id", "score"],
+        ["proponent", "12", "5"],
+        ["proponent", "10", "1"],
+        ["opponent", "12", "-5"],
+        ["opponent", "10", "-1"],
+    ]
 
 
 @pytest.mark.parametrize("kind", ["suspects", "explanations"])
@@ -112,3 +150,12 @@ def test_saving_replaces_a_file_whole_or_not_at_all(suspects, tmp_path, monkeypa
     assert path.read_bytes() == before
     assert [each.name for each in path.parent.iterdir()] == ["suspects.parquet"]
     assert pq.read_table(path)["ids"].to_pylist() == ["b", "a", "c"]
+
+
+def test_without_pyarrow_the_way_out_is_told(suspects, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(QueryError, match=r"pip install 'tracin\[cli\]'"):
+        suspects.save(tmp_path / "suspects.parquet")
+
+    assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,14 @@
 """The commands. torch is imported late, so that --help answers at once."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tracin import __version__
-from tracin.cli.results import write
+from tracin.cli.results import check_writable, write
 from tracin.cli.settings import Settings, read_settings
 from tracin.cli.task import Task, load_task
 from tracin.cli.template import RUN, TASK
@@ -14,6 +16,8 @@ from tracin.errors import QueryError, RunFileError
 
 if TYPE_CHECKING:
     from tracin import TracIn
+
+SHOWN = 10
 
 app = typer.Typer(
     help="Which training examples made a model say what it said.",
@@ -81,33 +85,35 @@ def self_influence(run: RunFile, sets: Set = None, out: Out = None) -> None:
     from tracin.data import open_examples
     from tracin.influence.table import aligned, numbers, save_parquet
 
-    settings, task, tracer = _opened(run, sets)
-    train = open_examples(task.train, name="train")
-    scores = numbers(tracer.self_influence(train, batch_size=settings.tracin.batch_size))
+    opened = _opened(run, sets, out)
+    train = open_examples(opened.task.train, name="train")
+    scores = numbers(
+        opened.tracer.self_influence(train, batch_size=opened.settings.tracin.batch_size)
+    )
     columns = {"id": train.ids, "position": np.arange(len(train)), "self_influence": scores}
-    order = np.argsort(-scores, kind="stable")[:10]
-    typer.echo(aligned(("id", "self-influence"), [(train.ids[at], scores[at]) for at in order]))
-    _write(run, out, settings, "self-influence", lambda path: save_parquet(columns, path))
+    order = np.argsort(-scores, kind="stable")[:SHOWN]
+    shown = aligned(("id", "self-influence"), [(train.ids[at], scores[at]) for at in order])
+    more = f"\n... {len(train) - SHOWN} more" if len(train) > SHOWN else ""
+    _finish(opened, f"{shown}{more}", lambda path: save_parquet(columns, path), "self-influence")
 
 
 @app.command()
 def mislabelled(run: RunFile, sets: Set = None, out: Out = None) -> None:
     """Rank training examples by how likely their label is wrong."""
-    settings, task, tracer = _opened(run, sets)
-    suspects = tracer.find_mislabelled(
-        task.train,
-        rank_by=settings.mislabelled.rank_by,
-        batch_size=settings.tracin.batch_size,
+    opened = _opened(run, sets, out)
+    suspects = opened.tracer.find_mislabelled(
+        opened.task.train,
+        rank_by=opened.settings.mislabelled.rank_by,
+        batch_size=opened.settings.tracin.batch_size,
     )
-    typer.echo(str(suspects))
-    _write(run, out, settings, "mislabelled", suspects.save)
+    _finish(opened, str(suspects), suspects.save, "mislabelled")
 
 
 @app.command()
 def explain(
     run: RunFile,
     query: Annotated[
-        str, typer.Option("--query", help="Positions in the test data, such as 3,17.")
+        str, typer.Option("--query", help="Positions in test (in train if there is none): 3,17.")
     ],
     k: Annotated[int | None, typer.Option("-k", help="How many of each.")] = None,
     sets: Set = None,
@@ -116,41 +122,67 @@ def explain(
     """The strongest proponents and opponents of some predictions."""
     from tracin.data import WithIds, open_examples
 
-    settings, task, tracer = _opened(
-        run, [*(sets or []), *([f"explain.k={k}"] if k is not None else [])]
-    )
-    options = settings.explain
-    test = open_examples(task.train if task.test is None else task.test, name="test")
-    positions = _positions(query, len(test))
+    opened = _opened(run, [*(sets or []), *([f"explain.k={k}"] if k is not None else [])], out)
+    task, options = opened.task, opened.settings.explain
+    where = "train" if task.test is None else "test"
+    test = open_examples(getattr(task, where), name=where)
+    positions = _positions(query, len(test), where)
     queries = WithIds(test.take(positions), [test.ids[at] for at in positions])
-    found = tracer.explain(
+    found = opened.tracer.explain(
         queries,
         task.train,
         options.k,
         normalise=None if options.normalise == "none" else options.normalise,
         group=None if options.group == "none" else options.group,
         drop_misclassified=options.drop_misclassified,
-        batch_size=settings.tracin.batch_size,
+        batch_size=opened.settings.tracin.batch_size,
     )
-    typer.echo(str(found))
-    _write(run, out, settings, "explain", found.save)
+    _finish(opened, str(found), found.save, "explain", query=positions, query_data=where)
 
 
 @app.command()
-def verify(run: RunFile, sets: Set = None) -> None:
-    """Measure the gradients against plain autograd, and show which way each parameter takes."""
-    _, task, tracer = _opened(run, sets)
-    found = tracer.verify(task.train)
-    typer.echo(str(found.coverage))
-    typer.echo("")
-    typer.echo(str(found))
+def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
+    """Measure the gradients against plain autograd; exits with 1 where they are not exact.
+
+    The figures go to the screen; with --out, to a file too.
+    """
+    import numpy as np
+
+    from tracin.influence.table import save_parquet
+
+    opened = _opened(run, sets, out)
+    found = opened.tracer.verify(opened.task.train)
+    entries = [found.coverage.entries[name] for name in found.errors]
+    columns = {
+        "parameter": np.array(list(found.errors)),
+        "relative_error": np.array(list(found.errors.values())),
+        "way": np.array([str(each.way) for each in entries]),
+        "reason": np.array([each.reason for each in entries]),
+    }
+    shown = f"{found.coverage}\n\n{found}"
+    if out is None:
+        typer.echo(shown)
+    else:
+        _finish(opened, shown, lambda path: save_parquet(columns, path), "verify")
     if not found.is_exact:
         raise typer.Exit(1)
 
 
-def _opened(run: Path, sets: list[str] | None) -> tuple[Settings, Task, "TracIn"]:
+@dataclass(frozen=True)
+class _Opened:
+    """A run with all that its commands work with."""
+
+    settings: Settings
+    task: Task
+    tracer: "TracIn"
+    folder: Path
+
+
+def _opened(run: Path, sets: list[str] | None, out: Path | None) -> _Opened:
     settings = read_settings(run, sets or [])
-    task = load_task(settings.task.function, run.parent)
+    folder = run.parent / settings.output.folder if out is None else out
+    check_writable(folder)
+    task = load_task(settings.task.function, run)
     from tracin import TracIn
 
     options = settings.tracin
@@ -162,10 +194,10 @@ def _opened(run: Path, sets: list[str] | None) -> tuple[Settings, Task, "TracIn"
         learning_rates=options.learning_rates,
         device=options.device,
     )
-    return settings, task, tracer
+    return _Opened(settings, task, tracer, folder)
 
 
-def _positions(text: str, examples: int) -> list[int]:
+def _positions(text: str, examples: int, where: str) -> list[int]:
     try:
         positions = [int(each) for each in text.split(",")]
     except ValueError as error:
@@ -173,14 +205,17 @@ def _positions(text: str, examples: int) -> list[int]:
     for position in positions:
         if not 0 <= position < examples:
             raise QueryError(
-                f"--query {position}: the test data holds {examples} examples, at positions 0 to "
-                f"{examples - 1}."
+                f"--query {position}: the task's '{where}' holds {examples} examples, at positions "
+                f"0 to {examples - 1}."
             )
     if len(set(positions)) < len(positions):
         raise QueryError(f"--query {text}: a position comes twice.")
     return positions
 
 
-def _write(run: Path, out: Path | None, settings: Settings, name: str, save: Any) -> None:
-    folder = run.parent / settings.output.folder if out is None else out
-    typer.echo(f"\nwritten to {write(folder, name, save, settings, name)}")
+def _finish(
+    opened: _Opened, shown: str, save: Callable[[Path], None], command: str, **asked: Any
+) -> None:
+    # Written first: a pager that is closed early must not cost the file.
+    path = write(opened.folder, save, opened.settings, command, **asked)
+    typer.echo(f"{shown}\n\nwritten to {path}")

@@ -2,42 +2,61 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tracin import __version__
 from tracin.cli.settings import Settings
 from tracin.errors import RunFileError
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse, before hours of work, a folder that its result could not be written to.
+
+    Raises:
+        RunFileError: It cannot be made or written to, or pyarrow is not installed.
+    """
+    if find_spec("pyarrow") is None:
+        raise RunFileError(
+            "Results are written as Parquet files, but pyarrow is not installed: "
+            "pip install 'tracin[cli]'."
+        )
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise RunFileError(f"{folder} cannot be written to: {there} is a file, not a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunFileError(f"{folder} cannot be written to: {there} does not allow it.")
+
+
 def write(
-    folder: Path, name: str, save: Callable[[Path], None], settings: Settings, command: str
+    folder: Path, save: Callable[[Path], None], settings: Settings, command: str, **asked: Any
 ) -> Path:
-    """Save a table as `name`.parquet and the resolved settings as `name`.json, each whole or not.
+    """Save a table as `command`.parquet, and what made it beside: each whole or not at all.
+
+    The settings carry the command's name too: a folder holds the results of several commands, and
+    what one was made with must not be taken for another's.
+
+    Args:
+        folder: Where to write; made if it is not there.
+        save: Writes the table to a path.
+        settings: As they were used, defaults and overrides included.
+        command: The command's name.
+        asked: What the command line asked for that is no setting, such as the queries.
 
     Raises:
         RunFileError: The folder cannot be written to.
     """
-    path = folder / f"{name}.parquet"
-    resolved: dict[str, Any] = {"command": command, **settings.model_dump()}
+    from tracin.checkpoints.atomic import replacing
+
+    path = folder / f"{command}.parquet"
+    made_by = {"command": command, "version": __version__, **asked, **settings.model_dump()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save(path)
-        _replace(path.with_suffix(".json"), json.dumps(resolved, indent=2) + "\n")
+        with replacing(folder / f"{command}.settings.json") as unfinished:
+            unfinished.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunFileError(f"{folder} cannot be written to: {error.strerror}.") from error
     return path
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -9,9 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from tracin.errors import RunFileError
 
+NEEDED = '[task] function = "task.py:task"'
+
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: true is no number of hits, and "5" is a text.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TaskTable(_Table):
@@ -74,7 +77,7 @@ def read_settings(path: Path, overrides: Sequence[str]) -> Settings:
             "from."
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunFileError(f"{path} is no TOML: {error}.") from error
+        raise RunFileError(f"{path} is no TOML file: {error}.") from error
     for override in overrides:
         _apply(tables, override)
     try:
@@ -92,8 +95,10 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
         value = text.strip()  # a bare word is a text
+        if value[:1] in ("[", "{", '"', "'"):
+            raise RunFileError(f"--set {override}: {text} is no TOML value: {error}.") from error
     table = tables
     for key in keys[:-1]:
         table = table.setdefault(key, {})
@@ -103,25 +108,29 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 
 
 def _words(error: ValidationError) -> str:
-    lines = []
+    said: dict[str, list[str]] = {}
     for each in error.errors():
-        # pydantic names the alternatives of a union, too; the setting's own name is what helps.
-        path = [str(key) for key in each["loc"] if str(key) in _names()] or [str(each["loc"][-1])]
-        name = ".".join(path)
+        path = each["loc"]
         if each["type"] == "extra_forbidden":
-            name = ".".join(str(key) for key in each["loc"])
-            lines.append(f"there is no setting '{name}'; {_known(each['loc'][:-1])}")
+            name = ".".join(map(str, path))
+            said[f"there is no setting '{name}'; {_known(path[:-1])}"] = []
         elif each["type"] == "missing":
-            lines.append(f"the setting '{name}' is missing")
+            name = ".".join(map(str, path))
+            said[f"the setting '{name}' is missing; a run needs {NEEDED}"] = []
         else:
-            lines.append(f"'{name}' = {each['input']!r}: {each['msg'].lower()}")
-    return "; ".join(dict.fromkeys(lines)) + "."
-
-
-def _names() -> set[str]:
-    tables = {name: field.annotation for name, field in Settings.model_fields.items()}
-    inner = {key for table in tables.values() for key in getattr(table, "model_fields", {})}
-    return set(tables) | inner
+            # Beyond table and key pydantic names the alternatives of a union, which help nobody.
+            name = ".".join(map(str, path[:2]))
+            expected = each["msg"].removeprefix("Input should be ")
+            if each["type"] == "model_type":
+                expected = f"a table: {_known(path)}"
+            said.setdefault(f"'{name}' = {each['input']!r}", []).append(expected)
+    return (
+        "; ".join(
+            f"{what}, but it should be {', or '.join(expected)}" if expected else what
+            for what, expected in said.items()
+        )
+        + "."
+    )
 
 
 def _known(path: tuple[Any, ...]) -> str:

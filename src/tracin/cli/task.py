@@ -3,9 +3,10 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tracin.errors import RunFileError
@@ -25,69 +26,96 @@ class Task:
     test: Any = None
 
 
-def load_task(function: str, folder: Path) -> Task:
+def load_task(function: str, run: Path) -> Task:
     """Import and call the function that a RUN.toml names.
 
     Args:
-        function: "file.py:name", relative to `folder`, or "package.module:name".
-        folder: The RUN.toml's own folder.
+        function: "file.py:name", relative to the RUN.toml, or "package.module:name".
+        run: The RUN.toml.
 
     Raises:
-        RunFileError: It is not there, or returns something else. What the function itself raises
-            goes on as it is.
+        RunFileError: It is not there, or returns something else. What the user's own code raises
+            goes on as it is, with a note that says whose it is.
     """
-    place, colon, name = function.rpartition(":")
-    if not colon or not place or not name:
+    place, _, name = function.rpartition(":")
+    is_file = place.endswith(".py")
+    if not name or not (is_file or all(part.isidentifier() for part in place.split("."))):
         raise RunFileError(
-            f"task.function is 'file.py:function' or 'package.module:function', not {function!r}."
+            f"{run}: task.function is 'file.py:function' or 'package.module:function', not "
+            f"{function!r}."
         )
-    module = _file(folder / place) if place.endswith(".py") else _module(place, folder)
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise RunFileError(f"task.function = {function!r}: {place} has no function '{name}'.")
-    returned = found()
+    try:
+        module = _file(run, place) if is_file else _module(run, place)
+        found = getattr(module, name, None)
+        if not callable(found):
+            raise RunFileError(
+                f"{run}: task.function = {function!r}, but {place} has no function '{name}'."
+            )
+        returned = found()
+    except Exception as error:
+        if not isinstance(error, RunFileError):
+            error.add_note(f"This comes from your own {function!r}, which {run} names.")
+        raise
+    return _checked(returned, function, run)
+
+
+def _checked(returned: Any, function: str, run: Path) -> Task:
+    promised = (
+        f"{run}: {function!r} must return a dict with {_listed(NEEDED)} and, if there are "
+        f"queries, {_listed(OPTIONAL)}"
+    )
     if not isinstance(returned, Mapping):
-        raise RunFileError(
-            f"{function} must return a dict with {_listed(NEEDED)}, not a "
-            f"{type(returned).__name__}."
-        )
+        raise RunFileError(f"{promised}; it returned a {type(returned).__name__}.")
     missing = [key for key in NEEDED if key not in returned]
-    unknown = [str(key) for key in returned if key not in NEEDED + OPTIONAL]
-    if missing or unknown:
-        raise RunFileError(
-            f"{function} must return a dict with {_listed(NEEDED)} and, if there are any, "
-            f"{_listed(OPTIONAL)}; "
-            + (f"{_listed(missing)} is missing" if missing else f"{_listed(unknown)} is unknown")
-            + "."
-        )
+    unknown = [key for key in returned if key not in NEEDED + OPTIONAL]
+    gaps = [f"{_listed(missing)} missing"] if missing else []
+    gaps += [f"{_listed(unknown)} not known"] if unknown else []
+    if gaps:
+        raise RunFileError(f"{promised}; in what it returned, {' and '.join(gaps)}.")
     return Task(**dict(returned))
 
 
-def _file(path: Path) -> Any:
+def _file(run: Path, place: str) -> ModuleType:
+    path = run.parent / place
     if not path.is_file():
-        raise RunFileError(f"task.function names the file {path}, which is not there.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+        raise RunFileError(f"{run}: task.function names the file {path}, which is not there.")
+    _find_neighbours(path.parent)
+    # Data loader workers and pickles look a function's module up by name; but a task in random.py
+    # or tracin.py must not stand in for the module that others import.
+    name = path.stem if path.stem not in sys.modules else f"{path.stem} of {run}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise RunFileError(f"{path} is no Python file.")
+        raise RunFileError(f"{run}: task.function names {path}, which is no Python file.")
     module = importlib.util.module_from_spec(spec)
-    # Data loader workers and pickles look a function's module up by name.
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    spec.loader.exec_module(module)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
     return module
 
 
-def _module(name: str, folder: Path) -> Any:
-    sys.path.insert(0, str(folder.resolve()))
+def _module(run: Path, name: str) -> ModuleType:
+    _find_neighbours(run.parent)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(error.name):
+        # Another module's name: it is an import within the user's module that fails.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise RunFileError(
-            f"task.function names the module '{name}', which is not there."
+            f"{run}: task.function names the module '{name}', but there is no '{error.name}' in "
+            f"{run.parent} or among the installed packages."
         ) from error
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+def _find_neighbours(folder: Path) -> None:
+    """Let a task import what lies beside it, as a script can."""
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.insert(0, place)
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(repr(name) for name in names)
