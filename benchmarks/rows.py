@@ -41,7 +41,7 @@ def _mlp(is_quick: bool) -> Subject:
 
 
 def _resnet20(is_quick: bool) -> Subject:
-    return resnet_subject(20, 128 if is_quick else 1024)
+    return resnet_subject(20, 128 if is_quick else 2048)
 
 
 def _resnet56(is_quick: bool) -> Subject:

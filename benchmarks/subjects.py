@@ -82,7 +82,7 @@ def mlp_subject(examples: int, checkpoints: int = 3, queries: int = 100) -> Subj
         checkpoints=[_seeded(mlp, seed).state_dict() for seed in range(checkpoints)],
         train=(inputs[:examples], labels[:examples]),
         queries=(inputs[examples:], labels[examples:]),
-        batch_size=1000,
+        batch_size=2000,
     )
 
 

@@ -50,13 +50,18 @@ class Ranking:
 
     def close(self) -> None:
         """End the block: merge its strongest into those found so far."""
-        scores = self._scaled().permute(2, 1, 0)  # [queries, block, checkpoints]
-        positions = torch.arange(self._block.start, self._block.stop)
-        kept = ~self._is_wrong
-        self._candidates += int(kept.sum())
-        scores, positions = scores[:, kept], positions[kept]
+        totals = self._scores.sum(0)
+        scale = self._scale()
+        if scale is not None:
+            totals *= scale
+        kept = int((~self._is_wrong).sum())
+        self._candidates += kept
         for side, sign in enumerate((1, -1)):
-            self._merge(side, sign, scores, positions)
+            ranked = (sign * totals).T  # [queries, block]
+            if kept < len(self._block):
+                ranked = ranked.masked_fill(self._is_wrong, -torch.inf)
+            chosen = ranked.topk(min(self._k, kept), dim=1).indices
+            self._merge(side, sign, chosen, totals, scale)
 
     def proponents(self) -> Hits:
         """The strongest proponents found: scores descending."""
@@ -76,36 +81,37 @@ class Ranking:
             torch.cat([each.by_checkpoint for each in hits]),
         )
 
-    def _scaled(self) -> Tensor:
+    def _scale(self) -> Tensor | None:
+        """What the scores are multiplied by: [block or 1, queries]."""
         if self._normalise is None:
-            return self._scores
+            return None
         lengths = self._query_norms.sum(0).sqrt()[None]  # [1, queries]
         if self._normalise == "cosine":
             lengths = lengths * self._norms.sqrt()[:, None]
         # A gradient of zero has influence zero, whatever its direction.
         scale = torch.where(lengths > 0, 1 / lengths, torch.zeros_like(lengths))
-        return self._scores * scale.to(self._scores)
+        return scale.to(self._scores)
 
-    def _merge(self, side: int, sign: int, scores: Tensor, positions: Tensor) -> None:
-        totals = scores.sum(2)
-        count = min(self._k, totals.shape[1])
-        chosen = (sign * totals).topk(count, dim=1).indices
-        found = (
-            totals.gather(1, chosen),
-            positions[chosen],
-            scores.gather(1, chosen[:, :, None].expand(-1, -1, scores.shape[2])),
-        )
+    def _merge(
+        self, side: int, sign: int, chosen: Tensor, totals: Tensor, scale: Tensor | None
+    ) -> None:
+        """Merge a block's strongest, by their places in it [queries, k], into the best so far."""
+        queries = torch.arange(len(chosen))[:, None]
+        shares = self._scores[:, chosen, queries].permute(1, 2, 0)
+        if scale is not None:
+            shares = shares * scale.expand_as(totals)[chosen, queries][:, :, None]
+        found = totals[chosen, queries], chosen + self._block.start, shares
         before = self._best[side]
         if before is not None:
             found = tuple(torch.cat(pair, 1) for pair in zip(before, found, strict=True))
-        totals, positions, scores = found
+        best, positions, shares = found
         by_position = positions.argsort(dim=1, stable=True)
-        order = (sign * totals).gather(1, by_position).argsort(dim=1, descending=True, stable=True)
+        order = (sign * best).gather(1, by_position).argsort(dim=1, descending=True, stable=True)
         order = by_position.gather(1, order)[:, : self._k]
         self._best[side] = (
-            totals.gather(1, order),
+            best.gather(1, order),
             positions.gather(1, order),
-            scores.gather(1, order[:, :, None].expand(-1, -1, scores.shape[2])),
+            shares.gather(1, order[:, :, None].expand(-1, -1, shares.shape[2])),
         )
 
     def _hits(self, side: int) -> Hits:

@@ -1,0 +1,68 @@
+"""What the documentation shows, runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tracin
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCE = Path(tracin.__file__).parent
+# Its demo is a command of its own, and its entry point has no examples.
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages([str(SOURCE)], "tracin.")
+    if not module.name.startswith("tracin.demo")
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    if page.name == "choosing.md":
+        quick_start = (ROOT / "docs" / "quickstart.md").read_text()
+        blocks = [*re.findall(r"^```python\n(.*?)^```", quick_start, re.DOTALL | re.M)[:1], *blocks]
+    names: dict[str, object] = {"__name__": page.stem}
+
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_hold(name: str):
+    failed, _ = doctest.testmod(importlib.import_module(name))
+
+    assert failed == 0
+
+
+def test_the_documentation_builds_without_a_warning(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html",
+         str(ROOT / "docs"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "influence of every training example" in (tmp_path / "api.html").read_text()
+
+
+def test_readme_names_commands_that_exist():
+    commands = set(re.findall(r"^\$ make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    assert {"demo", "test"} <= commands <= targets
+
+
+def test_readme_leaves_no_gap():
+    assert "FIGURES" not in (ROOT / "README.md").read_text()
