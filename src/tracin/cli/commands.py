@@ -53,6 +53,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Where results go.")] = Path("tracin-demo"),
 ) -> None:
     """Find wrong labels in handwritten digits, and explain a prediction."""
+    check_writable(out)
     from tracin.demo import run
 
     run(out, typer.echo)
@@ -182,10 +183,12 @@ def _opened(run: Path, sets: list[str] | None, out: Path | None) -> _Opened:
     settings = read_settings(run, sets or [])
     folder = run.parent / settings.output.folder if out is None else out
     check_writable(folder)
+    options = settings.tracin
+    if options.device is not None:
+        _check_device(options.device, run)
     task = load_task(settings.task.function, run)
     from tracin import TracIn
 
-    options = settings.tracin
     tracer = TracIn(
         task.model,
         task.loss,
@@ -195,6 +198,19 @@ def _opened(run: Path, sets: list[str] | None, out: Path | None) -> _Opened:
         device=options.device,
     )
     return _Opened(settings, task, tracer, folder)
+
+
+def _check_device(device: str, run: Path) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    # Without CUDA built in torch raises an AssertionError; for other kinds, NotImplementedError.
+    except (RuntimeError, AssertionError) as error:
+        raise RunFileError(
+            f"{run}: 'tracin.device' = {device!r}, but there is no such device here: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def _positions(text: str, examples: int, where: str) -> list[int]:
