@@ -6,7 +6,7 @@ from benchmarks.subjects import RATE, Subject
 def captum_self_influence(subject: Subject) -> object:
     """Self-influence by Captum. Raises ImportError where Captum is not installed."""
     import torch
-    from captum.influence import TracInCP
+    from captum.influence import TracInCP  # pyright: ignore[reportMissingImports]  # bench extra
     from torch.utils.data import TensorDataset
 
     def load(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> float:

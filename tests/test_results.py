@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tracin import Explanations, QueryError, Suspects
-from tracin.influence import table
+from tracin.checkpoints import atomic
 from tracin.influence.explanations import Hits
 
 
@@ -143,7 +143,7 @@ def test_saving_replaces_a_file_whole_or_not_at_all(suspects, tmp_path, monkeypa
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(table.os, "replace", fail)
+    monkeypatch.setattr(atomic.os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
         suspects.top(1).save(path)
 

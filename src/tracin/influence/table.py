@@ -1,7 +1,6 @@
 """Results as columns: aligned on a screen, as an Arrow stream, or as a Parquet file."""
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from tracin.checkpoints.atomic import replacing
 from tracin.errors import QueryError
 
 Columns = Mapping[str, np.ndarray]
@@ -42,16 +42,8 @@ def save_parquet(columns: Columns, path: str | os.PathLike[str]) -> None:
 
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            parquet.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(target) as unfinished:
+        parquet.write_table(table, unfinished)
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
