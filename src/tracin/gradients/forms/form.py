@@ -48,7 +48,9 @@ class Form(ABC):
         """Each gradient times a projection [columns, numbers]: [examples, columns]."""
         columns = matrix.shape[0]
         out = matrix.new_empty(self.examples, columns)
-        for start, stop in blocks(self.examples, self.numbers, matrix.device):
+        # The matrix is read once a block, so a block holds a few examples even of a large layer.
+        most = max(BLOCK, min(16 * self.numbers, 16 * BLOCK))
+        for start, stop in blocks(self.examples, self.numbers, matrix.device, most):
             out[start:stop] = self.part(start, stop).dense() @ matrix.mT
         return out
 
