@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tracin.checkpoints import Recorder as Recorder
     from tracin.checkpoints import open_checkpoints as open_checkpoints
     from tracin.data import WithIds as WithIds
+    from tracin.data import with_ids as with_ids
     from tracin.errors import CheckpointError as CheckpointError
     from tracin.errors import CheckpointWarning as CheckpointWarning
     from tracin.errors import CoupledExamplesError as CoupledExamplesError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tracin.errors import QueryError as QueryError
     from tracin.errors import RunFileError as RunFileError
     from tracin.errors import TracInError as TracInError
+    from tracin.errors import TracingError as TracingError
+    from tracin.errors import TracingWarning as TracingWarning
     from tracin.errors import UnsupportedModelError as UnsupportedModelError
     from tracin.gradients import Coverage as Coverage
     from tracin.gradients import Way as Way
@@ -33,13 +36,20 @@ if TYPE_CHECKING:
     from tracin.influence.verification import Verification as Verification
     from tracin.losses import CrossEntropy as CrossEntropy
     from tracin.losses import Outcome as Outcome
+    from tracin.tracing import Goodness as Goodness
+    from tracin.tracing import Path as Path
+    from tracin.tracing import StepTaken as StepTaken
+    from tracin.tracing import Trace as Trace
+    from tracin.tracing import Tracer as Tracer
+    from tracin.tracing import Update as Update
+    from tracin.tracing import update_rule as update_rule
 
 __version__ = "0.1.0"
 
 # Where each public name lives; tests keep this table, `__all__` and the imports above the same.
 _HOMES = {
     "tracin.checkpoints": ("Checkpoint", "Recorder", "open_checkpoints"),
-    "tracin.data": ("WithIds",),
+    "tracin.data": ("WithIds", "with_ids"),
     "tracin.errors": (
         "CheckpointError",
         "CheckpointWarning",
@@ -54,6 +64,8 @@ _HOMES = {
         "QueryError",
         "RunFileError",
         "TracInError",
+        "TracingError",
+        "TracingWarning",
         "UnsupportedModelError",
     ),
     "tracin.gradients": ("Coverage", "Way"),
@@ -62,6 +74,15 @@ _HOMES = {
     "tracin.influence.tracin": ("TracIn",),
     "tracin.influence.verification": ("Verification",),
     "tracin.losses": ("CrossEntropy", "Outcome"),
+    "tracin.tracing": (
+        "Goodness",
+        "Path",
+        "StepTaken",
+        "Trace",
+        "Tracer",
+        "Update",
+        "update_rule",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -75,23 +96,33 @@ __all__ = [
     "DataError",
     "DeviceError",
     "Explanations",
+    "Goodness",
     "LabelError",
     "LearningRateError",
     "LossError",
     "NonFiniteError",
     "Outcome",
     "ParametersError",
+    "Path",
     "QueryError",
     "Recorder",
     "RunFileError",
+    "StepTaken",
     "Suspects",
     "TracIn",
     "TracInError",
+    "Trace",
+    "Tracer",
+    "TracingError",
+    "TracingWarning",
     "UnsupportedModelError",
+    "Update",
     "Verification",
     "Way",
     "WithIds",
     "open_checkpoints",
+    "update_rule",
+    "with_ids",
 ]
 
 

@@ -49,9 +49,17 @@ class QueryError(TracInError):
     """What is asked for cannot be answered: more hits than examples, an unknown ranking."""
 
 
+class TracingError(TracInError):
+    """A training loop and its trace do not fit: ids, a step, the optimizer, what is resumed."""
+
+
 class RunFileError(TracInError):
     """A RUN.toml names something that is not there, or a setting that does not exist."""
 
 
 class CheckpointWarning(UserWarning):
     """Something about the checkpoints that is probably, but not certainly, a slip."""
+
+
+class TracingWarning(UserWarning):
+    """Something about a training loop that its trace cannot share among the examples."""

@@ -7,3 +7,4 @@ from tracin.data.batches import part as part
 from tracin.data.examples import Examples as Examples
 from tracin.data.examples import open_examples as open_examples
 from tracin.data.ids import WithIds as WithIds
+from tracin.data.numbered import with_ids as with_ids

@@ -103,7 +103,7 @@ def open_examples(data: Any, *, name: str = "data") -> Examples:
     """
     if isinstance(data, Examples):
         return data
-    ids = _ids(data)
+    ids = ids_within(data)
     while isinstance(data, WithIds):
         data = data.dataset
     source = source_of(data, name)
@@ -112,13 +112,13 @@ def open_examples(data: Any, *, name: str = "data") -> Examples:
     return Examples(source, ids, name)
 
 
-def _ids(data: Any) -> np.ndarray | None:
+def ids_within(data: Any) -> np.ndarray | None:
     """The ids that a WithIds gave, also from within a loader or a subset."""
     if isinstance(data, WithIds):
         return data.ids.copy()
     if isinstance(data, DataLoader):
-        return _ids(data.dataset)
+        return ids_within(data.dataset)
     if isinstance(data, Subset):
-        ids = _ids(data.dataset)
+        ids = ids_within(data.dataset)
         return None if ids is None else checked_ids(ids[list(data.indices)])
     return None

@@ -73,8 +73,18 @@ def fast_pass(
     return Pass(outcome, losses.detach(), missed)
 
 
-def learn(model: Module, compute: Compute, batch: Batch, parameters: Mapping[str, Tensor]) -> Trial:
-    """Learn what each call does with its parameters, from copies of the batch's first example."""
+def learn(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    *,
+    is_live: bool = False,
+) -> Trial:
+    """Learn what each call does with its parameters, from copies of the batch's first example.
+
+    With `is_live` the model may be in train mode, as it is beneath a training step.
+    """
     traces = []
     for copies in (FEW, MORE):
         copied = part(batch, [0] * copies)
@@ -83,7 +93,8 @@ def learn(model: Module, compute: Compute, batch: Batch, parameters: Mapping[str
         traces.append(trace)
     trial = compared(*traces)
     if any(_is_merged(role) for role in trial.roles.values()):
-        return _with_orders(model, compute, part(batch, [0] * MORE), parameters, trial)
+        copied = part(batch, [0] * MORE)
+        return _with_orders(model, compute, copied, parameters, trial, is_live=is_live)
     return trial
 
 
@@ -109,12 +120,17 @@ def _with_orders(
     batch: Batch,
     parameters: Mapping[str, Tensor],
     trial: Trial,
+    *,
+    is_live: bool,
 ) -> Trial:
     """Where positions are merged with examples: which of the two is the slow index."""
     guessed = replace(trial, roles={n: _ordered(role, True) for n, role in trial.roles.items()})
     touched = _Touched()
     anchor = new_anchor(next(iter(parameters.values())).device)
-    with torch.enable_grad(), Watch(parameters, guessed, MORE, anchor, touched):
+    with (
+        torch.enable_grad(),
+        Watch(parameters, guessed, MORE, anchor, touched, is_live=is_live),
+    ):
         outcome = compute(model, batch)
     losses = checked_losses(outcome, MORE)
     ends = [anchor, *(parameters[name] for name in reached(losses, parameters))]

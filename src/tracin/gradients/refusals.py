@@ -35,6 +35,16 @@ def refuse(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, A
         _REFUSED[func](args, kwargs)
 
 
+def refuse_live(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise if this call's gradient in a training step is no sum of its examples' shares.
+
+    Raises:
+        CoupledExamplesError: Gradients scaled by word frequency.
+    """
+    if func in (F.embedding, F.embedding_bag):
+        _refuse_frequency(args, kwargs)
+
+
 def _refuse_training_norm(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     training = kwargs.get("training", args[5] if len(args) > 5 else False)
     if training:

@@ -20,7 +20,7 @@ from tracin.gradients.layouts import (
     output_name,
 )
 from tracin.gradients.opening import opened
-from tracin.gradients.refusals import refuse
+from tracin.gradients.refusals import refuse, refuse_live
 from tracin.gradients.rules import Leaf, Use, mark, plain
 from tracin.gradients.scattering import Scattering, puts_back
 from tracin.gradients.tap import tap
@@ -44,6 +44,10 @@ class Watch(TorchFunctionMode):
 
     A call that has no rule is left as it is, so that its parameter stays in the graph of the loss
     and is found there (`reached`): an unknown use is known to be unknown.
+
+    With `is_live` it runs beneath a training step: parameters stay where they are, so that the
+    user's backward pass is what it would have been, and examples may be coupled: what is read is
+    each one's share in the batch's gradient.
     """
 
     def __init__(
@@ -53,8 +57,13 @@ class Watch(TorchFunctionMode):
         examples: int,
         anchor: Tensor,
         ledger: Ledger,
+        *,
+        is_live: bool = False,
     ) -> None:
         super().__init__()
+        self._is_live = is_live
+        self._refuse = refuse_live if is_live else refuse
+        self._has_begun = not is_live
         self._leaves = {id(p): Leaf(name, p, (name,)) for name, p in parameters.items()}
         self._roles = trial.roles
         self._scattering = Scattering(trial.judged, examples)
@@ -64,6 +73,8 @@ class Watch(TorchFunctionMode):
         self._names = CallNames()
         self._scattered: set[int] = set()
         self._kept: list[Tensor] = []
+        self._regularising: set[int] = set()
+        self.uncovered: dict[str, str] = {}  # live: parameter -> a call for which there is no rule
 
     def __torch_function__(
         self,
@@ -76,8 +87,9 @@ class Watch(TorchFunctionMode):
         leaves = [
             leaf for tensor in tensors_in(args, kwargs) if (leaf := self._leaves.get(id(tensor)))
         ]
-        refuse(func, args, kwargs)
-        moves = self._scattering.judges(func, args, kwargs)
+        self._refuse(func, args, kwargs)
+        self._has_begun |= bool(leaves)
+        moves = self._has_begun and self._scattering.judges(func, args, kwargs)
         if not leaves:
             return self._without_parameters(func, args, kwargs, moves)
         inside = opened(func)
@@ -90,7 +102,37 @@ class Watch(TorchFunctionMode):
             return self._derived(func, args, kwargs, name, leaves)
         if isinstance(role, Meeting) and not self._touches_scattered(args, kwargs):
             return self._meeting(func, args, kwargs, name, role)
-        return func(*args, **kwargs)
+        return self._unknown(func, args, kwargs, name, leaves)
+
+    def begin(self) -> None:
+        """The model is entered: until then a person only puts the batch together."""
+        self._has_begun = True
+
+    def _unknown(
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        name: str,
+        leaves: list[Leaf],
+    ) -> Any:
+        """A call without a rule. Beneath a training step, a penalty on parameters alone is fine."""
+        output = func(*args, **kwargs)
+        if not self._is_live or not torch.is_grad_enabled():
+            return output
+        made = [each for each in tensors_in((output,), {}) if each.requires_grad]
+        if all(id(tensor) in self._leaves for tensor in tensors_in(args, kwargs)):
+            roots = tuple(dict.fromkeys(root for leaf in leaves for root in leaf.roots))
+            for place, tensor in enumerate(made):
+                self._leaves.setdefault(id(tensor), Leaf(f"{name}[{place}]", tensor, roots))
+                self._regularising.add(id(tensor))
+                self._kept.append(tensor)
+        elif made and not (
+            func in _ADDS and all(id(leaf.tensor) in self._regularising for leaf in leaves)
+        ):
+            for leaf in leaves:
+                self.uncovered |= dict.fromkeys(leaf.roots, name)
+        return output
 
     def _without_parameters(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], moves: bool
@@ -145,13 +187,22 @@ class Watch(TorchFunctionMode):
             for tensor, layout in zip(tensors, role.inputs, strict=False)
             if layout is None or layout.fits(tensor, self._examples)
         }
-        use = Use(name, func, self._examples, role.output, inputs)
+        use = Use(name, func, self._examples, role.output, inputs, is_live=self._is_live)
         marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
         if not use.find_rule(marked, marked_by_name):
-            return func(*args, **kwargs)
-        output = func(*plain(marked), **plain(marked_by_name))
+            leaves = [leaf for t in tensors if (leaf := self._leaves.get(id(t)))]
+            return self._unknown(func, args, kwargs, name, leaves)
+        if self._is_live:
+            output = func(*args, **kwargs)
+        else:
+            output = func(*plain(marked), **plain(marked_by_name))
         if not isinstance(output, Tensor) or not role.output.fits(output, self._examples):
             raise UnlikeTrialError(name)
+        if self._is_live and role.output.copies == 1:
+            # Here the number of examples is what a person says it is.
+            rows = output.shape[role.output.dim]
+            if rows != self._examples:
+                raise UnlikeTrialError(f"{name} holds {rows} examples")
         return tap(output, self._anchor, self._ledger.meet(use))
 
 
@@ -176,6 +227,11 @@ def reached(losses: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
         nodes.extend(following for following, _ in node.next_functions)
     return found
 
+
+# How a penalty joins a loss.
+_ADDS = frozenset(
+    {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.add_}
+)
 
 # A property reaches the mode as its getter.
 _GETTERS = tuple(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT"))

@@ -44,6 +44,18 @@ class Form(ABC):
     def squared_norm(self) -> Tensor:
         """The squared length of each example's gradient: [examples]."""
 
+    def squared_norm_under(self, metric: Tensor) -> Tensor:
+        """The sum over entries of metric x gradient^2, [examples]: a length in scaled units.
+
+        Args:
+            metric: What each entry counts: [numbers].
+        """
+        norms = []
+        for at in blocks(self.examples, self.numbers, metric.device):
+            squares = self.part(*at).dense().square()
+            norms.append(squares @ metric.to(squares))
+        return torch.cat(norms)
+
     def project(self, matrix: Tensor) -> Tensor:
         """Each gradient times a projection [columns, numbers]: [examples, columns]."""
         columns = matrix.shape[0]

@@ -74,6 +74,13 @@ class Outer(Form):
             ]
         )
 
+    def squared_norm_under(self, metric: Tensor) -> Tensor:
+        if self.positions > 1:
+            return super().squared_norm_under(metric)
+        # One outer product: its squared entries are an outer product, too.
+        left, right = self.left[:, 0].square(), self.right[:, 0].square()
+        return torch.linalg.vecdot(left @ metric.to(left).view(left.shape[1], -1), right)
+
 
 def _gram_norm(form: Outer) -> Tensor:
     """The sum over pairs of positions; a pair counts both ways, so a quarter need not be made."""

@@ -66,7 +66,10 @@ class Use:
         examples: int,
         output: Layout,
         inputs: Mapping[int, Layout | None],
+        *,
+        is_live: bool = False,
     ) -> None:
+        self.is_live = is_live  # whether shares of coupled examples are wanted
         self.name = name
         self.func = func
         self.examples = examples
@@ -92,7 +95,8 @@ class Use:
         if layout.copies > 1 and self.output.copies == 1:
             raise NoRule("the argument's merged examples cannot be told apart by the output")
         self._versions.append((tensor, tensor._version))
-        return layout.split(tensor, self.examples)
+        # Beneath a training step data may be part of the user's graph, which would stay alive.
+        return layout.split(tensor.detach() if self.is_live else tensor, self.examples)
 
     def watch(self, tensor: Tensor) -> None:
         """Note a tensor that must stay as it is until the backward pass."""

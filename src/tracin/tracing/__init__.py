@@ -1,0 +1,9 @@
+"""Training itself, traced: what each step did to the queries' losses, shared among its examples."""
+
+from tracin.tracing.goodness import Goodness as Goodness
+from tracin.tracing.paths import Path as Path
+from tracin.tracing.trace import Trace as Trace
+from tracin.tracing.tracer import Tracer as Tracer
+from tracin.tracing.updates import StepTaken as StepTaken
+from tracin.tracing.updates import Update as Update
+from tracin.tracing.updates import update_rule as update_rule

@@ -1,0 +1,209 @@
+"""The queries' gradients and losses at the weights of a training step, or between two of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tracin.checkpoints import untouched
+from tracin.data import Batch, Examples, move
+from tracin.data.batches import leaves
+from tracin.errors import DeviceError, NonFiniteError
+from tracin.gradients import Gradients
+from tracin.gradients.fast import Compute, checked_losses
+from tracin.gradients.forms import Dense, Form, Memo, as_query, pairs
+
+# Numbers of scaled query gradients that are written out at once: 256 MB in float32.
+HELD = 1 << 26
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Some queries at some weights.
+
+    Attributes:
+        losses: [queries], float64 on the CPU.
+        forms: Parameter -> the queries' gradients.
+    """
+
+    losses: Tensor
+    forms: Mapping[str, list[tuple[int, Form]]]
+
+    def products(self, name: str, form: Form, scale: Tensor | None, memo: Memo) -> Tensor | None:
+        """The products of examples' shares with queries: [examples, queries]; None if zero.
+
+        Args:
+            name: The parameter.
+            form: The examples' shares of its gradient.
+            scale: What each entry is multiplied by, if not all by the same number.
+            memo: Kept from one parameter to the next.
+        """
+        if name not in self.forms:
+            return None
+        found = None
+        for row, query in self.forms[name]:
+            if scale is None:
+                each = pairs(form, query, memo)
+            else:
+                each = _scaled_products(form, query, scale)
+            if row == 0 and each.shape[1] == len(self.losses):
+                return each
+            if found is None:
+                found = each.new_zeros(each.shape[0], len(self.losses))
+            found[:, row : row + each.shape[1]] += each
+        return found
+
+    def only(self, query: int) -> "Asked":
+        """One of them."""
+        forms = {
+            name: [
+                (0, form.part(query - row, query - row + 1))
+                for row, form in each
+                if row <= query < row + form.examples
+            ]
+            for name, each in self.forms.items()
+        }
+        return Asked(self.losses[query : query + 1], forms)
+
+    def along(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """The products of the queries' gradients with one direction in weight space: [queries]."""
+        result = torch.zeros(len(self.losses), dtype=torch.float64)
+        for name, direction in directions.items():
+            for row, query in self.forms.get(name, []):
+                # As many examples as there are queries, and the direction as the only query.
+                products = pairs(query, Dense(direction.reshape(1, -1)))[:, 0]
+                result[row : row + len(products)] += products.double().cpu()
+        return result
+
+
+def _scaled_products(form: Form, query: Form, scale: Tensor) -> Tensor:
+    """An entry-wise scale goes to the queries, so that the examples' shares stay in factors."""
+    flat = scale.reshape(1, -1)
+    step = max(1, HELD // query.numbers)
+    found = []
+    for start in range(0, query.examples, step):
+        rows = query.part(start, start + step).dense() * flat
+        found.append(pairs(form, Dense(rows)))
+    return torch.cat(found, 1)
+
+
+@final
+class Questions:
+    """All queries of a trace, in chunks that are held one at a time.
+
+    Args:
+        model: The model that is trained; its mode, grads and random state are left as they are.
+        compute: The per-example loss.
+        queries: The queries.
+        at_once: How many are held at once; None for all of them.
+    """
+
+    def __init__(
+        self, model: Module, compute: Compute, queries: Examples, at_once: int | None
+    ) -> None:
+        self._model = model
+        self._compute = compute
+        self._queries = queries
+        step = at_once or len(queries)
+        self.chunks = [
+            range(start, min(start + step, len(queries))) for start in range(0, len(queries), step)
+        ]
+        self._kept: Batch | None = None  # the only chunk, where the model is
+        self._gradients: Gradients | None = None
+
+    def trace(self, parameters: Mapping[str, Tensor]) -> None:
+        """Take gradients of these parameters from now on; their ways are checked anew."""
+        self._gradients = Gradients(self._model, self._compute, parameters)
+        with self._in_eval():
+            batch = self._batch(self.chunks[0])
+            with self._gradients.tracing():
+                self._gradients.check(batch)
+
+    def example(self) -> Batch:
+        """The first query, as a batch of one."""
+        return self._moved([0])
+
+    def ask(self, chunk: range) -> Asked:
+        """Gradients and losses at the weights in place.
+
+        Raises:
+            NonFiniteError: A loss is NaN or infinite.
+        """
+        if self._gradients is None:
+            raise RuntimeError("ask before trace")
+        forms: dict[str, list[tuple[int, Form]]] = {}
+
+        def keep(name: str, form: Form, row: int) -> None:
+            forms.setdefault(name, []).append((row, as_query(form)))
+
+        with self._in_eval():
+            batch = self._batch(chunk)
+            with self._gradients.tracing(), torch.enable_grad():
+                result = self._gradients.visit(batch, keep)
+        return Asked(self._checked(result.losses, chunk), forms)
+
+    def losses(self, chunk: range) -> Tensor:
+        """The losses alone at the weights in place: [queries], float64 on the CPU."""
+        with self._in_eval(), torch.no_grad():
+            batch = self._batch(chunk)
+            outcome = self._compute(self._model, batch)
+        return self._checked(checked_losses(outcome, len(chunk)), chunk)
+
+    def _checked(self, losses: Tensor, chunk: range) -> Tensor:
+        losses = losses.detach().double().cpu()
+        if not bool(torch.isfinite(losses).all()):
+            row = int((~torch.isfinite(losses)).nonzero()[0])
+            raise NonFiniteError(
+                f"The loss of query {self._queries.ids[chunk[row]]!r} is {losses[row].item()}: "
+                "training diverges, or the query has no finite loss at these weights. No score "
+                "can be given for it: leave it out, or lower the learning rate."
+            )
+        return losses
+
+    def _batch(self, chunk: range) -> Batch:
+        if len(self.chunks) > 1:
+            return self._moved(chunk)
+        if self._kept is None:
+            self._kept = self._moved(chunk)
+        return self._kept
+
+    def _moved(self, positions: Sequence[int]) -> Batch:
+        batch = self._queries.take(positions)
+        if any(getattr(leaf, "is_meta", False) for _, leaf in leaves(batch)):
+            raise DeviceError(
+                'The queries are on the device "meta", which holds no numbers. Give them on any '
+                "other device: they are moved to the model's."
+            )
+        return move(batch, next(iter(self._model.parameters())).device)
+
+    @contextmanager
+    def _in_eval(self) -> Iterator[None]:
+        with untouched(self._model):
+            for module in self._model.modules():
+                # Not through eval(): some layers override it to fold weights into others.
+                module.training = False
+            yield
+
+
+@contextmanager
+def weights_at(
+    parameters: Mapping[str, Tensor], before: Mapping[str, Tensor], position: float
+) -> Iterator[None]:
+    """Put the point between the weights before (0) and those now (1) in place for a while."""
+    if position == 1.0:
+        yield
+        return
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            start = before[name]
+            parameter.data = start if position == 0.0 else torch.lerp(start, own[name], position)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]

@@ -1,0 +1,64 @@
+"""From the ids that a training loop gives to positions in the training data."""
+
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracin.errors import TracingError
+
+
+@final
+class Places:
+    """Looks ids up.
+
+    Args:
+        ids: [train], no two alike.
+    """
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self._ids = ids
+        self._is_positions = ids.dtype != object and bool((ids == np.arange(len(ids))).all())
+        self._by_id = {} if self._is_positions else {one: at for at, one in enumerate(ids.tolist())}
+
+    def of(self, ids: Any) -> Tensor:
+        """The positions of a batch's examples: [examples], int64.
+
+        Raises:
+            TracingError: There are none, or one is not of the training data.
+        """
+        if ids is None:
+            raise TracingError(
+                "ids are missing: tracer.batch needs one for each example of the batch. "
+                "tracin.with_ids(loader) gives them with each batch."
+            )
+        if self._is_positions and isinstance(ids, Tensor) and ids.dtype == torch.int64:
+            # Without a look at each: a batch's ids come at every step.
+            flat = ids.detach().cpu().flatten()
+            if len(flat) and int(flat.min()) >= 0 and int(flat.max()) < len(self._ids):
+                return flat.clone()
+        to_list = getattr(ids, "tolist", None)
+        values = to_list() if callable(to_list) else list(ids)
+        values = values if isinstance(values, list) else [values]
+        if not values:
+            raise TracingError("ids are missing: at least one example makes a batch.")
+        positions = [self._place(value) for value in values]
+        return torch.tensor(positions, dtype=torch.int64)
+
+    def _place(self, value: Any) -> int:
+        if isinstance(value, np.generic | Tensor):
+            value = value.item()
+        if self._is_positions:
+            is_known = type(value) is int and 0 <= value < len(self._ids)
+            place = value if is_known else None
+        else:
+            place = self._by_id.get(value) if isinstance(value, int | str) else None
+        if place is None:
+            some = ", ".join(repr(one) for one in self._ids[:3].tolist())
+            raise TracingError(
+                f"The id {value!r} is not of the {len(self._ids)} training examples that the "
+                f"Tracer was given ({some}, ...). Give the same data or ids to both; without "
+                "tracin.WithIds an id is the example's position."
+            )
+        return place

@@ -1,0 +1,143 @@
+"""What each example adds to a training step's gradient, read while the user's own pass runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tracin.checkpoints import untouched
+from tracin.checkpoints.state_dicts import listed
+from tracin.data import Batch, part
+from tracin.errors import TracingError
+from tracin.gradients.fast import Compute, learn
+from tracin.gradients.forms import Form, added
+from tracin.gradients.layouts import Trial
+from tracin.gradients.ledger import Ledger
+from tracin.gradients.tap import new_anchor
+from tracin.gradients.watch import UnlikeTrialError, Watch
+
+
+@final
+@dataclass(eq=False)
+class Share:
+    """One micro-batch: whose examples, and what each adds to the gradient of every parameter.
+
+    Attributes:
+        positions: [examples], in the training data; one may come twice.
+        weights: What each example's loss was multiplied by before the backward pass, [examples];
+            None where only a probe can tell.
+        scale: By how much the loss was scaled beside that (mixed precision).
+        forms: Parameter -> its per-example shares, once the backward pass is over. They sum to
+            the gradient.
+        uncovered: Parameter -> a call that took it with data and has no rule.
+        settle: To be called when the backward pass is over.
+    """
+
+    positions: Tensor
+    weights: Tensor | None
+    scale: float
+    forms: dict[str, Form] = field(default_factory=dict)
+    uncovered: dict[str, str] = field(default_factory=dict)
+    settle: Callable[[], None] = lambda: None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@final
+class Watcher:
+    """Watches forward passes of one model, with the parameters that are trained at the moment."""
+
+    def __init__(
+        self, model: Module, compute: Compute, parameters: Mapping[str, Tensor], example: Batch
+    ) -> None:
+        self._model = model
+        self._parameters = dict(parameters)
+        with untouched(model), buffers_kept(model):
+            self._trial: Trial = learn(
+                model, compute, part(example, [0]), self._parameters, is_live=True
+            )
+
+    @contextmanager
+    def reading(self, share: Share) -> Iterator[None]:
+        """Read the shares of the forward pass within, whenever its backward pass comes.
+
+        Raises:
+            TracingError: The pass is not one over the examples that were announced.
+        """
+        ledger = Ledger(self._parameters, share.forms.__setitem__)
+
+        def settle() -> None:
+            ledger.close()
+            if ledger.failures:
+                name, error = next(iter(ledger.failures.items()))
+                raise TracingError(
+                    f"The gradient shares of '{name}' cannot be read in this training loop "
+                    f"({error}). Leave it out by parameters=."
+                )
+
+        share.settle = settle
+        anchor = new_anchor(next(iter(self._parameters.values())).device)
+        watch = Watch(self._parameters, self._trial, len(share), anchor, ledger, is_live=True)
+        entered = self._model.register_forward_pre_hook(lambda *_: watch.begin())
+        try:
+            with watch:
+                yield
+            share.uncovered = watch.uncovered
+        except UnlikeTrialError as error:
+            raise TracingError(
+                f"{len(share)} ids were given, but within the block {error}. Give one id for each "
+                "example that goes through the model, and let nothing but the training batch go "
+                "through it there."
+            ) from error
+        finally:
+            entered.remove()
+
+
+def check_shares(shares: list[Share], gradients: Mapping[str, Tensor]) -> None:
+    """Every parameter with a gradient must have been seen in calls that have rules.
+
+    Raises:
+        TracingError: One was not.
+    """
+    for share in shares:
+        for name, call in share.uncovered.items():
+            raise TracingError(
+                f"'{name}' is used in {call.partition('(')[0]}, for which there is no rule in a "
+                "training loop, so its gradient cannot be shared among the examples. Leave it "
+                "out (parameters=[...]), or use tracin.TracIn on checkpoints: it has an exact way "
+                "for every parameter."
+            )
+    seen = {name for share in shares for name in share.forms}
+    unseen = [name for name, g in gradients.items() if name not in seen and bool(g.any())]
+    if unseen:
+        raise TracingError(
+            f"The gradient of {listed(unseen)} came of no traced forward pass. Put the forward "
+            "pass of each batch, by the model that was given and uncompiled, within "
+            "tracer.batch(ids)."
+        )
+
+
+def summed(shares: list[Share], name: str) -> Tensor | None:
+    """The sum over examples of what they add to a parameter's gradient: [numbers]."""
+    forms = [share.forms[name] for share in shares if name in share.forms]
+    if not forms:
+        return None
+    return torch.stack([added(form).dense()[0] for form in forms]).sum(0)
+
+
+@contextmanager
+def buffers_kept(model: Module) -> Iterator[None]:
+    """Let buffers (running statistics) be written to, and bring their numbers back on leaving."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, numbers in kept:
+                if not torch.equal(buffer, numbers):
+                    buffer.copy_(numbers)

@@ -1,0 +1,173 @@
+"""What a Tracer found: scores on the disk, read back as influence, explanations and checks."""
+
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Self, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracin.errors import QueryError, TracingError
+from tracin.influence.explanations import Explanations, Hits
+from tracin.tracing.folder import (
+    About,
+    Save,
+    open_scores,
+    open_self_influence,
+    open_steps,
+    read_about,
+    read_ids,
+    read_saves,
+)
+from tracin.tracing.goodness import Goodness, goodness_of
+from tracin.tracing.paths import Path
+from tracin.tracing.step_table import Steps
+
+# Scores that are ranked at a time: 256 MB.
+HELD = 1 << 26
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The influence of every training example on every query, along a whole training.
+
+    Scores are read from the disk as they are asked for.
+
+    Attributes:
+        folder: The Tracer's folder.
+        about: What was traced.
+        save: The state it was in.
+        ids: [train].
+        query_ids: [queries].
+    """
+
+    folder: FilePath
+    about: About
+    save: Save
+    ids: np.ndarray
+    query_ids: np.ndarray
+
+    @classmethod
+    def open(cls, folder: str | FilePath) -> Self:
+        """The trace in a folder, once its Tracer was closed.
+
+        Raises:
+            TracingError: There is none, or training broke off: go on with it first.
+        """
+        folder = FilePath(folder).expanduser()
+        about = read_about(folder)
+        saves = read_saves(folder)
+        if not saves:
+            raise TracingError(
+                f"The trace in {folder} was never saved: its training broke off. Train again; a "
+                "Tracer saves when it is closed, and by tracer.save()."
+            )
+        return cls(folder, about, saves[-1], *read_ids(folder))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The amounts that were added up."""
+        return self.about.members
+
+    @property
+    def steps(self) -> Steps:
+        """All traced steps: the queries' losses, and what was predicted."""
+        return open_steps(self.folder, self.about, self.save.rows)
+
+    def influence(self, path: Path | None = None) -> Tensor:
+        """The influence of every training example on every query: [train, queries].
+
+        Args:
+            path: Which of the traced paths; by default the first.
+
+        Raises:
+            QueryError: This path was not traced.
+        """
+        return torch.from_numpy(np.array(self._scores(path)))
+
+    def ideal(self) -> Tensor:
+        """TracInIdeal (paper, section 3.1): [train, queries], float64.
+
+        The sum over each example's own steps of the queries' real loss drop; exact, and defined
+        only where every step had one example.
+
+        Raises:
+            QueryError: A step had more. Its real drop is in `steps.actual`, and `influence` along
+                a path shares it among its examples.
+        """
+        steps = self.steps
+        if bool((steps.examples != 1).any()):
+            raise QueryError(
+                "TracInIdeal is defined where each step has one example, but steps of up to "
+                f"{int(steps.examples.max())} were traced: a step's real loss drop "
+                "(trace.steps.actual) cannot be split among them. influence(tracin.Path.TRAPEZOID) "
+                "shares it out so that shares add up to it."
+            )
+        found = torch.zeros(self.about.train, self.about.queries, dtype=torch.float64)
+        return found.index_add_(
+            0, torch.from_numpy(steps.first), torch.from_numpy(np.array(steps.actual))
+        )
+
+    def self_influence(self) -> Tensor:
+        """Each example's influence on itself, added up over its steps: [train], float64.
+
+        First order, the gradient taken in the training pass itself.
+
+        Raises:
+            QueryError: How the loss weighs its examples was not known.
+        """
+        if not self.save.has_self:
+            raise QueryError(
+                "Self-influence needs to know by what each example's loss is multiplied in the "
+                "loss, and a look at a few gradients did not tell: examples have unlike weights, "
+                "or dropout blurs them. Give weights: tracer.batch(ids, weights=...), such as "
+                "torch.full((examples,), 1 / examples) for a mean."
+            )
+        return torch.from_numpy(np.array(open_self_influence(self.folder, self.about)))
+
+    def explain(self, k: int = 10, path: Path | None = None) -> Explanations:
+        """The k strongest proponents and opponents of each query, reading the scores in blocks.
+
+        Raises:
+            QueryError: k is below 1 or above the number of training examples.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.about.train:
+            raise QueryError(
+                f"k={k!r} hits were asked for, but there are {self.about.train} training examples. "
+                f"Give a k from 1 to {self.about.train}."
+            )
+        scores = self._scores(path)
+        step = max(1, HELD // self.about.queries)
+        sides = []
+        for sign in (1, -1):
+            best = torch.zeros(0, self.about.queries)
+            at = torch.zeros(0, self.about.queries, dtype=torch.int64)
+            for start in range(0, self.about.train, step):
+                block = torch.from_numpy(np.array(scores[start : start + step]))
+                rows = torch.arange(start, start + len(block))[:, None].expand_as(block)
+                best, at = torch.cat([best, sign * block]), torch.cat([at, rows])
+                order = best.argsort(dim=0, descending=True, stable=True)[:k]
+                best, at = best.gather(0, order), at.gather(0, order)
+            positions = at.T.numpy()
+            values = (sign * best).T
+            sides.append(Hits(self.ids[positions], positions, values, values[:, :, None]))
+        return Explanations(self.query_ids, sides[0], sides[1], ("training",))
+
+    def goodness(self, path: Path | None = None) -> Goodness:
+        """How well predicted loss changes agree with the real ones (Remark 3.3, Lemma 3.1)."""
+        return goodness_of(self.steps, self._path(path))
+
+    def _scores(self, path: Path | None) -> np.ndarray:
+        return open_scores(self.folder, self.about, self._path(path))
+
+    def _path(self, path: Path | None) -> Path:
+        if path is None:
+            return self.paths[0]
+        if path not in self.paths:
+            traced = ", ".join(each.name for each in self.paths)
+            raise QueryError(
+                f"The trace holds {traced}, not {path!r}. Give paths=[...] to the Tracer."
+            )
+        return path

@@ -1,0 +1,641 @@
+"""First-order, path and ideal TracIn while a model trains, inside a person's own loop."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from types import TracebackType
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from tracin.data import open_examples
+from tracin.errors import TracingError, TracingWarning, UnsupportedModelError
+from tracin.gradients.forms import Memo
+from tracin.influence.parameters import Selection, chosen_parameters
+from tracin.losses import PerExampleLoss, open_loss
+from tracin.tracing.asked import Asked, Questions, weights_at
+from tracin.tracing.fingerprints import (
+    ids_fingerprint,
+    query_fingerprint,
+    weights_fingerprint,
+)
+from tracin.tracing.folder import About, Save, Tables, add_rows
+from tracin.tracing.goodness import Goodness
+from tracin.tracing.gradient_use import Seen, assumed, examined, written
+from tracin.tracing.paths import Path
+from tracin.tracing.places import Places
+from tracin.tracing.probe import loss_factor
+from tracin.tracing.shares import Share, Watcher, check_shares
+from tracin.tracing.step_table import PARTS, StepRow
+from tracin.tracing.taken import Made, Taken
+from tracin.tracing.trace import Trace
+from tracin.tracing.updates import StepTaken, rule_of
+
+# How far the sum over examples may be from the gradient's own product, for one query a step.
+AGREED = 1e-4
+
+# The share of a gradient's length that is worth a word when it is nobody's.
+NOTICED = 0.01
+
+# While nothing changes the gradients on their way, they are compared at every so many steps.
+LOOKS = 10
+
+
+@final
+class Tracer:
+    """Follows a training loop and shares out, step by step, what lowers the queries' losses.
+
+    For each training example and query it adds up the example's part of every step that it was
+    in: the part of the weights' real change that came of it, times the query's gradient (paper,
+    sections 3.2 and 3.3). Training is left as it is, bit for bit. The examples' gradients come of
+    your own backward pass; the queries take one small pass a step.
+
+        with tracin.Tracer(model, optimizer, loss, queries, train, "trace") as tracer:
+            for ids, (inputs, labels) in tracin.with_ids(loader):
+                optimizer.zero_grad()
+                with tracer.batch(ids):
+                    loss = F.cross_entropy(model(inputs), labels)
+                loss.backward()
+                optimizer.step()
+
+    Learning rates, momentum and second moments are read from the optimizer at each step
+    (`tracin.update_rule`), clipping and unscaling from the gradient that it is given. Gradient
+    accumulation is several blocks before one step.
+
+    Scores lie in `folder`, [train, queries] floats a path, memory-mapped, never all in memory.
+    Until its step is taken, a batch's layer inputs and output gradients are held, and one copy of
+    the weights. Call `save` with your own checkpoints: a Tracer on the same folder, with the
+    weights of a save in the model, goes on from there; with the same random state the result is
+    the same.
+
+    Attributes:
+        step: The number of optimizer steps so far.
+
+    Args:
+        model: The model that is trained, uncompiled.
+        optimizer: Its optimizer, of a kind that has an update rule.
+        loss: The queries' loss, as for `tracin.TracIn`; their influence is on this.
+        queries: The examples whose loss is to be explained.
+        train: All training examples, or as many with the same ids; their number and ids count, and
+            a few are looked at to learn how the training loss weighs its examples.
+        folder: Where the trace is kept.
+        paths: Which amounts to add up; see `tracin.Path`.
+        every: Trace each n-th step; examples get nothing for the others.
+        parameters: Which to trace, as for `tracin.TracIn`; None for all that are trained, also
+            those that are unfrozen later.
+        scaler: The GradScaler of mixed precision, if there is one.
+        queries_at_once: How many queries' gradients are held at once; None for all of them. Fewer
+            take less memory and, with several paths or ends, more passes.
+
+    Raises:
+        TracingError: The optimizer has no update rule, or the folder holds another trace.
+        UnsupportedModelError: The model is compiled or wrapped for data parallel training.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        loss: str | PerExampleLoss,
+        queries: Any,
+        train: Any,
+        folder: str | FilePath,
+        *,
+        paths: Sequence[Path] = (Path.TRAPEZOID, Path.FIRST_ORDER),
+        every: int = 1,
+        parameters: Selection = None,
+        scaler: Any = None,
+        queries_at_once: int | None = None,
+    ) -> None:
+        _refuse_wrapped(model)
+        _refuse_count(every, "every")
+        if queries_at_once is not None:
+            _refuse_count(queries_at_once, "queries_at_once")
+        if not paths or not all(isinstance(path, Path) for path in paths):
+            raise TracingError(
+                "paths are some of tracin.Path, such as [tracin.Path.TRAPEZOID]; "
+                f"{paths!r} was given."
+            )
+        if not isinstance(optimizer, Optimizer):
+            raise TracingError(
+                "The Tracer listens to a torch.optim.Optimizer; a "
+                f"{type(optimizer).__name__} was given. Of a wrapper, give the one within."
+            )
+        self.step = 0
+        self._model, self._optimizer, self._scaler = model, optimizer, scaler
+        self._rule = rule_of(optimizer)
+        self._compute = open_loss(loss)
+        self._selection = parameters
+        chosen_parameters(model, parameters)
+        self._train = open_examples(train, name="train")
+        self._queries = open_examples(queries, name="queries")
+        self._places = Places(self._train.ids)
+        self._questions = Questions(model, self._compute, self._queries, queries_at_once)
+        self._paths = tuple(dict.fromkeys(paths))
+        self._every = every
+        about = About(
+            len(self._train),
+            ids_fingerprint(self._train.ids),
+            len(self._queries),
+            query_fingerprint(self._queries),
+            type(optimizer).__name__,
+            tuple(path.value for path in self._paths),
+            every,
+        )
+        self._about = about
+        self._tables = Tables(
+            FilePath(folder).expanduser(), about, self._train.ids, self._queries.ids
+        )
+        self._is_open = False
+        self._skipped = 0
+        self._factor: float | None = None
+        self._is_probed = False
+        self._has_self = True
+        self._traced: dict[str, Tensor] = {}
+        self._flags: list[bool] = []
+        self._watcher: Watcher | None = None
+        self._is_told = False
+        self._own_versions: dict[str, int] = {}
+        self._is_new = True  # whether the traced parameters were never looked at in a step
+        self._before: dict[str, Tensor] = {}
+        self._pending: list[Share] = []
+        self._seen: dict[str, Seen] = {}
+        self._taken: Taken | None = None
+        self._ends: _Ends | None = None
+        self._is_busy = False
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._grad_handles: dict[str, Any] = {}
+
+    @contextmanager
+    def batch(self, ids: Any, weights: Tensor | None = None) -> Iterator[None]:
+        """The forward pass of one batch, or micro-batch: put it within, and nothing else.
+
+        Args:
+            ids: [examples], in the order of the batch; one may come twice.
+            weights: By what each example's loss is multiplied in the loss that is differentiated,
+                [examples]; only self-influence needs it. None: found out by a look at a few
+                examples' own gradients, where all have one weight.
+
+        Raises:
+            TracingError: An id is not of the training data; the number of ids is not that of the
+                examples; a traced batch was thrown away before its step.
+        """
+        self._open()
+        positions = self._places.of(ids)
+        if weights is not None:
+            weights = torch.as_tensor(weights).detach().double().cpu().flatten()
+            if weights.shape != (len(positions),) or not bool((weights > 0).all()):
+                raise TracingError(
+                    f"weights needs one number above 0 for each of the {len(positions)} ids."
+                )
+        if self.step % self._every:
+            yield
+            return
+        self._drop_unused()
+        self._retrace()
+        scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
+        share = Share(positions, weights, scale)
+        if self._watcher is None:
+            raise RuntimeError("no watcher")
+        with self._watcher.reading(share):
+            yield
+        self._pending.append(share)
+
+    def save(self) -> None:
+        """Keep the trace as it is now, beside your own checkpoint of the same step."""
+        self._open()
+        self._tables.save(self._state())
+
+    def trace(self) -> Trace:
+        """What was traced so far."""
+        self._open()
+        self._tables.flush()
+        return Trace(
+            self._tables.folder, self._about, self._state(), self._train.ids, self._queries.ids
+        )
+
+    def goodness(self, path: Path | None = None) -> Goodness:
+        """How well the trace explains the real losses; see `tracin.Trace.goodness`."""
+        return self.trace().goodness(path)
+
+    def close(self) -> None:
+        """Stop listening, and save.
+
+        Raises:
+            TracingError: The last batch was traced, but no optimizer step followed it.
+        """
+        if not self._stop():
+            return
+        if self._pending:
+            raise TracingError(
+                f"The last traced batch of {len(self._pending[-1])} examples was not followed by "
+                "optimizer.step(), so it is in no score. All steps before it are saved."
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._stop(is_broken=True)
+
+    def _stop(self, *, is_broken: bool = False) -> bool:
+        if not self._handles:
+            return False
+        for handle in [*self._handles, *self._grad_handles.values()]:
+            handle.remove()
+        self._handles, self._grad_handles = [], {}
+        if self._is_open:
+            # After an error the tables may hold half a step: what was saved before counts.
+            if not is_broken:
+                self._tables.save(self._state())
+            self._tables.flush()
+        return True
+
+    def _state(self) -> Save:
+        return Save(
+            self.step,
+            self._tables.steps.rows,
+            self._skipped,
+            self._factor,
+            weights_fingerprint(self._model),
+            self._has_self,
+        )
+
+    def _open(self) -> None:
+        """Begin, or go on from the save that has the model's weights."""
+        if self._is_open:
+            return
+        saves = self._tables.saves()
+        found = None
+        if saves:
+            weights = weights_fingerprint(self._model)
+            found = next((save for save in reversed(saves) if save.weights == weights), None)
+            if found is None:
+                steps = " and ".join(str(save.step) for save in saves)
+                raise TracingError(
+                    f"{self._tables.folder} holds a trace saved after {steps} steps, but the "
+                    "model holds other weights than then. To go on, load your own checkpoint of "
+                    "such a step before the first batch; to start afresh, give a new folder."
+                )
+            self.step, self._skipped, self._factor = found.step, found.skipped, found.factor
+            self._has_self, self._is_probed = found.has_self, found.rows > 0
+        self._tables.open(found)
+        self._is_open = True
+
+    def _retrace(self) -> None:
+        """Look anew where parameters were frozen or unfrozen."""
+        flags = [parameter.requires_grad for parameter in self._model.parameters()]
+        if flags == self._flags:
+            return
+        self._flags = flags
+        chosen: dict[str, Tensor] = dict(chosen_parameters(self._model, self._selection))
+        if chosen.keys() == self._traced.keys():
+            return
+        self._traced = chosen
+        self._questions.trace(chosen)
+        with self._busy():
+            self._watcher = Watcher(self._model, self._compute, chosen, self._questions.example())
+        self._is_new = True
+        self._ends = None
+        self._before = {}
+        for name in set(self._grad_handles) - set(chosen):
+            self._grad_handles.pop(name).remove()
+        for name in set(chosen) - set(self._grad_handles):
+            self._grad_handles[name] = chosen[name].register_post_accumulate_grad_hook(
+                lambda parameter, name=name: self._see(name, parameter)
+            )
+
+    def _see(self, name: str, parameter: Tensor) -> None:
+        if not self._is_busy and parameter.grad is not None and self._handles:
+            self._seen[name] = Seen.of(parameter.grad)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._is_busy = True
+        try:
+            yield
+        finally:
+            self._is_busy = False
+
+    def _drop_unused(self) -> None:
+        """Batches whose gradients were thrown away: mixed precision skipped their step."""
+        if not self._pending or any(
+            parameter.grad is not None and bool(written(parameter.grad).any())
+            for parameter in self._traced.values()
+        ):
+            return
+        if self._scaler is None and any(share.forms for share in self._pending):
+            raise TracingError(
+                f"A batch of {len(self._pending[-1])} examples was traced, but its gradients were "
+                "thrown away (zero_grad) before optimizer.step(). Trace only what is learnt from; "
+                "with a GradScaler, which skips steps, give it: Tracer(..., scaler=scaler)."
+            )
+        self._pending, self._seen = [], {}
+        self._skipped += 1
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """See the weights, gradients and options of the step that is about to be taken."""
+        self._taken = None
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        self._open()
+        if self.step % self._every:
+            self._taken = Taken({}, {}, 1.0)
+            return
+        if not self._pending:
+            raise TracingError(
+                f"optimizer.step() number {self.step} came without a traced batch: put the forward "
+                "pass of each batch within tracer.batch(ids). To trace some steps, give every=n."
+            )
+        self._refuse_changed()
+        for share in self._pending:
+            share.settle()
+        unscale = getattr(optimizer, "grad_scale", None)  # fused optimizers divide on their own
+        names = {id(parameter): name for name, parameter in self._traced.items()}
+        options: dict[str, Mapping[str, Any]] = {}
+        for group in optimizer.param_groups:
+            kept = {key: value for key, value in group.items() if key != "params"}
+            for parameter in group["params"]:
+                if id(parameter) in names:
+                    options[names[id(parameter)]] = kept
+        gradients = {
+            name: written(gradient)
+            for name in options
+            if (gradient := self._traced[name].grad) is not None
+        }
+        check_shares(self._pending, gradients)
+        if not self._before:
+            self._before = {name: p.detach().clone() for name, p in self._traced.items()}
+        if not self._is_probed:
+            with self._busy():
+                self._factor = loss_factor(
+                    self._model, self._compute, self._train, self._pending[0], self._traced
+                )
+            self._is_probed = True
+        scale = float(unscale) if unscale is not None else 1.0
+        self._taken = Taken(gradients, options, scale)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Share out the step that was taken."""
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return
+        if self.step % self._every == 0:
+            with self._busy(), torch.no_grad():
+                self._share_out(taken)
+            self._pending, self._seen = [], {}
+            if self._every == 1:
+                for name, parameter in self._traced.items():
+                    self._before[name].copy_(parameter.detach())
+                self._own_versions = dict(self._versions())
+        if self._every > 1:
+            self._before, self._ends = {}, None
+        self.step += 1
+
+    def _refuse_changed(self) -> None:
+        """The weights must be those that the last traced step ended with."""
+        if not self._before:
+            return
+        for name, version in self._versions():
+            if version != self._own_versions.get(name) and not torch.equal(
+                self._traced[name].detach(), self._before[name]
+            ):
+                raise TracingError(
+                    f"The model changed between two traced steps: '{name}' is not what "
+                    f"optimizer.step() number {self.step - 1} left. To load other weights, close "
+                    "the Tracer before and open one with a new folder."
+                )
+
+    def _versions(self) -> Iterator[tuple[str, int]]:
+        for name, parameter in self._traced.items():
+            yield name, parameter._version
+
+    def _share_out(self, taken: Taken) -> None:
+        updates = {
+            name: self._rule(
+                StepTaken(
+                    taken.options[name],
+                    self._optimizer.state[self._traced[name]],
+                    self._before[name],
+                    gradient / taken.scale if taken.scale != 1 else gradient,
+                )
+            )
+            for name, gradient in taken.gradients.items()
+        }
+        uses = {
+            name: examined(self._pending, name, gradient)
+            if self._is_new or name not in self._seen
+            else assumed(self._seen[name], gradient)
+            for name, gradient in taken.gradients.items()
+        }
+        self._is_new = False
+        made = Made(taken, updates, uses)
+        rows = []
+        for chunk in self._questions.chunks:
+            row, made = self._of_chunk(chunk, made)
+            rows.append(row)
+        self._tell_rest(made)
+        self._add_self_influence(made)
+        self._tables.steps.append(
+            StepRow(
+                self.step,
+                sum(len(share) for share in self._pending),
+                int(self._pending[0].positions[0]),
+                torch.cat([row.before for row in rows]),
+                torch.cat([row.after for row in rows]),
+                torch.cat([row.buffers for row in rows]),
+                {
+                    path: {
+                        part: torch.cat([row.parts[path][part] for row in rows]) for part in PARTS
+                    }
+                    for path in self._paths
+                },
+            )
+        )
+
+    def _tell_rest(self, made: Made) -> None:
+        """Say once that gradients hold what no example brought."""
+        if made.rest > NOTICED and not self._is_told:
+            self._is_told = True
+            warnings.warn(
+                f"{made.rest:.0%} of the gradient at step {self.step} came of no traced batch: a "
+                "penalty in the loss, noise, or a backward pass outside of tracer.batch. It is "
+                "told apart as 'unattributed' (goodness()), and belongs to no example.",
+                TracingWarning,
+                stacklevel=2,
+            )
+
+    def _of_chunk(self, chunk: range, made: Made) -> "tuple[_ChunkRow, Made]":
+        """Add what a step did for some queries to the scores, and give its parts."""
+        positions = sorted({position for path in self._paths for position, _ in path.points})
+        asked, before, start, after = self._asked(chunk, positions)
+        scores = {at: self._scores(asked[at], made) for at in positions}
+        if not self._agree(asked[positions[0]], scores[positions[0]], made):
+            made = made.examined(self._pending)
+            scores = {at: self._scores(asked[at], made) for at in positions}
+        own = {
+            at: {part: asked[at].along(terms) for part, terms in made.own.items()}
+            for at in positions
+        }
+        parts: dict[Path, dict[str, Tensor]] = {}
+        for path in self._paths:
+            total = torch.zeros(len(chunk), dtype=torch.float64)
+            for number, share in enumerate(self._pending):
+                rows = _weighted([(weight, scores[at][number]) for at, weight in path.points])
+                add_rows(
+                    self._tables.scores[path][:, chunk.start : chunk.stop], share.positions, rows
+                )
+                total += rows.sum(0).double().cpu()
+            parts[path] = {
+                part: torch.stack([weight * own[at][part] for at, weight in path.points]).sum(0)
+                for part in PARTS[1:]
+            }
+            parts[path][PARTS[0]] = total
+        return _ChunkRow(before, after, before - start, parts), made
+
+    def _asked(
+        self, chunk: range, positions: Sequence[float]
+    ) -> tuple[dict[float, Asked], Tensor, Tensor, Tensor]:
+        """The queries along the step; their losses before it, at its start, and after it.
+
+        Before and start differ where running statistics changed since the last step.
+        """
+        is_kept = len(self._questions.chunks) == 1 and self._every == 1
+        buffers = [(id(buffer), buffer._version) for buffer in self._model.buffers()]
+        ends = self._ends if is_kept else None
+        is_fresh = ends is not None and ends.buffers == buffers
+        asked: dict[float, Asked] = {}
+        for position in positions:
+            if position == 0.0 and is_fresh and ends is not None and ends.asked is not None:
+                asked[0.0] = ends.asked
+                continue
+            with weights_at(self._traced, self._before, position):
+                asked[position] = self._questions.ask(chunk)
+        if 0.0 in asked:
+            start = asked[0.0].losses
+        elif is_fresh and ends is not None:
+            start = ends.losses
+        else:
+            with weights_at(self._traced, self._before, 0.0):
+                start = self._questions.losses(chunk)
+        is_wanted = is_kept and 0.0 in positions  # where the next step begins
+        if 1.0 not in asked and is_wanted:
+            asked[1.0] = self._questions.ask(chunk)
+        after = asked[1.0].losses if 1.0 in asked else self._questions.losses(chunk)
+        before = ends.losses if ends is not None else start
+        if is_kept:
+            self._ends = _Ends(asked.get(1.0), after, buffers)
+        return asked, before, start, after
+
+    def _scores(self, asked: Asked, made: Made) -> list[Tensor]:
+        """What each micro-batch's examples did for the queries: [examples, queries] each."""
+        found = []
+        for share in self._pending:
+            memo = Memo()
+            by_scale: dict[float, Tensor] = {}  # most parameters have the same learning rate
+            for name, form in share.forms.items():
+                scale = made.scales.get(name)
+                if scale is None:
+                    continue
+                key, scaled = (1.0, scale) if isinstance(scale, Tensor) else (scale, None)
+                each = asked.products(name, form, scaled, memo)
+                if each is not None:
+                    by_scale[key] = by_scale[key].add_(each) if key in by_scale else each
+            total: Tensor | None = None
+            for scale, each in by_scale.items():
+                each.mul_(scale)
+                total = each if total is None else total.add_(each)
+            if total is None:
+                total = torch.zeros(len(share), len(asked.losses))
+            found.append(total)
+        return found
+
+    def _agree(self, asked: Asked, scores: list[Tensor], made: Made) -> bool:
+        """Whether the examples' parts add up to the whole gradient's, for one query a step."""
+        if made.is_untouched and self.step >= LOOKS and self.step % LOOKS and not self._is_told:
+            return True
+        query = self.step % len(asked.losses)
+        found = sum(float(each[:, query].sum()) for each in scores)
+        size = sum(float(each[:, query].abs().sum()) for each in scores)
+        wanted = float(asked.only(query).along(made.directions())[0])
+        return abs(found - wanted) <= AGREED * size + 1e-12
+
+    def _add_self_influence(self, made: Made) -> None:
+        for share in self._pending:
+            weights = share.weights
+            if weights is None and self._factor is not None:
+                weights = torch.full((len(share),), self._factor / len(share), dtype=torch.float64)
+            if weights is None:
+                self._has_self = False
+                return
+            total = torch.zeros(len(share), dtype=torch.float64)
+            for name, form in share.forms.items():
+                if name in made.scales:
+                    scale = made.scales[name]
+                    if isinstance(scale, Tensor):
+                        norms = form.squared_norm_under(scale.flatten())
+                    else:
+                        norms = form.squared_norm().mul_(scale)
+                    total += norms.double().cpu()
+            add_rows(self._tables.self_influence, share.positions, total / (weights * share.scale))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Ends:
+    """What is known of the queries at the end of the last step."""
+
+    asked: Asked | None
+    losses: Tensor
+    buffers: list[tuple[int, int]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _ChunkRow:
+    before: Tensor
+    after: Tensor
+    buffers: Tensor
+    parts: dict[Path, dict[str, Tensor]]
+
+
+def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """The sum of weight x tensor."""
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+    total = terms[0][0] * terms[0][1]
+    for weight, tensor in terms[1:]:
+        total.add_(tensor, alpha=weight)
+    return total
+
+
+def _refuse_wrapped(model: Module) -> None:
+    if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        kind = type(model).__name__
+        raise UnsupportedModelError(
+            f"The model is wrapped in {kind}, within which a step's examples cannot be seen. Trace "
+            "the model itself, uncompiled, in one process."
+        )
+
+
+def _refuse_count(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise TracingError(f"{name} is a whole number of at least 1; {value!r} was given.")
