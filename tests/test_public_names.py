@@ -10,9 +10,12 @@ import tracin
 from tracin import errors
 
 PUBLIC = [
+    "Agreement",
     "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
+    "Contributions",
+    "Correlations",
     "CoupledExamplesError",
     "Coverage",
     "CrossEntropy",
@@ -30,6 +33,7 @@ PUBLIC = [
     "QueryError",
     "Recorder",
     "RunFileError",
+    "Selection",
     "StepTaken",
     "Suspects",
     "TracIn",
@@ -43,7 +47,12 @@ PUBLIC = [
     "Verification",
     "Way",
     "WithIds",
+    "compare_selections",
+    "contributions",
+    "correlations",
     "open_checkpoints",
+    "select_checkpoints",
+    "training_losses",
     "update_rule",
     "with_ids",
 ]

@@ -30,9 +30,18 @@ if TYPE_CHECKING:
     from tracin.errors import UnsupportedModelError as UnsupportedModelError
     from tracin.gradients import Coverage as Coverage
     from tracin.gradients import Way as Way
+    from tracin.influence.agreement import Agreement as Agreement
+    from tracin.influence.agreement import compare_selections as compare_selections
+    from tracin.influence.contributions import Contributions as Contributions
+    from tracin.influence.contributions import contributions as contributions
+    from tracin.influence.correlations import Correlations as Correlations
+    from tracin.influence.correlations import correlations as correlations
     from tracin.influence.explanations import Explanations as Explanations
+    from tracin.influence.selection import Selection as Selection
+    from tracin.influence.selection import select_checkpoints as select_checkpoints
     from tracin.influence.suspects import Suspects as Suspects
     from tracin.influence.tracin import TracIn as TracIn
+    from tracin.influence.training_losses import training_losses as training_losses
     from tracin.influence.verification import Verification as Verification
     from tracin.losses import CrossEntropy as CrossEntropy
     from tracin.losses import Outcome as Outcome
@@ -69,6 +78,23 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "tracin.gradients": ("Coverage", "Way"),
+    "tracin.influence.agreement": (
+        "Agreement",
+        "compare_selections",
+    ),
+    "tracin.influence.contributions": (
+        "Contributions",
+        "contributions",
+    ),
+    "tracin.influence.correlations": (
+        "Correlations",
+        "correlations",
+    ),
+    "tracin.influence.selection": (
+        "Selection",
+        "select_checkpoints",
+    ),
+    "tracin.influence.training_losses": ("training_losses",),
     "tracin.influence.explanations": ("Explanations",),
     "tracin.influence.suspects": ("Suspects",),
     "tracin.influence.tracin": ("TracIn",),
@@ -87,9 +113,12 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Agreement",
     "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
+    "Contributions",
+    "Correlations",
     "CoupledExamplesError",
     "Coverage",
     "CrossEntropy",
@@ -107,6 +136,7 @@ __all__ = [
     "QueryError",
     "Recorder",
     "RunFileError",
+    "Selection",
     "StepTaken",
     "Suspects",
     "TracIn",
@@ -120,7 +150,12 @@ __all__ = [
     "Verification",
     "Way",
     "WithIds",
+    "compare_selections",
+    "contributions",
+    "correlations",
     "open_checkpoints",
+    "select_checkpoints",
+    "training_losses",
     "update_rule",
     "with_ids",
 ]
