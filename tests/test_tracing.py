@@ -1033,3 +1033,15 @@ def test_no_warnings_in_a_plain_run(tmp_path, train, queries):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         traced(tmp_path, mlp, sgd, train, queries, batches(3))
+
+
+def test_without_queries_self_influence_alone(tmp_path, train, queries):
+    both, _ = traced(tmp_path / "a", mlp, sgd, train, queries, batches(4))
+    model = seeded(mlp)
+    optimizer = sgd(model.parameters())
+    with Tracer(model, optimizer, "cross_entropy", None, train, tmp_path / "b") as tracer:
+        fit(tracer, model, optimizer, train, batches(4))
+    alone = tracin.Trace.open(tmp_path / "b")
+    assert torch.equal(alone.self_influence(), both.self_influence())
+    with pytest.raises(tracin.QueryError, match="Without queries"):
+        alone.goodness()

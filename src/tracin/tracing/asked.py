@@ -99,34 +99,31 @@ class Questions:
     Args:
         model: The model that is trained; its mode, grads and random state are left as they are.
         compute: The per-example loss.
-        queries: The queries.
+        queries: The queries; None for none at all.
         at_once: How many are held at once; None for all of them.
     """
 
     def __init__(
-        self, model: Module, compute: Compute, queries: Examples, at_once: int | None
+        self, model: Module, compute: Compute, queries: Examples | None, at_once: int | None
     ) -> None:
         self._model = model
         self._compute = compute
         self._queries = queries
-        step = at_once or len(queries)
-        self.chunks = [
-            range(start, min(start + step, len(queries))) for start in range(0, len(queries), step)
-        ]
+        count = 0 if queries is None else len(queries)
+        step = at_once or max(1, count)
+        self.chunks = [range(start, min(start + step, count)) for start in range(0, count, step)]
         self._kept: Batch | None = None  # the only chunk, where the model is
         self._gradients: Gradients | None = None
 
     def trace(self, parameters: Mapping[str, Tensor]) -> None:
         """Take gradients of these parameters from now on; their ways are checked anew."""
+        if self._queries is None:
+            return
         self._gradients = Gradients(self._model, self._compute, parameters)
         with self._in_eval():
             batch = self._batch(self.chunks[0])
             with self._gradients.tracing():
                 self._gradients.check(batch)
-
-    def example(self) -> Batch:
-        """The first query, as a batch of one."""
-        return self._moved([0])
 
     def ask(self, chunk: range) -> Asked:
         """Gradients and losses at the weights in place.
@@ -154,12 +151,18 @@ class Questions:
             outcome = self._compute(self._model, batch)
         return self._checked(checked_losses(outcome, len(chunk)), chunk)
 
+    @property
+    def _given(self) -> Examples:
+        if self._queries is None:
+            raise RuntimeError("there are no queries")
+        return self._queries
+
     def _checked(self, losses: Tensor, chunk: range) -> Tensor:
         losses = losses.detach().double().cpu()
         if not bool(torch.isfinite(losses).all()):
             row = int((~torch.isfinite(losses)).nonzero()[0])
             raise NonFiniteError(
-                f"The loss of query {self._queries.ids[chunk[row]]!r} is {losses[row].item()}: "
+                f"The loss of query {self._given.ids[chunk[row]]!r} is {losses[row].item()}: "
                 "training diverges, or the query has no finite loss at these weights. No score "
                 "can be given for it: leave it out, or lower the learning rate."
             )
@@ -173,7 +176,7 @@ class Questions:
         return self._kept
 
     def _moved(self, positions: Sequence[int]) -> Batch:
-        batch = self._queries.take(positions)
+        batch = self._given.take(positions)
         if any(getattr(leaf, "is_meta", False) for _, leaf in leaves(batch)):
             raise DeviceError(
                 'The queries are on the device "meta", which holds no numbers. Give them on any '

@@ -120,7 +120,7 @@ class Tables:
                 place.unlink(missing_ok=True)
             else:
                 shutil.copyfile(self.folder / SAVED / str(save.step) / name, place)
-        self.scores = {path: _table(self._scores(path), shape) for path in self.about.members}
+        self.scores = {path: _table(self._scores(path), shape) for path in self._paths}
         self.self_influence = _table(self.folder / SELF, (self.about.train,), np.float64)
         rows = 0 if save is None else save.rows
         self.steps = StepWriter(self.folder / STEPS, self.about.queries, self.about.members, rows)
@@ -151,7 +151,11 @@ class Tables:
             table.flush()
 
     def _names(self) -> list[str]:
-        return [*(self._scores(path).name for path in self.about.members), SELF]
+        return [*(self._scores(path).name for path in self._paths), SELF]
+
+    @property
+    def _paths(self) -> tuple[Path, ...]:
+        return self.about.members if self.about.queries else ()
 
     def _scores(self, path: Path) -> FilePath:
         return scores_file(self.folder, path)
@@ -196,6 +200,8 @@ def open_steps(folder: FilePath, about: About, rows: int) -> Steps:
 def open_scores(folder: FilePath, about: About, path: Path) -> np.ndarray:
     """The scores of one path, memory-mapped: [train, queries]."""
     shape = (about.train, about.queries)
+    if about.queries == 0:
+        return np.zeros(shape, np.float32)
     return np.memmap(scores_file(folder, path), np.float32, "r", shape=shape)
 
 

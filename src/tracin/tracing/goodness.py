@@ -184,8 +184,10 @@ def goodness_of(steps: Steps, path: Path) -> Goodness:
     """Judge the steps of a trace.
 
     Raises:
-        QueryError: No step was traced.
+        QueryError: No step was traced, or without queries.
     """
+    if steps.queries == 0:
+        raise QueryError("Without queries only self-influence was traced; give some to the Tracer.")
     if len(steps) == 0:
         raise QueryError("No step was traced yet, so there is nothing to judge.")
     return Goodness(path, steps, steps.predicted(path), steps.actual)

@@ -8,13 +8,14 @@ from pathlib import Path as FilePath
 from types import TracebackType
 from typing import Any, Self, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from tracin.data import open_examples
+from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning, UnsupportedModelError
 from tracin.gradients.forms import Memo
 from tracin.influence.parameters import Selection, chosen_parameters
@@ -81,7 +82,7 @@ class Tracer:
         model: The model that is trained, uncompiled.
         optimizer: Its optimizer, of a kind that has an update rule.
         loss: The queries' loss, as for `tracin.TracIn`; their influence is on this.
-        queries: The examples whose loss is to be explained.
+        queries: The examples whose loss is to be explained; None to trace self-influence alone.
         train: All training examples, or as many with the same ids; their number and ids count, and
             a few are looked at to learn how the training loss weighs its examples.
         folder: Where the trace is kept.
@@ -103,7 +104,7 @@ class Tracer:
         model: Module,
         optimizer: Optimizer,
         loss: str | PerExampleLoss,
-        queries: Any,
+        queries: Any | None,
         train: Any,
         folder: str | FilePath,
         *,
@@ -134,7 +135,8 @@ class Tracer:
         self._selection = parameters
         chosen_parameters(model, parameters)
         self._train = open_examples(train, name="train")
-        self._queries = open_examples(queries, name="queries")
+        self._queries = None if queries is None else open_examples(queries, name="queries")
+        self._query_ids = np.zeros(0, np.int64) if self._queries is None else self._queries.ids
         self._places = Places(self._train.ids)
         self._questions = Questions(model, self._compute, self._queries, queries_at_once)
         self._paths = tuple(dict.fromkeys(paths))
@@ -142,15 +144,15 @@ class Tracer:
         about = About(
             len(self._train),
             ids_fingerprint(self._train.ids),
-            len(self._queries),
-            query_fingerprint(self._queries),
+            len(self._query_ids),
+            "" if self._queries is None else query_fingerprint(self._queries),
             type(optimizer).__name__,
             tuple(path.value for path in self._paths),
             every,
         )
         self._about = about
         self._tables = Tables(
-            FilePath(folder).expanduser(), about, self._train.ids, self._queries.ids
+            FilePath(folder).expanduser(), about, self._train.ids, self._query_ids
         )
         self._is_open = False
         self._skipped = 0
@@ -220,7 +222,7 @@ class Tracer:
         self._open()
         self._tables.flush()
         return Trace(
-            self._tables.folder, self._about, self._state(), self._train.ids, self._queries.ids
+            self._tables.folder, self._about, self._state(), self._train.ids, self._query_ids
         )
 
     def goodness(self, path: Path | None = None) -> Goodness:
@@ -311,7 +313,8 @@ class Tracer:
         self._traced = chosen
         self._questions.trace(chosen)
         with self._busy():
-            self._watcher = Watcher(self._model, self._compute, chosen, self._questions.example())
+            example = move(self._train.take([0]), next(iter(chosen.values())).device)
+            self._watcher = Watcher(self._model, self._compute, chosen, example)
         self._is_new = True
         self._ends = None
         self._before = {}
@@ -459,13 +462,11 @@ class Tracer:
                 self.step,
                 sum(len(share) for share in self._pending),
                 int(self._pending[0].positions[0]),
-                torch.cat([row.before for row in rows]),
-                torch.cat([row.after for row in rows]),
-                torch.cat([row.buffers for row in rows]),
+                _joined([row.before for row in rows]),
+                _joined([row.after for row in rows]),
+                _joined([row.buffers for row in rows]),
                 {
-                    path: {
-                        part: torch.cat([row.parts[path][part] for row in rows]) for part in PARTS
-                    }
+                    path: {part: _joined([row.parts[path][part] for row in rows]) for part in PARTS}
                     for path in self._paths
                 },
             )
@@ -625,6 +626,10 @@ def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     for weight, tensor in terms[1:]:
         total.add_(tensor, alpha=weight)
     return total
+
+
+def _joined(chunks: list[Tensor]) -> Tensor:
+    return torch.cat(chunks) if chunks else torch.zeros(0)
 
 
 def _refuse_wrapped(model: Module) -> None:
