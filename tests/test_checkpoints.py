@@ -219,13 +219,40 @@ def test_shards_are_put_together(tmp_path, kind):
         checkpoint.weights()
 
 
-def test_a_folder_with_an_adapter_alone_is_refused(tmp_path):
+def test_an_adapter_alone_is_refused_by_a_model_without_one(tmp_path):
     folder = tmp_path / "checkpoint-5"
     folder.mkdir()
     save_file(weights(), folder / "adapter_model.safetensors")
 
-    with pytest.raises(CheckpointError, match="an adapter alone: save the whole model"):
+    [checkpoint] = open_checkpoints(folder)
+
+    with (
+        pytest.raises(CheckpointError, match="checkpoint-5 is a PEFT adapter, the trained part"),
+        loaded(net(), checkpoint),
+    ):
+        pass
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    folder = tmp_path / "checkpoint-5"
+    folder.mkdir()
+
+    with pytest.raises(CheckpointError, match=r"has no weights \(model.safetensors, .*adapter_mod"):
         open_checkpoints(folder)
+
+
+@pytest.mark.parametrize(
+    ("version", "rate"),
+    [("4.50.3", 0.3), ("4.51.0", 0.2), ("5.23.0", 0.2), ("5.0.0.dev0", 0.2), (None, 0.2)],
+)
+def test_the_rate_of_a_release_that_logged_the_next_steps_is_put_right(tmp_path, version, rate):
+    log = [{"step": step, "learning_rate": (6 - step) / 10} for step in range(1, 5)]
+    folder = hugging_face(tmp_path / "checkpoint-4", 4, log)
+    (folder / "config.json").write_text(json.dumps({"transformers_version": version}))
+
+    [checkpoint] = open_checkpoints(folder)
+
+    assert checkpoint.learning_rate == rate
 
 
 def test_lightning_without_a_scheduler_gives_its_constant_rate(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tracin.checkpoints.formats import read_weights
+from tracin.checkpoints.optimizer_states import OptimizerState
 from tracin.checkpoints.rate import Rate, valid_rate
 from tracin.checkpoints.state_dicts import weights_within
 from tracin.checkpoints.step_log import StepLog
@@ -27,6 +28,8 @@ class Checkpoint:
         step: How many optimizer steps came before it, if known.
         log: The rates of all steps of its training run, if a `tracin.Recorder` kept them.
         no_rate: Why no learning rate is known, for the message that asks for one.
+        loss: The training loss at that moment, if a `tracin.Recorder` was told it.
+        optimizer_path: Where a `tracin.Recorder` has written the optimizer's moments, if it has.
 
     Raises:
         LearningRateError: The learning rate is zero, negative, NaN, infinite, or no number.
@@ -45,6 +48,8 @@ class Checkpoint:
     step: int | None = field(default=None, kw_only=True)
     log: StepLog | None = field(default=None, kw_only=True, repr=False)
     no_rate: str = field(default="none was given", kw_only=True, repr=False)
+    loss: float | None = field(default=None, kw_only=True, repr=False)
+    optimizer_path: Path | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str | PathLike):
@@ -72,3 +77,11 @@ class Checkpoint:
         if isinstance(self.source, Path):
             return read_weights(self.source)
         return weights_within(self.source, self.name)
+
+    def optimizer_state(self) -> OptimizerState | None:
+        """Read what the optimizer remembered then; None where it was not written.
+
+        Raises:
+            CheckpointError: The file is missing, truncated or of another kind.
+        """
+        return OptimizerState.read(self.optimizer_path) if self.optimizer_path else None

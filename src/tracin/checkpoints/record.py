@@ -17,6 +17,8 @@ from tracin.errors import CheckpointError
 
 FILE = "recorder.json"
 FORMAT = 1
+OPTIMIZER = "optimizer"  # folders beside the checkpoints, with files of the same names
+AVERAGED = "averaged"
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,16 @@ class Entry:
         step: The number of optimizer steps before it.
         epoch: The number of whole epochs before it.
         learning_rates: The rate of each group in that step; empty where no step came before.
+        loss: The training loss at that moment, if it was given.
+        averaged: Whether averaged weights were saved with it.
     """
 
     file: str
     step: int
     epoch: int
     learning_rates: tuple[float, ...]
+    loss: float | None = None
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,13 @@ class Record:
     Attributes:
         entries: The checkpoints, in the order of their steps.
         log: The rates of all steps.
+        losses: (step, epoch, loss) of all saves that were given one, also of those whose files
+            were dropped since.
     """
 
     entries: tuple[Entry, ...]
     log: StepLog
+    losses: tuple[tuple[int, int, float], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -66,8 +75,16 @@ class Record:
                 "give the files that are left, as a list or a glob."
             )
         rate, reason = self.rate(entry)
+        optimizer = self.folder / OPTIMIZER / entry.file
         return Checkpoint(
-            path, rate, name=entry.file, step=entry.step, log=self.log, no_rate=reason
+            path,
+            rate,
+            name=entry.file,
+            step=entry.step,
+            log=self.log,
+            no_rate=reason,
+            loss=entry.loss,
+            optimizer_path=optimizer if optimizer.is_file() else None,
         )
 
     def rate(self, entry: Entry) -> tuple[Rate | None, str]:
@@ -87,17 +104,30 @@ class Record:
 
 
 def has_record(folder: Path) -> bool:
-    """Whether a Recorder wrote to this folder."""
-    return (folder / FILE).is_file()
+    """Whether a Recorder wrote to this folder, or averaged weights to it."""
+    return (folder / FILE).is_file() or holds_averages(folder)
+
+
+def holds_averages(folder: Path) -> bool:
+    """Whether this is the folder `averaged` of a Recorder, whose record lies one level up."""
+    folder = folder.resolve()
+    is_inner = folder.name == AVERAGED and not (folder / FILE).is_file()
+    return is_inner and (folder.parent / FILE).is_file()
 
 
 def read_record(folder: Path) -> Record:
-    """Read a folder's `recorder.json`.
+    """Read a folder's `recorder.json`; of averaged weights, the one that they share.
 
     Raises:
         CheckpointError: It cannot be read, or another release of tracin wrote it.
     """
-    return read_version(folder, (folder / FILE).stat().st_mtime_ns)
+    if not holds_averages(folder):
+        return read_version(folder, (folder / FILE).stat().st_mtime_ns)
+    folder = folder.resolve()
+    record = read_record(folder.parent)
+    entries = tuple(one for one in record.entries if one.averaged)
+    # A folder of its own, so that "span" does not share the steps with the trained weights.
+    return Record(entries, StepLog(folder, record.log.segments), record.losses)
 
 
 # A glob asks once for each file, and the log of a long training takes a while to parse.
@@ -113,9 +143,18 @@ def read_version(folder: Path, written: int) -> Record:
         )
     try:
         entries = tuple(
-            Entry(one["file"], one["step"], one["epoch"], tuple(one["learning_rates"]))
+            Entry(
+                one["file"],
+                one["step"],
+                one["epoch"],
+                tuple(one["learning_rates"]),
+                one.get("loss"),
+                one.get("averaged", False),
+            )
             for one in content["checkpoints"]
         )
+        # Older releases wrote no losses.
+        losses = tuple((step, epoch, loss) for step, epoch, loss in content.get("losses", ()))
         log = StepLog(folder.resolve(), tuple(segment(one) for one in content["steps"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -128,7 +167,7 @@ def read_version(folder: Path, written: int) -> Record:
             f"{path} logs {len(log)} steps, too few for {listed(beyond)}: it was changed by hand. "
             "Give the weights' files themselves, with learning_rates=[...]."
         )
-    return Record(entries, log)
+    return Record(entries, log, losses)
 
 
 def write_record(record: Record) -> None:
@@ -141,9 +180,12 @@ def write_record(record: Record) -> None:
                 "step": one.step,
                 "epoch": one.epoch,
                 "learning_rates": list(one.learning_rates),
+                "loss": one.loss,
+                "averaged": one.averaged,
             }
             for one in record.entries
         ],
+        "losses": [list(one) for one in record.losses],
         "steps": [
             {
                 "groups": [list(names) for names in one.groups],

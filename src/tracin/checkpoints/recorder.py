@@ -1,23 +1,29 @@
 """Checkpoints with the learning rates that were really used, from a person's own training loop."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import torch
-from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints.atomic import remove_unfinished
+from tracin.checkpoints.beside import Beside, tensors
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.names import without_wrappers
-from tracin.checkpoints.record import Entry, Record, has_record, read_record, write_record
-from tracin.checkpoints.safetensors_files import read_shapes, write_safetensors
-from tracin.checkpoints.state_dicts import listed
-from tracin.checkpoints.step_log import Segment, StepLog
+from tracin.checkpoints.fitting import (
+    refuse_other_model,
+    refuse_other_moments,
+    refuse_other_optimizer,
+    refuse_other_weights,
+)
+from tracin.checkpoints.keeping import finite, kept
+from tracin.checkpoints.rate_log import RateLog
+from tracin.checkpoints.record import FILE, Entry, Record, read_record, write_record
+from tracin.checkpoints.safetensors_files import write_safetensors
+from tracin.checkpoints.step_log import StepLog
+from tracin.checkpoints.visit_log import VisitLog
+from tracin.checkpoints.visits import FOLDER as VISITS
 from tracin.errors import CheckpointError, CheckpointWarning
 
 
@@ -26,12 +32,14 @@ class Recorder:
 
     It listens to the optimizer and changes nothing: training with it and without gives the same
     weights, bit for bit. The folder gets one `.safetensors` file a checkpoint and a small
-    `recorder.json`; each is written whole or not at all.
+    `recorder.json`; each is written whole or not at all. What is asked for besides lies in folders
+    within: `optimizer/` and `averaged/`, with files of the checkpoints' names, and `visits/`.
 
     A Recorder on a folder that has checkpoints of this model goes on after the last one. Put its
     weights into the model (`recorder.latest().weights()`), and your own saved state into the
-    optimizer, before the first step. Steps that a broken run took after its last checkpoint leave
-    the log, since training repeats them.
+    optimizer, the averaged model and the random generators, before the first step; the
+    optimizer's is also in `recorder.latest().optimizer_state()`, if it was written. Steps that a
+    broken run took after its last checkpoint leave the log, since training repeats them.
 
     Attributes:
         step: The number of optimizer steps so far.
@@ -43,11 +51,25 @@ class Recorder:
         folder: Where to write; made if it is not there.
         every: "epoch" to save when `epoch` is called, or a number n to save after each n-th
             optimizer step.
+        epochs_between: With `every="epoch"`, save at each n-th call of `epoch` only.
+        keep: How many checkpoints to keep: those with the largest loss reductions since the save
+            before. Every save then needs the loss. The last checkpoint is kept besides, to go on
+            from, so there may be one more; the first one, with no loss before it, counts as the
+            smallest reduction.
+        optimizer_state: Also write the optimizer's moments with each checkpoint, for
+            `Checkpoint.optimizer_state`.
+        averaged: A model with averaged weights (EMA), such as torch's `AveragedModel`, to be saved
+            at the same moments. `tracin.open_checkpoints(folder / "averaged")` opens these; the
+            folder itself still opens the trained weights. The number of models that
+            `AveragedModel` has averaged is not saved.
+        scaler: The GradScaler of mixed precision, if there is one and `batch` is called: the ids
+            of steps that it skips are dropped. Most optimizers are not called for these, so
+            that without it such ids would count for the next step.
 
     Raises:
         CheckpointError: The optimizer trains another model, the folder has the checkpoints of
-            another model, or `every` is neither of the two. Also at the first step, if the model
-            does not hold the weights that the folder's log ends with.
+            another model, or an option cannot be. Also at the first step, if the model does not
+            hold the weights that the folder's log ends with.
 
     Example:
         >>> import tempfile, torch, tracin
@@ -56,11 +78,14 @@ class Recorder:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> with tracin.Recorder(model, optimizer, folder) as recorder:
         ...     for epoch in range(3):
+        ...         recorder.batch([0, 1, 2, 3])
         ...         model(torch.ones(4, 2)).sum().backward()
         ...         optimizer.step()
-        ...         _ = recorder.epoch()
+        ...         _ = recorder.epoch(loss=1 / (epoch + 1))
         >>> recorder.latest()
         Checkpoint(learning_rate=0.1, name='step-00000003.safetensors', step=3)
+        >>> recorder.losses
+        [(1, 1, 1.0), (2, 2, 0.5), (3, 3, 0.3333333333333333)]
     """
 
     def __init__(
@@ -69,73 +94,111 @@ class Recorder:
         optimizer: Optimizer,
         folder: str | Path,
         every: Literal["epoch"] | int = "epoch",
+        *,
+        epochs_between: int = 1,
+        keep: int | None = None,
+        optimizer_state: bool = False,
+        averaged: Module | None = None,
+        scaler: Any = None,
     ) -> None:
-        is_number = isinstance(every, int) and not isinstance(every, bool) and every > 0
-        if every != "epoch" and not is_number:
-            raise CheckpointError(
-                f'every must be "epoch" or a positive number of steps; {every!r} was given.'
-            )
-        if not isinstance(optimizer, Optimizer):
-            raise CheckpointError(
-                "The Recorder listens to a torch.optim.Optimizer; a "
-                f"{type(optimizer).__name__} was given. Of a wrapper, give the one within."
-            )
-        self._model, self._optimizer, self._every = model, optimizer, every
-        self._refuse_other_optimizer()
+        refuse_other_moments(every, epochs_between, keep)
+        refuse_other_optimizer(model, optimizer)
+        self._model, self._optimizer, self._scaler = model, optimizer, scaler
+        self._every, self._epochs_between, self._keep = every, epochs_between, keep
         self._folder = Path(folder).expanduser()
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(self._folder)
+        self._beside = Beside(self._folder, model, optimizer if optimizer_state else None, averaged)
         self._entries: list[Entry] = []
-        self._closed_segments: tuple[Segment, ...] = ()
-        self._groups: tuple[tuple[str, ...], ...] = ()
-        self._runs: list[tuple[int, tuple[float, ...]]] = []
-        self._sizes: tuple[int, ...] = ()
+        self._losses: list[tuple[int, int, float]] = []
+        self._log = RateLog(model, optimizer)
         self._rates: tuple[float, ...] | None = None
         self.step = 0
         self.epochs = 0
-        if has_record(self._folder):
+        if (self._folder / FILE).is_file():
             self._resume()
+        self._visits = VisitLog(self._folder / VISITS, self.step)
+        self._scale = 1.0
         self._is_checked = not self._entries
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
 
-    def epoch(self) -> Path | None:
+    @property
+    def losses(self) -> list[tuple[int, int, float]]:
+        """(step, epoch, loss) of all saves that were given a loss, also where the file is gone."""
+        return list(self._losses)
+
+    def batch(self, ids: Any) -> None:
+        """Say which training examples a micro-batch holds, before or after its backward pass.
+
+        All ids given since the last optimizer step belong to the next one. They are written with
+        the random state at the first of these calls, for `tracin.checkpoints.visits.Visits`.
+
+        Args:
+            ids: Whole numbers or strings, in a list, a tensor or an array; one may come again.
+
+        Raises:
+            CheckpointError: They are something else. Also at a step that has no ids where others
+                have some.
+        """
+        if self._scaler is not None:
+            scale = float(self._scaler.get_scale())
+            # While ids wait for their step, the scale changes only if that step was skipped.
+            if self._visits.has_pending and scale != self._scale:
+                self._visits.drop()
+            self._scale = scale
+        self._visits.add(ids)
+
+    def epoch(self, loss: float | None = None) -> Path | None:
         """Say that an epoch is over; with `every="epoch"`, save a checkpoint.
+
+        Args:
+            loss: The training loss at this moment; written down if a checkpoint is saved.
 
         Returns:
             The file that was written, if one was.
-        """
-        self.epochs += 1
-        return self.save() if self._every == "epoch" else None
 
-    def save(self) -> Path:
+        Raises:
+            CheckpointError: As from `save`.
+        """
+        loss = finite(loss)
+        is_due = self._every == "epoch" and (self.epochs + 1) % self._epochs_between == 0
+        if is_due:
+            self._refuse_without(loss)
+        self.epochs += 1
+        return self.save(loss) if is_due else None
+
+    def save(self, loss: float | None = None) -> Path:
         """Save a checkpoint now.
+
+        Args:
+            loss: The training loss at this moment; needed where `keep` is set.
 
         Returns:
             The file that was written: `step-00000120.safetensors` after 120 steps.
 
         Raises:
-            CheckpointError: The model's state dict holds something else than tensors.
+            CheckpointError: The model's state dict holds something else than tensors, the loss is
+                not finite, or it is missing.
         """
-        state = {key: value for key, value in self._model.state_dict().items() if value is not None}
-        others = [key for key, value in state.items() if not isinstance(value, Tensor)]
-        if others:
-            raise CheckpointError(
-                f"Only tensors can be saved, but the model's state dict holds {listed(others)}. "
-                "Keep such state outside of the model."
-            )
-        path = self._folder / f"step-{self.step:08d}.safetensors"
-        write_safetensors(state, path)
-        last = self._runs[-1] if self._runs else None
-        if last is None and self._closed_segments:
-            last = self._closed_segments[-1].runs[-1]
-        entry = Entry(path.name, self.step, self.epochs, last[1] if last else ())
-        entries = [one for one in self._entries if one.step != self.step]
-        self._entries = [*entries, entry]
+        loss = finite(loss)
+        self._refuse_without(loss)
+        name = file_of(self.step)
+        write_safetensors(tensors(self._model), self._folder / name)
+        self._beside.write(name)
+        self._visits.flush()
+        self._add_entry(name, loss)
+        dropped: list[Entry] = []
+        if self._keep is not None:
+            chosen = kept(self._entries, self._losses, self._keep)
+            dropped = [one for one in self._entries if one not in chosen]
+            self._entries = chosen
         write_record(self._record())
-        return path
+        for one in dropped:
+            self._beside.delete(one.file)
+        return self._folder / name
 
     def latest(self) -> Checkpoint | None:
         """The last checkpoint in the folder, to go on from; None where there is none."""
@@ -174,23 +237,9 @@ class Recorder:
             handle.remove()
         self._handles = []
         if self.step or self._entries:
+            self._visits.flush()
             write_record(self._record())
         return True
-
-    def _refuse_other_optimizer(self) -> None:
-        """Every trainable parameter must be in the optimizer: else its rate would be made up."""
-        held = {id(one) for group in self._optimizer.param_groups for one in group["params"]}
-        trainable = {
-            name: id(one) for name, one in self._model.named_parameters() if one.requires_grad
-        }
-        missing = [name for name, key in trainable.items() if key not in held]
-        if missing:
-            raise CheckpointError(
-                "The optimizer must hold every trainable parameter of the model; "
-                f"{len(missing)} of {len(trainable)} are not in it: {listed(missing)}. Make the "
-                "optimizer from this model's parameters, after the model is moved and wrapped, "
-                "and freeze what is not trained: parameter.requires_grad_(False)."
-            )
 
     def _resume(self) -> None:
         """Go on after the last checkpoint in the folder."""
@@ -199,103 +248,77 @@ class Recorder:
             return
         last = record.entries[-1]
         record.checkpoint(last)
-        self._refuse_other_model(self._folder / last.file)
-        self._entries = list(record.entries)
-        self._closed_segments = record.log.until(last.step).segments
+        refuse_other_model(self._model, self._folder / last.file)
+        unknown = [one.file for one in record.entries if one.loss is None]
+        if self._keep is not None and unknown:
+            raise CheckpointError(
+                f"keep={self._keep} ranks checkpoints by their losses, but {len(unknown)} of "
+                f"{len(record.entries)} in {self._folder} were saved without one, the first being "
+                f"{unknown[0]}. Go on without keep, or give a new folder."
+            )
+        self._entries, self._losses = list(record.entries), list(record.losses)
+        self._log = RateLog(self._model, self._optimizer, record.log.until(last.step).segments)
         self.step, self.epochs = last.step, last.epoch
+        # A process that was killed after it wrote the record may have left what that dropped.
+        listed = {one.file for one in record.entries}
+        for name in {file_of(step) for step, _, _ in record.losses} - listed:
+            self._beside.delete(name)
 
-    def _refuse_other_model(self, path: Path) -> None:
-        """The folder's checkpoints must be of a model like this one."""
-        theirs = without_wrappers(read_shapes(path))
-        ours = without_wrappers(
-            {
-                name: tuple(value.shape)
-                for name, value in self._model.state_dict().items()
-                if isinstance(value, Tensor)
-            }
-        )
-        differing = [
-            f"{name} is {said(theirs.get(name))} there and {said(ours.get(name))} here"
-            for name in dict.fromkeys([*ours, *theirs])
-            if theirs.get(name) != ours.get(name)
-        ]
-        if differing:
-            more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+    def _refuse_without(self, loss: float | None) -> None:
+        """To keep the best, each checkpoint's loss must be known."""
+        if self._keep is not None and loss is None:
             raise CheckpointError(
-                f"{self._folder} has checkpoints of another model: {'; '.join(differing[:3])}"
-                f"{more}. Give a new folder."
+                f"keep={self._keep} ranks checkpoints by how far the loss went down, but no loss "
+                "was given: call recorder.epoch(loss=...) or recorder.save(loss=...) with the "
+                "training loss at that moment."
             )
 
-    def _refuse_other_weights(self) -> None:
-        """A log is true only if training goes on from the weights that it ends with."""
-        latest = self.latest()
-        saved = latest.weights() if latest else {}
-        ours: Mapping[str, Tensor] = without_wrappers(
-            dict(self._model.named_parameters(remove_duplicate=False))
-        )
-        # Buffers are left out: a forward pass before the first step may have changed them.
-        differing = [
-            name
-            for name, parameter in ours.items()
-            if name in saved and not torch.equal(saved[name], parameter.detach().cpu())
-        ]
-        if differing:
-            raise CheckpointError(
-                f"{self._folder} has checkpoints up to step {self.step}, but the model does not "
-                f"hold the last one's weights: {listed(differing)} differ. To go on, load "
-                "recorder.latest().weights() into the model before the first step; to start "
-                "afresh, give a new folder."
-            )
+    def _add_entry(self, name: str, loss: float | None) -> None:
+        """List the checkpoint of this moment; one of the same step is replaced."""
+        if loss is not None:
+            earlier = [one for one in self._losses if one[0] != self.step]
+            self._losses = [*earlier, (self.step, self.epochs, loss)]
+        elif self._losses and self._losses[-1][0] == self.step:
+            loss = self._losses[-1][2]
+        entries = [one for one in self._entries if one.step != self.step]
+        rates, has_averages = self._log.last, self._beside.has_averages
+        entry = Entry(name, self.step, self.epochs, rates, loss, has_averages)
+        self._entries = [*entries, entry]
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """See the rates of the step that is about to be taken."""
         if not self._is_checked:
-            self._refuse_other_weights()
+            refuse_other_weights(self._model, self.latest(), self._folder)
             self._is_checked = True
         # With gradient scaling, a fused optimizer is called for steps that it then skips.
         found_inf = getattr(optimizer, "found_inf", None)
-        is_skipped = found_inf is not None and bool(found_inf)
-        self._rates = (
-            None if is_skipped else tuple(float(one["lr"]) for one in optimizer.param_groups)
-        )
+        if found_inf is not None and bool(found_inf):
+            self._rates = None
+            self._visits.drop()
+            return
+        # A closure may yet give the ids of the step that calls it.
+        if not (len(args) > 1 or kwargs.get("closure")):
+            self._visits.check(self.step)
+        self._rates = self._log.rates()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Count the step that was taken."""
         if self._rates is None:
             return
-        sizes = tuple(len(group["params"]) for group in optimizer.param_groups)
-        if sizes != self._sizes:
-            self._begin_segment(sizes)
-        if self._runs and self._runs[-1][1] == self._rates:
-            self._runs[-1] = (self._runs[-1][0] + 1, self._rates)
-        else:
-            self._runs.append((1, self._rates))
+        self._visits.check(self.step)
+        self._log.add(self._rates)
+        self._visits.take()
         self._rates = None
         self.step += 1
         if isinstance(self._every, int) and self.step % self._every == 0:
             self.save()
 
-    def _begin_segment(self, sizes: tuple[int, ...]) -> None:
-        """Take down who is in which group, now and whenever a group was added."""
-        self._closed_segments = self._segments()
-        names = {id(one): name for name, one in self._model.named_parameters()}
-        self._groups = tuple(
-            tuple(names[id(one)] for one in group["params"] if id(one) in names)
-            for group in self._optimizer.param_groups
-        )
-        self._runs, self._sizes = [], sizes
-
-    def _segments(self) -> tuple[Segment, ...]:
-        """All segments of the log so far."""
-        if not self._runs:
-            return self._closed_segments
-        return (*self._closed_segments, Segment(self._groups, tuple(self._runs)))
-
     def _record(self) -> Record:
         """What there is to write down."""
-        return Record(tuple(self._entries), StepLog(self._folder.resolve(), self._segments()))
+        log = StepLog(self._folder.resolve(), self._log.segments())
+        return Record(tuple(self._entries), log, tuple(self._losses))
 
 
-def said(shape: tuple[int, ...] | None) -> str:
-    """A shape in words."""
-    return "missing" if shape is None else str(list(shape))
+def file_of(step: int) -> str:
+    """The name of the checkpoint after so many steps."""
+    return f"step-{step:08d}.safetensors"

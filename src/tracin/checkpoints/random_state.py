@@ -1,0 +1,131 @@
+"""The random state of a moment of training, so that it can be brought back."""
+
+import ctypes
+import random
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random.mtrand import get_bit_generator
+
+from tracin.errors import CheckpointError
+
+PYTHON = struct.Struct("<i625I?d")  # version, words and place, whether a normal is left, which
+NUMPY = struct.Struct("<q?d")  # place, whether a normal is left, which
+MERSENNE = "MT19937"
+MEMORY = 625 * 4  # bytes: its words and its place
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of every generator that training draws from by default.
+
+    Two states are equal if the same numbers would be drawn from them.
+
+    Attributes:
+        cpu: torch's on the CPU.
+        cuda: torch's on each CUDA device; empty where CUDA was not in use.
+        python: That of the module `random`.
+        numpy: That of `np.random`'s functions; empty where a program has put a generator of
+            another kind in their place, which `restore` then leaves alone.
+
+    Example:
+        >>> state = RandomState.now()
+        >>> drawn = torch.rand(3)
+        >>> state.restore()
+        >>> torch.equal(torch.rand(3), drawn)
+        True
+    """
+
+    cpu: bytes
+    cuda: bytes
+    python: bytes
+    numpy: bytes
+
+    @classmethod
+    def now(cls) -> "RandomState":
+        """The state at this moment; nothing is drawn."""
+        version, words, normal = random.getstate()
+        return cls(
+            torch.get_rng_state().numpy().tobytes(),
+            _cuda_now(),
+            PYTHON.pack(version, *words, normal is not None, normal or 0.0),
+            _numpy_now(),
+        )
+
+    def restore(self) -> None:
+        """Make this the random state again.
+
+        Raises:
+            CheckpointError: It has states of more CUDA devices than there are here.
+        """
+        states = self._cuda_states()
+        here = torch.cuda.device_count() if states else 0
+        if len(states) > here:
+            raise CheckpointError(
+                f"The random state is of {len(states)} CUDA devices, but {here} are here, so the "
+                "same numbers cannot be drawn. Restore it on a machine like the one it is from."
+            )
+        for device, state in enumerate(states):
+            torch.cuda.set_rng_state(_tensor(state), device)
+        torch.set_rng_state(_tensor(self.cpu))
+        version, *words, has_normal, normal = PYTHON.unpack(self.python)
+        random.setstate((version, tuple(words), normal if has_normal else None))
+        if self.numpy:
+            place, has_normal, normal = NUMPY.unpack(self.numpy[: NUMPY.size])
+            key = np.frombuffer(self.numpy, "<u4", offset=NUMPY.size)
+            np.random.set_state((MERSENNE, key, place, int(has_normal), normal))
+            # The same numbers may be to come, but with another normal left over.
+            _seen.memory = b""
+
+    def _cuda_states(self) -> list[bytes]:
+        """The states of the CUDA devices, one by one; all have the same size."""
+        if not self.cuda:
+            return []
+        count, states = self.cuda[0], self.cuda[1:]
+        size = len(states) // count
+        return [states[place * size : (place + 1) * size] for place in range(count)]
+
+
+def _cuda_now() -> bytes:
+    """How many CUDA devices there are, and their states."""
+    if not torch.cuda.is_initialized():
+        return b""
+    states = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    return bytes([len(states)]) + b"".join(states)
+
+
+def _numpy_now() -> bytes:
+    """The state of `np.random`'s functions, if it is of the usual kind."""
+    generator = get_bit_generator()
+    if not isinstance(generator, np.random.MT19937):
+        return b""
+    # NumPy takes longer to tell its state than all else here together, and it seldom changes: look
+    # at its memory first. That lacks the normal left over from a pair, so where one may be used up
+    # NumPy is asked; to gain one, numbers must be drawn, which the memory shows.
+    memory = ctypes.string_at(generator.ctypes.state_address, MEMORY)
+    if memory == _seen.memory and not _seen.has_normal:
+        return _seen.state
+    state: Any = np.random.get_state(legacy=False)
+    head = NUMPY.pack(state["state"]["pos"], bool(state["has_gauss"]), state["gauss"])
+    held = head + state["state"]["key"].astype("<u4", copy=False).tobytes()
+    _seen.memory, _seen.has_normal, _seen.state = memory, bool(state["has_gauss"]), held
+    return held
+
+
+class _Seen:
+    """The state that NumPy told last."""
+
+    memory = b""
+    has_normal = False
+    state = b""
+
+
+_seen = _Seen()
+
+
+def _tensor(state: bytes) -> torch.Tensor:
+    """Bytes in the form that torch takes."""
+    return torch.frombuffer(bytearray(state), dtype=torch.uint8)
