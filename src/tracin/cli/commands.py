@@ -196,6 +196,7 @@ def _opened(run: Path, sets: list[str] | None, out: Path | None) -> _Opened:
         parameters=options.parameters,
         learning_rates=options.learning_rates,
         device=options.device,
+        update=options.update,
     )
     return _Opened(settings, task, tracer, folder)
 

@@ -28,6 +28,7 @@ class TracInTable(_Table):
 
     parameters: str | list[str] | None = None
     learning_rates: Literal["equal", "span"] | list[float] | None = None
+    update: Literal["sgd", "adam"] = "sgd"
     batch_size: Literal["auto"] | PositiveInt = "auto"
     device: str | None = None
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tracin.data import Batch, length
 from tracin.gradients import Gradients
-from tracin.gradients.forms import Dense, Form, Memo, added, as_query, pairs, total
+from tracin.gradients.forms import Form, Memo, added, as_query, pairs, total
+from tracin.influence.update import Scaling
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
 FEW = 4
@@ -16,11 +17,26 @@ FEW = 4
 
 @final
 class Queries:
-    """The gradients of a set of queries, or of their sum, by parameter."""
+    """The gradients of a set of queries, or of their sum, by parameter.
 
-    def __init__(self, weights: Mapping[str, float], *, together: bool) -> None:
+    Args:
+        weights: What each parameter's share of the scores is multiplied by.
+        together: Whether the queries are one, their sum.
+        scaling: What the optimizer multiplied each entry by, if not all alike. It is applied here,
+            g . (D q) = (D g) . q, so that the gradients of training examples stay factored.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        *,
+        together: bool,
+        scaling: Scaling | None = None,
+    ) -> None:
         self._weights = weights
         self._together = together
+        self._scaling = scaling
+        self._sums: dict[str, Form] = {}
         self._blocks: list[tuple[int, dict[str, list[tuple[int, Form]]]]] = []
         self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
 
@@ -32,23 +48,18 @@ class Queries:
             forms.setdefault(name, []).append((row, added(form) if self._together else form))
 
         result = gradients.visit(batch, keep)
-        if self._together:
-            self._add_up(forms)
-        else:
-            block = {
-                name: [(row, as_query(form)) for row, form in each] for name, each in forms.items()
-            }
-            self._blocks.append((length(batch), block))
-            norms = _weighted_norms(forms, self._weights, length(batch), result.losses)
-            self.norms = torch.cat([self.norms.to(norms), norms])
+        with torch.no_grad():  # factors may still know the graph that they came from
+            if self._together:
+                self._add_up(forms)
+            else:
+                block = {
+                    name: [(row, as_query(self._scaled(name, form))) for row, form in each]
+                    for name, each in forms.items()
+                }
+                self._blocks.append((length(batch), block))
+                norms = self._weighted_norms(forms, length(batch), result.losses)
+                self.norms = torch.cat([self.norms.to(norms), norms])
         return result.losses
-
-    def scale(self, factor: float) -> None:
-        """Multiply every gradient: a mean is a sum times one over the number."""
-        for _, block in self._blocks:
-            for name, forms in block.items():
-                block[name] = [(row, Dense(factor * form.dense())) for row, form in forms]
-        self.norms = factor * factor * self.norms
 
     def __len__(self) -> int:
         return sum(size for size, _ in self._blocks)
@@ -99,26 +110,27 @@ class Queries:
             ]
         return written
 
+    def _scaled(self, name: str, form: Form) -> Form:
+        return form if self._scaling is None else self._scaling.scaled(name, form)
+
     def _add_up(self, forms: Mapping[str, list[tuple[int, Form]]]) -> None:
-        before = self._blocks[0][1] if self._blocks else {}
-        summed: dict[str, list[tuple[int, Form]]] = {}
-        for name in {**before, **forms}:
-            each = [form for _, form in [*before.get(name, []), *forms.get(name, [])]]
-            summed[name] = [(0, total(each))]
-        self._blocks = [(1, summed)]
-        self.norms = _weighted_norms(summed, self._weights, 1, None)
+        for name, each in forms.items():
+            before = [self._sums[name]] if name in self._sums else []
+            self._sums[name] = total([*before, *(form for _, form in each)])
+        scaled = {name: [(0, self._scaled(name, form))] for name, form in self._sums.items()}
+        self._blocks = [(1, scaled)]
+        sums = {name: [(0, form)] for name, form in self._sums.items()}
+        self.norms = self._weighted_norms(sums, 1, None)
 
-
-def _weighted_norms(
-    forms: Mapping[str, list[tuple[int, Form]]],
-    weights: Mapping[str, float],
-    size: int,
-    like: Tensor | None,
-) -> Tensor:
-    norms = torch.zeros(size) if like is None else torch.zeros(size).to(like)
-    for name, each in forms.items():
-        for row, form in each:
-            squares = weights[name] * form.squared_norm()
-            norms = norms.to(squares)
-            norms[row : row + form.examples] += squares
-    return norms
+    def _weighted_norms(
+        self, forms: Mapping[str, list[tuple[int, Form]]], size: int, like: Tensor | None
+    ) -> Tensor:
+        scaling = self._scaling
+        norms = torch.zeros(size) if like is None else torch.zeros(size).to(like)
+        for name, each in forms.items():
+            for row, form in each:
+                own = scaling.squared_norm(name, form) if scaling else form.squared_norm()
+                squares = self._weights[name] * own
+                norms = norms.to(squares)
+                norms[row : row + form.examples] += squares
+        return norms

@@ -1,7 +1,7 @@
 """The front door: which training examples made the model say this?"""
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from tracin.influence.mislabelled import Judgement
 from tracin.influence.parameters import Selection, chosen_parameters, last_layer
 from tracin.influence.ranking import Ranking
 from tracin.influence.suspects import Suspects, check_ranking
+from tracin.influence.update import scaling_of
 from tracin.influence.verification import Verification, verified
 from tracin.influence.walk import Question, Walk
 from tracin.losses import PerExampleLoss, open_loss
@@ -51,12 +52,18 @@ class TracIn:
         learning_rates: None for the recorded ones, one a checkpoint, "equal" (every weight 1), or
             "span" (the recorded rates of all steps that a checkpoint stands for).
         device: Where to compute; by default where the model is.
+        update: What a step made of a gradient. "sgd": its rate times the gradient, as in equation
+            1. "adam": each entry also times 1 / (sqrt(v_hat) + eps), by the second moments that
+            Adam or AdamW had at the checkpoint, which `tracin.Recorder(..., optimizer_state=True)`
+            writes. Scores, self-influence and lengths are all under these factors.
 
     Raises:
-        CheckpointError: No checkpoint, or one that cannot be read.
+        CheckpointError: No checkpoint, one that cannot be read, or one without Adam's moments
+            where these are needed.
         LearningRateError: A learning rate is missing, zero, or negative.
         ParametersError: No trainable parameter, or a name that matches none.
         LossError: An unknown loss.
+        QueryError: An unknown update.
 
     Example:
         >>> import torch, tracin
@@ -80,6 +87,7 @@ class TracIn:
         parameters: Selection = None,
         learning_rates: LearningRates = None,
         device: torch.device | str | None = None,
+        update: Literal["sgd", "adam"] = "sgd",
     ) -> None:
         # A compiled model is traced through its own code: hooks would break its graph.
         self.model: Module = getattr(model, "_orig_mod", model)
@@ -88,6 +96,7 @@ class TracIn:
         self.checkpoints = open_checkpoints(checkpoints)
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
         self.device = device
+        self._scaling_of = scaling_of(update, self.checkpoints)
 
     def self_influence(
         self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
@@ -326,6 +335,7 @@ class TracIn:
             self.checkpoints,
             self.weights,
             self.device,
+            self._scaling_of,
         )
 
     def _dtype(self) -> torch.dtype:

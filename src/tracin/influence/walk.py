@@ -20,6 +20,7 @@ from tracin.gradients.forms import Form, Memo
 from tracin.influence.batch_size import fitting_size, is_out_of_memory
 from tracin.influence.progress import bar
 from tracin.influence.queries import FEW, Queries
+from tracin.influence.update import Scaling, ScalingOf
 
 
 @final
@@ -60,7 +61,11 @@ class Step:
 
 @final
 class Walk:
-    """One model, its loss and its weighted checkpoints, ready to be walked any number of times."""
+    """One model, its loss and its weighted checkpoints, ready to be walked any number of times.
+
+    Scores and squared lengths are those of gradients as they are, or, with `scaling_of`, under
+    what the optimizer multiplied each entry by at that checkpoint.
+    """
 
     def __init__(
         self,
@@ -70,12 +75,14 @@ class Walk:
         checkpoints: Sequence[Checkpoint],
         weights: Sequence[float | dict[str, float]],
         device: torch.device | str | None,
+        scaling_of: ScalingOf | None = None,
     ) -> None:
         self.gradients = Gradients(model, compute, parameters)
         self._model = model
         self._checkpoints = checkpoints
         self._weights = weights
         self._device = device
+        self._scaling_of = scaling_of
 
     @contextmanager
     def at(self, number: int) -> Iterator[torch.device]:
@@ -100,10 +107,12 @@ class Walk:
 
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite.
+            CheckpointError: A checkpoint has not the moments that its scaling needs.
         """
         with bar(len(self._checkpoints) * len(span), what, progress) as shown:
             for number, checkpoint in enumerate(self._checkpoints):
                 with self.at(number) as device:
+                    scaling = self._scaling(checkpoint)
                     if batch_size is None:
                         few = move(train.take(span[:2]), device)
                         batch_size = fitting_size(self.gradients, few, device)
@@ -112,7 +121,7 @@ class Walk:
                     first = move(train.take(spread(span.start, size)), device)
                     with unwritten(first) as is_unwritten:
                         self.gradients.check(first)
-                    queries = self._queries(number, question, size, device, first)
+                    queries = self._queries(number, question, size, device, first, scaling)
                     start = span.start
                     while start < span.stop:
                         try:
@@ -123,11 +132,17 @@ class Walk:
                                 checked = _rows(ends, positions)
                                 try:
                                     step = self._step(
-                                        number, positions, batch, queries, question, checked
+                                        number,
+                                        positions,
+                                        batch,
+                                        queries,
+                                        question,
+                                        checked,
+                                        scaling,
                                     )
                                 except ChangedPlacesError:
                                     step = self._step(
-                                        number, positions, batch, queries, question, ()
+                                        number, positions, batch, queries, question, (), scaling
                                     )
                                 check_finite(step, train.ids, checkpoint.name)
                                 yield step
@@ -139,13 +154,25 @@ class Walk:
                             size = batch_size = size // 2
                             torch.cuda.empty_cache()
 
+    def _scaling(self, checkpoint: Checkpoint) -> Scaling | None:
+        if self._scaling_of is None:
+            return None
+        return self._scaling_of(checkpoint, self.gradients.parameters)
+
     def _queries(
-        self, number: int, question: Question, size: int, device: torch.device, first: Batch
+        self,
+        number: int,
+        question: Question,
+        size: int,
+        device: torch.device,
+        first: Batch,
+        scaling: Scaling | None,
     ) -> Queries | None:
         if question.queries is None:
             return None
         names = [n for n in self.gradients.parameters if n not in question.only_apart]
-        queries = Queries(by_parameter(self._weights[number], names), together=question.together)
+        weights = by_parameter(self._weights[number], names)
+        queries = Queries(weights, together=question.together, scaling=scaling)
         examples, span = question.queries, question.span
         few = move(examples.take(spread(span.start, len(span))), device)
         if structure(few) != structure(first):
@@ -167,9 +194,10 @@ class Walk:
         queries: Queries | None,
         question: Question,
         checked: Sequence[int],
+        scaling: Scaling | None,
     ) -> Step:
         weights = by_parameter(self._weights[number], self.gradients.parameters)
-        sums = _Sums(length(batch), weights, queries, question)
+        sums = _Sums(length(batch), weights, queries, question, scaling)
         slow = self.gradients.slow_names()
         leave_out: list[str] = []
         if queries is not None and slow and not question.norms and len(queries) <= FEW:
@@ -211,11 +239,13 @@ class _Sums:
         weights: Mapping[str, float],
         queries: Queries | None,
         question: Question,
+        scaling: Scaling | None,
     ) -> None:
         self._examples = examples
         self._weights = weights
         self._queries = queries
         self._question = question
+        self._scaling = scaling
         self._memo = Memo()
         self._scores: Tensor | None = None
         self._norms: Tensor | None = None
@@ -229,7 +259,9 @@ class _Sums:
             if scores is not None:
                 self._scores = self._added(self._scores, scores, row)
         if question.norms:
-            norms = self._weights[name] * form.squared_norm()
+            scaling = self._scaling
+            own = scaling.squared_norm(name, form) if scaling else form.squared_norm()
+            norms = self._weights[name] * own
             if is_counted:
                 self._norms = self._added(self._norms, norms, row)
             if name in question.apart:

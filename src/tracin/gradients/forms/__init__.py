@@ -7,6 +7,7 @@ from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.patches import Geometry, Patches
 from tracin.gradients.forms.products import Memo, added, as_query, pairs
 from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.scaled import scaled
 from tracin.gradients.forms.total import Total, total
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "aligned",
     "as_query",
     "pairs",
+    "scaled",
     "total",
 ]

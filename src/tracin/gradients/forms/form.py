@@ -32,6 +32,11 @@ class Form(ABC):
     def numbers(self) -> int:
         """How many numbers one example's gradient has, written out."""
 
+    @property
+    def written(self) -> int:
+        """How many numbers are made where one example's gradient is written out."""
+        return self.numbers
+
     @abstractmethod
     def part(self, start: int, stop: int) -> "Form":
         """The gradients of examples `start` to `stop`."""
@@ -51,7 +56,7 @@ class Form(ABC):
             metric: What each entry counts: [numbers].
         """
         norms = []
-        for at in blocks(self.examples, self.numbers, metric.device):
+        for at in blocks(self.examples, self.written, metric.device):
             squares = self.part(*at).dense().square()
             norms.append(squares @ metric.to(squares))
         return torch.cat(norms)

@@ -47,6 +47,10 @@ class Patches(Form):
     def numbers(self) -> int:
         return torch.Size(self.weight_shape).numel()
 
+    @property
+    def written(self) -> int:
+        return self.numbers * self.copies
+
     def part(self, start: int, stop: int) -> "Patches":
         rows = slice(start * self.copies, stop * self.copies)
         return Patches(
@@ -77,7 +81,7 @@ class Patches(Form):
 
     def squared_norm(self) -> Tensor:
         norms = []
-        for at in blocks(self.examples, self.numbers * self.copies, self.device):
+        for at in blocks(self.examples, self.written, self.device):
             norms.append(squared_lengths(self.part(*at).dense()))
         return torch.cat(norms)
 

@@ -20,6 +20,9 @@ FEW_QUERIES = 2
 # Numbers of a set of queries that may always be written out: 64 MB in float32.
 SMALL = 1 << 24
 
+# Rows that meet a query's matrix at least, if there are as many, for each time that it is read.
+ROWS = 512
+
 
 @final
 class Memo:
@@ -176,6 +179,15 @@ def _with_dense(form: Form, query: Tensor) -> Tensor:  # query [queries, numbers
 
 def _outer_dense(form: Outer, query: Tensor) -> Tensor:
     """Push the right factors through each query's matrix, then meet the left ones."""
+    out = form.left.shape[2]
+    columns = [
+        _outer_few_dense(form, query[start:stop])
+        for start, stop in blocks(query.shape[0], ROWS * out, form.device)
+    ]
+    return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+
+
+def _outer_few_dense(form: Outer, query: Tensor) -> Tensor:
     queries, out = query.shape[0], form.left.shape[2]
     matrices = query.reshape(queries * out, -1).mT
     products = []

@@ -41,10 +41,29 @@ class Rows(Form):
 
     def squared_norm(self) -> Tensor:
         positions = self.index.shape[1]
+        return torch.cat(
+            [
+                _met(self.part(*at), self.values[slice(*at)])
+                for at in blocks(self.examples, positions**2, self.device)
+            ]
+        )
+
+    def squared_norm_under(self, metric: Tensor) -> Tensor:
+        positions, width = self.values.shape[1:]
         norms = []
-        for at in blocks(self.examples, positions**2, self.device):
+        for at in blocks(self.examples, positions * max(positions, width), self.device):
             form = self.part(*at)
-            products = torch.bmm(form.values, form.values.mT)
-            meet = form.index.unsqueeze(2) == form.index.unsqueeze(1)
-            norms.append((products * meet).sum((1, 2)))
+            norms.append(_met(form, form.scaled(metric).values))
         return torch.cat(norms)
+
+    def scaled(self, metric: Tensor) -> "Rows":
+        """Each entry multiplied by its own factor, of which there are [numbers]."""
+        factors = metric.to(self.values).view(self.size, -1)[self.index]
+        return Rows(self.index, factors.mul_(self.values), self.size)
+
+
+def _met(form: Rows, values: Tensor) -> Tensor:
+    """The sum over pairs of positions that hold the same row, of products with other values."""
+    products = torch.bmm(form.values, values.mT)
+    meet = form.index.unsqueeze(2) == form.index.unsqueeze(1)
+    return (products * meet).sum((1, 2))

@@ -32,6 +32,10 @@ class Total(Form):
     def numbers(self) -> int:
         return self.forms[0].numbers
 
+    @property
+    def written(self) -> int:
+        return self.numbers * len(self.forms)
+
     def part(self, start: int, stop: int) -> "Total":
         return Total(tuple(form.part(start, stop) for form in self.forms))
 

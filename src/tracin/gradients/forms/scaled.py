@@ -1,0 +1,26 @@
+"""Gradients of which each entry is multiplied by a factor of its own."""
+
+import torch
+from torch import Tensor
+
+from tracin.gradients.forms.dense import Dense
+from tracin.gradients.forms.form import Form, blocks
+from tracin.gradients.forms.rows import Rows
+
+
+@torch.no_grad()
+def scaled(form: Form, factors: Tensor) -> Dense | Rows:
+    """The gradients times factors that may be unlike for all entries: [numbers].
+
+    Rows stay rows. A sum of outer products does not stay one, so all else is written out: scale
+    the side that has fewer examples.
+    """
+    if isinstance(form, Rows):
+        return form.scaled(factors)
+    parts = blocks(form.examples, form.written, form.device)
+    first = form.part(*parts[0]).dense()
+    rows = first.new_empty(form.examples, form.numbers)
+    for start, stop in parts:
+        part = form.part(start, stop).dense() if start else first
+        torch.mul(part, factors.to(part), out=rows[start:stop])
+    return Dense(rows)
