@@ -4,11 +4,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tracin.checkpoints.adapters import ADAPTER_FILES
 from tracin.checkpoints.hugging_face import (
     found_weight_file,
     hugging_face_rate,
     is_hugging_face,
     read_hugging_face,
+    weight_file,
 )
 from tracin.checkpoints.lightning import is_lightning, lightning_rate
 from tracin.checkpoints.names import without_wrappers
@@ -26,6 +28,12 @@ def is_checkpoint(path: Path) -> bool:
     if path.is_dir():
         return is_hugging_face(path)
     return path.suffix in (SAFETENSORS, *TORCH)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether it holds the trained part of a model alone, as PEFT saves it."""
+    file = weight_file(path) if path.is_dir() else path
+    return file is not None and file.name in ADAPTER_FILES
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from tracin.checkpoints.adapters import ADAPTER_FILES, adapter_file, inner_adapter_file
 from tracin.checkpoints.rate import number
 from tracin.checkpoints.safetensors_files import read_safetensors
 from tracin.checkpoints.state_dicts import Recorded, recorded, weights_within, whole
@@ -21,6 +23,22 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 STATE_FILE = "trainer_state.json"
+CONFIG_FILE = "config.json"
+# Releases before this one logged a step's rate after the scheduler had gone on to the next step.
+TRUE_RATE_SINCE = (4, 51)
+
+
+@dataclass(frozen=True)
+class LoggedRate:
+    """A learning rate in the log of a Trainer.
+
+    Attributes:
+        step: The step in which it was used, counted from 1 as the Trainer does.
+        rate: The rate.
+    """
+
+    step: int
+    rate: float
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -35,8 +53,12 @@ def step_of(folder: Path) -> int | None:
 
 
 def weight_file(folder: Path) -> Path | None:
-    """The file that holds the weights, or lists the shards that do."""
-    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    """The file that holds the weights or an adapter, or lists the shards that do."""
+    whole_model = (folder / name for name in WEIGHT_FILES)
+    found = next((file for file in whole_model if file.is_file()), None) or adapter_file(folder)
+    if found is None and step_of(folder) is not None:
+        return inner_adapter_file(folder)
+    return found
 
 
 def found_weight_file(folder: Path) -> Path:
@@ -47,14 +69,10 @@ def found_weight_file(folder: Path) -> Path:
     """
     file = weight_file(folder)
     if file is None:
-        adapter = next(iter(sorted(folder.glob("adapter_model.*"))), None)
-        held = (
-            f"it holds {adapter.name}, an adapter alone: save the whole model, "
-            "model.state_dict(), instead"
-            if adapter
-            else "point to the folder that has one of them"
+        known = ", ".join([*WEIGHT_FILES, *ADAPTER_FILES])
+        raise CheckpointError(
+            f"{folder} has no weights ({known}): point to the folder that has one of them."
         )
-        raise CheckpointError(f"{folder} has no weights ({', '.join(WEIGHT_FILES)}): {held}.")
     return file
 
 
@@ -98,27 +116,55 @@ def read_shard(file: Path) -> dict[str, Tensor]:
 
 
 def hugging_face_rate(folder: Path) -> Recorded:
-    """The learning rate that the Trainer logged at this checkpoint's step, or last before it.
+    """The learning rate that the Trainer used in this checkpoint's step, or last before it.
 
     `optimizer.pt` is not asked: it holds the rate of the step to come.
     """
     file = folder / STATE_FILE
+    step = saved_step(folder)
     if not file.is_file():
-        return Recorded(None, step_of(folder), f"it has no {STATE_FILE}")
-    state = read_json(file)
-    step = whole(state.get("global_step"))
-    step = step_of(folder) if step is None else step
+        return Recorded(None, step, f"it has no {STATE_FILE}")
+    found = logged_rate(folder)
+    if found is None:
+        return Recorded(None, step, f"its {STATE_FILE} logs no learning rate up to its step")
+    return recorded(found.rate, step, f"the rate that its {STATE_FILE} logs of step {found.step}")
+
+
+def saved_step(folder: Path) -> int | None:
+    """How many steps came before a checkpoint, by its own account or else by its name."""
+    file = folder / STATE_FILE
+    step = whole(read_json(file).get("global_step")) if file.is_file() else None
+    return step_of(folder) if step is None else step
+
+
+def logged_rate(folder: Path) -> LoggedRate | None:
+    """The last rate that a checkpoint's log has of a step up to its own; None where it has none."""
+    file = folder / STATE_FILE
+    if not file.is_file():
+        return None
+    step, late = saved_step(folder), lateness(folder)
     logged = [
-        (at, rate)
-        for entry in state.get("log_history", ())
+        LoggedRate(at + late, rate)
+        for entry in read_json(file).get("log_history", ())
         if (rate := number(entry.get("learning_rate"))) is not None
         and (at := whole(entry.get("step"))) is not None
-        and (step is None or at <= step)
+        and (step is None or at + late <= step)
     ]
-    if not logged:
-        return Recorded(None, step, f"its {STATE_FILE} logs no learning rate up to its step")
-    at, rate = max(logged, key=lambda entry: entry[0])
-    return recorded(rate, step, f"the rate that its {STATE_FILE} logs at step {at}")
+    return max(logged, key=lambda one: one.step, default=None)
+
+
+def lateness(folder: Path) -> int:
+    """By how many steps the logged rates are ahead of the step that they are logged at.
+
+    The release that wrote a checkpoint stands in its configuration. Where it does not, as beside
+    an adapter alone, the log is taken for one of today's.
+    """
+    file = folder / CONFIG_FILE
+    version = read_json(file).get("transformers_version") if file.is_file() else None
+    named = re.match(r"(\d+)\.(\d+)", str(version))
+    if not named:
+        return 0
+    return 1 if (int(named.group(1)), int(named.group(2))) < TRUE_RATE_SINCE else 0
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ def is_lightning(content: Any) -> bool:
 def lightning_rate(content: Mapping[str, Any]) -> Recorded:
     """The rate of the optimizer, if no scheduler changed it.
 
-    The optimizer's state is saved after its scheduler's step, so under a scheduler it holds the
-    rate of the step to come, not of the last one: then none is known.
+    The optimizer's state is saved after its scheduler's step (at an epoch's end also after that of
+    a scheduler that steps by epochs), so under a scheduler it holds the rate of the step to come,
+    not of the last one: then none is known.
     """
     step = whole(content.get("global_step"))
     if content.get("lr_schedulers"):

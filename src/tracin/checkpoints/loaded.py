@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
+from tracin.checkpoints.adapters import live_names
 from tracin.checkpoints.checkpoint import Checkpoint
+from tracin.checkpoints.formats import is_adapter
 from tracin.checkpoints.names import bare_name
 from tracin.checkpoints.state_dicts import listed, weights_within
 from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
@@ -29,6 +31,9 @@ def loaded(
     checkpoint's numbers within, and back to its own memory after, also after an exception. The
     parameters stay the same objects, so that optimizers, hooks and `.grad` know them. Weights
     take the model's dtype. For the rest of what a computation may change, see `untouched`.
+
+    A checkpoint of PEFT that has the adapter alone replaces what it has, and must have every
+    parameter that requires a gradient; the base model's weights, which training left alone, stay.
 
     Args:
         model: The model, on one device.
@@ -54,17 +59,27 @@ def loaded(
     """
     if isinstance(checkpoint, Checkpoint):
         name, weights = checkpoint.name, checkpoint.weights()
-        is_own = isinstance(checkpoint.source, Path)
+        source = checkpoint.source
+        is_own = isinstance(source, Path)
+        is_partial = isinstance(source, Path) and is_adapter(source)
     else:
-        name, is_own = "the state dict", False
+        name, is_own, is_partial = "the state dict", False, False
         weights = weights_within(checkpoint, name)
     places = Places.of(model)
+    if is_partial:
+        weights, places = live_names(model, weights, name), places.trained(model)
     refuse_unfit(model, device)
     pairs = [
         (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
         for key, tensor, values in fitted(places, weights, name)
     ]
     covered = {id(tensor) for tensor, _ in pairs}
+    # What an adapter leaves alone comes along to another device, and is not copied on its own.
+    pairs += [
+        (parameter, parameter.detach().to(device))
+        for parameter in model.parameters()
+        if id(parameter) not in covered and device is not None
+    ]
     # Other buffers (caches, a mask made at construction) may change in a forward pass as well.
     pairs += [
         (buffer, moved_copy(buffer, device))
@@ -81,7 +96,7 @@ class Places:
 
     Attributes:
         required: Name -> parameter or buffer, under every name that it has.
-        optional: The buffers that a state dict may lack.
+        optional: What a state dict may lack.
     """
 
     required: dict[str, Tensor]
@@ -100,6 +115,14 @@ class Places:
                 kind = required if is_kept and name != "num_batches_tracked" else optional
                 kind[key] = buffer
         return cls(required, optional)
+
+    def trained(self, model: Module) -> "Places":
+        """The same places, of which only the trained parameters must be filled."""
+        needed = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        required = {key: one for key, one in self.required.items() if id(one) in needed}
+        return Places(
+            required, {key: one for key, one in self.all().items() if key not in required}
+        )
 
     def all(self) -> dict[str, Tensor]:
         """Every place by its name."""

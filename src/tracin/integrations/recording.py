@@ -1,0 +1,107 @@
+"""A Recorder inside another trainer, which says itself at which step it resumes."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from tracin.checkpoints import Recorder
+from tracin.checkpoints.beside import Beside
+from tracin.checkpoints.fitting import refuse_other_moments, refuse_other_weights
+from tracin.checkpoints.record import FILE, Record, read_record, write_record
+from tracin.errors import CheckpointError, CheckpointWarning
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a person asks of the Recorder, before there is a model and an optimizer.
+
+    Attributes:
+        folder: As for `tracin.Recorder`, like all that follow.
+        every: When to save.
+        epochs_between: Save at each n-th epoch only.
+        keep: How many checkpoints to keep.
+        optimizer_state: Whether the optimizer's moments are written.
+        averaged: A model with averaged weights.
+
+    Raises:
+        CheckpointError: An option cannot be.
+    """
+
+    folder: Path
+    every: Literal["epoch"] | int
+    epochs_between: int
+    keep: int | None
+    optimizer_state: bool
+    averaged: Module | None
+
+    def __post_init__(self) -> None:
+        refuse_other_moments(self.every, self.epochs_between, self.keep)
+
+    def begin(self, model: Module, optimizer: Optimizer, step: int, scaler: Any) -> Recorder:
+        """Open the Recorder, going on where the trainer does.
+
+        A trainer that was stopped resumes at its own last checkpoint, mostly an earlier one than
+        the Recorder's: then what was recorded later is deleted, since training repeats it.
+
+        Args:
+            model: The bare model, holding the weights that training goes on from.
+            optimizer: The bare optimizer.
+            step: The step at which the trainer resumes; 0 where it begins.
+            scaler: The GradScaler of mixed precision, if there is one.
+
+        Raises:
+            CheckpointError: The folder cannot be gone on with at this step.
+        """
+        if step:
+            self._go_back(model, step)
+        return Recorder(
+            model,
+            optimizer,
+            self.folder,
+            self.every,
+            epochs_between=self.epochs_between,
+            keep=self.keep,
+            optimizer_state=self.optimizer_state,
+            averaged=self.averaged,
+            scaler=scaler,
+        )
+
+    def _go_back(self, model: Module, step: int) -> None:
+        """Make the folder's last checkpoint that of this step."""
+        record = read_record(self.folder) if (self.folder / FILE).is_file() else None
+        if record is None or not record.entries:
+            warnings.warn(
+                f"Training resumes at step {step}, and {self.folder} has no checkpoint yet: the "
+                "steps before are not recorded, and steps are counted from here.",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+            return
+        if record.entries[-1].step == step:
+            return
+        entry = next((one for one in record.entries if one.step == step), None)
+        if entry is None:
+            raise self._no_checkpoint(record, step)
+        # Before anything is deleted: is this the same training?
+        refuse_other_weights(model, record.checkpoint(entry), self.folder)
+        kept = tuple(one for one in record.entries if one.step <= step)
+        losses = tuple(one for one in record.losses if one[0] <= step)
+        write_record(replace(record, entries=kept, log=record.log.until(step), losses=losses))
+        beside = Beside(self.folder, model, None, None)
+        for one in record.entries[len(kept) :]:
+            beside.delete(one.file)
+
+    def _no_checkpoint(self, record: Record, step: int) -> CheckpointError:
+        steps = [one.step for one in record.entries]
+        shown = ", ".join(map(str, steps if len(steps) <= 4 else [*steps[:2], "...", steps[-1]]))
+        return CheckpointError(
+            f"Training resumes at step {step}, and the Recorder can go on from a checkpoint of "
+            f"that very step, but {self.folder} has those of steps {shown}. Save both at the same "
+            "steps (every=n and the trainer's saving every n steps, or both at epochs' ends), "
+            "resume from a step that both have, or give a new folder. Steps that mixed precision "
+            "skips count for the trainer alone."
+        )

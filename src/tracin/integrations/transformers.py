@@ -1,0 +1,201 @@
+"""Hugging Face's Trainer: a callback that records, and the checkpoints of runs without it."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.nn import Module
+
+from tracin.checkpoints import Checkpoint, Recorder, loaded
+from tracin.checkpoints.formats import read_recorded
+from tracin.checkpoints.hugging_face import logged_rate, step_of
+from tracin.errors import CheckpointError, CheckpointWarning, UnsupportedModelError
+from tracin.integrations.recording import Recording
+
+try:
+    from accelerate.utils import extract_model_from_parallel
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError(
+        "tracin.integrations.transformers needs transformers with accelerate, which are not "
+        "installed: pip install 'tracin[transformers]'."
+    ) from error
+
+
+class TracInCallback(TrainerCallback):
+    """Records checkpoints while Hugging Face's Trainer trains.
+
+    Each checkpoint comes with the learning rate really used in its step, warm-up and decay
+    included; with gradient accumulation a step is one of the optimizer's. Open the folder by
+    `tracin.open_checkpoints(folder)`, or give it to `tracin.TracIn`. Of several processes the
+    first one records. A PEFT model is saved whole, base model included.
+
+    With `trainer.train(resume_from_checkpoint=...)` recording goes on, too. The Trainer's
+    checkpoint is mostly an earlier one than the Recorder's last: what was recorded after it is
+    then deleted, since training repeats those steps. For this both must have saved at the step
+    that is resumed from: give `every=n` with `save_steps=n`, or save both at epochs' ends.
+
+    Attributes:
+        recorder: The Recorder at work; None when nothing is trained.
+
+    Args:
+        folder: Where to write; not the Trainer's own output folder.
+        every: "epoch" to save at each epoch's end, or a number n to save after each n-th step.
+        epochs_between: With `every="epoch"`, save at each n-th epoch only.
+        keep: How many checkpoints to keep: those with the largest reductions of the training
+            loss. The loss is the mean of those that the Trainer logs during an epoch, so
+            `logging_steps` must be shorter than one.
+        optimizer_state: Also write the optimizer's moments with each checkpoint.
+        averaged: A model with averaged weights, to be saved at the same moments.
+
+    Raises:
+        CheckpointError: An option cannot be; when training begins, also where the folder has
+            checkpoints of another model or cannot be gone on with.
+        UnsupportedModelError: When training begins, with DeepSpeed or FSDP, whose weights are
+            spread over processes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every: Literal["epoch"] | int = "epoch",
+        *,
+        epochs_between: int = 1,
+        keep: int | None = None,
+        optimizer_state: bool = False,
+        averaged: Module | None = None,
+    ) -> None:
+        self._recording = Recording(
+            Path(folder).expanduser(), every, epochs_between, keep, optimizer_state, averaged
+        )
+        self._logged: list[float] = []
+        self.recorder: Recorder | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the Recorder on the bare model and the bare optimizer."""
+        # The Trainer tells nobody of an exception: the last training may have left it open.
+        self._close()
+        if not state.is_world_process_zero:
+            return
+        self._refuse_spread(args)
+        optimizer = kwargs["optimizer"]
+        # accelerate's optimizer is called for every micro-batch; the one within, for steps.
+        bare = getattr(optimizer, "optimizer", optimizer)
+        model = extract_model_from_parallel(kwargs["model"], keep_torch_compile=False)
+        scaler = getattr(optimizer, "scaler", None)
+        self.recorder = self._recording.begin(model, bare, state.global_step, scaler)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take down the training loss."""
+        loss = (kwargs.get("logs") or {}).get("loss")
+        if loss is not None:
+            self._logged.append(float(loss))
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say so to the Recorder."""
+        logged, self._logged = self._logged, []
+        if self.recorder is None:
+            return
+        if self._recording.keep is not None and not logged:
+            raise CheckpointError(
+                f"keep={self._recording.keep} needs the training loss of each epoch, but the "
+                'Trainer logged none during this one: logging_strategy="steps" with logging_steps '
+                "shorter than an epoch, or leave keep out."
+            )
+        self.recorder.epoch(sum(logged) / len(logged) if logged else None)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write down the last steps."""
+        self._close()
+
+    def _close(self) -> None:
+        recorder, self.recorder, self._logged = self.recorder, None, []
+        if recorder is not None:
+            recorder.close()
+
+    def _refuse_spread(self, args: TrainingArguments) -> None:
+        way = next((way for way in ("deepspeed", "fsdp") if getattr(args, way, None)), None)
+        if way is not None:
+            raise UnsupportedModelError(
+                f"With {way} the weights are spread over processes, so the first one cannot "
+                "record them. Train without it, or give the Trainer's own checkpoints, saved "
+                "whole: tracin.integrations.transformers.from_run(output_dir)."
+            )
+
+
+def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint]:
+    """The checkpoints that Hugging Face's Trainer left in its output folder.
+
+    Learning rates are those that the Trainer logged in `trainer_state.json`, never those in
+    `optimizer.pt`, which are of the step to come. With several parameter groups the Trainer logs
+    that of the first. Releases before 4.51 logged the rate of the next step; `config.json` names
+    the release, and the rates are put right. PEFT's adapters have no such file: an adapter
+    trained with an older release gets the next step's rate.
+
+    Args:
+        folder: The Trainer's `output_dir`, with its `checkpoint-*` folders.
+        model: If given, each checkpoint is loaded into it once, so that one that does not fit is
+            found now. It comes back as it was.
+
+    Returns:
+        The checkpoints in the order of their steps.
+
+    Raises:
+        CheckpointError: There is none, or one cannot be read or does not fit the model.
+
+    Warns:
+        CheckpointWarning: Rates were logged in another step than that of the checkpoint, because
+            `logging_steps` is above 1.
+    """
+    folder = Path(folder).expanduser()
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    steps = {path: step for path in inner if (step := step_of(path)) is not None}
+    if not steps:
+        raise CheckpointError(
+            f"{folder} must be a Trainer's output folder, with folders named checkpoint-<step>, "
+            'but it has none. The Trainer writes them with save_strategy="steps" or "epoch".'
+        )
+    checkpoints = [of_folder(path) for path in sorted(steps, key=lambda path: steps[path])]
+    warn_of_other_steps(checkpoints)
+    if model is not None:
+        for checkpoint in checkpoints:
+            with loaded(model, checkpoint):
+                pass
+    return checkpoints
+
+
+def of_folder(path: Path) -> Checkpoint:
+    """One `checkpoint-*` folder with its logged rate."""
+    found = read_recorded(path)
+    return Checkpoint(
+        path, found.learning_rate, name=path.name, step=found.step, no_rate=found.no_rate
+    )
+
+
+def warn_of_other_steps(checkpoints: Sequence[Checkpoint]) -> None:
+    """Say which rates were logged in an earlier step than the checkpoint's own."""
+    late = [
+        f"{one.name} has that of step {logged.step}"
+        for one in checkpoints
+        if isinstance(one.source, Path)
+        and (logged := logged_rate(one.source)) is not None
+        and logged.step != one.step
+    ]
+    if late:
+        more = f"; and {len(late) - 4} more" if len(late) > 4 else ""
+        warnings.warn(
+            "The Trainer logged no learning rate in the step of every checkpoint, so the last "
+            f"one before it is taken: {'; '.join(late[:4])}{more}. A schedule may have gone on "
+            "since. Give the true ones by learning_rates=[...], and train with logging_steps=1.",
+            CheckpointWarning,
+            stacklevel=3,
+        )
