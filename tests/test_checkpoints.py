@@ -15,7 +15,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tracin.checkpoints import Checkpoint, checkpoint_weights, loaded, open_checkpoints, untouched
+from tracin.checkpoints import (
+    Checkpoint,
+    Recorder,
+    checkpoint_weights,
+    loaded,
+    open_checkpoints,
+    untouched,
+)
 from tracin.checkpoints.torch_files import torch_version
 from tracin.errors import (
     CheckpointError,
@@ -829,3 +836,17 @@ def test_untouched_brings_back_modes_gradients_and_random_states():
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]
     assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_a_checkpoint_of_a_record_keeps_what_the_record_knows(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    with Recorder(model, optimizer, tmp_path, optimizer_state=True) as recorder:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        file = recorder.epoch(loss=0.5)
+
+    [found] = open_checkpoints(Checkpoint(file, name="mine"))
+
+    assert (found.name, found.loss, found.learning_rate) == ("mine", 0.5, 0.1)
+    assert found.optimizer_path == tmp_path / "optimizer" / file.name

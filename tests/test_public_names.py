@@ -27,6 +27,7 @@ PUBLIC = [
     "LearningRateError",
     "LossError",
     "NonFiniteError",
+    "OptimizerState",
     "Outcome",
     "ParametersError",
     "Path",
@@ -45,6 +46,7 @@ PUBLIC = [
     "UnsupportedModelError",
     "Update",
     "Verification",
+    "Visits",
     "Way",
     "WithIds",
     "compare_selections",
@@ -94,7 +96,10 @@ def test_every_public_name_has_a_docstring():
 
 
 def test_using_the_library_imports_nothing_heavier_than_torch():
-    heavy = "pyarrow typer pydantic transformers peft sklearn matplotlib pandas polars torchvision"
+    heavy = (
+        "pyarrow typer pydantic transformers peft accelerate lightning sklearn matplotlib pandas "
+        "polars torchvision"
+    )
     code = (
         "import sys, tracin\n"
         "tracin.TracIn, tracin.Recorder, tracin.Suspects\n"

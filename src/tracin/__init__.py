@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tracin.checkpoints import Checkpoint as Checkpoint
+    from tracin.checkpoints import OptimizerState as OptimizerState
     from tracin.checkpoints import Recorder as Recorder
+    from tracin.checkpoints import Visits as Visits
     from tracin.checkpoints import open_checkpoints as open_checkpoints
     from tracin.data import WithIds as WithIds
     from tracin.data import with_ids as with_ids
@@ -57,7 +59,13 @@ __version__ = "0.1.0"
 
 # Where each public name lives; tests keep this table, `__all__` and the imports above the same.
 _HOMES = {
-    "tracin.checkpoints": ("Checkpoint", "Recorder", "open_checkpoints"),
+    "tracin.checkpoints": (
+        "Checkpoint",
+        "OptimizerState",
+        "Recorder",
+        "Visits",
+        "open_checkpoints",
+    ),
     "tracin.data": ("WithIds", "with_ids"),
     "tracin.errors": (
         "CheckpointError",
@@ -130,6 +138,7 @@ __all__ = [
     "LearningRateError",
     "LossError",
     "NonFiniteError",
+    "OptimizerState",
     "Outcome",
     "ParametersError",
     "Path",
@@ -148,6 +157,7 @@ __all__ = [
     "UnsupportedModelError",
     "Update",
     "Verification",
+    "Visits",
     "Way",
     "WithIds",
     "compare_selections",

@@ -6,5 +6,7 @@ from tracin.checkpoints.learning_rates import by_parameter as by_parameter
 from tracin.checkpoints.learning_rates import checkpoint_weights as checkpoint_weights
 from tracin.checkpoints.loaded import loaded as loaded
 from tracin.checkpoints.names import bare_name as bare_name
+from tracin.checkpoints.optimizer_states import OptimizerState as OptimizerState
 from tracin.checkpoints.recorder import Recorder as Recorder
 from tracin.checkpoints.untouched import untouched as untouched
+from tracin.checkpoints.visits import Visits as Visits

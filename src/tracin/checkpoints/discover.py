@@ -154,6 +154,8 @@ def completed(checkpoint: Checkpoint) -> Checkpoint:
         step=found.step if checkpoint.step is None else checkpoint.step,
         log=found.log,
         no_rate=found.no_rate,
+        loss=found.loss if checkpoint.loss is None else checkpoint.loss,
+        optimizer_path=checkpoint.optimizer_path or found.optimizer_path,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tracin.checkpoints.checkpoint import Checkpoint
+from tracin.checkpoints.hugging_face import logged_rate
 from tracin.checkpoints.names import bare_name
 from tracin.checkpoints.rate import Rate, number, valid_rate
 from tracin.checkpoints.state_dicts import listed
@@ -43,6 +44,10 @@ def checkpoint_weights(
     Raises:
         LearningRateError: A rate is missing, or is not a positive, finite number; the list has
             another length; there is no step log to take spans from; or the word is unknown.
+
+    Warns:
+        CheckpointWarning: Hugging Face's Trainer logged no rate in a checkpoint's own step, so that
+            an earlier one counts; or a checkpoint's weight is 0.
     """
     if learning_rates is None:
         return recorded_rates(checkpoints)
@@ -95,7 +100,30 @@ def recorded_rates(checkpoints: Sequence[Checkpoint]) -> list[float | dict[str, 
             "learning_rates=[0.1, ...], or with the checkpoint by tracin.Checkpoint(path, 0.1), "
             'or weigh all equally by learning_rates="equal".'
         )
+    warn_of_other_steps(checkpoints)
     return [plain(checkpoint.learning_rate) for checkpoint in checkpoints]
+
+
+def warn_of_other_steps(checkpoints: Sequence[Checkpoint]) -> None:
+    """Say which rates Hugging Face's Trainer logged in another step than the checkpoint's own."""
+    late = [
+        f"{one.name} has that of step {logged.step}"
+        for one in checkpoints
+        if isinstance(one.source, Path)
+        and one.source.is_dir()
+        and (logged := logged_rate(one.source)) is not None
+        and logged.rate == one.learning_rate
+        and logged.step != one.step
+    ]
+    if late:
+        more = f"; and {len(late) - 4} more" if len(late) > 4 else ""
+        warnings.warn(
+            "The Trainer logged no learning rate in the step of every checkpoint, so the last "
+            f"one before it is taken: {'; '.join(late[:4])}{more}. A schedule may have gone on "
+            "since. Give the true ones by learning_rates=[...], and train with logging_steps=1.",
+            CheckpointWarning,
+            stacklevel=4,
+        )
 
 
 def given_rates(

@@ -134,7 +134,7 @@ class Recorder:
         """Say which training examples a micro-batch holds, before or after its backward pass.
 
         All ids given since the last optimizer step belong to the next one. They are written with
-        the random state at the first of these calls, for `tracin.checkpoints.visits.Visits`.
+        the random state at the first of these calls, for `tracin.Visits`.
 
         Args:
             ids: Whole numbers or strings, in a list, a tensor or an array; one may come again.

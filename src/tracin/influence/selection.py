@@ -199,7 +199,7 @@ def curve_of(
 ) -> tuple[float, ...] | None:
     """The loss at each checkpoint, or None where it is not known and not needed."""
     if losses is None:
-        noted = [getattr(one, "loss", None) for one in checkpoints]
+        noted = [one.loss for one in checkpoints]
         lacking = [one.name for one, loss in zip(checkpoints, noted, strict=True) if loss is None]
         if lacking and not is_needed:
             return None

@@ -82,7 +82,7 @@ def adam(checkpoint: HasOptimizerState, parameters: Mapping[str, Tensor]) -> Sca
         raise CheckpointError(
             f'update="adam" needs the second moments of Adam or AdamW, but {where} has the state '
             f'of {state.kind}. Score with update="sgd", or, if its step is Adam\'s, write the '
-            'moments with kind="Adam": OptimizerState("Adam", groups, moments).write(path).'
+            'moments with kind="Adam": tracin.OptimizerState("Adam", groups, moments).write(path).'
         )
     groups = {bare_name(n): group for group in state.groups for n in group[PARAMETERS]}
     moments = {bare_name(name): kept for name, kept in state.moments.items()}

@@ -1,16 +1,13 @@
 """Hugging Face's Trainer: a callback that records, and the checkpoints of runs without it."""
 
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch.nn import Module
 
-from tracin.checkpoints import Checkpoint, Recorder, loaded
-from tracin.checkpoints.formats import read_recorded
-from tracin.checkpoints.hugging_face import logged_rate, step_of
-from tracin.errors import CheckpointError, CheckpointWarning, UnsupportedModelError
+from tracin.checkpoints import Checkpoint, Recorder, loaded, open_checkpoints
+from tracin.checkpoints.hugging_face import step_of
+from tracin.errors import CheckpointError, UnsupportedModelError
 from tracin.integrations.recording import Recording
 
 try:
@@ -139,7 +136,9 @@ def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint
     `optimizer.pt`, which are of the step to come. With several parameter groups the Trainer logs
     that of the first. Releases before 4.51 logged the rate of the next step; `config.json` names
     the release, and the rates are put right. PEFT's adapters have no such file: an adapter
-    trained with an older release gets the next step's rate.
+    trained with an older release gets the next step's rate. Where the Trainer logged none in a
+    checkpoint's own step (`logging_steps` above 1), the last one before counts, and `tracin.TracIn`
+    warns.
 
     Args:
         folder: The Trainer's `output_dir`, with its `checkpoint-*` folders.
@@ -151,10 +150,6 @@ def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint
 
     Raises:
         CheckpointError: There is none, or one cannot be read or does not fit the model.
-
-    Warns:
-        CheckpointWarning: Rates were logged in another step than that of the checkpoint, because
-            `logging_steps` is above 1.
     """
     folder = Path(folder).expanduser()
     inner = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -164,38 +159,9 @@ def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint
             f"{folder} must be a Trainer's output folder, with folders named checkpoint-<step>, "
             'but it has none. The Trainer writes them with save_strategy="steps" or "epoch".'
         )
-    checkpoints = [of_folder(path) for path in sorted(steps, key=lambda path: steps[path])]
-    warn_of_other_steps(checkpoints)
+    checkpoints = open_checkpoints(sorted(steps, key=lambda path: steps[path]))
     if model is not None:
         for checkpoint in checkpoints:
             with loaded(model, checkpoint):
                 pass
     return checkpoints
-
-
-def of_folder(path: Path) -> Checkpoint:
-    """One `checkpoint-*` folder with its logged rate."""
-    found = read_recorded(path)
-    return Checkpoint(
-        path, found.learning_rate, name=path.name, step=found.step, no_rate=found.no_rate
-    )
-
-
-def warn_of_other_steps(checkpoints: Sequence[Checkpoint]) -> None:
-    """Say which rates were logged in an earlier step than the checkpoint's own."""
-    late = [
-        f"{one.name} has that of step {logged.step}"
-        for one in checkpoints
-        if isinstance(one.source, Path)
-        and (logged := logged_rate(one.source)) is not None
-        and logged.step != one.step
-    ]
-    if late:
-        more = f"; and {len(late) - 4} more" if len(late) > 4 else ""
-        warnings.warn(
-            "The Trainer logged no learning rate in the step of every checkpoint, so the last "
-            f"one before it is taken: {'; '.join(late[:4])}{more}. A schedule may have gone on "
-            "since. Give the true ones by learning_rates=[...], and train with logging_steps=1.",
-            CheckpointWarning,
-            stacklevel=3,
-        )
