@@ -327,3 +327,66 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
 
     assert code == 2
     assert f"cannot be written to: {tmp_path / 'file'} is a file, not a folder" in err
+
+
+def test_replay_walks_the_training_again(begun, capsys, tmp_path):
+    code, out, _ = call(capsys, "replay", begun, "--query", "0,3", "-k", 4, "--out", tmp_path)
+
+    table = pq.read_table(tmp_path / "replay.parquet")
+    settings = json.loads((tmp_path / "replay.settings.json").read_text())
+    assert code == 0
+    assert "Steps 0 to 50, compared with the record:" in out
+    assert out.count("none") == 5
+    assert "conservation ratio" in out
+    assert table.num_rows == 2 * 2 * 4
+    assert settings["query"] == [0, 3]
+    assert settings["replay"]["path"] == "trapezoid"
+
+
+def test_a_replay_that_comes_out_otherwise_exits_with_one(begun, capsys, tmp_path):
+    other = (
+        (begun.parent / "task.py")
+        .read_text()
+        .replace(
+            '"optimizer": optimizer',
+            '"optimizer": optimizer, "training_loss": half',
+        )
+    )
+    other += "\n\ndef half(m, b):\n    return F.cross_entropy(m(b[0]), b[1]) / 2\n"
+    run = altered(begun, tmp_path, task=other)
+
+    with pytest.warns(UserWarning, match="is not the recorded training"):
+        code, out, _ = call(capsys, "replay", run, "--query", "0", "--out", tmp_path / "out")
+
+    assert code == 1
+    assert "written to" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('        "optimizer": optimizer,', "        #", "must return its 'optimizer' too"),
+        (
+            '"checkpoints": FOLDER,',
+            '"checkpoints": sorted(FOLDER.glob("*.safetensors")),',
+            "returned a list",
+        ),
+        ("recorder.batch(rows)", "pass", "has no visits"),
+    ],
+)
+def test_a_replay_says_what_it_lacks(begun, capsys, tmp_path, old, new, message):
+    task = (begun.parent / "task.py").read_text()
+    assert old in task
+
+    run = altered(begun, tmp_path, task=task.replace(old, new))
+    code, _, err = call(capsys, "replay", run, "--query", "0", "--out", tmp_path / "out")
+
+    assert code == 2
+    assert message in err
+
+
+def test_a_replay_on_another_device_is_refused(begun, capsys):
+    code, _, err = call(capsys, "replay", begun, "--query", "0", "--set", "tracin.device=cpu")
+
+    assert code == 2
+    assert "put the model there in the task" in err

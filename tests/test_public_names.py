@@ -33,6 +33,7 @@ PUBLIC = [
     "Path",
     "QueryError",
     "Recorder",
+    "Replay",
     "RunFileError",
     "Selection",
     "StepTaken",

@@ -123,19 +123,43 @@ def test_a_checkpoint_of_a_step_at_rate_zero_opens_but_has_no_rate(tmp_path):
     assert checkpoint_weights(found[1:]) == [0.1]
 
 
-def test_a_checkpoint_before_the_first_step_has_no_rate_but_a_span(tmp_path):
+def test_a_checkpoint_before_the_first_step_has_the_rate_of_that_step(tmp_path):
     model = net()
     optimizer = sgd(model)
     with Recorder(model, optimizer, tmp_path) as recorder:
         recorder.save()
+        assert open_checkpoints(tmp_path)[0].learning_rate is None
         train(model, optimizer, 4)
         recorder.save()
 
     found = open_checkpoints(tmp_path)
 
-    with pytest.raises(LearningRateError, match="saved before the first step"):
-        checkpoint_weights(found)
+    assert checkpoint_weights(found) == [0.1, 0.1]
     assert checkpoint_weights(found, "span") == pytest.approx([0.2, 0.2])
+
+
+def test_a_checkpoint_that_no_step_follows_has_no_rate(tmp_path):
+    model = net()
+    with Recorder(model, sgd(model), tmp_path) as recorder:
+        recorder.save()
+
+    with pytest.raises(LearningRateError, match="saved before the first step"):
+        checkpoint_weights(open_checkpoints(tmp_path))
+
+
+def test_saving_before_going_on_does_not_replace_the_last_checkpoint(tmp_path):
+    model = net()
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, tmp_path) as recorder:
+        train(model, optimizer, 4)
+        file = recorder.save()
+    written = file.read_bytes()
+    train(model, optimizer, 1)
+
+    with pytest.raises(CheckpointError, match="up to step 4, but the model does not hold"):
+        Recorder(model, optimizer, tmp_path).save()
+
+    assert file.read_bytes() == written
 
 
 def test_the_log_of_a_constant_rate_stays_small(tmp_path):

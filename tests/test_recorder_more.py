@@ -445,7 +445,7 @@ def test_the_random_state_of_each_step_comes_back(tmp_path, dropout):
         visits.random_state(number).restore()
         assert np.array_equal(np.random.standard_normal(2), normal)
         assert random.random() == uniform
-    states = len((tmp_path / "visits" / "random_ends.bin").read_bytes()) // 8
+    states = len((tmp_path / "visits" / "random_ends.i64").read_bytes()) // 8
     # CPU, CUDA, Python and NumPy once; then what has changed: the CPU's at each step with dropout.
     assert states == 4 + 2 + (3 if dropout else 0)
 
@@ -683,10 +683,10 @@ def test_a_run_that_saved_nothing_may_begin_again_with_other_ids(tmp_path):
         recorder.save()
 
     assert Visits.open(tmp_path).ids(0) == [["one"]]
-    assert "ids.bin" not in names_in(tmp_path / "visits")
+    assert "ids.i64" not in names_in(tmp_path / "visits")
 
 
-@pytest.mark.parametrize("name", ["ids.bin", "batches.bin", "steps.bin", "random.bin"])
+@pytest.mark.parametrize("name", ["ids.i64", "batches.i64", "steps.i64", "random.raw"])
 def test_a_file_cut_short_leaves_the_whole_steps_before(tmp_path, name):
     model = net(dropout=0.5)
     optimizer = adam(model)

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from tracin.losses import Outcome as Outcome
     from tracin.tracing import Goodness as Goodness
     from tracin.tracing import Path as Path
+    from tracin.tracing import Replay as Replay
     from tracin.tracing import StepTaken as StepTaken
     from tracin.tracing import Trace as Trace
     from tracin.tracing import Tracer as Tracer
@@ -111,6 +112,7 @@ _HOMES = {
     "tracin.tracing": (
         "Goodness",
         "Path",
+        "Replay",
         "StepTaken",
         "Trace",
         "Tracer",
@@ -144,6 +146,7 @@ __all__ = [
     "Path",
     "QueryError",
     "Recorder",
+    "Replay",
     "RunFileError",
     "Selection",
     "StepTaken",

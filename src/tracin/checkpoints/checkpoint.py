@@ -23,7 +23,8 @@ class Checkpoint:
         source: A file (`.safetensors`; `.pt`, `.pth`, `.bin`, `.ckpt`), a checkpoint folder of
             Hugging Face, or a state dict.
         learning_rate: The rate of the steps before it, the same for all parameters or a mapping
-            from parameter name to rate where the optimizer has several groups. None: unknown.
+            from parameter name to rate where the optimizer has several groups. Before the first
+            step, the rate of that one. None: unknown.
         name: What messages and results call it; by default the file's name.
         step: How many optimizer steps came before it, if known.
         log: The rates of all steps of its training run, if a `tracin.Recorder` kept them.

@@ -88,11 +88,15 @@ class Record:
         )
 
     def rate(self, entry: Entry) -> tuple[Rate | None, str]:
-        """The learning rate of the step before an entry, or why there is none."""
-        if entry.step == 0:
+        """The learning rate of the step before an entry, or why there is none.
+
+        Of an entry before the first step, that of the first: the step that was taken from there.
+        """
+        if not len(self.log):
             return None, "it was saved before the first step"
-        rate = self.log.rate(entry.step - 1)
-        where = f"the rate of step {entry.step}"
+        step = max(entry.step, 1)
+        rate = self.log.rate(step - 1)
+        where = f"the rate of step {step}"
         if not isinstance(rate, Mapping):
             found = recorded(rate, entry.step, where)
             return found.learning_rate, found.no_rate

@@ -181,10 +181,12 @@ class Recorder:
 
         Raises:
             CheckpointError: The model's state dict holds something else than tensors, the loss is
-                not finite, or it is missing.
+                not finite, or it is missing; or no step was taken yet, and the model does not hold
+                the weights that the folder's log ends with.
         """
         loss = finite(loss)
         self._refuse_without(loss)
+        self._refuse_other_weights()
         name = file_of(self.step)
         write_safetensors(tensors(self._model), self._folder / name)
         self._beside.write(name)
@@ -273,6 +275,12 @@ class Recorder:
                 "training loss at that moment."
             )
 
+    def _refuse_other_weights(self) -> None:
+        """Once, before anything is added to what an earlier run has written."""
+        if not self._is_checked:
+            refuse_other_weights(self._model, self.latest(), self._folder)
+            self._is_checked = True
+
     def _add_entry(self, name: str, loss: float | None) -> None:
         """List the checkpoint of this moment; one of the same step is replaced."""
         if loss is not None:
@@ -287,9 +295,7 @@ class Recorder:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """See the rates of the step that is about to be taken."""
-        if not self._is_checked:
-            refuse_other_weights(self._model, self.latest(), self._folder)
-            self._is_checked = True
+        self._refuse_other_weights()
         # With gradient scaling, a fused optimizer is called for steps that it then skips.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):

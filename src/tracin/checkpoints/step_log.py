@@ -55,9 +55,14 @@ class StepLog:
         """The number of steps taken when each run is over."""
         return list(accumulate(count for _, count, _ in self.runs))
 
+    def used(self, step: int) -> tuple[Segment, tuple[float, ...]]:
+        """The groups of step `step` (from 0), and the rate of each."""
+        segment, _, rates = self.runs[bisect_right(self.ends, step)]
+        return segment, rates
+
     def rate(self, step: int) -> float | dict[str, float]:
         """The rate of step `step` (from 0), by parameter name where the groups differ."""
-        segment, _, rates = self.runs[bisect_right(self.ends, step)]
+        segment, rates = self.used(step)
         return joined(segment.by_name(rates))
 
     def total(self, start: int, stop: int) -> float | dict[str, float]:

@@ -3,12 +3,12 @@
 A Recorder writes these files to `visits` in its folder, each only ever added to:
 
     visits.json      the format, and whether ids are numbers or text
-    ids.bin          int64: all ids in their order; for text, ids.jsonl, one line a micro-batch
-    batches.bin      int64 a micro-batch: how many ids (for text: bytes) come up to its end
-    steps.bin        5 x int64 a step: how many micro-batches come up to its end, and which states
-                     of random.bin it began with: CPU, CUDA, Python, NumPy
-    random.bin       the states; one is written only where it differs from the one before
-    random_ends.bin  int64 a state: how many bytes come up to its end
+    ids.i64          int64: all ids in their order; for text, ids.jsonl, one line a micro-batch
+    batches.i64      int64 a micro-batch: how many ids (for text: bytes) come up to its end
+    steps.i64        5 x int64 a step: how many micro-batches come up to its end, and which states
+                     of random.raw it began with: CPU, CUDA, Python, NumPy
+    random.raw       the states; one is written only where it differs from the one before
+    random_ends.i64  int64 a state: how many bytes come up to its end
 
 Numbers are little-endian. A step counts once all that it points to is there, so a process that
 was killed while it wrote leaves whole steps.
@@ -29,8 +29,8 @@ from tracin.checkpoints.record import has_record, read_record
 from tracin.errors import CheckpointError
 
 FOLDER, ABOUT, FORMAT = "visits", "visits.json", 1
-STEPS, BATCHES, RANDOM, RANDOM_ENDS = "steps.bin", "batches.bin", "random.bin", "random_ends.bin"
-IDS = {"int": "ids.bin", "text": "ids.jsonl"}
+STEPS, BATCHES, RANDOM, RANDOM_ENDS = "steps.i64", "batches.i64", "random.raw", "random_ends.i64"
+IDS = {"int": "ids.i64", "text": "ids.jsonl"}
 INT64 = np.dtype("<i8")
 GENERATORS = tuple(field.name for field in fields(RandomState))
 ROW = 1 + len(GENERATORS)
@@ -151,7 +151,7 @@ class Visits:
         return np.frombuffer(held, INT64).tolist() if self.kind == "int" else json.loads(held)
 
     def _blob(self, place: int) -> bytes:
-        """One state of random.bin."""
+        """One state of random.raw."""
         start, stop = bounds_of(self.folder / RANDOM_ENDS, place, place + 1)
         return read_between(self.folder / RANDOM, start, stop)
 

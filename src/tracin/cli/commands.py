@@ -15,7 +15,7 @@ from tracin.cli.template import RUN, TASK
 from tracin.errors import QueryError, RunFileError
 
 if TYPE_CHECKING:
-    from tracin import TracIn
+    from tracin import TracIn, WithIds
 
 SHOWN = 10
 
@@ -31,6 +31,10 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for once.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
+Query = Annotated[
+    str, typer.Option("--query", help="Positions in test (in train if there is none): 3,17.")
+]
+HowMany = Annotated[int | None, typer.Option("-k", help="How many of each.")]
 
 
 def _version(is_asked: bool) -> None:
@@ -113,32 +117,86 @@ def mislabelled(run: RunFile, sets: Set = None, out: Out = None) -> None:
 @app.command()
 def explain(
     run: RunFile,
-    query: Annotated[
-        str, typer.Option("--query", help="Positions in test (in train if there is none): 3,17.")
-    ],
-    k: Annotated[int | None, typer.Option("-k", help="How many of each.")] = None,
+    query: Query,
+    k: HowMany = None,
     sets: Set = None,
     out: Out = None,
 ) -> None:
     """The strongest proponents and opponents of some predictions."""
-    from tracin.data import WithIds, open_examples
-
     opened = _opened(run, [*(sets or []), *([f"explain.k={k}"] if k is not None else [])], out)
-    task, options = opened.task, opened.settings.explain
-    where = "train" if task.test is None else "test"
-    test = open_examples(getattr(task, where), name=where)
-    positions = _positions(query, len(test), where)
-    queries = WithIds(test.take(positions), [test.ids[at] for at in positions])
+    options = opened.settings.explain
+    asked = _asked(opened.task, query)
     found = opened.tracer.explain(
-        queries,
-        task.train,
+        asked.queries,
+        opened.task.train,
         options.k,
         normalise=None if options.normalise == "none" else options.normalise,
         group=None if options.group == "none" else options.group,
         drop_misclassified=options.drop_misclassified,
         batch_size=opened.settings.tracin.batch_size,
     )
-    _finish(opened, str(found), found.save, "explain", query=positions, query_data=where)
+    _finish(opened, str(found), found.save, "explain", **asked.as_settings())
+
+
+@app.command()
+def replay(
+    run: RunFile,
+    query: Query,
+    k: HowMany = None,
+    sets: Set = None,
+    out: Out = None,
+) -> None:
+    """Walk the recorded training again, and trace some predictions through every step.
+
+    Needs a Recorder's folder with each step's ids, and the task's 'optimizer'. Exits with 1 where
+    the weights do not come out as recorded.
+    """
+    from tempfile import TemporaryDirectory
+
+    opened = _opened(run, [*(sets or []), *([f"replay.k={k}"] if k is not None else [])], out)
+    task, options = opened.task, opened.settings.replay
+    if task.optimizer is None:
+        raise RunFileError(
+            f"{run}: a replay takes the steps of the training again, so the task must return its "
+            "'optimizer' too, over the parameters of its 'model'."
+        )
+    if not isinstance(task.checkpoints, str | Path):
+        raise RunFileError(
+            f"{run}: a replay needs 'checkpoints' to be a Recorder's folder; the task returned a "
+            f"{type(task.checkpoints).__name__}."
+        )
+    if opened.settings.tracin.device is not None:
+        raise RunFileError(
+            f"{run}: 'tracin.device' is for scores of checkpoints; a replay trains where the model "
+            "is, so leave it out, and put the model there in the task."
+        )
+    asked = _asked(task, query)
+    from tracin.tracing import Path as TracedPath
+    from tracin.tracing import Replay
+
+    walked = Replay(
+        task.model,
+        task.optimizer,
+        task.checkpoints,
+        task.train,
+        start=options.start,
+        stop=options.stop,
+    )
+    with TemporaryDirectory() as folder:
+        trace = walked.trace(
+            task.loss,
+            asked.queries,
+            Path(folder) / "trace",
+            training_loss=task.training_loss,
+            paths=[TracedPath(options.path)],
+            every=options.every,
+            parameters=opened.settings.tracin.parameters,
+        )
+        found = trace.explain(options.k)
+        shown = f"{found}\n\n{trace.goodness()}\n\n{walked}"
+    _finish(opened, shown, found.save, "replay", **asked.as_settings())
+    if walked.checks and not walked.is_equal:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -199,6 +257,29 @@ def _opened(run: Path, sets: list[str] | None, out: Path | None) -> _Opened:
         update=options.update,
     )
     return _Opened(settings, task, tracer, folder)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The queries of a command line."""
+
+    queries: "WithIds"
+    positions: list[int]
+    where: str
+
+    def as_settings(self) -> dict[str, Any]:
+        """As a result's settings name them."""
+        return {"query": self.positions, "query_data": self.where}
+
+
+def _asked(task: Task, query: str) -> _Asked:
+    from tracin.data import WithIds, open_examples
+
+    where = "train" if task.test is None else "test"
+    test = open_examples(getattr(task, where), name=where)
+    positions = _positions(query, len(test), where)
+    queries = WithIds(test.take(positions), [test.ids[at] for at in positions])
+    return _Asked(queries, positions, where)
 
 
 def _check_device(device: str, run: Path) -> None:

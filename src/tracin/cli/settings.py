@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from tracin.errors import RunFileError
 
@@ -48,6 +55,16 @@ class MislabelledTable(_Table):
     rank_by: str = "self_influence"
 
 
+class ReplayTable(_Table):
+    """What `replay` takes."""
+
+    k: PositiveInt = 10
+    path: Literal["trapezoid", "first_order", "midpoint", "simpson"] = "trapezoid"
+    start: NonNegativeInt = 0
+    stop: PositiveInt | None = None
+    every: PositiveInt = 1
+
+
 class OutputTable(_Table):
     """Where results go, relative to the RUN.toml."""
 
@@ -61,6 +78,7 @@ class Settings(_Table):
     tracin: TracInTable = Field(default_factory=TracInTable)
     explain: ExplainTable = Field(default_factory=ExplainTable)
     mislabelled: MislabelledTable = Field(default_factory=MislabelledTable)
+    replay: ReplayTable = Field(default_factory=ReplayTable)
     output: OutputTable = Field(default_factory=OutputTable)
 
 

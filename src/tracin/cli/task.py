@@ -12,18 +12,31 @@ from typing import Any
 from tracin.errors import RunFileError
 
 NEEDED = ("model", "loss", "train", "checkpoints")
-OPTIONAL = ("test",)
+OPTIONAL = ("test", "optimizer", "training_loss")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a task function returned."""
+    """What a task function returned.
+
+    Attributes:
+        model: The model.
+        loss: Its loss for an example.
+        train: The training data.
+        checkpoints: The checkpoints.
+        test: Where queries come from; None for the training data.
+        optimizer: As it trained the model, for a replay.
+        training_loss: (model, batch) -> what was differentiated, for a replay; None for the mean
+            of `loss`.
+    """
 
     model: Any
     loss: Any
     train: Any
     checkpoints: Any
     test: Any = None
+    optimizer: Any = None
+    training_loss: Any = None
 
 
 def load_task(function: str, run: Path) -> Task:
@@ -61,8 +74,8 @@ def load_task(function: str, run: Path) -> Task:
 
 def _checked(returned: Any, function: str, run: Path) -> Task:
     promised = (
-        f"{run}: {function!r} must return a dict with {_listed(NEEDED)} and, if there are "
-        f"queries, {_listed(OPTIONAL)}"
+        f"{run}: {function!r} must return a dict with {_listed(NEEDED)} and, where they "
+        f"are needed, {_listed(OPTIONAL)}"
     )
     if not isinstance(returned, Mapping):
         raise RunFileError(f"{promised}; it returned a {type(returned).__name__}.")

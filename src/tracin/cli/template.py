@@ -25,6 +25,12 @@ function = "task.py:task"
 [mislabelled]
 # rank_by = "self_influence"   # or "self_influence_last", "loss", "el2n", "margin"
 
+[replay]
+# k = 10
+# path = "first_order"         # "trapezoid" if left out; "midpoint"; "simpson"
+# start = 0                    # steps; stop = 50 ends before step 50
+# every = 1                    # trace each n-th step
+
 [output]
 # folder = "results"           # relative to this file
 """
@@ -58,23 +64,30 @@ def task() -> dict[str, object]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2))
     train = data(300, seed=1)
-    if len(list(FOLDER.glob("*.safetensors"))) < EPOCHS:
-        fit(model, train)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    if len(list(FOLDER.glob("*.safetensors"))) <= EPOCHS:
+        fit(model, optimizer, train)
     return {
         "model": model,
         "loss": "cross_entropy",  # or "mse", "causal_lm", or loss(model, batch) -> [examples]
         "train": train,  # tensors, a Dataset, or an unshuffled DataLoader
         "test": data(20, seed=2),
         "checkpoints": FOLDER,  # a Recorder's folder, a glob, or a list of files
+        "optimizer": optimizer,  # for tracin replay alone
     }
 
 
-def fit(model: nn.Module, train: tuple[torch.Tensor, torch.Tensor]) -> None:
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: tuple[torch.Tensor, torch.Tensor],
+) -> None:
     """An ordinary training loop; the Recorder saves weights with the learning rates really used."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     with tracin.Recorder(model, optimizer, FOLDER, every="epoch") as recorder:
+        recorder.save()  # where training begins
         for _ in range(EPOCHS):
             for rows in torch.randperm(len(train[0])).split(30):
+                recorder.batch(rows)  # for tracin replay alone
                 loss = F.cross_entropy(model(train[0][rows]), train[1][rows])
                 optimizer.zero_grad()
                 loss.backward()

@@ -5,7 +5,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 
-def bar(examples: int, what: str, progress: bool | None) -> "tqdm[Any]":
-    """A progress bar over `examples`; None shows it on a terminal alone."""
+def bar(total: int, what: str, progress: bool | None, unit: str = "ex") -> "tqdm[Any]":
+    """A progress bar over `total` examples, or other units; None shows it on a terminal alone."""
     disable = None if progress is None else not progress
-    return tqdm(total=examples, desc=what, unit="ex", disable=disable, leave=False)
+    return tqdm(total=total, desc=what, unit=unit, disable=disable, leave=False)

@@ -2,6 +2,7 @@
 
 from tracin.tracing.goodness import Goodness as Goodness
 from tracin.tracing.paths import Path as Path
+from tracin.tracing.replay import Replay as Replay
 from tracin.tracing.trace import Trace as Trace
 from tracin.tracing.tracer import Tracer as Tracer
 from tracin.tracing.updates import StepTaken as StepTaken
