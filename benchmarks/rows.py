@@ -2,9 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Any, Protocol, final
 
 from benchmarks.subjects import Subject, lm_subject, mlp_subject, resnet_subject
+from benchmarks.training import TrainingSubject, training_subject
+from tracin import Path
+
+
+class HasPlainPass(Protocol):
+    """What is timed: it knows what its work is compared to."""
+
+    def plain_pass(self) -> None:
+        """The work without tracin."""
+        ...
 
 
 @final
@@ -15,8 +25,8 @@ class Row:
     group: str
     name: str
     target: float
-    subject: Callable[[bool], Subject]  # is_quick -> what is timed
-    work: Callable[[Subject], object]
+    subject: Callable[[bool], HasPlainPass]  # is_quick -> what is timed
+    work: Callable[[Any], object]
 
 
 def self_influence(subject: Subject) -> object:
@@ -36,6 +46,21 @@ def explain_one(subject: Subject) -> object:
     )
 
 
+def first_order(subject: TrainingSubject) -> None:
+    """First-order TracIn of a training, as the paper has it."""
+    subject.traced_pass(subject.queries, [Path.FIRST_ORDER])
+
+
+def trapezoid(subject: TrainingSubject) -> None:
+    """Both paths that a Tracer follows unless told otherwise."""
+    subject.traced_pass(subject.queries, [Path.TRAPEZOID, Path.FIRST_ORDER])
+
+
+def traced_self_influence(subject: TrainingSubject) -> None:
+    """Self-influence along a training."""
+    subject.traced_pass(None, [Path.FIRST_ORDER])
+
+
 def _mlp(is_quick: bool) -> Subject:
     return mlp_subject(2000 if is_quick else 10_000)
 
@@ -52,6 +77,10 @@ def _lm(is_quick: bool) -> Subject:
     return lm_subject(32 if is_quick else 256)
 
 
+def _training(is_quick: bool) -> TrainingSubject:
+    return training_subject(5000 if is_quick else 59_000)
+
+
 ROWS = [
     Row("mlp", "self-influence, MLP, 3 checkpoints", 0.95, _mlp, self_influence),
     Row("mlp", "influence on 100 queries, MLP, 3 checkpoints", 1.1, _mlp, influence),
@@ -63,4 +92,7 @@ ROWS = [
     Row("lm", "self-influence, transformer LM", 1.0, _lm, self_influence),
     Row("lm", "influence on 8 queries, transformer LM", 1.5, _lm, influence),
     Row("lm", "explain one query, transformer LM", 1.2, _lm, explain_one),
+    Row("tracing", "trace 100 queries, first order, MLP", 1.35, _training, first_order),
+    Row("tracing", "trace 100 queries, default paths, MLP", 1.35, _training, trapezoid),
+    Row("tracing", "trace self-influence alone, MLP", 1.1, _training, traced_self_influence),
 ]

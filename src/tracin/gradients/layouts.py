@@ -8,6 +8,7 @@ first), so nothing is guessed from a single run.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 from torch import Tensor
@@ -80,6 +81,7 @@ class Trial:
     judged: Sequence[Judged]
 
 
+@lru_cache(maxsize=1024)
 def call_name(func: Callable[..., Any]) -> str:
     """The name of a torch function, such as `torch.nn.functional.linear`."""
     return resolve_name(func) or getattr(func, "__name__", repr(func))
