@@ -59,7 +59,7 @@ class Replay:
     begin at; each step then has the recorded examples, learning rates and random state, so that
     on the same machine and software the weights come out the same, bit for bit. That is checked
     at every later checkpoint, and a difference is warned of. Within the `with` block the model and
-    the optimizer are those of the replay; on leaving, they are as they were.
+    the optimizer are those of the replay; on leaving, they are as they were::
 
         with tracin.Replay(model, optimizer, "run", train) as replay:
             with tracin.Tracer(model, optimizer, loss, queries, train, "new") as tracer:

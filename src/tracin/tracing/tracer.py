@@ -55,7 +55,7 @@ class Tracer:
     For each training example and query it adds up the example's part of every step that it was
     in: the part of the weights' real change that came of it, times the query's gradient (paper,
     sections 3.2 and 3.3). Training is left as it is, bit for bit. The examples' gradients come of
-    your own backward pass; the queries take one small pass a step.
+    your own backward pass; the queries take one small pass a step::
 
         with tracin.Tracer(model, optimizer, loss, queries, train, "trace") as tracer:
             for ids, (inputs, labels) in tracin.with_ids(loader):
