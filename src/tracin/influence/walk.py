@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from functools import partial
+from typing import Any, TypeVar, final
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from tracin.influence.batch_size import fitting_size, is_out_of_memory
 from tracin.influence.progress import bar
 from tracin.influence.queries import FEW, Queries
 from tracin.influence.update import Scaling, ScalingOf
+
+T = TypeVar("T")
 
 
 @final
@@ -113,46 +116,21 @@ class Walk:
             for number, checkpoint in enumerate(self._checkpoints):
                 with self.at(number) as device:
                     scaling = self._scaling(checkpoint)
-                    if batch_size is None:
-                        few = move(train.take(span[:2]), device)
-                        batch_size = fitting_size(self.gradients, few, device)
-                    size = min(batch_size, len(span))
-                    ends = [span.start, span.start + size - 1]
-                    first = move(train.take(spread(span.start, size)), device)
-                    with unwritten(first) as is_unwritten:
-                        self.gradients.check(first)
-                    queries = self._queries(number, question, size, device, first, scaling)
-                    start = span.start
-                    while start < span.stop:
-                        try:
-                            for positions, batch in train.batches(
-                                size, start=start, stop=span.stop, as_views=is_unwritten()
-                            ):
-                                batch = move(batch, device)
-                                checked = _rows(ends, positions)
-                                try:
-                                    step = self._step(
-                                        number,
-                                        positions,
-                                        batch,
-                                        queries,
-                                        question,
-                                        checked,
-                                        scaling,
-                                    )
-                                except ChangedPlacesError:
-                                    step = self._step(
-                                        number, positions, batch, queries, question, (), scaling
-                                    )
-                                check_finite(step, train.ids, checkpoint.name)
-                                yield step
-                                start = positions.stop
-                                shown.update(len(positions))
-                        except Exception as error:
-                            if size == 1 or not is_out_of_memory(error):
-                                raise
-                            size = batch_size = size // 2
-                            torch.cuda.empty_cache()
+                    reader = self.reader(train, span, batch_size, device)
+                    queries = self._queries(number, question, reader, scaling)
+
+                    read = partial(self._step, number, queries, question, scaling)
+                    for step in reader.read(read):
+                        check_finite(step, train.ids, checkpoint.name)
+                        yield step
+                        shown.update(len(step.positions))
+                    batch_size = reader.batch_size
+
+    def reader(
+        self, train: Examples, span: range, batch_size: int | None, device: torch.device
+    ) -> "Reader":
+        """Batches of `span` at the checkpoint in place, the first of them checked."""
+        return Reader(self.gradients, train, span, batch_size, device)
 
     def _scaling(self, checkpoint: Checkpoint) -> Scaling | None:
         if self._scaling_of is None:
@@ -163,9 +141,7 @@ class Walk:
         self,
         number: int,
         question: Question,
-        size: int,
-        device: torch.device,
-        first: Batch,
+        reader: "Reader",
         scaling: Scaling | None,
     ) -> Queries | None:
         if question.queries is None:
@@ -174,11 +150,12 @@ class Walk:
         weights = by_parameter(self._weights[number], names)
         queries = Queries(weights, together=question.together, scaling=scaling)
         examples, span = question.queries, question.span
-        few = move(examples.take(spread(span.start, len(span))), device)
-        if structure(few) != structure(first):
+        few = move(examples.take(spread(span.start, len(span))), reader.device)
+        if structure(few) != reader.structure:
             self.gradients.check(few)
+        size = reader.size
         for positions, batch in examples.batches(size, start=span.start, stop=span.stop):
-            losses = queries.add(self.gradients, move(batch, device))
+            losses = queries.add(self.gradients, move(batch, reader.device))
             name = self._checkpoints[number].name
             refuse_non_finite(losses, positions, examples.ids, name, "loss", "query")
             if not question.together:
@@ -189,12 +166,12 @@ class Walk:
     def _step(
         self,
         number: int,
-        positions: range,
-        batch: Batch,
         queries: Queries | None,
         question: Question,
-        checked: Sequence[int],
         scaling: Scaling | None,
+        positions: range,
+        batch: Batch,
+        checked: Sequence[int],
     ) -> Step:
         weights = by_parameter(self._weights[number], self.gradients.parameters)
         sums = _Sums(length(batch), weights, queries, question, scaling)
@@ -208,6 +185,64 @@ class Walk:
                 leave_out = slow
         result = self.gradients.visit(batch, sums.visit, leave_out=leave_out, checked=checked)
         return sums.step(number, positions, result)
+
+
+@final
+class Reader:
+    """Reads a span of examples at one checkpoint, batch by batch, in halves where memory ends.
+
+    Attributes:
+        device: Where batches go.
+        size: How many examples a batch has, at most the span.
+        batch_size: What `size` was cut from: for the next reader of the same walk.
+        structure: The names, types and shapes of a batch.
+    """
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        train: Examples,
+        span: range,
+        batch_size: int | None,
+        device: torch.device,
+    ) -> None:
+        self._train, self._span = train, span
+        self.device = device
+        if batch_size is None:
+            batch_size = fitting_size(gradients, move(train.take(span[:2]), device), device)
+        self.batch_size, self.size = batch_size, min(batch_size, len(span))
+        self._ends = [span.start, span.start + self.size - 1]
+        first = move(train.take(spread(span.start, self.size)), device)
+        with unwritten(first) as is_unwritten:
+            gradients.check(first)
+        self._is_unwritten = is_unwritten
+        self.structure = structure(first)
+
+    def read(self, each: Callable[[range, Batch, Sequence[int]], T]) -> Iterator[T]:
+        """What `each` makes of every batch, in order.
+
+        Args:
+            each: (positions, batch, checked) -> anything; called again where the batch was too
+                large for memory or its examples changed places.
+        """
+        start = self._span.start
+        while start < self._span.stop:
+            try:
+                for positions, batch in self._train.batches(
+                    self.size, start=start, stop=self._span.stop, as_views=self._is_unwritten()
+                ):
+                    batch = move(batch, self.device)
+                    try:
+                        found = each(positions, batch, _rows(self._ends, positions))
+                    except ChangedPlacesError:
+                        found = each(positions, batch, ())
+                    yield found
+                    start = positions.stop
+            except Exception as error:
+                if self.size == 1 or not is_out_of_memory(error):
+                    raise
+                self.size = self.batch_size = self.size // 2
+                torch.cuda.empty_cache()
 
 
 @contextmanager
