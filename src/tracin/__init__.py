@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tracin.errors import CoupledExamplesError as CoupledExamplesError
     from tracin.errors import DataError as DataError
     from tracin.errors import DeviceError as DeviceError
+    from tracin.errors import IndexingError as IndexingError
     from tracin.errors import LabelError as LabelError
     from tracin.errors import LearningRateError as LearningRateError
     from tracin.errors import LossError as LossError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from tracin.influence.verification import Verification as Verification
     from tracin.losses import CrossEntropy as CrossEntropy
     from tracin.losses import Outcome as Outcome
+    from tracin.sketches import Projection as Projection
     from tracin.tracing import Goodness as Goodness
     from tracin.tracing import Path as Path
     from tracin.tracing import Replay as Replay
@@ -74,6 +76,7 @@ _HOMES = {
         "CoupledExamplesError",
         "DataError",
         "DeviceError",
+        "IndexingError",
         "LabelError",
         "LearningRateError",
         "LossError",
@@ -109,6 +112,7 @@ _HOMES = {
     "tracin.influence.tracin": ("TracIn",),
     "tracin.influence.verification": ("Verification",),
     "tracin.losses": ("CrossEntropy", "Outcome"),
+    "tracin.sketches": ("Projection",),
     "tracin.tracing": (
         "Goodness",
         "Path",
@@ -136,6 +140,7 @@ __all__ = [
     "DeviceError",
     "Explanations",
     "Goodness",
+    "IndexingError",
     "LabelError",
     "LearningRateError",
     "LossError",
@@ -144,6 +149,7 @@ __all__ = [
     "Outcome",
     "ParametersError",
     "Path",
+    "Projection",
     "QueryError",
     "Recorder",
     "Replay",

@@ -57,6 +57,10 @@ class RunFileError(TracInError):
     """A RUN.toml names something that is not there, or a setting that does not exist."""
 
 
+class IndexingError(TracInError):
+    """An index that cannot be built, opened, or searched as asked."""
+
+
 class CheckpointWarning(UserWarning):
     """Something about the checkpoints that is probably, but not certainly, a slip."""
 

@@ -1,0 +1,234 @@
+"""How a row of numbers is laid out, and what the score of two rows is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from tracin.errors import IndexingError
+
+
+@final
+@dataclass(frozen=True)
+class Side:
+    """Columns start to stop, which stand for `numbers` numbers."""
+
+    start: int
+    stop: int
+    numbers: int
+
+    @property
+    def width(self) -> int:
+        """How many columns these are."""
+        return self.stop - self.start
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the numbers are there as they are."""
+        return self.numbers <= self.width
+
+    def of(self, rows: Tensor) -> Tensor:
+        """These columns in float32: [examples, width]."""
+        return rows[:, self.start : self.stop].float()
+
+
+@final
+@dataclass(frozen=True)
+class Dot:
+    """Columns of which the score is the dot product.
+
+    Attributes:
+        side: The columns.
+        group: The number of the parameters' learning rate.
+        spread: The variance of the score over seeds, in units of |u|^2 |v|^2 + (u . v)^2; 0 where
+            the columns are exact.
+    """
+
+    side: Side
+    group: int = 0
+    spread: float = 0.0
+
+
+@final
+@dataclass(frozen=True)
+class Product:
+    """The two factors of a matrix's gradient at one position.
+
+    Their score is (right . right' + 1 for a bias) x (left . left'): the rank-1 identity of a fully
+    connected layer, by which in + out columns stand for in x out numbers.
+
+    Attributes:
+        left: The columns of the output's gradient, which is also the bias's.
+        right: The columns of the layer's input.
+        has_bias: Whether the layer's bias is in the score.
+        group: The number of the parameters' learning rate.
+    """
+
+    left: Side
+    right: Side
+    has_bias: bool
+    group: int = 0
+
+
+Block = Dot | Product
+
+
+@final
+@dataclass(frozen=True)
+class Columns:
+    """A row's blocks of columns; the score of two rows is the sum of the blocks' scores.
+
+    Example:
+        >>> columns = Columns((Dot(Side(0, 2, 2)),), width=2)
+        >>> columns.scores(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
+        tensor([[11.]])
+    """
+
+    blocks: tuple[Block, ...]
+    width: int
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are, counted from 0."""
+        return 1 + max((block.group for block in self.blocks), default=0)
+
+    def scores(
+        self, rows: Tensor, queries: Tensor, weights: Sequence[float] | None = None
+    ) -> Tensor:
+        """The score of every row with every query: [rows, queries], float32.
+
+        Args:
+            rows: [rows, width], of any floating type.
+            queries: [queries, width].
+            weights: What each group's share is multiplied by, [groups]; None for 1.
+
+        Raises:
+            IndexingError: Rows of another width, or another number of weights.
+        """
+        self._check(rows)
+        self._check(queries)
+        queries = queries.to(rows.device)
+        total: Tensor | None = None
+        for weight, blocks in self._weighted(weights):
+            for share in _shares(blocks, rows, queries):
+                share = share if weight == 1 else share.mul_(weight)
+                total = share if total is None else total.add_(share)
+        if total is None:
+            return torch.zeros(len(rows), len(queries), device=rows.device)
+        return total
+
+    def parts(self, rows: Tensor, queries: Tensor) -> Tensor:
+        """Each block's share of the scores: [blocks, rows, queries], float32."""
+        self._check(rows)
+        self._check(queries)
+        queries = queries.to(rows.device)
+        shares = [_share(block, rows, queries) for block in self.blocks]
+        return torch.stack(shares) if shares else torch.zeros(0, len(rows), len(queries))
+
+    def squared_lengths(self, rows: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+        """The score of each row with itself: [rows], float32."""
+        self._check(rows)
+        total = torch.zeros(len(rows), device=rows.device)
+        for weight, blocks in self._weighted(weights):
+            for block in blocks:
+                if isinstance(block, Dot):
+                    total += weight * _squares(block.side.of(rows))
+                else:
+                    right = _squares(block.right.of(rows)) + int(block.has_bias)
+                    total += weight * right * _squares(block.left.of(rows))
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """As dicts, lists and numbers, for a manifest."""
+        blocks = [{"kind": _NAMES[type(block)], **asdict(block)} for block in self.blocks]
+        return {"width": self.width, "blocks": blocks}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Columns":
+        """What `to_json` gave.
+
+        Raises:
+            IndexingError: It is something else.
+        """
+        try:
+            blocks = tuple(_block(block) for block in content["blocks"])
+            return cls(blocks, int(content["width"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise IndexingError(
+                f"The description of the columns of an index cannot be read ({error!r}): it was "
+                "changed, or written by another version. Build the index again."
+            ) from error
+
+    def _weighted(self, weights: Sequence[float] | None) -> list[tuple[float, list[Block]]]:
+        if weights is None:
+            return [(1.0, list(self.blocks))]
+        if len(weights) != self.groups:
+            raise IndexingError(
+                f"The columns have {self.groups} groups of parameters, each with a weight of its "
+                f"own; got {len(weights)} weights."
+            )
+        of_group: list[list[Block]] = [[] for _ in weights]
+        for block in self.blocks:
+            of_group[block.group].append(block)
+        return list(zip(weights, of_group, strict=True))
+
+    def _check(self, rows: Tensor) -> None:
+        if rows.ndim != 2 or rows.shape[1] != self.width:
+            raise IndexingError(
+                f"Rows of {self.width} numbers are needed, [rows, {self.width}]; got "
+                f"{list(rows.shape)}. Train and query rows come from the same plan."
+            )
+
+
+def _shares(blocks: Sequence[Block], rows: Tensor, queries: Tensor) -> list[Tensor]:
+    """The blocks' scores, consecutive dot products as one."""
+    shares: list[Tensor] = []
+    run: tuple[int, int] | None = None
+    for block in blocks:
+        if not isinstance(block, Dot):
+            shares.append(_share(block, rows, queries))
+        elif run is not None and run[1] == block.side.start:
+            run = (run[0], block.side.stop)
+        else:
+            if run is not None:
+                shares.append(_products(Side(*run, 0), rows, queries))
+            run = (block.side.start, block.side.stop)
+    if run is not None:
+        shares.append(_products(Side(*run, 0), rows, queries))
+    return shares
+
+
+def _share(block: Block, rows: Tensor, queries: Tensor) -> Tensor:
+    if isinstance(block, Dot):
+        return _products(block.side, rows, queries)
+    share = _products(block.right, rows, queries)
+    if block.has_bias:
+        share += 1
+    return share.mul_(_products(block.left, rows, queries))
+
+
+def _products(side: Side, rows: Tensor, queries: Tensor) -> Tensor:
+    return side.of(rows) @ side.of(queries).mT
+
+
+def _squares(rows: Tensor) -> Tensor:
+    return torch.linalg.vecdot(rows, rows)
+
+
+_NAMES = {Dot: "dot", Product: "product"}
+
+
+def _block(content: Mapping[str, Any]) -> Block:
+    kind, group = content["kind"], int(content["group"])
+    if kind == "dot":
+        return Dot(_side(content["side"]), group, float(content["spread"]))
+    if kind == "product":
+        left, right = _side(content["left"]), _side(content["right"])
+        return Product(left, right, bool(content["has_bias"]), group)
+    raise ValueError(f"no block is of the kind {kind!r}")
+
+
+def _side(content: Mapping[str, Any]) -> Side:
+    return Side(int(content["start"]), int(content["stop"]), int(content["numbers"]))

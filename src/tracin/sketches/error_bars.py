@@ -1,0 +1,66 @@
+"""How far a score of sketched rows may be from the exact one."""
+
+import torch
+from torch import Tensor
+
+from tracin.sketches.columns import Columns, Product, Side
+
+
+def standard_error(columns: Columns, rows: Tensor, queries: Tensor) -> Tensor:
+    """The standard deviation over seeds of every row's score with every query: [rows, queries].
+
+    A sketched dot product varies by (|u|^2 |v|^2 + (u . v)^2) x spread, where the spread of d
+    columns is about 1 / d; a product of factors by what its two dot products do (method M19); and
+    exact columns not at all. Lengths and products are those of the rows themselves.
+
+    Args:
+        columns: How the rows are laid out.
+        rows: [rows, width].
+        queries: [queries, width].
+
+    Example:
+        >>> from tracin.sketches.columns import Dot
+        >>> columns = Columns((Dot(Side(0, 1, 1)), Dot(Side(1, 3, 50), spread=0.5)), width=3)
+        >>> rows, queries = torch.tensor([[9.0, 2.0, 0.0]]), torch.tensor([[9.0, 0.0, 2.0]])
+        >>> standard_error(columns, rows, queries)
+        tensor([[2.8284]])
+    """
+    variance = torch.zeros(len(rows), len(queries), device=rows.device)
+    queries = queries.to(rows.device)
+    for block in columns.blocks:
+        if isinstance(block, Product):
+            variance += _of_product(block, rows, queries)
+        elif block.spread:
+            variance += _moments(block.side, block.spread, rows, queries)[1]
+    return variance.sqrt_()
+
+
+def fill(width: int, numbers: int) -> float:
+    """How likely two of `numbers` numbers share one of `width` columns, filled evenly.
+
+    1 / width for few columns, falling to 0 where there is one for each.
+    """
+    return max(0.0, 1 / width - 1 / numbers) if numbers else 0.0
+
+
+def _of_product(block: Product, rows: Tensor, queries: Tensor) -> Tensor:
+    right, right_variance = _moments(block.right, _fill(block.right), rows, queries)
+    left, left_variance = _moments(block.left, _fill(block.left), rows, queries)
+    # The squares of estimates are too large by their variances.
+    rights = (right.square() - right_variance).clamp_(min=0)
+    if block.has_bias:
+        rights = ((right + 1).square() - right_variance).clamp_(min=0)
+    lefts = (left.square() - left_variance).clamp_(min=0)
+    return right_variance * left_variance + right_variance * lefts + left_variance * rights
+
+
+def _moments(side: Side, spread: float, rows: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """A side's dot products and their variances: [rows, queries] each."""
+    these, those = side.of(rows), side.of(queries)
+    products = these @ those.mT
+    lengths = torch.linalg.vecdot(these, these).unsqueeze(1) * torch.linalg.vecdot(those, those)
+    return products, (lengths + products.square()) * spread
+
+
+def _fill(side: Side) -> float:
+    return fill(side.width, side.numbers)

@@ -1,0 +1,333 @@
+"""Turns a batch's per-example gradients into rows of numbers, parameter by parameter."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tracin.errors import IndexingError
+from tracin.gradients.forms import Dense, Form, Outer, Patches, Rows, Total
+from tracin.gradients.forms.form import blocks, squared_lengths
+from tracin.sketches.columns import Dot, Product
+from tracin.sketches.hashing import Buckets, Folds, folded
+from tracin.sketches.plan import Plan
+from tracin.sketches.random_numbers import key, signs
+from tracin.sketches.ways import Beside, Convolved, Factored, Hashed, TwoSided, Written
+
+# Numbers of one block of written-out gradients: a few examples even of a large layer, since each
+# piece of a row is one call whatever the number of rows.
+_BLOCK = 1 << 20
+_ROWS = 16
+
+# Rows are first folded to at least this many columns, for few columns mean many short pieces; the
+# second fold adds at most an eighth to the variance.
+_FEW, _MANY = 512, 4096
+
+
+@final
+class Sketcher:
+    """Makes the rows of one batch at a time: `begin`, `add` for each form, `rows`.
+
+    `add` is what `Gradients.visit` calls. Train examples and queries go through sketchers of the
+    same plan and draw, or their scores mean nothing.
+
+    Args:
+        plan: What becomes of each parameter.
+        device: Where the gradients are.
+        dtype: To add up in.
+        draw: The number of the checkpoint: each has random numbers of its own, so that the errors
+            of several do not add up.
+
+    Example:
+        >>> from tracin.gradients.forms import Dense
+        >>> from tracin.sketches import Projection, planned
+        >>> forms = {"scale": Dense(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))}
+        >>> sketcher = Sketcher(planned(Projection(dim=8), forms, {"scale": 2}))
+        >>> sketcher.begin(2)
+        >>> sketcher.add("scale", forms["scale"], 0)
+        >>> sketcher.rows()
+        tensor([[1., 2.],
+                [3., 4.]])
+        >>> sketcher.squared_norms()
+        tensor([[ 5.],
+                [25.]])
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        draw: int = 0,
+    ) -> None:
+        self.plan = plan
+        self._draw = draw
+        self._like = torch.zeros(0, dtype=dtype, device=device)
+        self._folds: dict[str, Folds] = {}
+        self._buckets: dict[tuple[str, str], Buckets] = {}
+        self._sides: dict[tuple[str, str], Tensor] = {}
+        self.begin(0)
+
+    def begin(self, examples: int) -> None:
+        """Forget the last batch; the next has this many examples."""
+        self._rows = self._like.new_zeros(examples, self.plan.width)
+        self._norms = self._like.new_zeros(examples, self.plan.columns.groups)
+        self._sums: dict[int, Tensor] = {}
+        self._waves: dict[int, Tensor] = {}
+        self._single: dict[tuple[str, int], tuple[str, Tensor]] = {}
+
+    @torch.no_grad()
+    def add(self, name: str, form: Form, row: int) -> None:
+        """Take up a parameter's gradients; the form's first example is this row of the batch.
+
+        Raises:
+            IndexingError: The plan has no such parameter, or one of another kind.
+        """
+        way = self.plan.ways.get(name)
+        if way is None or form.numbers != self.plan.numbers[name]:
+            raise IndexingError(
+                f"Gradients of parameter '{name}' came, with {form.numbers} numbers an example, "
+                f"but the plan has {self.plan.numbers.get(name, 'no such parameter')}. Rows are "
+                "made of the parameters that the plan was made for."
+            )
+        at = slice(row, row + form.examples)
+        match way:
+            case Written(start):
+                norms = self._write(form, self._rows[at, start : start + form.numbers])
+            case Hashed(block):
+                norms = self._hash(name, form, self._sums_of(block)[at])
+            case TwoSided(block):
+                norms = self._project(name, way, form, self._sums_of(block)[at])
+            case Convolved(block):
+                norms = self._convolve(name, way, form, self._waves_of(block)[at])
+            case Factored(block):
+                norms = self._factor(name, way, form, at)
+            case Beside(weight):
+                left = form.dense()
+                self._match(weight, row, name, left)
+                norms = squared_lengths(left)
+        self._norms[at, self.plan.groups[name]] += norms.to(self._norms.dtype)
+
+    @torch.no_grad()
+    def rows(self) -> Tensor:
+        """The batch's rows: [examples, width], float32. `begin` comes next.
+
+        Raises:
+            IndexingError: A layer's bias came without its weight, or the other way round.
+        """
+        for name, _ in self._single.values():
+            raise IndexingError(
+                f"Of a layer, only the gradient of '{name}' came, but the plan was made for its "
+                "weight and its bias. Use the same loss and the same parameters for all rows."
+            )
+        for number, sums in self._sums.items():
+            self._columns(number).add_(self._fold(number, sums))
+        for number, waves in self._waves.items():
+            columns = self._columns(number)
+            columns.add_(torch.fft.irfft(waves, n=columns.shape[1]))
+        self._sums, self._waves = {}, {}
+        return self._rows.float()
+
+    def squared_norms(self) -> Tensor:
+        """The exact squared length of each example's gradient, by group: [examples, groups]."""
+        return self._norms.float()
+
+    def _write(self, form: Form, into: Tensor) -> Tensor:
+        dense = form.dense()
+        into.add_(dense)
+        return squared_lengths(dense)
+
+    def _hash(self, name: str, form: Form, into: Tensor) -> Tensor:
+        folds = self._folds_of(name, form.numbers, into.shape[1] // 2)
+        return _hashed(folds, form, into)
+
+    def _project(self, name: str, way: TwoSided, form: Form, into: Tensor) -> Tensor:
+        out, inner = way.shape
+        left, right = (
+            self._side(name, "left", out, way.left),
+            self._side(name, "right", inner, way.right),
+        )
+        folds = self._folds_of(name, way.left * way.right, into.shape[1] // 2)
+        for each in form.forms if isinstance(form, Total) else (form,):
+            _project(each, (out, inner), left, right, folds, into)
+        return form.squared_norm()
+
+    def _convolve(self, name: str, way: Convolved, form: Form, into: Tensor) -> Tensor:
+        width = self._width(way.block)
+        if not isinstance(form, Outer):
+            raise _unlike(name, "outer products", form)
+        out, inner = way.shape
+        left = self._buckets_of(name, "left", out, width, is_mixed=True)
+        right = self._buckets_of(name, "right", inner, width, is_mixed=True)
+        for start, stop in blocks(form.examples, form.positions * 4 * width, form.device):
+            part = form.part(start, stop)
+            waves = torch.fft.rfft(left(part.left.flatten(0, 1)))
+            waves *= torch.fft.rfft(right(part.right.flatten(0, 1)))
+            into[start:stop] += waves.view(part.examples, part.positions, -1).sum(1)
+        return form.squared_norm()
+
+    def _factor(self, name: str, way: Factored, form: Form, at: slice) -> Tensor:
+        if not isinstance(form, Outer) or form.positions != 1:
+            raise _unlike(name, "one position an example", form)
+        block = self.plan.columns.blocks[way.block]
+        if not isinstance(block, Product):
+            raise _wrong_block(name)
+        left, right = form.left[:, 0], form.right[:, 0]
+        for side, what, factor in ((block.left, "left", left), (block.right, "right", right)):
+            columns = self._buckets_of(name, what, side.numbers, side.width)(factor)
+            self._rows[at, side.start : side.stop] = columns
+        if block.has_bias:
+            self._match(name, at.start, name, left)
+        return squared_lengths(left) * squared_lengths(right)
+
+    def _match(self, weight: str, row: int, name: str, left: Tensor) -> None:
+        """A bias's gradient is its weight's left factor; make sure of it."""
+        other = self._single.pop((weight, row), None)
+        if other is None:
+            self._single[weight, row] = name, left
+        elif not _is_same(left, other[1]):
+            raise IndexingError(
+                f"The gradients of '{name}' and '{other[0]}' are not those of one layer's weight "
+                "and bias here, as they were where the plan was made. Make the plan from a batch "
+                "in which the model does what it does in all."
+            )
+
+    def _sums_of(self, block: int) -> Tensor:
+        if block not in self._sums:
+            width = first_width(self._width(block))
+            self._sums[block] = self._like.new_zeros(len(self._rows), 2 * width)
+        return self._sums[block]
+
+    def _waves_of(self, block: int) -> Tensor:
+        if block not in self._waves:
+            zeros = self._like.new_zeros(len(self._rows), self._width(block) // 2 + 1)
+            self._waves[block] = torch.complex(zeros, zeros)
+        return self._waves[block]
+
+    def _fold(self, number: int, sums: Tensor) -> Tensor:
+        sums, width = folded(sums), self._width(number)
+        if sums.shape[1] == width:
+            return sums
+        out = sums.new_zeros(len(sums), 2 * width)
+        self._folds_of(f"block {number}", sums.shape[1], width).add(sums, out)
+        return folded(out)
+
+    def _columns(self, number: int) -> Tensor:
+        block = self.plan.columns.blocks[number]
+        if not isinstance(block, Dot):
+            raise _wrong_block(f"block {number}")
+        return self._rows[:, block.side.start : block.side.stop]
+
+    def _width(self, number: int) -> int:
+        return self._columns(number).shape[1]
+
+    def _stream(self, *path: str | int) -> int:
+        return key(self.plan.seed, self._draw, *path)
+
+    def _folds_of(self, name: str, numbers: int, width: int) -> Folds:
+        if name not in self._folds:
+            stream = self._stream(name, "folds")
+            self._folds[name] = Folds(stream, numbers, width, self._like)
+        return self._folds[name]
+
+    def _buckets_of(
+        self, name: str, side: str, numbers: int, width: int, *, is_mixed: bool = False
+    ) -> Buckets:
+        if (name, side) not in self._buckets:
+            stream = self._stream(name, side)
+            self._buckets[name, side] = Buckets(
+                stream, numbers, width, self._like, is_mixed=is_mixed
+            )
+        return self._buckets[name, side]
+
+    def _side(self, name: str, side: str, numbers: int, kept: int) -> Tensor | None:
+        """A random matrix for one side, [numbers, kept], or None to leave it."""
+        if kept >= numbers:
+            return None
+        if (name, side) not in self._sides:
+            stream = self._stream(name, side)
+            matrix = torch.from_numpy(signs(stream, numbers * kept)).to(self._like)
+            self._sides[name, side] = matrix.view(numbers, kept).div_(kept**0.5)
+        return self._sides[name, side]
+
+
+def first_width(width: int) -> int:
+    """How many columns rows are folded to before they are folded to `width`."""
+    return width if width >= _FEW else width * -(-_MANY // width)
+
+
+def _hashed(folds: Folds, form: Form, into: Tensor) -> Tensor:
+    """Hash a form; returns its squared lengths, for which it need not be written out again."""
+    if isinstance(form, Rows):
+        folds.add_rows(form, into)
+        return form.squared_norm()
+    if isinstance(form, Total):
+        for each in form.forms:
+            _hashed(folds, each, into)
+        return form.squared_norm()
+    norms = []
+    most = max(_BLOCK, _ROWS * form.written)
+    for start, stop in blocks(form.examples, form.written, form.device, most):
+        dense = form.part(start, stop).dense()
+        folds.add(dense, into[start:stop])
+        norms.append(squared_lengths(dense))
+    return torch.cat(norms)
+
+
+def _project(
+    form: Form,
+    shape: tuple[int, int],
+    left: Tensor | None,
+    right: Tensor | None,
+    folds: Folds,
+    into: Tensor,
+) -> None:
+    sides = form.numbers if isinstance(form, Dense | Patches) else _factors(form)
+    for start, stop in blocks(form.examples, sides, form.device):
+        part = form.part(start, stop)
+        if isinstance(part, Outer):
+            lefts = part.left.to(into.dtype)
+            lefts = lefts if left is None else lefts @ left
+        elif isinstance(part, Rows):
+            table = torch.eye(shape[0]).to(into) if left is None else left
+            lefts = table[part.index]
+        else:
+            matrices = part.dense().view(-1, *shape)
+            matrices = matrices if left is None else left.mT @ matrices.to(left.dtype)
+            matrices = matrices if right is None else matrices.to(right.dtype) @ right
+            folds.add(matrices.flatten(1), into[start:stop])
+            continue
+        rights = part.right if isinstance(part, Outer) else part.values
+        rights = rights if right is None else rights.to(right.dtype) @ right
+        folds.add(Outer(lefts, rights.to(lefts.dtype)).dense(), into[start:stop])
+
+
+def _factors(form: Form) -> int:
+    if isinstance(form, Outer):
+        return form.positions * (form.left.shape[2] + form.right.shape[2])
+    if isinstance(form, Rows):
+        return form.index.shape[1] * form.values.shape[2]
+    return form.written
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    if one.data_ptr() == other.data_ptr() and one.shape == other.shape:
+        return True
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _unlike(name: str, promised: str, form: Form) -> IndexingError:
+    came = type(form).__name__
+    if isinstance(form, Outer):
+        came = f"{form.positions} positions"
+    return IndexingError(
+        f"The gradient of parameter '{name}' had {promised} where the plan was made, but now came "
+        f"as {came}. Make the plan from a batch like this one."
+    )
+
+
+def _wrong_block(name: str) -> IndexingError:
+    return IndexingError(
+        f"The plan sends '{name}' to a block of columns of another kind: it was changed. Build "
+        "the index again."
+    )
