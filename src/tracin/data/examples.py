@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Subset
 
 from tracin.data.batches import Batch
 from tracin.data.ids import WithIds, checked_ids
-from tracin.data.sources import Columns, Items, source_of
+from tracin.data.sources import Chosen, Source, source_of
 from tracin.errors import DataError
 
 
@@ -21,7 +21,7 @@ class Examples:
         ids: [examples]; positions (int64), or what a `WithIds` gave: int64 or texts.
     """
 
-    def __init__(self, source: Columns | Items, ids: np.ndarray, name: str) -> None:
+    def __init__(self, source: Source, ids: np.ndarray, name: str) -> None:
         self._source = source
         self._name = name
         self.ids = ids
@@ -53,6 +53,11 @@ class Examples:
         if not chosen:
             raise DataError(f"At least one position in {self._name} is needed to make a batch.")
         return self._source.take(chosen)
+
+    def subset(self, positions: Sequence[int]) -> "Examples":
+        """The examples at `positions`, in that order and with their ids, as data of their own."""
+        chosen = [index(position) for position in positions]
+        return Examples(Chosen(self._source, chosen), self.ids[chosen], self._name)
 
     def batches(
         self, size: int, *, start: int = 0, stop: int | None = None, as_views: bool = False

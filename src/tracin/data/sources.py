@@ -145,6 +145,32 @@ class Items:
         return batch
 
 
+@final
+class Chosen:
+    """Some examples of another source, in an order of their own."""
+
+    def __init__(self, source: "Source", positions: Sequence[int]) -> None:
+        self.source, self.positions = source, list(positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def example(self, position: int) -> Any:
+        """One example as the source gives it."""
+        return self.source.example(self.positions[position])
+
+    def take(self, positions: Sequence[int]) -> Batch:
+        """The examples at `positions` as one batch."""
+        return self.source.take([self.positions[position] for position in positions])
+
+    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[Batch]:
+        """One batch a group of positions."""
+        return (self.take(group) for group in groups)
+
+
+Source = Columns | Items | Chosen
+
+
 def stacked(examples: list[Any]) -> Batch:
     """Torch's own collate, with an error that says what to do when examples do not stack."""
     try:

@@ -87,6 +87,11 @@ class Walk:
         self._device = device
         self._scaling_of = scaling_of
 
+    @property
+    def checkpoints(self) -> int:
+        """How many there are."""
+        return len(self._checkpoints)
+
     @contextmanager
     def at(self, number: int) -> Iterator[torch.device]:
         """Put a checkpoint in place, ready for gradients; leave the model as it was."""
