@@ -1,0 +1,45 @@
+"""What an engine is given, a job and its units, and what it promises in return."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, TypeAlias
+
+Unit: TypeAlias = Any
+"""A piece of work that needs no other; an engine only hands it on. Hashable and picklable."""
+
+
+class Job(Protocol):
+    """Work in units that write one file each; picklable, so that any process may do a unit."""
+
+    def open(self) -> AbstractContextManager[Callable[[Unit], None]]:
+        """Load what all units need, once a worker; the function given does one unit."""
+        ...
+
+    def weight(self, unit: Unit) -> int:
+        """How many examples a unit has."""
+        ...
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether a unit's file is there."""
+        ...
+
+
+class Engine(Protocol):
+    """Does the units of a job that are not done yet."""
+
+    def run(self, job: Job, units: Sequence[Unit], progress: bool | None = None) -> None:
+        """Return when this engine's share of the units is done.
+
+        Give all units, those that are done too: engines skip them, and ranks must see one list.
+        Neighbours in the list go to one worker where possible, so that units of one checkpoint
+        belong side by side.
+
+        Args:
+            job: What does a unit.
+            units: The units, in the order of their checkpoints.
+            progress: Whether to show a bar; None shows it on a terminal alone.
+
+        Raises:
+            IndexingError: A unit raised, or its worker died too often; what is done stays.
+        """
+        ...

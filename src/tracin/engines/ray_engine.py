@@ -1,0 +1,262 @@
+"""Actors on a Ray cluster, one a worker."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, final
+
+from tracin.engines import failures
+from tracin.engines.job import Job, Unit
+from tracin.engines.packed import packed, unpacked
+from tracin.engines.progress import bar, missing
+from tracin.engines.shares import Shares
+from tracin.engines.threads import use_threads
+from tracin.engines.worker import Report
+from tracin.errors import IndexingError
+
+logger = logging.getLogger(__name__)
+# Units write files and return nothing: the store holds the job alone.
+SMALL_STORE = 256 * 1024**2
+PATIENCE = 60.0  # seconds without any worker until a warning says so
+
+
+@final
+@dataclass(frozen=True)
+class RayCluster:
+    """Does the units in Ray actors; `pip install 'tracin[ray]'`.
+
+    A session that is open is used and left as it is; otherwise one is opened, on the cluster at
+    `address` or on this machine alone, and closed again. A killed worker is started again, on
+    another machine if need be. Workers must see the same files, and have tracin and your modules.
+
+    Attributes:
+        address: "auto" for the cluster that this machine belongs to, "ray://host:10001" or
+            "host:6379"; None for a session of its own on this machine, unless RAY_ADDRESS is set.
+        workers: How many; None takes as many as the cluster has room for.
+        cpus_per_worker: Cores of each.
+        gpus_per_worker: GPUs of each; 0.5 puts two on one.
+        retries: How many times a unit may outlive its worker, and be done again.
+
+    Raises:
+        IndexingError: A number is too small.
+
+    Example:
+        >>> import tracin.engines
+        >>> engine = tracin.engines.RayCluster("auto", gpus_per_worker=1)
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    cpus_per_worker: float = 1
+    gpus_per_worker: float = 0
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise IndexingError(f"workers is at least 1, or None; {self.workers} was given.")
+        if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0 or self.retries < 0:
+            raise IndexingError(
+                "cpus_per_worker is above 0, gpus_per_worker and retries are not below; "
+                f"{self.cpus_per_worker}, {self.gpus_per_worker} and {self.retries} were given."
+            )
+
+    def run(self, job: Job, units: Sequence[Unit], progress: bool | None = None) -> None:
+        """Do the units that are not done.
+
+        Raises:
+            IndexingError: Ray is not installed or not there, the job cannot be pickled or opened,
+                a unit raised, or its workers died.
+        """
+        places = missing(job, units)
+        if not places:
+            return
+        ray = imported()
+        payload = packed(job, units, ray.cloudpickle.dumps)
+        weights = [job.weight(units[place]) for place in places]
+        with (
+            self.session(ray, len(payload)),
+            self.actors(ray, payload, len(places)) as actors,
+            bar(job, units, places, progress) as shown,
+        ):
+            shares = Shares(places, weights, len(actors))
+            # A worker gets a unit when it is there: one that the cluster has no room for gets none.
+            at_work: dict[Any, tuple[int, int | None]] = {
+                actor.opened.remote(): (slot, None) for slot, actor in enumerate(actors)
+            }
+            done = 0
+            while done < len(places):
+                report, slot = self.next_report(ray, at_work, units)
+                if report.failure is not None and report.place is None:
+                    raise failures.not_opened(report.failure)
+                if report.failure is not None:
+                    raise failures.raised(units[report.place or 0], report.failure)
+                if report.place is not None:
+                    shown.update(job.weight(units[report.place]))
+                    done += 1
+                place = shares.take(slot)
+                if place is not None:
+                    at_work[actors[slot].build.remote(place)] = (slot, place)
+
+    def next_report(
+        self, ray: ModuleType, at_work: dict[Any, tuple[int, int | None]], units: Sequence[Unit]
+    ) -> tuple[Report, int]:
+        """The next word of a worker; waits for it."""
+        ready, _ = ray.wait(list(at_work), num_returns=1, timeout=PATIENCE)
+        if not ready and all(place is None for _, place in at_work.values()):
+            logger.warning(
+                "No Ray worker has started for %d s: each needs %s CPUs and %s GPUs, and the "
+                "cluster has %s.",
+                PATIENCE, self.cpus_per_worker, self.gpus_per_worker, ray.cluster_resources(),
+            )  # fmt: skip
+        while not ready:
+            ready, _ = ray.wait(list(at_work), num_returns=1, timeout=None)
+        slot, place = at_work.pop(ready[0])
+        try:
+            return ray.get(ready[0]), slot
+        except ray.exceptions.RayActorError as error:
+            if place is None:
+                raise failures.not_opened(str(error)) from error
+            how = f"said: {str(error).splitlines()[0]}"
+            raise failures.died(units[place], self.retries + 1, how) from error
+        except ray.exceptions.RayError as error:
+            raise failures.not_opened(str(error)) from error
+
+    @contextmanager
+    def session(self, ray: ModuleType, size: int) -> Iterator[None]:
+        """A session of Ray: the open one, or one that is closed on leaving."""
+        if ray.is_initialized():
+            yield
+            return
+        is_local = self.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {}
+        if is_local:
+            options = {
+                "object_store_memory": max(SMALL_STORE, 2 * size),
+                "include_dashboard": False,
+            }
+            if self.workers is not None:
+                options["num_cpus"] = max(1, -int(-self.workers * self.cpus_per_worker // 1))
+        with as_it_was():
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            try:
+                ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise IndexingError(
+                    f"No Ray cluster answers at {self.address!r}: {error}. Start one with `ray "
+                    "start --head` (and `ray start --address=HEAD:6379` on the other machines), "
+                    "or leave the address out for this machine alone."
+                ) from error
+            try:
+                yield
+            finally:
+                ray.shutdown()
+
+    @contextmanager
+    def actors(self, ray: ModuleType, payload: bytes, most: int) -> Iterator[list[Any]]:
+        """The workers; none is there on leaving."""
+        kind = ray.remote(
+            num_cpus=self.cpus_per_worker,
+            num_gpus=self.gpus_per_worker,
+            # No end to restarts: what bounds them is how often each unit may be tried.
+            max_restarts=-1,
+            max_task_retries=self.retries,
+        )(RayWorker)
+        room = self.room(ray.cluster_resources())
+        count = min(most, self.workers or max(1, room))
+        stored = ray.put(payload)
+        found: list[Any] = []
+        try:
+            for _ in range(count):
+                found.append(kind.remote(stored, max(1, int(self.cpus_per_worker)), sys.path))
+            yield found
+            ray.wait([one.close.remote() for one in found], num_returns=count, timeout=5)
+        finally:
+            for one in found:
+                ray.kill(one, no_restart=True)
+
+    def room(self, resources: dict[str, float]) -> int:
+        """For how many workers a cluster with such resources has room."""
+        cores = resources.get("CPU", 0) // self.cpus_per_worker
+        if not self.gpus_per_worker:
+            return int(cores)
+        return int(min(cores, resources.get("GPU", 0) // self.gpus_per_worker))
+
+
+@final
+class RayWorker:
+    """What lives in a Ray actor; after a restart it opens the job anew."""
+
+    def __init__(self, payload: bytes, threads: int, paths: Sequence[str]) -> None:
+        self.payload = payload
+        self.threads = threads
+        # A module of the user's is found where the driver found it, on a disk that both see.
+        sys.path.extend(path for path in paths if path not in sys.path)
+        self.stack = ExitStack()
+        self.units: tuple[Unit, ...] = ()
+        self.do: Callable[[Unit], None] | None = None
+
+    def opened(self) -> Report:
+        """Open the job unless it is."""
+        if self.do is not None:
+            return Report(None)
+        try:
+            use_threads(self.threads)
+            job, self.units = unpacked(self.payload)
+            self.do = self.stack.enter_context(job.open())
+            use_threads(self.threads)
+        except Exception:
+            return Report(None, traceback.format_exc())
+        return Report(None)
+
+    def build(self, place: int) -> Report:
+        """Do a unit."""
+        report = self.opened()
+        if self.do is None:
+            return report
+        try:
+            self.do(self.units[place])
+        except Exception:
+            return Report(place, traceback.format_exc())
+        return Report(place)
+
+    def close(self) -> None:
+        """Close the job."""
+        self.stack.close()
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Put back what ray.init changes in this process: its variable and the SIGTERM handler."""
+    before = os.environ.get("RAY_USAGE_STATS_ENABLED")
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("RAY_USAGE_STATS_ENABLED", None)
+        if is_main and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def imported() -> ModuleType:
+    """Ray, if it is installed.
+
+    Raises:
+        IndexingError: It is not.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise IndexingError(
+            "tracin.engines.RayCluster needs Ray: pip install 'tracin[ray]', on every machine of "
+            "the cluster. tracin.engines.Processes works without."
+        ) from error
+    return ray

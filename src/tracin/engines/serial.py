@@ -1,0 +1,46 @@
+"""All units in this process, one after another."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from tracin.engines.failures import raised
+from tracin.engines.job import Job, Unit
+from tracin.engines.progress import bar, missing
+
+
+@final
+@dataclass(frozen=True)
+class Serial:
+    """Does the units in this process, in their order.
+
+    Example:
+        >>> import tracin.engines
+        >>> engine = tracin.engines.Serial()  # run.index(train, folder, engine=engine)
+    """
+
+    def run(self, job: Job, units: Sequence[Unit], progress: bool | None = None) -> None:
+        """Do the units that are not done.
+
+        Raises:
+            IndexingError: A unit raised an error, which is the cause of this one.
+        """
+        places = missing(job, units)
+        if not places:
+            return
+        with bar(job, units, places, progress) as shown, job.open() as build:
+            for place in places:
+                done(build, units[place])
+                shown.update(job.weight(units[place]))
+
+
+def done(build: Callable[[Unit], None], unit: Unit) -> None:
+    """Do a unit; say which one it was if that fails.
+
+    Raises:
+        IndexingError: The unit raised an error, which is the cause of this one.
+    """
+    try:
+        build(unit)
+    except Exception as error:
+        raise raised(unit, f"{type(error).__name__}: {error}") from error
