@@ -390,3 +390,51 @@ def test_a_replay_on_another_device_is_refused(begun, capsys):
 
     assert code == 2
     assert "put the model there in the task" in err
+
+
+def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
+    folder = tmp_path / "index"
+    place = ("--set", f"index.folder={folder}", "--set", "index.rows_a_shard=100")
+    asked = ("--query", "0,3", "-k", 2, "--out", tmp_path / "out")
+
+    code, out, _ = call(capsys, "index", "build", begun, *place)
+    assert code == 0
+    assert "300 rows of 162 numbers (float16) at 6 checkpoints, complete" in out
+    code, out, _ = call(capsys, "index", "append", begun, *place, "--engine", "processes")
+    assert code == 0
+    code, out, _ = call(capsys, "index", "info", folder)
+    assert "complete" in out
+    code, out, _ = call(capsys, "index", "verify", folder)
+    assert (code, "All as written" in out) == (0, True)
+    code, out, _ = call(capsys, "index", "gc", folder)
+    assert "0 files deleted" in out
+
+    _, rough, _ = call(capsys, "explain", begun, "--index", folder, *asked)
+    _, sure, _ = call(capsys, "explain", begun, "--index", folder, "--exact", *asked)
+    _, plain, _ = call(capsys, "explain", begun, *asked)
+    assert sure == plain
+    assert rough.splitlines()[0] == plain.splitlines()[0]
+    code, out, _ = call(capsys, "self-influence", begun, "--index", folder, "--out", tmp_path)
+    assert code == 0
+    _, without, _ = call(capsys, "self-influence", begun, "--out", tmp_path)
+    assert out == without
+
+    next(folder.rglob("*.safetensors")).unlink()
+    code, out, _ = call(capsys, "index", "verify", folder)
+    assert (code, "1 files are still to be built" in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("index", "build", "RUN", "--engine", "spark"), "--engine is one of serial, processes"),
+        (("index", "build", "RUN", "--workers", "2"), "--workers is not for --engine serial"),
+        (("index", "info", "nowhere"), "holds no index"),
+        (("explain", "RUN", "--query", "0", "--exact"), "--exact is for --index"),
+    ],
+)
+def test_the_index_commands_say_what_is_wrong(begun, capsys, arguments, message):
+    code, _, err = call(capsys, *(begun if each == "RUN" else each for each in arguments))
+
+    assert code == 2
+    assert message in err

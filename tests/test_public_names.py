@@ -23,6 +23,7 @@ PUBLIC = [
     "DeviceError",
     "Explanations",
     "Goodness",
+    "Index",
     "IndexingError",
     "LabelError",
     "LearningRateError",

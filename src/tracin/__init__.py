@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tracin.influence.correlations import Correlations as Correlations
     from tracin.influence.correlations import correlations as correlations
     from tracin.influence.explanations import Explanations as Explanations
+    from tracin.influence.index import Index as Index
     from tracin.influence.selection import Selection as Selection
     from tracin.influence.selection import select_checkpoints as select_checkpoints
     from tracin.influence.suspects import Suspects as Suspects
@@ -102,6 +103,7 @@ _HOMES = {
         "Correlations",
         "correlations",
     ),
+    "tracin.influence.index": ("Index",),
     "tracin.influence.selection": (
         "Selection",
         "select_checkpoints",
@@ -140,6 +142,7 @@ __all__ = [
     "DeviceError",
     "Explanations",
     "Goodness",
+    "Index",
     "IndexingError",
     "LabelError",
     "LearningRateError",
@@ -182,6 +185,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
+    if home is None and name == "engines":
+        return import_module("tracin.engines")
     if home is None:
         raise AttributeError(f"module 'tracin' has no attribute {name!r}")
     return getattr(import_module(home), name)

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracin import __version__
+from tracin.cli import index_commands
+from tracin.cli.opened import Opened
+from tracin.cli.opened import opened as opened_run
 from tracin.cli.results import check_writable, write
-from tracin.cli.settings import Settings, read_settings
-from tracin.cli.task import Task, load_task
+from tracin.cli.task import Task
 from tracin.cli.template import RUN, TASK
 from tracin.errors import QueryError, RunFileError
 
 if TYPE_CHECKING:
-    from tracin import TracIn, WithIds
+    from tracin import WithIds
 
 SHOWN = 10
 
@@ -26,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(index_commands.app, name="index")
+
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="What 'tracin init' writes.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for once.")
@@ -33,6 +37,9 @@ Set = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[
     str, typer.Option("--query", help="Positions in test (in train if there is none): 3,17.")
+]
+Folder = Annotated[
+    str | None, typer.Option("--index", help="Ask this index, a folder or URL, not the data.")
 ]
 HowMany = Annotated[int | None, typer.Option("-k", help="How many of each.")]
 
@@ -83,29 +90,34 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to write them.")] = 
 
 
 @app.command("self-influence")
-def self_influence(run: RunFile, sets: Set = None, out: Out = None) -> None:
+def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Out = None) -> None:
     """Each training example's influence on itself: high is mislabelled, rare or memorised."""
     import numpy as np
 
     from tracin.data import open_examples
     from tracin.influence.table import aligned, numbers, save_parquet
 
-    opened = _opened(run, sets, out)
-    train = open_examples(opened.task.train, name="train")
-    scores = numbers(
-        opened.tracer.self_influence(train, batch_size=opened.settings.tracin.batch_size)
-    )
-    columns = {"id": train.ids, "position": np.arange(len(train)), "self_influence": scores}
+    opened = opened_run(run, sets, out)
+    if index is None:
+        train = open_examples(opened.task.train, name="train")
+        ids, size = train.ids, opened.settings.tracin.batch_size
+        scores = numbers(opened.tracer.self_influence(train, batch_size=size))
+    else:
+        from tracin import Index
+
+        found = Index.open(index)
+        ids, scores = found.ids, numbers(found.self_influence(opened.tracer))
+    columns = {"id": ids, "position": np.arange(len(ids)), "self_influence": scores}
     order = np.argsort(-scores, kind="stable")[:SHOWN]
-    shown = aligned(("id", "self-influence"), [(train.ids[at], scores[at]) for at in order])
-    more = f"\n... {len(train) - SHOWN} more" if len(train) > SHOWN else ""
+    shown = aligned(("id", "self-influence"), [(ids[at], scores[at]) for at in order])
+    more = f"\n... {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     _finish(opened, f"{shown}{more}", lambda path: save_parquet(columns, path), "self-influence")
 
 
 @app.command()
 def mislabelled(run: RunFile, sets: Set = None, out: Out = None) -> None:
     """Rank training examples by how likely their label is wrong."""
-    opened = _opened(run, sets, out)
+    opened = opened_run(run, sets, out)
     suspects = opened.tracer.find_mislabelled(
         opened.task.train,
         rank_by=opened.settings.mislabelled.rank_by,
@@ -119,13 +131,39 @@ def explain(
     run: RunFile,
     query: Query,
     k: HowMany = None,
+    index: Folder = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Score an index's candidates again, by the model.")
+    ] = False,
     sets: Set = None,
     out: Out = None,
 ) -> None:
     """The strongest proponents and opponents of some predictions."""
-    opened = _opened(run, [*(sets or []), *([f"explain.k={k}"] if k is not None else [])], out)
+    opened = opened_run(run, [*(sets or []), *([f"explain.k={k}"] if k is not None else [])], out)
     options = opened.settings.explain
     asked = _asked(opened.task, query)
+    if exact and index is None:
+        raise QueryError("--exact is for --index FOLDER: without an index scores are exact.")
+    if index is not None:
+        from tracin import Index
+
+        other = [name for name in ("normalise", "group") if getattr(options, name) != "none"]
+        if other:
+            raise QueryError(
+                f"An index gives the scores themselves: explain.{other[0]} is not for --index."
+            )
+        asked_index = Index.open(index)
+        keep = asked_index.table()["is_right"] != 0 if options.drop_misclassified else None
+        found = asked_index.explain(
+            opened.tracer,
+            asked.queries,
+            options.k,
+            train=opened.task.train if exact else None,
+            keep=keep,
+            batch_size=opened.settings.tracin.batch_size,
+        )
+        where = {**asked.as_settings(), "asked_index": index, "exact": exact}
+        return _finish(opened, str(found), found.save, "explain", **where)
     found = opened.tracer.explain(
         asked.queries,
         opened.task.train,
@@ -153,7 +191,7 @@ def replay(
     """
     from tempfile import TemporaryDirectory
 
-    opened = _opened(run, [*(sets or []), *([f"replay.k={k}"] if k is not None else [])], out)
+    opened = opened_run(run, [*(sets or []), *([f"replay.k={k}"] if k is not None else [])], out)
     task, options = opened.task, opened.settings.replay
     if task.optimizer is None:
         raise RunFileError(
@@ -209,7 +247,7 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
 
     from tracin.influence.table import save_parquet
 
-    opened = _opened(run, sets, out)
+    opened = opened_run(run, sets, out)
     found = opened.tracer.verify(opened.task.train)
     entries = [found.coverage.entries[name] for name in found.errors]
     columns = {
@@ -225,38 +263,6 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
         _finish(opened, shown, lambda path: save_parquet(columns, path), "verify")
     if not found.is_exact:
         raise typer.Exit(1)
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A run with all that its commands work with."""
-
-    settings: Settings
-    task: Task
-    tracer: "TracIn"
-    folder: Path
-
-
-def _opened(run: Path, sets: list[str] | None, out: Path | None) -> _Opened:
-    settings = read_settings(run, sets or [])
-    folder = run.parent / settings.output.folder if out is None else out
-    check_writable(folder)
-    options = settings.tracin
-    if options.device is not None:
-        _check_device(options.device, run)
-    task = load_task(settings.task.function, run)
-    from tracin import TracIn
-
-    tracer = TracIn(
-        task.model,
-        task.loss,
-        task.checkpoints,
-        parameters=options.parameters,
-        learning_rates=options.learning_rates,
-        device=options.device,
-        update=options.update,
-    )
-    return _Opened(settings, task, tracer, folder)
 
 
 @dataclass(frozen=True)
@@ -282,19 +288,6 @@ def _asked(task: Task, query: str) -> _Asked:
     return _Asked(queries, positions, where)
 
 
-def _check_device(device: str, run: Path) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    # Without CUDA built in torch raises an AssertionError; for other kinds, NotImplementedError.
-    except (RuntimeError, AssertionError) as error:
-        raise RunFileError(
-            f"{run}: 'tracin.device' = {device!r}, but there is no such device here: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-
-
 def _positions(text: str, examples: int, where: str) -> list[int]:
     try:
         positions = [int(each) for each in text.split(",")]
@@ -312,7 +305,7 @@ def _positions(text: str, examples: int, where: str) -> list[int]:
 
 
 def _finish(
-    opened: _Opened, shown: str, save: Callable[[Path], None], command: str, **asked: Any
+    opened: Opened, shown: str, save: Callable[[Path], None], command: str, **asked: Any
 ) -> None:
     # Written first: a pager that is closed early must not cost the file.
     path = write(opened.folder, save, opened.settings, command, **asked)

@@ -65,6 +65,17 @@ class ReplayTable(_Table):
     every: PositiveInt = 1
 
 
+class IndexTable(_Table):
+    """What `index` takes; the folder is relative to the RUN.toml, or a URL."""
+
+    folder: str = "index"
+    dim: PositiveInt = 2048
+    seed: int = 0
+    split: dict[str, PositiveInt] | None = None
+    number_format: str = "float16"
+    rows_a_shard: PositiveInt = 8192
+
+
 class OutputTable(_Table):
     """Where results go, relative to the RUN.toml."""
 
@@ -79,6 +90,7 @@ class Settings(_Table):
     explain: ExplainTable = Field(default_factory=ExplainTable)
     mislabelled: MislabelledTable = Field(default_factory=MislabelledTable)
     replay: ReplayTable = Field(default_factory=ReplayTable)
+    index: IndexTable = Field(default_factory=IndexTable)
     output: OutputTable = Field(default_factory=OutputTable)
 
 

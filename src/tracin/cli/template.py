@@ -31,6 +31,13 @@ function = "task.py:task"
 # start = 0                    # steps; stop = 50 ends before step 50
 # every = 1                    # trace each n-th step
 
+[index]
+# folder = "index"             # relative to this file, or a URL such as "s3://bucket/index"
+# dim = 2048                   # numbers kept of each gradient
+# seed = 0
+# number_format = "float16"    # or "bfloat16", "int8", "float32"
+# rows_a_shard = 8192
+
 [output]
 # folder = "results"           # relative to this file
 """

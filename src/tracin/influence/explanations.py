@@ -22,12 +22,14 @@ class Hit:
         position: Its position in train.
         score: Its influence; positive lowered the query's loss.
         by_checkpoint: Each checkpoint's share of the score.
+        error: One standard deviation of an estimated score; 0 where it is exact.
     """
 
     id: Any
     position: int
     score: float
     by_checkpoint: tuple[float, ...]
+    error: float = 0.0
 
 
 @final
@@ -40,26 +42,34 @@ class Hits:
         positions: [queries, k], in train.
         scores: [queries, k].
         by_checkpoint: [queries, k, checkpoints]; sums to the scores.
+        errors: [queries, k]: one standard deviation of each score, where it is estimated from
+            sketched gradients; None where scores are exact.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     scores: Tensor
     by_checkpoint: Tensor
+    errors: Tensor | None = None
 
     def cut(self, k: int) -> "Hits":
         """The first k of each query."""
+        errors = None if self.errors is None else self.errors[:, :k]
         return Hits(
-            self.ids[:, :k], self.positions[:, :k], self.scores[:, :k], self.by_checkpoint[:, :k]
+            self.ids[:, :k],
+            self.positions[:, :k],
+            self.scores[:, :k],
+            self.by_checkpoint[:, :k],
+            errors,
         )
 
     def of(self, query: int) -> list[Hit]:
         """One query's hits, strongest first."""
+        scores, shares = self.scores[query].tolist(), self.by_checkpoint[query].tolist()
+        errors = [0.0] * len(scores) if self.errors is None else self.errors[query].tolist()
         return [
-            Hit(self.ids[query, at], int(self.positions[query, at]), score, tuple(shares))
-            for at, (score, shares) in enumerate(
-                zip(self.scores[query].tolist(), self.by_checkpoint[query].tolist(), strict=True)
-            )
+            Hit(self.ids[query, at], int(self.positions[query, at]), score, tuple(each), error)
+            for at, (score, each, error) in enumerate(zip(scores, shares, errors, strict=True))
         ]
 
 
@@ -73,12 +83,15 @@ class Explanation:
     opponents: list[Hit]
 
     def __str__(self) -> str:
-        rows = [
-            (kind, hit.id, hit.score)
-            for kind, hits in (("proponent", self.proponents), ("opponent", self.opponents))
-            for hit in hits
+        hits = [
+            *(("proponent", hit) for hit in self.proponents),
+            *(("opponent", hit) for hit in self.opponents),
         ]
-        return f"query {self.id}\n{aligned(('kind', 'id', 'score'), rows)}"
+        if any(hit.error for _, hit in hits):
+            rows = [(kind, hit.id, hit.score, hit.error) for kind, hit in hits]
+            return f"query {self.id}\n{aligned(('kind', 'id', 'score', 'error'), rows)}"
+        plain = [(kind, hit.id, hit.score) for kind, hit in hits]
+        return f"query {self.id}\n{aligned(('kind', 'id', 'score'), plain)}"
 
 
 @final
@@ -149,6 +162,11 @@ class Explanations:
             "position": np.concatenate([side.positions.reshape(-1) for side in sides]),
             "score": np.concatenate([numbers(side.scores).reshape(-1) for side in sides]),
         }
+        errors = [side.errors for side in sides]
+        if all(each is not None for each in errors):
+            columns["error"] = np.concatenate(
+                [numbers(each).reshape(-1) for each in errors if each is not None]
+            )
         for at, name in enumerate(self.checkpoints):
             columns[f"score at {name}"] = shares[:, at]
         return columns

@@ -1,5 +1,6 @@
 """The front door: which training examples made the model say this?"""
 
+import os
 from collections.abc import Mapping
 from typing import Any, Literal, final
 
@@ -8,14 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.checkpoints import checkpoint_weights, open_checkpoints
+from tracin.checkpoints import bare_name, checkpoint_weights, open_checkpoints
 from tracin.checkpoints.discover import Checkpoints
 from tracin.checkpoints.learning_rates import LearningRates
 from tracin.data import move, open_examples
+from tracin.engines import Engine, Serial
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Coverage, Covered, Way
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.explanations import Explanations
+from tracin.influence.index import Index
+from tracin.influence.index_about import checkpoint_key
+from tracin.influence.index_build import begun, finished
 from tracin.influence.mislabelled import Judgement
 from tracin.influence.parameters import Selection, chosen_parameters, last_layer
 from tracin.influence.ranking import Ranking
@@ -24,6 +29,7 @@ from tracin.influence.update import scaling_of
 from tracin.influence.verification import Verification, verified
 from tracin.influence.walk import Question, Walk
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.sketches import Projection
 
 # Numbers of one block that is held at once, whatever the size of the data: 256 MB in float32.
 HELD = 1 << 26
@@ -96,7 +102,9 @@ class TracIn:
         self.checkpoints = open_checkpoints(checkpoints)
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
         self.device = device
+        self.update = update
         self._scaling_of = scaling_of(update, self.checkpoints)
+        self._keys: list[str] | None = None
 
     def self_influence(
         self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
@@ -304,6 +312,56 @@ class TracIn:
         walk = self._walk()
         errors = verified(walk, len(self.checkpoints), source, min(examples, len(source)))
         return Verification(errors, self._covered(walk), self._dtype())
+
+    def index(
+        self,
+        train: Any,
+        folder: str | os.PathLike[str],
+        projection: Projection | None = None,
+        *,
+        number_format: str = "float16",
+        rows_a_shard: int = 8192,
+        engine: Engine | None = None,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Index:
+        """Build an index of the training data's gradients, or finish one that was begun.
+
+        Gradients are sketched to `projection.dim` numbers an example and checkpoint and written to
+        files of `rows_a_shard` rows. What is there already is not done again: after a crash, run
+        the same. With more rows after the old ones, or more checkpoints, these are added.
+
+        Args:
+            train: The training data.
+            folder: A folder, or any URL that fsspec knows.
+            projection: How much is kept of a gradient; None for `tracin.Projection()`.
+            number_format: "float16" with a scale for each row, "bfloat16", "int8" with a scale, or
+                "float32".
+            rows_a_shard: Rows in a file, the unit of work.
+            engine: Who builds, of `tracin.engines`; None for this process.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            IndexingError: The folder holds another index, or cannot be written; a worker failed.
+            NonFiniteError: A loss or gradient is NaN or infinite.
+        """
+        job = begun(self, train, folder, projection, number_format, rows_a_shard, batch_size)
+        return finished(job, engine or Serial(), progress)
+
+    def checkpoint_keys(self) -> list[str]:
+        """A fingerprint of each checkpoint's weights, in the order of the checkpoints."""
+        if self._keys is None:
+            self._keys = [checkpoint_key(checkpoint) for checkpoint in self.checkpoints]
+        return self._keys
+
+    def walk_for_rows(self) -> Walk:
+        """The checkpoints, with labels and class scores where the loss knows them."""
+        return self._walk(with_outcome=hasattr(self.loss, "outcome"))
+
+    def parameter_shapes(self) -> dict[str, list[int]]:
+        """The shapes of the traced parameters, by name."""
+        return {bare_name(name): list(one.shape) for name, one in self.parameters.items()}
 
     def _covered(self, walk: Walk) -> Coverage:
         entries = {}

@@ -1,12 +1,16 @@
 """How far a score of sketched rows may be from the exact one."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from tracin.sketches.columns import Columns, Product, Side
 
 
-def standard_error(columns: Columns, rows: Tensor, queries: Tensor) -> Tensor:
+def standard_error(
+    columns: Columns, rows: Tensor, queries: Tensor, weights: Sequence[float] | None = None
+) -> Tensor:
     """The standard deviation over seeds of every row's score with every query: [rows, queries].
 
     A sketched dot product varies by (|u|^2 |v|^2 + (u . v)^2) x spread, where the spread of d
@@ -17,6 +21,7 @@ def standard_error(columns: Columns, rows: Tensor, queries: Tensor) -> Tensor:
         columns: How the rows are laid out.
         rows: [rows, width].
         queries: [queries, width].
+        weights: What each group's share of the score is multiplied by, [groups]; None for 1.
 
     Example:
         >>> from tracin.sketches.columns import Dot
@@ -28,10 +33,11 @@ def standard_error(columns: Columns, rows: Tensor, queries: Tensor) -> Tensor:
     variance = torch.zeros(len(rows), len(queries), device=rows.device)
     queries = queries.to(rows.device)
     for block in columns.blocks:
+        weight = 1.0 if weights is None else weights[block.group] ** 2
         if isinstance(block, Product):
-            variance += _of_product(block, rows, queries)
+            variance += weight * _of_product(block, rows, queries)
         elif block.spread:
-            variance += _moments(block.side, block.spread, rows, queries)[1]
+            variance += weight * _moments(block.side, block.spread, rows, queries)[1]
     return variance.sqrt_()
 
 

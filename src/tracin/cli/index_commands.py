@@ -1,0 +1,122 @@
+"""The commands of `tracin index`: build, look at, check, clean and lengthen an index."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracin.errors import RunFileError
+
+if TYPE_CHECKING:
+    from tracin.engines import Engine
+
+app = typer.Typer(
+    help="A gradient index: sketch the training data once, ask ever after.", no_args_is_help=True
+)
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="What 'tracin init' writes.")]
+Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="The index: a folder or a URL.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for once.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", help="How many worker processes.")]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="serial, processes, ranks (torchrun, SLURM), or ray.")
+]
+Address = Annotated[str | None, typer.Option("--address", help="Of a Ray cluster: auto, ...")]
+
+
+@app.command()
+def build(
+    run: RunFile,
+    engine: EngineName = "serial",
+    workers: Workers = None,
+    address: Address = None,
+    sets: Set = None,
+) -> None:
+    """Build the index that [index] in RUN.toml names; what is there already is not done again."""
+    from tracin.cli.opened import opened
+
+    chosen = engine_of(engine, workers, address)
+    found = opened(run, sets, None)
+    options = found.settings.index
+    from tracin.sketches import Projection
+
+    index = found.tracer.index(
+        found.task.train,
+        index_folder(run, options.folder),
+        Projection(options.dim, options.seed, options.split),
+        number_format=options.number_format,
+        rows_a_shard=options.rows_a_shard,
+        engine=chosen,
+        batch_size=found.settings.tracin.batch_size,
+    )
+    typer.echo(str(index))
+
+
+@app.command()
+def append(
+    run: RunFile,
+    engine: EngineName = "serial",
+    workers: Workers = None,
+    address: Address = None,
+    sets: Set = None,
+) -> None:
+    """Add rows that the training data has gained, or checkpoints; the same work as build."""
+    build(run, engine, workers, address, sets)
+
+
+@app.command()
+def info(folder: Folder) -> None:
+    """What an index holds, and what is still to be built."""
+    from tracin.influence.index import Index
+
+    typer.echo(str(Index.open(folder)))
+
+
+@app.command()
+def verify(folder: Folder) -> None:
+    """Read every byte of an index; exits with 1 where one is not as it was written."""
+    from tracin.influence.index import Index
+
+    report = Index.open(folder).verify()
+    typer.echo(str(report))
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(folder: Folder) -> None:
+    """Delete what no index needs: unfinished files of killed workers, dropped checkpoints."""
+    from tracin.influence.index import Index
+
+    typer.echo(str(Index.open(folder).gc()))
+
+
+def index_folder(run: Path, folder: str) -> str:
+    """Where a RUN.toml's index is."""
+    return folder if "://" in folder else str(run.parent / folder)
+
+
+def engine_of(name: str, workers: int | None, address: str | None) -> "Engine":
+    """The engine that the command line names.
+
+    Raises:
+        RunFileError: There is none of this name, or an option is another's.
+    """
+    from tracin import engines
+
+    options: dict[str, Any] = {"workers": workers, "address": address}
+    taken = {"serial": (), "processes": ("workers",), "ranks": (), "ray": ("workers", "address")}
+    if name not in taken:
+        raise RunFileError(f"--engine is one of {', '.join(taken)}; {name!r} was given.")
+    for option, value in options.items():
+        if value is not None and option not in taken[name]:
+            raise RunFileError(f"--{option} is not for --engine {name}; leave it out.")
+    if name == "processes":
+        return engines.Processes(workers or 2)
+    if name == "ranks":
+        return engines.Ranks.from_environment()
+    if name == "ray":
+        return engines.RayCluster(address, workers)
+    return engines.Serial()

@@ -1,0 +1,63 @@
+"""A run with all that its commands work with: settings, the task, the front door."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracin.cli.results import check_writable
+from tracin.cli.settings import Settings, read_settings
+from tracin.cli.task import Task, load_task
+from tracin.errors import RunFileError
+
+if TYPE_CHECKING:
+    from tracin import TracIn
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run with all that its commands work with."""
+
+    settings: Settings
+    task: Task
+    tracer: "TracIn"
+    folder: Path
+
+
+def opened(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
+    """Read the settings, call the task, and open the front door.
+
+    Raises:
+        TracInError: Any of these cannot be.
+    """
+    settings = read_settings(run, sets or [])
+    folder = run.parent / settings.output.folder if out is None else out
+    check_writable(folder)
+    options = settings.tracin
+    if options.device is not None:
+        _check_device(options.device, run)
+    task = load_task(settings.task.function, run)
+    from tracin import TracIn
+
+    tracer = TracIn(
+        task.model,
+        task.loss,
+        task.checkpoints,
+        parameters=options.parameters,
+        learning_rates=options.learning_rates,
+        device=options.device,
+        update=options.update,
+    )
+    return Opened(settings, task, tracer, folder)
+
+
+def _check_device(device: str, run: Path) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    # Without CUDA built in torch raises an AssertionError; for other kinds, NotImplementedError.
+    except (RuntimeError, AssertionError) as error:
+        raise RunFileError(
+            f"{run}: 'tracin.device' = {device!r}, but there is no such device here: "
+            f"{str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,101 @@
+"""Begins an index, or goes on with one: what it is of, what it holds, and what is still to do."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from tracin.data import open_examples
+from tracin.engines import Engine
+from tracin.errors import IndexingError
+from tracin.influence.batch_size import BatchSize, checked_size
+from tracin.influence.index import Index, folder_of
+from tracin.influence.index_about import about_of, projection_of
+from tracin.influence.index_job import IndexJob
+from tracin.influence.index_rows import group_weights, groups_of, plan_of
+from tracin.sketches import Plan, Projection
+from tracin.sketches.columns import Dot, Side
+from tracin.store import Entry, Manifest, Store, number_format, place_of
+from tracin.store.manifest import FILE
+
+if TYPE_CHECKING:
+    from tracin.influence.tracin import TracIn
+
+
+def begun(
+    run: "TracIn",
+    train: Any,
+    folder: str | os.PathLike[str],
+    projection: Projection | None,
+    numbers: str,
+    rows_a_shard: int,
+    batch_size: BatchSize,
+) -> IndexJob:
+    """Write the manifest, and give the work.
+
+    Raises:
+        IndexingError: The folder holds another index, or an option cannot be.
+    """
+    if run.update != "sgd":
+        raise IndexingError(
+            f'An index keeps plain gradients, and this run has update="{run.update}", under which '
+            'they are scaled by moments. Build it from a run with update="sgd".'
+        )
+    number_format(numbers)
+    if isinstance(rows_a_shard, bool) or not isinstance(rows_a_shard, int) or rows_a_shard < 1:
+        raise IndexingError(
+            f"rows_a_shard is a whole number of at least 1; {rows_a_shard!r} was given."
+        )
+    size = checked_size(batch_size)
+    examples = open_examples(train, name="train")
+    where = folder_of(folder)
+    projection = projection or Projection()
+    plan = _known_plan(where, projection) or plan_of(
+        run.walk_for_rows(), examples, projection, groups_of(run.weights, run.parameters)
+    )
+    about = about_of(run.parameter_shapes(), projection, plan, examples)
+    entries = tuple(
+        Entry(key, one.name, number, tuple(group_weights(weight, plan.groups, one.name)))
+        for number, (key, one, weight) in enumerate(
+            zip(run.checkpoint_keys(), run.checkpoints, run.weights, strict=True)
+        )
+    )
+    manifest = Manifest(
+        about,
+        plan.width,
+        pieces_of(plan),
+        numbers,
+        rows_a_shard,
+        (len(examples),),
+        entries,
+        len(entries),
+    )
+    Store.create(where, manifest, examples.ids)
+    return IndexJob(run, train, where, size)
+
+
+def finished(job: IndexJob, engine: Engine, progress: bool | None) -> Index:
+    """Do what is still to do."""
+    store = Store.open(job.folder)
+    wanted = set(job.run.checkpoint_keys())
+    engine.run(job, [u for u in store.manifest.units() if u.checkpoint in wanted], progress)
+    return Index(store)
+
+
+def pieces_of(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """The columns that need scales of their own: factors are of unlike sizes."""
+    sides: list[Side] = []
+    for block in plan.columns.blocks:
+        sides += [block.side] if isinstance(block, Dot) else [block.left, block.right]
+    return tuple(sorted((side.start, side.stop) for side in sides))
+
+
+def _known_plan(folder: str, projection: Projection) -> Plan | None:
+    """The plan of an index that is there, if it was made by the same projection.
+
+    A plan depends on the first examples' gradients, which rounding may change.
+    """
+    if place_of(folder).size(FILE) is None:
+        return None
+    about = Store.open(folder).manifest.about
+    known = about["projection"]
+    is_same = known == projection_of(projection)
+    return Plan.from_json(about["plan"]) if is_same else None

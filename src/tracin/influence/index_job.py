@@ -1,0 +1,65 @@
+"""The work of building an index, unit by unit: one checkpoint and one range of rows each."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+from tracin.data import open_examples
+from tracin.influence.index_rows import RowMaker
+from tracin.sketches import Plan
+from tracin.store import Store, Unit, place_of
+
+if TYPE_CHECKING:
+    from tracin.influence.tracin import TracIn
+
+
+@final
+@dataclass(frozen=True)
+class IndexJob:
+    """Builds units of an index; a worker opens it once, and may be any process.
+
+    Attributes:
+        run: Model, loss and checkpoints.
+        train: The training data.
+        folder: The index.
+        batch_size: How many examples go through the model at once; None finds out.
+    """
+
+    run: "TracIn"
+    train: Any
+    folder: str
+    batch_size: int | None
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Unit], None]]:
+        """Gives what builds one unit; checkpoints stay in place from one unit to the next."""
+        store = Store.open(self.folder)
+        examples = open_examples(self.train, name="train")
+        keys = self.run.checkpoint_keys()
+        plan = Plan.from_json(store.manifest.about["plan"])
+        names = [one.name for one in self.run.checkpoints]
+        draws = [store.manifest.entry(key).number for key in keys]
+        walk = self.run.walk_for_rows()
+        with RowMaker(walk, plan, draws, names, self.batch_size) as maker:
+
+            def build(unit: Unit) -> None:
+                number = keys.index(unit.checkpoint)
+                found = maker.sketched(number, examples, range(unit.start, unit.stop))
+                beside = {
+                    "squared_norms": found.squared_norms,
+                    "loss": found.losses,
+                    "label": found.labels,
+                    "is_right": found.is_right,
+                }
+                store.write(unit, found.rows, beside)
+
+            yield build
+
+    def weight(self, unit: Unit) -> int:
+        """How many examples a unit has."""
+        return unit.stop - unit.start
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether a unit's file is there."""
+        return place_of(self.folder).size(unit.file) is not None

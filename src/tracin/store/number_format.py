@@ -1,0 +1,105 @@
+"""How the numbers of rows are kept: in fewer bits, and none too small for them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tracin.errors import IndexingError
+
+# The largest number of a piece is brought to this power of two: far from the end of float16, so
+# that its small numbers are as far as they can be from zero.
+_TOP = 14
+
+
+@final
+@dataclass(frozen=True)
+class NumberFormat:
+    """One way to keep numbers.
+
+    Attributes:
+        name: As in the manifest.
+        dtype: Of the kept numbers.
+        has_scale: Whether each piece of a row is divided by a number of its own.
+        bytes: An entry's size.
+    """
+
+    name: str
+    dtype: torch.dtype
+    has_scale: bool
+    bytes: int
+
+    def encode(self, rows: Tensor, pieces: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Kept rows [n, width] of this dtype, and scales [n, pieces], float32.
+
+        Args:
+            rows: [n, width], float32.
+            pieces: Columns (start, stop) that have a scale of their own, all columns together.
+
+        Raises:
+            IndexingError: A number is NaN or infinite.
+        """
+        if not bool(torch.isfinite(rows.sum())) and not bool(torch.isfinite(rows).all()):
+            raise IndexingError(
+                "Rows of an index must be finite, but one holds NaN or infinity: gradients this "
+                "large overflow float32. Leave the example or the checkpoint out."
+            )
+        if not self.has_scale:
+            return rows.to(self.dtype), rows.new_ones(len(rows), 0)
+        kept = torch.empty(rows.shape, dtype=self.dtype)
+        scales = rows.new_empty(len(rows), len(pieces))
+        for at, (start, stop) in enumerate(pieces):
+            piece = rows[:, start:stop]
+            largest = torch.linalg.vector_norm(piece, ord=torch.inf, dim=1)
+            scales[:, at] = scale = self._scale(largest)
+            divided = piece / scale[:, None]
+            if self.dtype == torch.int8:
+                divided.round_()
+            kept[:, start:stop] = divided
+        return kept, scales
+
+    def decode(self, kept: Tensor, scales: Tensor, pieces: Sequence[tuple[int, int]]) -> Tensor:
+        """The rows again: [n, width], float32."""
+        rows = kept.float()
+        if self.has_scale:
+            for at, (start, stop) in enumerate(pieces):
+                rows[:, start:stop] *= scales[:, at : at + 1]
+        return rows
+
+    def _scale(self, largest: Tensor) -> Tensor:
+        if self.dtype == torch.int8:
+            scale = largest / 127
+        else:
+            # A power of two: dividing by it loses nothing.
+            scale = torch.exp2(torch.ceil(torch.log2(largest)) - _TOP)
+        return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+FORMATS: Mapping[str, NumberFormat] = {
+    each.name: each
+    for each in (
+        NumberFormat("float16", torch.float16, has_scale=True, bytes=2),
+        NumberFormat("bfloat16", torch.bfloat16, has_scale=False, bytes=2),
+        NumberFormat("int8", torch.int8, has_scale=True, bytes=1),
+        NumberFormat("float32", torch.float32, has_scale=False, bytes=4),
+    )
+}
+
+
+def number_format(name: str) -> NumberFormat:
+    """The format of this name.
+
+    Raises:
+        IndexingError: There is none.
+
+    Example:
+        >>> number_format("float16").bytes
+        2
+    """
+    if name not in FORMATS:
+        raise IndexingError(
+            f"number_format is one of {', '.join(map(repr, FORMATS))}; {name!r} was given."
+        )
+    return FORMATS[name]

@@ -1,0 +1,457 @@
+"""The gradient index against scores without one: built, broken off, lengthened, asked."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tracin
+from tracin import IndexingError, Projection, QueryError, TracIn, WithIds
+from tracin.influence.index import Index
+
+ROWS, QUERIES, CLASSES = 70, 6, 3
+
+
+def mlp(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+
+
+class Pictures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = x.repeat(1, 5).view(-1, 1, 5, 5)
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+def pictures(seed=0):
+    torch.manual_seed(seed)
+    return Pictures()
+
+
+def data(examples, seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(examples, 5, generator=generator)
+    return inputs, torch.randint(0, CLASSES, (examples,), generator=generator)
+
+
+TRAIN, TEST = data(ROWS, 1), data(QUERIES, 2)
+
+
+def run_of(build=mlp, rates=(0.1, 0.05), seeds=(1, 2)):
+    checkpoints = [
+        tracin.Checkpoint(build(seed).state_dict(), name=f"epoch {seed}") for seed in seeds
+    ]
+    return TracIn(build(), "cross_entropy", checkpoints, learning_rates=list(rates))
+
+
+def built(tmp_path, run=None, train=TRAIN, dim=200, **options):
+    options = {"rows_a_shard": 16, "number_format": "float32", **options}
+    return (run or run_of()).index(train, tmp_path / "index", Projection(dim), **options)
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("build", [mlp, pictures])
+@pytest.mark.parametrize(
+    ("kept", "tolerance"),
+    [("float32", 1e-5), ("float16", 2e-3), ("bfloat16", 2e-2), ("int8", 5e-2)],
+)
+def test_where_all_numbers_fit_scores_are_those_without_an_index(tmp_path, build, kept, tolerance):
+    run = run_of(build)
+    index = built(tmp_path, run, dim=1000, number_format=kept)
+
+    exact = run.influence(TRAIN, TEST)
+    largest = float(exact.abs().max())
+    torch.testing.assert_close(index.influence(run, TEST), exact, rtol=0, atol=tolerance * largest)
+    torch.testing.assert_close(index.self_influence(), run.self_influence(TRAIN), rtol=1e-5, atol=0)
+
+
+def test_the_strongest_are_those_without_an_index(tmp_path):
+    run = run_of()
+    found = built(tmp_path, run).explain(run, TEST, k=5)
+    exact = run.explain(TEST, TRAIN, k=5)
+
+    for one, other in ((found.proponents, exact.proponents), (found.opponents, exact.opponents)):
+        assert (one.positions == other.positions).all()
+        torch.testing.assert_close(one.by_checkpoint, other.by_checkpoint, rtol=1e-4, atol=1e-6)
+    assert found.checkpoints == exact.checkpoints
+    assert float(found.proponents.errors.max()) < 1e-3 * float(found.proponents.scores.max())
+
+
+@pytest.mark.parametrize("memory", [1, 10_000, 1 << 28])
+def test_memory_does_not_matter(tmp_path, memory, monkeypatch):
+    monkeypatch.setattr("tracin.influence.index_search.NEAR", 4)
+    run = run_of()
+    index = built(tmp_path, run)
+
+    found, once = index.explain(run, TEST, k=7, memory=memory), index.explain(run, TEST, k=7)
+
+    assert (found.proponents.positions == once.proponents.positions).all()
+    assert (found.opponents.positions == once.opponents.positions).all()
+
+
+def test_equal_scores_come_in_the_order_of_the_rows(tmp_path):
+    inputs, labels = TRAIN
+    same = (inputs[:1].repeat(40, 1), labels[:1].repeat(40))
+    run = run_of()
+    index = built(tmp_path, run, same)
+
+    found = index.explain(run, TEST, k=20)
+
+    assert (found.proponents.positions == np.arange(20)).all()
+    assert (found.opponents.positions == np.arange(20)).all()
+
+
+def test_sketched_scores_have_error_bars_and_can_be_made_exact(tmp_path):
+    run = run_of(pictures)
+    index = built(tmp_path, run, dim=24)
+
+    rough = index.explain(run, TEST, k=3)
+    sure = index.explain(run, TEST, k=3, train=TRAIN, candidates=20)
+    exact = run.explain(TEST, TRAIN, k=3)
+
+    assert float(rough.proponents.errors.min()) > 0
+    assert "error" in str(rough)
+    assert "error" in rough.columns()
+    assert sure.proponents.errors is None
+    assert (sure.proponents.positions == exact.proponents.positions).all()
+    torch.testing.assert_close(sure.opponents.scores, exact.opponents.scores)
+    torch.testing.assert_close(index.self_influence(), run.self_influence(TRAIN), rtol=1e-5, atol=0)
+
+
+def test_weights_may_change_when_asked(tmp_path):
+    index = built(tmp_path)
+    other = run_of(rates=(0.3, 0.7))
+
+    torch.testing.assert_close(
+        index.influence(other, TEST), other.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(index.self_influence(other), other.self_influence(TRAIN))
+
+
+def test_some_of_the_checkpoints_may_be_asked(tmp_path):
+    index = built(tmp_path)
+    second = run_of(rates=(0.05,), seeds=(2,))
+
+    torch.testing.assert_close(
+        index.influence(second, TEST), second.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_groups_of_parameters_keep_their_own_rates(tmp_path):
+    state = mlp(1).state_dict()
+    rates = {name: 0.1 if name.startswith("0") else 0.01 for name in state}
+    run = TracIn(mlp(), "cross_entropy", [tracin.Checkpoint(state, rates, name="one")])
+    index = built(tmp_path, run, dim=40)
+    exact = built(tmp_path / "exact", run, dim=1000)
+    twice = {name: 2 * rate for name, rate in rates.items()}
+    later = TracIn(mlp(), "cross_entropy", [tracin.Checkpoint(state, twice, name="one")])
+
+    torch.testing.assert_close(
+        exact.influence(run, TEST), run.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(index.self_influence(later), later.self_influence(TRAIN))
+    mixed = {name: 0.1 + at for at, name in enumerate(state)}
+    with pytest.raises(IndexingError, match="had one learning rate when the index was built"):
+        index.self_influence(
+            TracIn(mlp(), "cross_entropy", [tracin.Checkpoint(state, mixed, name="one")])
+        )
+
+
+def test_rows_may_be_left_out(tmp_path):
+    run = run_of()
+    index = built(tmp_path, run)
+    keep = index.table()["is_right"] == 1
+
+    found = index.explain(run, TEST, k=3, keep=keep)
+
+    assert keep[found.proponents.positions].all()
+    scores = run.influence(TRAIN, TEST)
+    scores[~torch.from_numpy(keep)] = -torch.inf
+    assert (found.proponents.positions[:, 0] == scores.argmax(0).numpy()).all()
+
+
+def test_the_table_of_rows(tmp_path):
+    run = run_of()
+    table = built(tmp_path, run).table()
+
+    model = mlp(2)
+    losses = nn.functional.cross_entropy(model(TRAIN[0]), TRAIN[1], reduction="none")
+    assert list(table) == ["id", "label", "is_right", "loss", "self_influence"]
+    assert (table["id"] == np.arange(ROWS)).all()
+    assert (table["label"] == TRAIN[1].numpy()).all()
+    assert (table["is_right"] == (model(TRAIN[0]).argmax(1) == TRAIN[1]).numpy()).all()
+    np.testing.assert_allclose(table["loss"], losses.detach().numpy(), rtol=1e-5)
+
+
+def test_building_again_does_nothing_and_opening_is_enough(tmp_path):
+    run = run_of()
+    built(tmp_path, run)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
+
+    built(tmp_path, run)
+
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
+    found = Index.open(tmp_path / "index").explain(run, TEST, k=2)
+    assert len(found) == QUERIES
+    assert len(Index.open(tmp_path / "index")) == ROWS
+
+
+def test_what_was_lost_is_built_again_as_it_was(tmp_path):
+    run = run_of()
+    built(tmp_path, run)
+    whole = files(tmp_path / "index")
+    for path in list((tmp_path / "index" / "rows").rglob("*.safetensors"))[::3]:
+        path.unlink()
+
+    assert "files built" in str(Index.open(tmp_path / "index"))
+    with pytest.raises(IndexingError, match="is missing: the index is not complete"):
+        Index.open(tmp_path / "index").explain(run, TEST, k=2)
+    built(tmp_path, run)
+
+    assert files(tmp_path / "index") == whole
+
+
+def test_rows_are_added(tmp_path):
+    run = run_of()
+    built(tmp_path, run, (TRAIN[0][:40], TRAIN[1][:40]))
+    first = files(tmp_path / "index" / "rows")
+
+    index = built(tmp_path, run)
+
+    after = files(tmp_path / "index" / "rows")
+    assert {name: after[name] for name in first} == first
+    assert len(index) == ROWS
+    torch.testing.assert_close(
+        index.influence(run, TEST), run.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(IndexingError, match="holds 70 rows, but the data have 40: rows are only"):
+        built(tmp_path, run, (TRAIN[0][:40], TRAIN[1][:40]))
+
+
+def test_checkpoints_are_added_and_dropped(tmp_path):
+    built(tmp_path, run_of(rates=(0.1,), seeds=(1,)))
+    both = run_of()
+
+    index = built(tmp_path, both)
+    torch.testing.assert_close(
+        index.influence(both, TEST), both.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+    )
+    index = index.drop("epoch 1")
+
+    second = run_of(rates=(0.05,), seeds=(2,))
+    torch.testing.assert_close(
+        index.influence(second, TEST), second.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(IndexingError, match="The index has no rows at epoch 1"):
+        index.influence(both, TEST)
+    removed = index.gc()
+    assert len(removed.files) == 5
+    assert removed.bytes > 0
+    assert index.verify().is_sound
+
+
+def test_a_flipped_bit_a_short_file_and_a_missing_one_are_found(tmp_path):
+    run = run_of()
+    index = built(tmp_path, run)
+    shards = sorted((tmp_path / "index" / "rows").rglob("*.safetensors"))
+    assert index.verify().is_sound
+    flipped = bytearray(shards[0].read_bytes())
+    flipped[-5] ^= 1
+    shards[0].write_bytes(flipped)
+    header = bytearray(shards[1].read_bytes())
+    header[30] ^= 1
+    shards[1].write_bytes(header)
+    shards[2].write_bytes(shards[2].read_bytes()[:-9])
+    shards[3].unlink()
+
+    report = index.verify()
+
+    names = [path.relative_to(tmp_path / "index").as_posix() for path in shards]
+    assert set(report.problems) == set(names[:3])
+    assert "checksum differs" in report.problems[names[0]]
+    assert "truncated" in report.problems[names[2]]
+    assert report.missing == (names[3],)
+    assert not report.is_sound
+    with pytest.raises(IndexingError, match=r"cannot be read .* tracin index verify"):
+        index.explain(run, TEST, k=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 100}, r"projection\.dim is 200 there and 100 here"),
+        ({"number_format": "int8"}, "number_format is 'float32' there and 'int8' here"),
+        ({"rows_a_shard": 8}, "rows_a_shard is 16 there and 8 here"),
+        ({"train": data(ROWS, 3)}, "first example is "),
+        ({"train": WithIds(TRAIN, range(1, ROWS + 1))}, "row 0 has the id 0 there and 1 here"),
+        ({"run": run_of(pictures)}, r"parameters\.conv\.weight is None there and \[4, 1, 3, 3\]"),
+    ],
+)
+def test_another_index_is_refused_and_names_what_differs(tmp_path, options, message):
+    built(tmp_path)
+
+    with pytest.raises(IndexingError, match=message):
+        built(tmp_path, **options)
+
+
+def test_a_run_of_another_model_is_refused(tmp_path):
+    index = built(tmp_path)
+    last = TracIn(
+        mlp(), "cross_entropy", run_of().checkpoints, parameters="last", learning_rates=[1, 1]
+    )
+
+    with pytest.raises(IndexingError, match=r"is an index of other parameters: 0\.weight is"):
+        index.influence(last, TEST)
+
+
+def test_bad_questions_are_refused(tmp_path):
+    run = run_of()
+    index = built(tmp_path, run)
+
+    with pytest.raises(QueryError, match="the index has 70 rows to choose from"):
+        index.explain(run, TEST, k=71)
+    with pytest.raises(QueryError, match=r"keep says of each of the 70 rows"):
+        index.explain(run, TEST, k=1, keep=[True])
+    with pytest.raises(IndexingError, match="number_format is one of 'float16'"):
+        built(tmp_path / "new", run, number_format="float8")
+    with pytest.raises(IndexingError, match="rows_a_shard is a whole number"):
+        built(tmp_path / "new", run, rows_a_shard=0)
+    with pytest.raises(IndexingError, match="holds no index: it has no manifest"):
+        Index.open(tmp_path / "nowhere")
+    with pytest.raises(IndexingError, match="One checkpoint of several can be dropped"):
+        index.drop("epoch 9")
+
+
+def test_text_ids_come_back(tmp_path):
+    names = [f"row {at}" for at in range(ROWS)]
+    run = run_of()
+    index = built(tmp_path, run, WithIds(TRAIN, names))
+
+    found = index.explain(run, TEST, k=1)
+
+    assert found[0].proponents[0].id == names[found[0].proponents[0].position]
+
+
+def test_any_url_will_do(tmp_path):
+    run = run_of()
+    url = f"memory://{tmp_path.name}/index"
+    index = run.index(TRAIN, url, Projection(200), rows_a_shard=16, number_format="float32")
+    local = built(tmp_path, run)
+
+    assert index.verify().is_sound
+    torch.testing.assert_close(index.influence(run, TEST), local.influence(run, TEST))
+    assert Index.open(url).gc().files == ()
+
+
+def test_batch_size_and_engine_do_not_matter(tmp_path):
+    run = run_of(pictures)
+    one = built(tmp_path / "one", run, dim=50, batch_size=5)
+    two = built(tmp_path / "two", run, dim=50, batch_size=64)
+    workers = built(tmp_path / "workers", run, dim=50, engine=tracin.engines.Processes(2))
+    plain = built(tmp_path / "plain", run, dim=50)
+
+    for other in (two, plain):
+        torch.testing.assert_close(
+            one.influence(run, TEST), other.influence(run, TEST), rtol=1e-4, atol=1e-6
+        )
+    torch.testing.assert_close(
+        workers.influence(run, TEST), plain.influence(run, TEST), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch):
+    run = run_of()
+    whole = files(built(tmp_path / "whole", run).store.place.path)
+    real = os.fsync
+    left = [5]
+
+    def full(number):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(IndexingError, match=r"No space left on device\. What was finished is kept"):
+        built(tmp_path, run)
+    monkeypatch.undo()
+    assert not list((tmp_path / "index").rglob("*unfinished"))
+
+    built(tmp_path, run)
+
+    assert files(tmp_path / "index") == whole
+
+
+def test_the_format_can_be_read_without_the_library(tmp_path):
+    index = built(tmp_path, number_format="float16")
+    folder = tmp_path / "index"
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for entry in manifest["checkpoints"]:
+        rows = np.empty((manifest["extents"][-1], manifest["width"]), np.float32)
+        for path in sorted((folder / "rows" / entry["key"]).iterdir()):
+            start, stop = map(int, path.stem.split("-"))
+            content = path.read_bytes()
+            size = int.from_bytes(content[:8], "little")
+            header = json.loads(content[8 : 8 + size])
+            kinds, held = {"F16": np.float16, "F32": np.float32}, {}
+            for name in ("rows", "scales"):
+                one = header[name]
+                at, end = (8 + size + offset for offset in one["data_offsets"])
+                held[name] = np.frombuffer(content[at:end], kinds[one["dtype"]])
+                held[name] = held[name].reshape(one["shape"]).astype(np.float32)
+            for number, (first, last) in enumerate(manifest["pieces"]):
+                scale = held["scales"][:, number : number + 1]
+                rows[start:stop, first:last] = held["rows"][:, first:last] * scale
+
+        whole = torch.cat([shard.rows() for shard in index.store.shards(entry["key"])])
+        np.testing.assert_array_equal(rows, whole.numpy())
+
+
+def _build_in_a_loop(folder):
+    torch.set_num_threads(1)
+    run_of().index(
+        TRAIN, folder, Projection(200), rows_a_shard=2, number_format="float32", progress=False
+    )
+
+
+def test_killed_builders_and_two_at_once_leave_the_same_files(tmp_path):
+    _build_in_a_loop(tmp_path / "whole")
+    whole = files(tmp_path / "whole")
+    spawn = multiprocessing.get_context("fork")
+    kills = 0
+    for attempt in range(12):
+        builders = [
+            spawn.Process(target=_build_in_a_loop, args=(tmp_path / "index",)) for _ in range(2)
+        ]
+        for one in builders:
+            one.start()
+        time.sleep(0.01 * (attempt + 1))
+        for one in builders:
+            if one.is_alive() and one.pid is not None:
+                os.kill(one.pid, signal.SIGKILL)
+                kills += 1
+            one.join()
+    _build_in_a_loop(tmp_path / "index")
+    Index.open(tmp_path / "index").gc()
+
+    assert kills
+    assert files(tmp_path / "index") == whole
