@@ -29,7 +29,9 @@ def test_numbers_are_checked(numbers):
 def ray():
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False
+    )
     yield ray
     ray.shutdown()
 
@@ -76,7 +78,7 @@ def test_a_session_of_its_own_is_closed_again(tmp_path, ray):
     ray.shutdown()
     handler = signal.getsignal(signal.SIGTERM)
 
-    RayCluster("local", workers=1).run(Toy(tmp_path), UNITS[:1])
+    RayCluster(workers=1).run(Toy(tmp_path), UNITS[:1])
 
     assert Toy(tmp_path).built() == UNITS[:1]
     assert not ray.is_initialized()
@@ -92,7 +94,7 @@ def test_a_cluster_that_is_not_there_is_named(tmp_path, ray):
 
 def test_ctrl_c_ends_the_workers_and_keeps_finished_units(tmp_path, ray):
     toy = Toy(tmp_path)
-    process = started(tmp_path, "RayCluster('local', workers=1)")
+    process = started(tmp_path, "RayCluster(workers=1)")
     while len(toy.built()) < 2 and process.poll() is None:
         time.sleep(0.05)
 

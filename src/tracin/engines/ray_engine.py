@@ -37,8 +37,8 @@ class RayCluster:
     another machine if need be. Workers must see the same files, and have tracin and your modules.
 
     Attributes:
-        address: "auto" for the cluster that this machine belongs to, "ray://host:10001" or
-            "host:6379"; None for a session of its own on this machine, unless RAY_ADDRESS is set.
+        address: "auto" for RAY_ADDRESS or the cluster that this machine is in, "ray://host:10001" or
+            "host:6379"; None for a session of its own on this machine.
         workers: How many; None takes as many as the cluster has room for.
         cpus_per_worker: Cores of each.
         gpus_per_worker: GPUs of each; 0.5 puts two on one.
@@ -82,13 +82,16 @@ class RayCluster:
         weights = [job.weight(units[place]) for place in places]
         with (
             self.session(ray, len(payload)),
-            self.actors(ray, payload, len(places)) as actors,
+            self.actors(ray, len(places)) as actors,
             bar(job, units, places, progress) as shown,
         ):
+            # In a list Ray hands on the reference alone; a worker fetches the bytes as it opens the
+            # job. As an argument of its constructor they could be gone when it starts again.
+            stored = [ray.put(payload)]
             shares = Shares(places, weights, len(actors))
             # A worker gets a unit when it is there: one that the cluster has no room for gets none.
             at_work: dict[Any, tuple[int, int | None]] = {
-                actor.opened.remote(): (slot, None) for slot, actor in enumerate(actors)
+                actor.opened.remote(stored): (slot, None) for slot, actor in enumerate(actors)
             }
             done = 0
             while done < len(places):
@@ -102,7 +105,7 @@ class RayCluster:
                     done += 1
                 place = shares.take(slot)
                 if place is not None:
-                    at_work[actors[slot].build.remote(place)] = (slot, place)
+                    at_work[actors[slot].build.remote(place, stored)] = (slot, place)
 
     def next_report(
         self, ray: ModuleType, at_work: dict[Any, tuple[int, int | None]], units: Sequence[Unit]
@@ -134,9 +137,10 @@ class RayCluster:
         if ray.is_initialized():
             yield
             return
-        is_local = self.address in (None, "local") and not os.environ.get("RAY_ADDRESS")
+        # Left to itself, ray.init() joins whatever cluster was last started here, dead ones too.
+        address = self.address or "local"
         options: dict[str, Any] = {}
-        if is_local:
+        if address == "local":
             options = {
                 "object_store_memory": max(SMALL_STORE, 2 * size),
                 "include_dashboard": False,
@@ -146,10 +150,10 @@ class RayCluster:
         with as_it_was():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
-                ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise IndexingError(
-                    f"No Ray cluster answers at {self.address!r}: {error}. Start one with `ray "
+                    f"No Ray cluster answers at {address!r}: {error}. Start one with `ray "
                     "start --head` (and `ray start --address=HEAD:6379` on the other machines), "
                     "or leave the address out for this machine alone."
                 ) from error
@@ -159,7 +163,7 @@ class RayCluster:
                 ray.shutdown()
 
     @contextmanager
-    def actors(self, ray: ModuleType, payload: bytes, most: int) -> Iterator[list[Any]]:
+    def actors(self, ray: ModuleType, most: int) -> Iterator[list[Any]]:
         """The workers; none is there on leaving."""
         kind = ray.remote(
             num_cpus=self.cpus_per_worker,
@@ -170,11 +174,10 @@ class RayCluster:
         )(RayWorker)
         room = self.room(ray.cluster_resources())
         count = min(most, self.workers or max(1, room))
-        stored = ray.put(payload)
         found: list[Any] = []
         try:
             for _ in range(count):
-                found.append(kind.remote(stored, max(1, int(self.cpus_per_worker)), sys.path))
+                found.append(kind.remote(max(1, int(self.cpus_per_worker)), sys.path))
             yield found
             ray.wait([one.close.remote() for one in found], num_returns=count, timeout=5)
         finally:
@@ -193,8 +196,7 @@ class RayCluster:
 class RayWorker:
     """What lives in a Ray actor; after a restart it opens the job anew."""
 
-    def __init__(self, payload: bytes, threads: int, paths: Sequence[str]) -> None:
-        self.payload = payload
+    def __init__(self, threads: int, paths: Sequence[str]) -> None:
         self.threads = threads
         # A module of the user's is found where the driver found it, on a disk that both see.
         sys.path.extend(path for path in paths if path not in sys.path)
@@ -202,22 +204,22 @@ class RayWorker:
         self.units: tuple[Unit, ...] = ()
         self.do: Callable[[Unit], None] | None = None
 
-    def opened(self) -> Report:
+    def opened(self, stored: list[Any]) -> Report:
         """Open the job unless it is."""
         if self.do is not None:
             return Report(None)
         try:
             use_threads(self.threads)
-            job, self.units = unpacked(self.payload)
+            job, self.units = unpacked(imported().get(stored[0]))
             self.do = self.stack.enter_context(job.open())
             use_threads(self.threads)
         except Exception:
             return Report(None, traceback.format_exc())
         return Report(None)
 
-    def build(self, place: int) -> Report:
+    def build(self, place: int, stored: list[Any]) -> Report:
         """Do a unit."""
-        report = self.opened()
+        report = self.opened(stored)
         if self.do is None:
             return report
         try:
