@@ -1,6 +1,7 @@
 """What every test shares: one thread, and the folder of real data where there is one."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,9 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("TRACIN_DATA is not set: it names the folder of real data")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _same_path(monkeypatch: pytest.MonkeyPatch):
+    """A task's folder that the command line adds would be searched by every later process, too."""
+    monkeypatch.setattr(sys, "path", list(sys.path))

@@ -37,7 +37,7 @@ class RayCluster:
     another machine if need be. Workers must see the same files, and have tracin and your modules.
 
     Attributes:
-        address: "auto" for RAY_ADDRESS or the cluster that this machine is in, "ray://host:10001" or
+        address: "auto" for RAY_ADDRESS or for the cluster of this machine, "ray://host:10001" or
             "host:6379"; None for a session of its own on this machine.
         workers: How many; None takes as many as the cluster has room for.
         cpus_per_worker: Cores of each.
