@@ -58,7 +58,7 @@ def main() -> None:
 def filled(folder: str, rows: int, dim: int, number_format: str) -> Store:
     """A store of random rows at one checkpoint."""
     entry = Entry("a", "a", 0, (1.0,))
-    manifest = Manifest({}, dim, ((0, dim),), number_format, 8192, (rows,), (entry,), 1)
+    manifest = Manifest({}, dim, ((0, dim),), number_format, 8192, (rows,), (entry,))
     store = Store.create(Path(folder) / "index", manifest, np.arange(rows))
     some = torch.Generator().manual_seed(0)
     for unit in store.manifest.units():

@@ -113,7 +113,7 @@ def test_memory_does_not_matter(tmp_path, memory, monkeypatch):
 def test_equal_scores_come_in_the_order_of_the_rows(tmp_path):
     # Whole numbers: their sums are equal in any order, as those of real gradients need not be.
     entry = Entry("a", "a", 0, (1.0,))
-    manifest = Manifest({}, 4, ((0, 4),), "float32", 16, (40,), (entry,), 1)
+    manifest = Manifest({}, 4, ((0, 4),), "float32", 16, (40,), (entry,))
     store = Store.create(tmp_path / "index", manifest, np.arange(40))
     for unit in store.manifest.units():
         store.write(unit, torch.arange(4.0).repeat(unit.stop - unit.start, 1), {})
@@ -199,7 +199,14 @@ def test_the_table_of_rows(tmp_path):
 
     model = mlp(2)
     losses = nn.functional.cross_entropy(model(TRAIN[0]), TRAIN[1], reduction="none")
-    assert list(table) == ["id", "label", "is_right", "loss", "self_influence"]
+    assert list(table) == [
+        "id",
+        "label",
+        "is_right",
+        "loss",
+        "self_influence",
+        "self_influence_sketched",
+    ]
     assert (table["id"] == np.arange(ROWS)).all()
     assert (table["label"] == TRAIN[1].numpy()).all()
     assert (table["is_right"] == (model(TRAIN[0]).argmax(1) == TRAIN[1]).numpy()).all()
@@ -305,7 +312,7 @@ def test_a_flipped_bit_a_short_file_and_a_missing_one_are_found(tmp_path):
         ({"dim": 100}, r"projection\.dim is 200 there and 100 here"),
         ({"number_format": "int8"}, "number_format is 'float32' there and 'int8' here"),
         ({"rows_a_shard": 8}, "rows_a_shard is 16 there and 8 here"),
-        ({"train": data(ROWS, 3)}, "first example is "),
+        ({"train": data(ROWS, 3)}, "holds rows of other data: example 0 is not the one"),
         ({"train": WithIds(TRAIN, range(1, ROWS + 1))}, "row 0 has the id 0 there and 1 here"),
         ({"run": run_of(pictures)}, r"parameters\.conv\.weight is None there and \[4, 1, 3, 3\]"),
     ],

@@ -14,9 +14,10 @@ from tracin.errors import IndexingError, QueryError
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.explanations import Explanations, Hits
 from tracin.influence.index_exact import exact_scores
+from tracin.influence.index_info import described
 from tracin.influence.index_rows import RowMaker, group_weights
 from tracin.influence.index_search import Asked, Search, scores_of
-from tracin.influence.table import aligned
+from tracin.influence.index_table import table_of
 from tracin.sketches import Plan
 from tracin.store import Removed, Report, Store
 
@@ -177,13 +178,14 @@ class Index:
         """The rows: id, label, is_right and loss at the last checkpoint, self-influence.
 
         `label` is -1 where the loss knows none; `is_right` is 1 where the model's highest score was
-        the label's, 0 where not, -1 where unknown. polars and pandas make a frame of it.
+        the label's, 0 where not, -1 where unknown. `self_influence` is exact, by the weights of the
+        build; `self_influence_sketched` is what the rows make of it. polars and pandas make a frame
+        of it; a complete index keeps the same in `table.parquet`.
+
+        Raises:
+            IndexingError: The index is incomplete, or a file is damaged.
         """
-        last = self.store.manifest.checkpoints[-1].key
-        names = ("label", "is_right", "loss")
-        pieces = [shard.tensors for shard in self.store.shards(last)]
-        columns = {name: torch.cat([one[name] for one in pieces]).numpy() for name in names}
-        return {"id": self.ids, **columns, "self_influence": self.self_influence().numpy()}
+        return table_of(self.store)
 
     def drop(self, checkpoint: str) -> "Index":
         """The index without a checkpoint, by its name; its files stay until `gc`.
@@ -205,22 +207,15 @@ class Index:
         return self.store.verify()
 
     def gc(self) -> Removed:
-        """Delete unfinished files, and those of dropped checkpoints; not while anyone builds."""
+        """Delete abandoned unfinished files, and those of dropped checkpoints.
+
+        Others may build meanwhile: an unfinished file goes only if its process, on this machine, is
+        gone, or if it is more than an hour old, while writing one takes moments.
+        """
         return self.store.gc()
 
     def __str__(self) -> str:
-        manifest = self.store.manifest
-        missing = self.store.missing()
-        units = len(manifest.units())
-        rows = [
-            (e.name, " ".join(f"{weight:g}" for weight in e.weights)) for e in manifest.checkpoints
-        ]
-        state = "complete" if not missing else f"{units - len(missing)} of {units} files built"
-        return (
-            f"{manifest.rows:,} rows of {manifest.width} numbers ({manifest.number_format}) at "
-            f"{len(rows)} checkpoints, {state}: {self.store.place.url}\n"
-            f"{aligned(('checkpoint', 'weight'), rows)}"
-        )
+        return described(self.store)
 
     def _asked(self, run: "TracIn", queries: Examples, batch_size: BatchSize) -> Asked:
         """The queries' rows at each checkpoint of the run, and what each weighs."""

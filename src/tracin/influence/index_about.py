@@ -8,26 +8,20 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint
-from tracin.data import Examples
-from tracin.data.batches import leaves
 from tracin.sketches import Plan, Projection
 
 
-def about_of(
-    shapes: Mapping[str, list[int]], projection: Projection, plan: Plan, train: Examples
-) -> dict[str, Any]:
+def about_of(shapes: Mapping[str, list[int]], projection: Projection, plan: Plan) -> dict[str, Any]:
     """The fields that a second build must share, as JSON.
 
     Args:
         shapes: Of the parameters that are traced, by name.
         projection: As it was asked for.
         plan: How gradients become rows.
-        train: The training data; more rows may follow later.
     """
     return {
         "parameters": dict(shapes),
         "projection": projection_of(projection),
-        "first example": example_fingerprint(train, 0),
         "plan": plan.to_json(),
     }
 
@@ -38,14 +32,9 @@ def projection_of(projection: Projection) -> dict[str, Any]:
     return {"dim": projection.dim, "seed": projection.seed, "split": split}
 
 
-def example_fingerprint(examples: Examples, position: int) -> str:
-    """Equal for equal examples."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path, leaf in leaves(examples.take([position])):
-        digest.update(path.encode())
-        is_read = isinstance(leaf, Tensor) and not leaf.is_meta
-        digest.update(_bytes(leaf) if is_read else repr(leaf).encode())
-    return digest.hexdigest()
+def draw_of(key: str) -> int:
+    """The number of a checkpoint's random numbers: the same whenever its weights come."""
+    return int(key[:12], 16)
 
 
 def checkpoint_key(checkpoint: Checkpoint) -> str:
@@ -54,10 +43,11 @@ def checkpoint_key(checkpoint: Checkpoint) -> str:
     for name, weight in sorted(checkpoint.weights().items()):
         digest.update(name.encode())
         digest.update(str(weight.dtype).encode())
-        digest.update(_bytes(weight))
+        digest.update(bytes_of(weight))
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def bytes_of(tensor: Tensor) -> bytes:
+    """A tensor's numbers as they lie in memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()

@@ -1,6 +1,7 @@
 """Begins an index, or goes on with one: what it is of, what it holds, and what is still to do."""
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tracin.data import open_examples
@@ -8,13 +9,20 @@ from tracin.engines import Engine
 from tracin.errors import IndexingError
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.index import Index, folder_of
-from tracin.influence.index_about import about_of, projection_of
+from tracin.influence.index_about import about_of, draw_of, projection_of
+from tracin.influence.index_data import (
+    added_of,
+    refuse_other_data,
+    refuse_other_losses,
+    with_losses,
+)
 from tracin.influence.index_job import IndexJob
 from tracin.influence.index_rows import group_weights, groups_of, plan_of
+from tracin.influence.index_table import columns_beside, write_table
 from tracin.sketches import Plan, Projection
 from tracin.sketches.columns import Dot, Side
 from tracin.store import Entry, Manifest, Store, number_format, place_of
-from tracin.store.manifest import FILE
+from tracin.store.manifest import FILE, refuse_other
 
 if TYPE_CHECKING:
     from tracin.influence.tracin import TracIn
@@ -51,25 +59,31 @@ def begun(
     plan = _known_plan(where, projection) or plan_of(
         run.walk_for_rows(), examples, projection, groups_of(run.weights, run.parameters)
     )
-    about = about_of(run.parameter_shapes(), projection, plan, examples)
+    beside = columns_beside(plan.columns.groups)
+    about = about_of(run.parameter_shapes(), projection, plan)
     entries = tuple(
-        Entry(key, one.name, number, tuple(group_weights(weight, plan.groups, one.name)))
-        for number, (key, one, weight) in enumerate(
-            zip(run.checkpoint_keys(), run.checkpoints, run.weights, strict=True)
+        Entry(key, one.name, draw_of(key), tuple(group_weights(weight, plan.groups, one.name)))
+        for key, one, weight in zip(
+            run.checkpoint_keys(), run.checkpoints, run.weights, strict=True
         )
     )
-    manifest = Manifest(
-        about,
-        plan.width,
-        pieces_of(plan),
-        numbers,
-        rows_a_shard,
-        (len(examples),),
-        entries,
-        len(entries),
-    )
-    Store.create(where, manifest, examples.ids)
-    return IndexJob(run, train, where, size)
+    pieces, rows = pieces_of(plan), (len(examples),)
+    here = Manifest(about, plan.width, pieces, numbers, rows_a_shard, rows, entries, beside)
+
+    def proposed(there: Manifest | None) -> Manifest:
+        if there is not None:
+            refuse_other(there, here, where)
+            there.extended(here)  # refuses fewer rows, before they are looked for
+            refuse_other_data(there, examples, train, where)
+            refuse_other_losses(there, run, examples, where)
+        later = with_losses(there, here, run, examples)
+        manifest = later if there is None else there.extended(later)
+        new = manifest.spans()[len(manifest.added) :]
+        added = [added_of(examples, span, train) for span in new]
+        return replace(manifest, added=(*manifest.added, *added))
+
+    store = Store.agreed(where, proposed, examples.ids)
+    return IndexJob(run, train, where, size, store.manifest)
 
 
 def finished(job: IndexJob, engine: Engine, progress: bool | None) -> Index:
@@ -77,6 +91,8 @@ def finished(job: IndexJob, engine: Engine, progress: bool | None) -> Index:
     store = Store.open(job.folder)
     wanted = set(job.run.checkpoint_keys())
     engine.run(job, [u for u in store.manifest.units() if u.checkpoint in wanted], progress)
+    if not store.missing():
+        write_table(store)
     return Index(store)
 
 

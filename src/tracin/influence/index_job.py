@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from tracin.data import open_examples
 from tracin.influence.index_rows import RowMaker
+from tracin.influence.index_table import sketched_squared_norms
+from tracin.sharding import by_first
 from tracin.sketches import Plan
-from tracin.store import Store, Unit, place_of
+from tracin.store import Manifest, Store, Unit, place_of
 
 if TYPE_CHECKING:
     from tracin.influence.tracin import TracIn
@@ -24,12 +27,14 @@ class IndexJob:
         train: The training data.
         folder: The index.
         batch_size: How many examples go through the model at once; None finds out.
+        manifest: Of the index as the build began.
     """
 
     run: "TracIn"
     train: Any
     folder: str
     batch_size: int | None
+    manifest: Manifest
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Unit], None]]:
@@ -48,11 +53,13 @@ class IndexJob:
                 found = maker.sketched(number, examples, range(unit.start, unit.stop))
                 beside = {
                     "squared_norms": found.squared_norms,
+                    "sketched_squared_norms": sketched_squared_norms(plan.columns, found.rows),
                     "loss": found.losses,
                     "label": found.labels,
                     "is_right": found.is_right,
                 }
-                store.write(unit, found.rows, beside)
+                write = partial(store.write, unit, found.rows, beside)
+                by_first(write) if walk.gradients.is_sharded else write()
 
             yield build
 
@@ -61,5 +68,5 @@ class IndexJob:
         return unit.stop - unit.start
 
     def is_done(self, unit: Unit) -> bool:
-        """Whether a unit's file is there."""
-        return place_of(self.folder).size(unit.file) is not None
+        """Whether a unit's file is there, as long as it must be."""
+        return Store(place_of(self.folder), self.manifest).is_done(unit)

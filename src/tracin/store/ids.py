@@ -1,38 +1,60 @@
 """The ids of an index's rows, in Parquet; one file for each time that rows were added."""
 
 import io
-from collections.abc import Sequence
-from itertools import pairwise
+import json
 from typing import Any
 
 import numpy as np
 
 from tracin.errors import IndexingError
 from tracin.store.place import Place
+from tracin.store.shard import checksum
 
 
-def ids_file(start: int, stop: int) -> str:
-    """Where the ids of these rows are."""
-    return f"ids/{start:012d}-{stop:012d}.parquet"
+def ids_file(span: range, sum_of_ids: str) -> str:
+    """Where the ids of these rows are.
+
+    Its name tells what is in it, so that two builders with unlike ids never write one file.
+    """
+    return f"ids/{span.start:012d}-{span.stop:012d}-{sum_of_ids[:16]}.parquet"
 
 
-def write_ids(place: Place, start: int, ids: np.ndarray) -> None:
-    """Write the ids of rows that begin at `start`."""
+def ids_checksum(ids: np.ndarray) -> str:
+    """Equal for equal ids; of the ids, not of the file, which pyarrow's releases write unlike."""
+    if ids.dtype == object:
+        return checksum(json.dumps(ids.tolist()).encode())
+    return checksum(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+
+
+def write_ids(place: Place, span: range, ids: np.ndarray) -> None:
+    """Write the ids of these rows."""
     pyarrow, parquet = arrow()
     held = io.BytesIO()
     parquet.write_table(pyarrow.table({"id": ids.tolist()}), held)
-    place.write(ids_file(start, start + len(ids)), held.getvalue())
+    place.write(ids_file(span, ids_checksum(ids)), held.getvalue())
 
 
-def read_ids(place: Place, extents: Sequence[int]) -> np.ndarray:
-    """All ids: int64 or texts."""
-    _, parquet = arrow()
-    found: list[Any] = []
-    for start, stop in pairwise((0, *extents)):
-        held = io.BytesIO(bytes(place.read(ids_file(start, stop))))
-        found += parquet.read_table(held)["id"].to_pylist()
-    is_text = bool(found) and isinstance(found[0], str)
-    return np.array(found, dtype=object if is_text else np.int64)
+def read_ids(place: Place, span: range, sum_of_ids: str) -> np.ndarray:
+    """The ids of these rows: int64 or texts.
+
+    Raises:
+        IndexingError: The file is missing or damaged.
+    """
+    pyarrow, parquet = arrow()
+    name = ids_file(span, sum_of_ids)
+    try:
+        held = io.BytesIO(bytes(place.read(name)))
+        found: list[Any] = parquet.read_table(held)["id"].to_pylist()
+        is_text = bool(found) and isinstance(found[0], str)
+        ids = np.array(found, dtype=object if is_text else np.int64)
+        if len(ids) != len(span) or ids_checksum(ids) != sum_of_ids:
+            raise ValueError("its checksum differs")
+        return ids
+    except (IndexingError, pyarrow.ArrowException, KeyError, TypeError, ValueError, OSError) as one:
+        raise IndexingError(
+            f"{place.url}/{name} cannot be read ({one}): it is missing or damaged. Build again "
+            "with the same data: the ids are written again, and nothing else."
+        ) from one
 
 
 def arrow() -> tuple[Any, Any]:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, final
 
 from tracin.errors import IndexingError
+from tracin.store.shard import Column
 
 FILE = "manifest.json"
 FORMAT = 1
@@ -35,15 +36,34 @@ class Entry:
     Attributes:
         key: A fingerprint of its weights.
         name: What results call it.
-        number: Counted from 0 as checkpoints came, also those dropped since: that of its random
-            numbers.
+        number: Of its random numbers. It follows from the weights, so that rows that were dropped
+            and come again are the same.
         weights: [groups]: what it weighed when the index was built.
+        losses: Of the first rows' chosen examples, where they were taken down: a second build
+            compares them, to know another model or loss.
     """
 
     key: str
     name: str
     number: int
     weights: tuple[float, ...]
+    losses: tuple[float, ...] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Added:
+    """What is known of the rows that came at one time.
+
+    Attributes:
+        ids: A checksum of their ids.
+        examples: Position -> a fingerprint of the example there, for some of them.
+        source: The data set's own fingerprint, if it has one; kept for people, never compared.
+    """
+
+    ids: str
+    examples: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
 
 
 @final
@@ -59,7 +79,8 @@ class Manifest:
         rows_a_shard: Rows in a file, but for the last before each append.
         extents: How many rows there were after each build, rising.
         checkpoints: In the order of the results.
-        numbers: How many checkpoints have come so far.
+        beside: What is kept of each row beside it, by name.
+        added: What is known of the rows of each extent.
     """
 
     about: Mapping[str, Any]
@@ -69,7 +90,8 @@ class Manifest:
     rows_a_shard: int
     extents: tuple[int, ...]
     checkpoints: tuple[Entry, ...]
-    numbers: int
+    beside: Mapping[str, Column] = field(default_factory=dict)
+    added: tuple[Added, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -103,29 +125,32 @@ class Manifest:
             f"{', '.join(f'{each.name} ({each.key})' for each in self.checkpoints)}."
         )
 
-    def extended(
-        self, rows: int, checkpoints: Sequence[tuple[str, str, tuple[float, ...]]]
-    ) -> "Manifest":
-        """With more rows, and more or other weights of checkpoints, (key, name, weights) each.
+    def extended(self, later: "Manifest") -> "Manifest":
+        """With the rows and checkpoints of a later build, which come to those that are there.
 
         Raises:
             IndexingError: Fewer rows than there are.
         """
-        if rows < self.rows:
+        if later.rows < self.rows:
             raise IndexingError(
-                f"The index holds {self.rows} rows, but the data have {rows}: rows are only ever "
-                "added. Give the data that it was built from, and more; or another folder."
+                f"The index holds {self.rows} rows, but the data have {later.rows}: rows are only "
+                "ever added. Give the data that it was built from, and more; or another folder."
             )
-        extents = self.extents if rows == self.rows else (*self.extents, rows)
+        extents = self.extents if later.rows == self.rows else (*self.extents, later.rows)
+        added = (*self.added, *later.added[len(self.added) :])
         entries = {each.key: each for each in self.checkpoints}
-        numbers = self.numbers
-        for key, name, weights in checkpoints:
-            if key in entries:
-                entries[key] = replace(entries[key], name=name, weights=weights)
-            else:
-                entries[key] = Entry(key, name, numbers, weights)
-                numbers += 1
-        return replace(self, extents=extents, checkpoints=tuple(entries.values()), numbers=numbers)
+        for each in later.checkpoints:
+            losses = entries[each.key].losses if each.key in entries else each.losses
+            entries[each.key] = replace(each, losses=losses or each.losses)
+        return replace(self, extents=extents, added=added, checkpoints=tuple(entries.values()))
+
+    def spans(self) -> list[range]:
+        """The rows of each extent."""
+        return [range(*pair) for pair in pairwise((0, *self.extents))]
+
+    def with_checkpoints(self, checkpoints: Sequence[Entry]) -> "Manifest":
+        """With these checkpoints in place of its own."""
+        return replace(self, checkpoints=tuple(checkpoints))
 
     def without(self, key: str) -> "Manifest":
         """Without a checkpoint."""
@@ -158,11 +183,15 @@ class Manifest:
                 held["number_format"],
                 int(held["rows_a_shard"]),
                 tuple(map(int, held["extents"])),
+                tuple(map(_entry, held["checkpoints"])),
+                {
+                    name: Column(each["dtype"], tuple(map(int, each["shape"])))
+                    for name, each in held["beside"].items()
+                },
                 tuple(
-                    Entry(e["key"], e["name"], e["number"], tuple(map(float, e["weights"])))
-                    for e in held["checkpoints"]
+                    Added(each["ids"], dict(each["examples"]), each["source"])
+                    for each in held["added"]
                 ),
-                int(held["numbers"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise IndexingError(
@@ -171,14 +200,20 @@ class Manifest:
             ) from error
 
 
+def _entry(content: Mapping[str, Any]) -> Entry:
+    weights, losses = (tuple(map(float, content[name])) for name in ("weights", "losses"))
+    return Entry(content["key"], content["name"], int(content["number"]), weights, losses)
+
+
 def refuse_other(there: Manifest, here: Manifest, where: str) -> None:
     """Two builds of one index must be of the same.
 
     Raises:
         IndexingError: They are not; every field that differs is named.
     """
-    fixed = ("width", "pieces", "number_format", "rows_a_shard")
-    ours = {**{name: getattr(here, name) for name in fixed}, **flat(here.about)}
+    fixed = ("width", "pieces", "number_format", "rows_a_shard", "beside")
+    about = json.loads(json.dumps(here.about))  # as the other was read: lists, not tuples
+    ours = {**{name: getattr(here, name) for name in fixed}, **flat(about)}
     theirs = {**{name: getattr(there, name) for name in fixed}, **flat(there.about)}
     differing = [
         f"{name} is {short(theirs.get(name))} there and {short(ours.get(name))} here"

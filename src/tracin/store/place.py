@@ -2,9 +2,12 @@
 
 import os
 import socket
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -12,8 +15,24 @@ import numpy as np
 
 from tracin.checkpoints.atomic import flush
 from tracin.errors import IndexingError
+from tracin.store.mounts import is_on_network
 
 UNFINISHED = ".unfinished"
+_PIECE = 1 << 28  # bytes that one system call reads; Linux gives at most 2 GiB
+
+
+@final
+@dataclass(frozen=True)
+class File:
+    """A file as its place lists it.
+
+    Attributes:
+        size: Its bytes.
+        age: Seconds since it was written; None where the place does not tell.
+    """
+
+    size: int
+    age: float | None
 
 
 class Place(Protocol):
@@ -41,8 +60,25 @@ class Place(Protocol):
         """
         ...
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file whole, unless there is one: whether it was written.
+
+        Raises:
+            IndexingError: As from `write`.
+        """
+        ...
+
+    def files(self) -> Mapping[str, File]:
+        """All files by their names, unfinished ones too."""
+        ...
+
     def names(self) -> list[str]:
-        """All files, unfinished ones too."""
+        """The names of all files, unfinished ones too."""
+        ...
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep others from changing the manifest, where the place has locks; gone with a kill."""
         ...
 
     def delete(self, name: str) -> None:
@@ -60,44 +96,102 @@ def place_of(folder: str | os.PathLike[str]) -> Place:
 
 @final
 class Folder:
-    """A folder on a disk; what is read is mapped, so that the system keeps it in memory."""
+    """A folder on a disk; what is read is mapped, so that the system keeps it in memory.
+
+    On a network's file system it is read into memory instead: a mapped file whose server is gone,
+    or that another machine replaced, would end the process with a signal.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.url = path, str(path)
+        self._on_network: bool | None = None
 
     def size(self, name: str) -> int | None:
         place = self.path / name
         return place.stat().st_size if place.is_file() else None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
-        # Copied on writing, which nobody does: torch has no tensors that are read alone.
         with said(f"{self.path / name} cannot be read"):
-            is_empty = not self.size(name)
-            held = memoryview(b"") if is_empty else np.memmap(self.path / name, np.uint8, "c").data
-        return held[start:stop]
+            size = self.size(name)
+            if size == 0:
+                return memoryview(b"")
+            if size is not None and self._is_on_network():
+                start, stop, _ = slice(start, stop).indices(size)
+                return read_into_memory(self.path / name, start, stop)
+            # Copied on writing, which nobody does: torch has no tensors that are read alone.
+            return np.memmap(self.path / name, np.uint8, "c").data[start:stop]
 
     def write(self, name: str, content: bytes) -> None:
-        place = self.path / name
-        # Another builder, on another machine, may be writing the same file.
-        mark = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        unfinished = place.with_name(f".{place.name}.{mark}{UNFINISHED}")
-        with said(f"{place} cannot be written"):
-            place.parent.mkdir(parents=True, exist_ok=True)
+        with said(f"{self.path / name} cannot be written"), self._written(name, content) as whole:
+            os.replace(whole, self.path / name)
+
+    def create(self, name: str, content: bytes) -> bool:
+        with said(f"{self.path / name} cannot be written"), self._written(name, content) as whole:
             try:
-                with unfinished.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(unfinished, place)
-                if os.name == "posix":
-                    flush(place.parent)
-            except BaseException:
-                unfinished.unlink(missing_ok=True)
-                raise
+                os.link(whole, self.path / name)
+            except FileExistsError:
+                return False
+            except OSError:
+                # Some file systems have no links; there, a builder at the same moment may win.
+                if self.size(name) is not None:
+                    return False
+                os.replace(whole, self.path / name)
+        return True
+
+    def files(self) -> dict[str, File]:
+        now, found = time.time(), {}
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                path = Path(folder, name)
+                try:
+                    known = path.stat()
+                except FileNotFoundError:  # finished, and renamed, since it was listed
+                    continue
+                at = path.relative_to(self.path).as_posix()
+                found[at] = File(known.st_size, now - known.st_mtime)
+        return found
 
     def names(self) -> list[str]:
-        found = [path for path in self.path.rglob("*") if path.is_file()]
-        return sorted(path.relative_to(self.path).as_posix() for path in found)
+        return sorted(self.files())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        with said(f"{self.path} cannot be written"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # NFS does not lock folders
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _is_on_network(self) -> bool:
+        if self._on_network is None:
+            self._on_network = is_on_network(self.path)
+        return self._on_network
+
+    @contextmanager
+    def _written(self, name: str, content: bytes) -> Iterator[Path]:
+        """The content in an unfinished file, to be given its name; gone on leaving."""
+        place = self.path / name
+        unfinished = place.with_name(f".{place.name}.{mark()}{UNFINISHED}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            yield unfinished
+            if os.name == "posix":
+                flush(place.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
         with said(f"{self.path / name} cannot be deleted"):
@@ -139,12 +233,34 @@ class Remote:
             self._files.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(self._at(name), content)
 
-    def names(self) -> list[str]:
+    def create(self, name: str, content: bytes) -> bool:
+        if self.size(name) is not None:
+            return False
+        with said(f"{self.url}/{name} cannot be written"):
+            self._files.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
+            try:
+                # S3 and the like refuse it if another came first; elsewhere the last one wins.
+                self._files.pipe_file(self._at(name), content, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def files(self) -> dict[str, File]:
         with said(f"{self.url} cannot be listed"):
             self._files.invalidate_cache()
             root = self._root.strip("/")
-            found = self._files.find(self._root)
-        return sorted(name.strip("/").removeprefix(root).strip("/") for name in found)
+            found = self._files.find(self._root, detail=True)
+        return {
+            name.strip("/").removeprefix(root).strip("/"): File(int(each["size"]), _age(each))
+            for name, each in found.items()
+        }
+
+    def names(self) -> list[str]:
+        return sorted(self.files())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
 
     def delete(self, name: str) -> None:
         with said(f"{self.url}/{name} cannot be deleted"):
@@ -152,6 +268,60 @@ class Remote:
 
     def _at(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
+
+
+def mark() -> str:
+    """Names this process in its unfinished files: others, elsewhere, may write the same file."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def is_abandoned(name: str, file: File, limit: float) -> bool:
+    """Whether nobody will finish an unfinished file.
+
+    Its process was of this machine and is gone; or it is older than `limit` seconds, while writing
+    one takes moments.
+    """
+    if file.age is not None and file.age > limit:
+        return True
+    before, _, _ = name.removesuffix(UNFINISHED).rpartition("-")
+    before, _, process = before.rpartition("-")
+    if not before.endswith(f".{socket.gethostname()}") or not process.isdecimal():
+        return False
+    return not _is_running(int(process))
+
+
+def read_into_memory(path: Path, start: int, stop: int) -> memoryview:
+    """A part of a file, in memory of its own."""
+    held = memoryview(bytearray(max(0, stop - start)))
+    with path.open("rb", buffering=0) as file:
+        at = 0
+        while at < len(held):
+            count = os.preadv(file.fileno(), [held[at : at + _PIECE]], start + at)
+            if count == 0:  # cut short by another: the length tells
+                break
+            at += count
+    return held[:at]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _age(entry: Mapping[str, Any]) -> float | None:
+    """From what a file system calls the time of writing, if it does."""
+    for name in ("LastModified", "last_modified", "mtime", "updated", "created"):
+        found = entry.get(name)
+        if isinstance(found, datetime):
+            return time.time() - found.timestamp()
+        if isinstance(found, int | float):
+            return time.time() - found
+    return None
 
 
 @contextmanager

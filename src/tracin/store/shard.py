@@ -1,16 +1,24 @@
-"""One unit of an index: a safetensors file that knows its own checksum."""
+"""One unit of an index: a safetensors file that knows its own checksums.
+
+The file is laid out here, not by the safetensors library, so that its bytes and its length follow
+from what is in it: rows last, and before them what is kept beside each row, which can be read, and
+checked, without reading the rows.
+"""
 
 import json
+import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from tracin.errors import IndexingError
 
-KEY = "xxh3_128"
+ROWS = "rows"
+BESIDE = "xxh3_128_of_header_and_columns"
+OF_ROWS = "xxh3_128_of_rows"
 _BLANK = "0" * 32
 _DTYPES = {
     "F64": torch.float64,
@@ -18,55 +26,165 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "I64": torch.int64,
+    "I32": torch.int32,
     "I8": torch.int8,
 }
+NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def packed(tensors: Mapping[str, Tensor]) -> bytes:
+@final
+@dataclass(frozen=True)
+class Column:
+    """What is kept of each row under one name.
+
+    Attributes:
+        dtype: As safetensors names it, such as "F32".
+        shape: Of one row's; () for a number.
+    """
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype."""
+        return _DTYPES[self.dtype]
+
+    def bytes(self, rows: int) -> int:
+        """How long so many rows are."""
+        return rows * math.prod(self.shape) * self.torch_dtype.itemsize
+
+
+def order(columns: Mapping[str, Column]) -> list[str]:
+    """The names in the order of the file: wide numbers first, so that all are aligned, rows last.
+
+    >>> order({"rows": Column("F16"), "loss": Column("F32"), "label": Column("I64")})
+    ['label', 'loss', 'rows']
+    """
+    return sorted(columns, key=lambda one: (one == ROWS, -columns[one].torch_dtype.itemsize, one))
+
+
+def header_of(columns: Mapping[str, Column], rows: int) -> bytes:
+    """The beginning of a file of so many rows, with zeros for checksums."""
+    header: dict[str, Any] = {"__metadata__": {BESIDE: _BLANK, OF_ROWS: _BLANK}}
+    at = 0
+    for name in order(columns):
+        one = columns[name]
+        stop = at + one.bytes(rows)
+        shape = [rows, *one.shape]
+        header[name] = {"dtype": one.dtype, "shape": shape, "data_offsets": [at, stop]}
+        at = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def front_of(columns: Mapping[str, Column], rows: int) -> int:
+    """Where the rows begin in a file."""
+    beside = sum(one.bytes(rows) for name, one in columns.items() if name != ROWS)
+    return len(header_of(columns, rows)) + beside
+
+
+def size_of(columns: Mapping[str, Column], rows: int) -> int:
+    """How long a file of so many rows is."""
+    return front_of(columns, rows) + columns[ROWS].bytes(rows)
+
+
+def packed(columns: Mapping[str, Column], tensors: Mapping[str, Tensor]) -> bytes:
     """The bytes of a shard: equal for equal tensors.
 
-    The checksum is that of the whole file with zeros in the checksum's place.
+    Each checksum is of bytes in which both are zeros.
     """
-    # One entry of metadata alone: the library writes several in no fixed order.
-    blank = save({name: one.contiguous() for name, one in tensors.items()}, {KEY: _BLANK})
-    return blank.replace(_BLANK.encode(), checksum(blank).encode(), 1)
+    pieces = {
+        name: tensors[name].detach().to("cpu", one.torch_dtype).contiguous()
+        for name, one in columns.items()
+    }
+    blank = header_of(columns, len(pieces[ROWS]))
+    data = {name: _bytes(one) for name, one in pieces.items()}
+    names = order(columns)
+    beside = blank + b"".join(data[name] for name in names[:-1])
+    sums = checksum(beside), checksum(data[ROWS])
+    written = beside.replace(_BLANK.encode(), sums[0].encode(), 1)
+    written = written.replace(_BLANK.encode(), sums[1].encode(), 1)
+    return b"".join((written, data[ROWS]))
 
 
-def unpacked(content: memoryview, name: str) -> dict[str, Tensor]:
-    """The tensors of a shard, in the memory of `content`.
+@final
+@dataclass(frozen=True)
+class Unpacked:
+    """A shard, as its bytes say it is.
+
+    Attributes:
+        tensors: By name, in the memory of the bytes.
+        sums: What the checksums should be, of the columns and of the rows.
+        blank: The header with zeros for them.
+        front: Where the rows begin.
+    """
+
+    tensors: Mapping[str, Tensor]
+    sums: tuple[str, str]
+    blank: bytes
+    front: int
+
+
+def unpacked(content: memoryview, *, has_rows: bool = True) -> Unpacked:
+    """Read a shard, or its front alone; nothing is compared.
 
     Raises:
-        IndexingError: It is truncated, or no shard.
+        ValueError: It is truncated, or no shard.
     """
     try:
-        size = int.from_bytes(content[:8], "little")
-        header: dict[str, Any] = json.loads(bytes(content[8 : 8 + size]))
-        header.pop("__metadata__", None)
-        data = memoryview(content)[8 + size :]
-        if max((each["data_offsets"][1] for each in header.values()), default=0) != len(data):
+        start = 8 + int.from_bytes(content[:8], "little")
+        text = bytes(content[8:start])
+        header: dict[str, Any] = json.loads(text)
+        sums = header.pop("__metadata__")
+        sums = str(sums[BESIDE]), str(sums[OF_ROWS])
+        first, last = (start + offset for offset in header[ROWS]["data_offsets"])
+        if len(content) != (last if has_rows else first):
             raise ValueError("its length is not what its header says")
-        return {key: _tensor(each, data) for key, each in header.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(name, str(error)) from error
+        for one in sums:
+            text = text.replace(one.encode(), _BLANK.encode(), 1)
+        tensors = {
+            name: _tensor(each, content[start:])
+            for name, each in header.items()
+            if has_rows or name != ROWS
+        }
+        return Unpacked(tensors, sums, bytes(content[:8]) + text, first)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"it was truncated, or is no shard: {error}") from error
+
+
+def refuse_changed_columns(content: memoryview, found: Unpacked) -> None:
+    """Compare header and columns with their checksum.
+
+    Raises:
+        ValueError: They differ.
+    """
+    _compare((found.blank, content[len(found.blank) : found.front]), found.sums[0])
+
+
+def refuse_changed_rows(content: memoryview, found: Unpacked) -> None:
+    """Compare the rows with their checksum.
+
+    Raises:
+        ValueError: They differ.
+    """
+    _compare((content[found.front :],), found.sums[1])
 
 
 def problem_in(content: memoryview) -> str:
     """What is wrong with a shard, every byte of it read; empty where nothing is."""
-    whole = bytearray(content)
     try:
-        unpacked(memoryview(whole), "")
-        size = int.from_bytes(whole[:8], "little")
-        found = json.loads(whole[8 : 8 + size])["__metadata__"][KEY]
-    except (IndexingError, KeyError, TypeError, ValueError):
-        return "truncated or no shard"
-    at = whole.index(found.encode())
-    blank = whole[:at] + _BLANK.encode() + whole[at + len(found) :]
-    is_same = checksum(bytes(blank)) == found
-    return "" if is_same else "changed since it was written: its checksum differs"
+        found = unpacked(content)
+        refuse_changed_columns(content, found)
+        refuse_changed_rows(content, found)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
-def checksum(content: bytes) -> str:
-    """xxh3 with 128 bits, in hexadecimal.
+def checksum(*pieces: bytes | memoryview) -> str:
+    """xxh3 with 128 bits of the pieces together, in hexadecimal.
 
     Raises:
         IndexingError: xxhash is not installed.
@@ -78,7 +196,10 @@ def checksum(content: bytes) -> str:
             "The files of an index are checked with xxhash, which is not installed: pip install "
             "'tracin[index]'."
         ) from error
-    return xxhash.xxh3_128_hexdigest(content)
+    total = xxhash.xxh3_128()
+    for piece in pieces:
+        total.update(piece)
+    return total.hexdigest()
 
 
 def damaged(name: str, why: str) -> IndexingError:
@@ -87,6 +208,15 @@ def damaged(name: str, why: str) -> IndexingError:
         f"{name} cannot be read ({why}). Run tracin index verify to find all such files, delete "
         "them, and build again: only they are built."
     )
+
+
+def _compare(pieces: tuple[bytes | memoryview, ...], expected: str) -> None:
+    if checksum(*pieces) != expected:
+        raise ValueError("changed since it was written: its checksum differs")
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _tensor(entry: Mapping[str, Any], data: memoryview) -> Tensor:

@@ -1,8 +1,9 @@
 """The files of an index: what is there, what is missing, and what is in it."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -10,13 +11,30 @@ import torch
 from torch import Tensor
 
 from tracin.errors import IndexingError
-from tracin.store.ids import ids_file, read_ids, write_ids
-from tracin.store.manifest import FILE, Manifest, Unit, refuse_other
+from tracin.store.ids import ids_checksum, ids_file, read_ids, write_ids
+from tracin.store.manifest import FILE, Added, Manifest, Unit, refuse_other, short
 from tracin.store.number_format import number_format
-from tracin.store.place import UNFINISHED, Place, place_of
-from tracin.store.shard import damaged, packed, problem_in, unpacked
+from tracin.store.place import UNFINISHED, File, Place, is_abandoned, place_of
+from tracin.store.shard import (
+    NAMES,
+    ROWS,
+    Column,
+    Unpacked,
+    damaged,
+    front_of,
+    packed,
+    problem_in,
+    refuse_changed_columns,
+    refuse_changed_rows,
+    size_of,
+    unpacked,
+)
 
-ROWS, SCALES = "rows", "scales"
+SCALES = "scales"
+TABLE = "table.parquet"
+# Seconds after which an unfinished file of another machine is taken to be abandoned.
+ABANDONED = 3600.0
+_TRIES = 100
 
 
 @final
@@ -28,18 +46,25 @@ class Shard:
         unit: Which rows, at which checkpoint.
         tensors: By name: "rows", "scales", and what was written beside them.
         manifest: Of the index.
+        check: Compares the rows with their checksum, if that was not done yet.
     """
 
     unit: Unit
     tensors: Mapping[str, Tensor]
     manifest: Manifest
+    check: Callable[[], None]
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start` to `stop`, counted from its first: [n, width], float32."""
+        """Rows `start` to `stop`, counted from its first: [n, width], float32.
+
+        Raises:
+            IndexingError: The rows are not as they were written.
+        """
+        self.check()
         return self._decoded(self.tensors[ROWS][start:stop], self.tensors[SCALES][start:stop])
 
     def chosen(self, places: Tensor) -> Tensor:
-        """The rows at these places: [places, width], float32."""
+        """The rows at these places: [places, width], float32; a few, so nothing is compared."""
         return self._decoded(self.tensors[ROWS][places], self.tensors[SCALES][places])
 
     def _decoded(self, kept: Tensor, scales: Tensor) -> Tensor:
@@ -58,6 +83,8 @@ class Store:
 
     def __init__(self, place: Place, manifest: Manifest) -> None:
         self.place, self.manifest = place, manifest
+        self._columns = columns_of(manifest)
+        self._checked: set[str] = set()
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], manifest: Manifest, ids: np.ndarray) -> "Store":
@@ -71,23 +98,56 @@ class Store:
         Raises:
             IndexingError: The folder holds another index, or rows with other ids.
         """
+        where = place_of(folder).url
+
+        def proposed(there: Manifest | None) -> Manifest:
+            if there is None:
+                return manifest
+            refuse_other(there, manifest, where)
+            return there.extended(manifest)
+
+        return cls.agreed(folder, proposed, ids)
+
+    @classmethod
+    def agreed(
+        cls,
+        folder: str | os.PathLike[str],
+        proposed: Callable[[Manifest | None], Manifest],
+        ids: np.ndarray,
+    ) -> "Store":
+        """Begin an index, or go on with one, whoever else may do so at the same moment.
+
+        Args:
+            folder: A folder or URL.
+            proposed: What the manifest is to be where this one is there, or none; called again
+                where another builder came first.
+            ids: [rows] of all rows, also those that are there.
+
+        Raises:
+            IndexingError: `proposed` refuses, or the folder holds rows with other ids.
+        """
         place = place_of(folder)
-        if place.size(FILE) is not None:
-            there = cls.open(folder)
-            refuse_other(there.manifest, manifest, place.url)
-            there.refuse_other_ids(ids)
-            given = [(e.key, e.name, e.weights) for e in manifest.checkpoints]
-            manifest = there.manifest.extended(manifest.rows, given)
-            if manifest == there.manifest:
-                return there
-        before = 0
-        for extent in manifest.extents:
-            if place.size(ids_file(before, extent)) is None:
-                write_ids(place, before, ids[before:extent])
-            before = extent
-        # Last: an index whose manifest is there has all its ids.
-        place.write(FILE, manifest.to_bytes())
-        return cls(place, manifest)
+        there = manifest_at(place)
+        for _ in range(_TRIES):
+            if there is not None:
+                cls(place, there).refuse_other_ids(ids)
+            manifest = with_ids(proposed(there), ids)
+            spans = list(zip(manifest.spans(), manifest.added, strict=True))
+            for span, added in spans:
+                if not has_ids(place, span, added.ids):
+                    write_ids(place, span, ids[span.start : span.stop])
+            if manifest == there:
+                return cls(place, manifest)
+            with place.locked():
+                now = manifest_at(place)
+                # Last: an index whose manifest is there has all its ids.
+                if now == there and put(place, manifest, is_new=there is None):
+                    return cls(place, manifest)
+            there = manifest_at(place)
+        raise IndexingError(
+            f"{place.url}/{FILE} was changed by others {_TRIES} times while this build began. Run "
+            "it again."
+        )
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Store":
@@ -97,21 +157,35 @@ class Store:
             IndexingError: There is none.
         """
         place = place_of(folder)
-        if place.size(FILE) is None:
+        manifest = manifest_at(place)
+        if manifest is None:
             raise IndexingError(
                 f"{place.url} holds no index: it has no {FILE}. Build one by run.index(train, "
                 "folder), or tracin index build."
             )
-        return cls(place, Manifest.from_bytes(bytes(place.read(FILE)), f"{place.url}/{FILE}"))
+        return cls(place, manifest)
+
+    def size_of(self, unit: Unit) -> int:
+        """How long a unit's file is, to the byte."""
+        return size_of(self._columns, unit.stop - unit.start)
 
     def is_done(self, unit: Unit) -> bool:
-        """Whether a unit's file is there. Files are written whole, so then it is finished."""
-        return self.place.size(unit.file) is not None
+        """Whether a unit's file is there, and as long as it must be.
+
+        Files are written whole, but a disk may fail, or a copy of the folder be broken off.
+        """
+        return self.place.size(unit.file) == self.size_of(unit)
 
     def missing(self) -> list[Unit]:
-        """The units that are still to be built."""
-        there = set(self.place.names())
-        return [unit for unit in self.manifest.units() if unit.file not in there]
+        """The units that are still to be built, those with a file of another length too."""
+        return self._missing(self.place.files())
+
+    def _missing(self, files: Mapping[str, File]) -> list[Unit]:
+        return [
+            unit
+            for unit in self.manifest.units()
+            if unit.file not in files or files[unit.file].size != self.size_of(unit)
+        ]
 
     def write(self, unit: Unit, rows: Tensor, beside: Mapping[str, Tensor]) -> None:
         """Write a unit's file.
@@ -129,26 +203,64 @@ class Store:
                 f"{unit.file} takes [{unit.stop - unit.start}, {self.manifest.width}] numbers; "
                 f"{list(rows.shape)} were given."
             )
+        declared = self.manifest.beside
+        found = {
+            name: Column(NAMES[one.dtype], tuple(one.shape[1:])) for name, one in beside.items()
+        }
+        if set(found) != set(declared) or any(
+            found[name].shape != one.shape for name, one in declared.items()
+        ):
+            raise IndexingError(
+                f"{unit.file} keeps {short(declared)} beside its rows; {short(found)} was given."
+            )
         how = number_format(self.manifest.number_format)
         kept, scales = how.encode(rows, self.manifest.pieces)
-        self.place.write(unit.file, packed({ROWS: kept, SCALES: scales, **beside}))
+        tensors = {ROWS: kept, SCALES: scales, **beside}
+        self.place.write(unit.file, packed(self._columns, tensors))
 
     def read(self, unit: Unit) -> Shard:
         """A unit's file; on a disk it is mapped, and read where it is looked at.
 
+        What is beside the rows is compared with its checksum now, the rows when `Shard.rows` is
+        first asked for some of them.
+
         Raises:
-            IndexingError: It is missing or truncated.
+            IndexingError: It is missing, truncated or changed.
         """
-        name = f"{self.place.url}/{unit.file}"
-        if not self.is_done(unit):
+        content, found = self._opened(unit)
+
+        def check() -> None:
+            if unit.file not in self._checked:
+                with telling(self._name(unit)):
+                    refuse_changed_rows(content, found)
+                self._checked.add(unit.file)
+
+        return Shard(unit, found.tensors, self.manifest, check)
+
+    def columns(self, unit: Unit) -> Mapping[str, Tensor]:
+        """What a unit's file holds beside its rows; the rows are not even fetched.
+
+        Raises:
+            IndexingError: It is missing, truncated or changed.
+        """
+        return self._opened(unit, has_rows=False)[1].tensors
+
+    def _opened(self, unit: Unit, *, has_rows: bool = True) -> tuple[memoryview, Unpacked]:
+        name, size, rows = self._name(unit), self.place.size(unit.file), unit.stop - unit.start
+        if size is None:
             raise IndexingError(
                 f"{name} is missing: the index is not complete. Build again; what is there stays."
             )
-        tensors = unpacked(self.place.read(unit.file), name)
-        rows = tensors.get(ROWS)
-        if rows is None or rows.shape != (unit.stop - unit.start, self.manifest.width):
-            raise damaged(name, "it does not have the rows that its name says")
-        return Shard(unit, tensors, self.manifest)
+        if size != self.size_of(unit):
+            raise damaged(name, f"it has {size} bytes, and should have {self.size_of(unit)}")
+        content = self.place.read(unit.file, 0, None if has_rows else front_of(self._columns, rows))
+        with telling(name):
+            found = unpacked(content, has_rows=has_rows)
+            refuse_changed_columns(content, found)
+        return content, found
+
+    def _name(self, unit: Unit) -> str:
+        return f"{self.place.url}/{unit.file}"
 
     def read_range(self, checkpoint: str, rows: range) -> Shard:
         """The file that holds these rows, one of `manifest.ranges()`."""
@@ -170,14 +282,25 @@ class Store:
 
     def ids(self) -> np.ndarray:
         """The ids of all rows."""
-        return read_ids(self.place, self.manifest.extents)
+        pieces = [
+            read_ids(self.place, span, added.ids)
+            for span, added in zip(self.manifest.spans(), self.manifest.added, strict=True)
+        ]
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
     def refuse_other_ids(self, ids: np.ndarray) -> None:
         """The rows that are there must have these ids.
 
         Raises:
-            IndexingError: One has another, or there are fewer ids than rows.
+            IndexingError: One has another.
         """
+        is_same = all(
+            added.ids == ids_checksum(ids[span.start : span.stop])
+            for span, added in zip(self.manifest.spans(), self.manifest.added, strict=True)
+            if span.stop <= len(ids)
+        )
+        if is_same and self.manifest.rows <= len(ids):
+            return
         there = self.ids()
         rows = min(len(there), len(ids))
         differing = np.flatnonzero(there[:rows] != ids[:rows])
@@ -192,8 +315,10 @@ class Store:
 
     def drop(self, key: str) -> "Store":
         """Take a checkpoint out; its files stay until `gc`."""
-        manifest = self.manifest.without(key)
-        self.place.write(FILE, manifest.to_bytes())
+        with self.place.locked():
+            # What others have added meanwhile stays.
+            manifest = (manifest_at(self.place) or self.manifest).without(key)
+            put(self.place, manifest)
         return Store(self.place, manifest)
 
     def verify(self) -> "Report":
@@ -203,34 +328,117 @@ class Store:
             What is wrong: file -> why. Missing files are told apart: they are just not built yet.
         """
         problems: dict[str, str] = {}
-        missing = self.missing()
-        gone = {unit.file for unit in missing}
-        units = [unit for unit in self.manifest.units() if unit.file not in gone]
+        files = self.place.files()
+        units = self.manifest.units()
+        there = [unit for unit in units if unit.file in files]
         total = 0
-        for unit in units:
+        for unit in there:
             content = self.place.read(unit.file)
             total += len(content)
             problem = problem_in(content)
+            if not problem and len(content) != self.size_of(unit):
+                problem = "a shard, but not the one that its name says"
             if problem:
                 problems[unit.file] = problem
-        return Report(len(units), total, problems, tuple(unit.file for unit in missing))
+        for span, added in zip(self.manifest.spans(), self.manifest.added, strict=True):
+            try:
+                read_ids(self.place, span, added.ids)
+            except IndexingError as error:
+                problems[ids_file(span, added.ids)] = str(error.__cause__ or error)
+        gone = tuple(unit.file for unit in units if unit.file not in files)
+        return Report(len(there), total, problems, gone)
+
+    def stale(self, abandoned: float = ABANDONED) -> dict[str, int]:
+        """The files that belong to no index, with their sizes: what `gc` deletes."""
+        # Listed before the manifest is read: a unit's file comes only after its manifest.
+        files = self.place.files()
+        manifest = manifest_at(self.place) or self.manifest
+        known = {unit.file for unit in manifest.units()}
+        spans = zip(manifest.spans(), manifest.added, strict=True)
+        known |= {ids_file(span, added.ids) for span, added in spans}
+        return {
+            name: file.size
+            for name, file in sorted(files.items())
+            if (
+                is_abandoned(name, file, abandoned)
+                if name.endswith(UNFINISHED)
+                # Ids come before their manifest.
+                else name not in known
+                and (name.startswith("rows/") or (name.startswith("ids/") and is_old(file)))
+            )
+        }
 
     def gc(self) -> "Removed":
-        """Delete what belongs to no index: unfinished files, and those of dropped checkpoints.
+        """Delete what belongs to no index: abandoned files, and those of dropped checkpoints.
 
-        Only while nobody builds: a file that is being written is unfinished, too.
+        Others may build meanwhile. An unfinished file goes only if its process, on this machine,
+        is gone, or if it is more than an hour old, while writing one takes moments.
         """
-        known = {unit.file for unit in self.manifest.units()}
-        stale = [
-            name
-            for name in self.place.names()
-            if name.endswith(UNFINISHED) or (name.startswith("rows/") and name not in known)
-        ]
-        freed = 0
+        stale = self.stale()
         for name in stale:
-            freed += self.place.size(name) or 0
             self.place.delete(name)
-        return Removed(tuple(stale), freed)
+        return Removed(tuple(stale), sum(stale.values()))
+
+
+def columns_of(manifest: Manifest) -> dict[str, Column]:
+    """What the files of an index hold."""
+    how = number_format(manifest.number_format)
+    return {
+        ROWS: Column(NAMES[how.dtype], (manifest.width,)),
+        SCALES: Column("F32", (len(manifest.pieces) if how.has_scale else 0,)),
+        **manifest.beside,
+    }
+
+
+def manifest_at(place: Place) -> Manifest | None:
+    """The manifest there; None where there is none."""
+    if place.size(FILE) is None:
+        return None
+    return Manifest.from_bytes(bytes(place.read(FILE)), f"{place.url}/{FILE}")
+
+
+def put(place: Place, manifest: Manifest, *, is_new: bool = False) -> bool:
+    """Write a manifest; a new one only where there is none: whether it was written."""
+    if is_new:
+        return place.create(FILE, manifest.to_bytes())
+    place.write(FILE, manifest.to_bytes())
+    return True
+
+
+def with_ids(manifest: Manifest, ids: np.ndarray) -> Manifest:
+    """With the checksums of the ids of all extents."""
+    spans = manifest.spans()
+    added = [*manifest.added, *[Added("") for _ in spans[len(manifest.added) :]]]
+    found = [
+        one if one.ids else replace(one, ids=ids_checksum(ids[span.start : span.stop]))
+        for span, one in zip(spans, added, strict=True)
+    ]
+    return replace(manifest, added=tuple(found))
+
+
+def has_ids(place: Place, span: range, sum_of_ids: str) -> bool:
+    """Whether these rows' ids are there, undamaged."""
+    if place.size(ids_file(span, sum_of_ids)) is None:
+        return False
+    try:
+        read_ids(place, span, sum_of_ids)
+    except IndexingError:
+        return False
+    return True
+
+
+def is_old(file: File) -> bool:
+    """Whether nobody can be about to use a file that the manifest does not name."""
+    return file.age is not None and file.age > ABANDONED
+
+
+@contextmanager
+def telling(name: str) -> Iterator[None]:
+    """Say which shard is damaged."""
+    try:
+        yield
+    except ValueError as error:
+        raise damaged(name, str(error)) from error
 
 
 @final
