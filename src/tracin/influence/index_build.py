@@ -91,6 +91,14 @@ def finished(job: IndexJob, engine: Engine, progress: bool | None) -> Index:
     store = Store.open(job.folder)
     wanted = set(job.run.checkpoint_keys())
     engine.run(job, [u for u in store.manifest.units() if u.checkpoint in wanted], progress)
+    store = Store.open(job.folder)  # others may have added to it meanwhile
+    lost = wanted - {each.key for each in store.manifest.checkpoints}
+    if lost or store.manifest.rows < job.manifest.rows:
+        raise IndexingError(
+            f"{job.folder} was changed by another build, or a checkpoint dropped, while this one "
+            "was at work: its manifest no longer names all that was built. Run the same again; the "
+            "files are there."
+        )
     if not store.missing():
         write_table(store)
     return Index(store)

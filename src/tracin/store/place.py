@@ -18,6 +18,8 @@ from tracin.errors import IndexingError
 from tracin.store.mounts import is_on_network
 
 UNFINISHED = ".unfinished"
+# What fsspec's file systems raise, such as botocore's own errors.
+ANY = (Exception,)
 _PIECE = 1 << 28  # bytes that one system call reads; Linux gives at most 2 GiB
 
 
@@ -211,12 +213,12 @@ class Remote:
                 "'tracin[index]'."
             ) from error
         self.url = url.rstrip("/")
-        with said(f"{url} cannot be opened", (OSError, ImportError, ValueError)):
+        with said(f"{url} cannot be opened", ANY):
             found: Any = fsspec.core.url_to_fs(self.url)
         self._files, self._root = found
 
     def size(self, name: str) -> int | None:
-        with said(f"{self.url}/{name} cannot be looked up"):
+        with said(f"{self.url}/{name} cannot be looked up", ANY):
             self._files.invalidate_cache()
             try:
                 return int(self._files.size(self._at(name)))
@@ -224,19 +226,19 @@ class Remote:
                 return None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
-        with said(f"{self.url}/{name} cannot be read"):
-            held = self._files.cat_file(self._at(name), start or None, stop)
+        with said(f"{self.url}/{name} cannot be read", ANY):
+            held = self._files.cat_file(self._at(name), start, stop)
         return memoryview(bytearray(held))
 
     def write(self, name: str, content: bytes) -> None:
-        with said(f"{self.url}/{name} cannot be written"):
+        with said(f"{self.url}/{name} cannot be written", ANY):
             self._files.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
             self._files.pipe_file(self._at(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
         if self.size(name) is not None:
             return False
-        with said(f"{self.url}/{name} cannot be written"):
+        with said(f"{self.url}/{name} cannot be written", ANY):
             self._files.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
             try:
                 # S3 and the like refuse it if another came first; elsewhere the last one wins.
@@ -246,7 +248,7 @@ class Remote:
         return True
 
     def files(self) -> dict[str, File]:
-        with said(f"{self.url} cannot be listed"):
+        with said(f"{self.url} cannot be listed", ANY):
             self._files.invalidate_cache()
             root = self._root.strip("/")
             found = self._files.find(self._root, detail=True)
@@ -263,7 +265,7 @@ class Remote:
         yield
 
     def delete(self, name: str) -> None:
-        with said(f"{self.url}/{name} cannot be deleted"):
+        with said(f"{self.url}/{name} cannot be deleted", ANY):
             self._files.rm_file(self._at(name))
 
     def _at(self, name: str) -> str:
