@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
@@ -16,6 +17,7 @@ from tracin.checkpoints.formats import is_adapter
 from tracin.checkpoints.names import bare_name
 from tracin.checkpoints.state_dicts import listed, weights_within
 from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
+from tracin.sharding import is_sharded, local, own, recover, rest, whole
 
 Device = torch.device | str | int | None
 Shape = tuple[int, ...]
@@ -31,6 +33,10 @@ def loaded(
     checkpoint's numbers within, and back to its own memory after, also after an exception. The
     parameters stay the same objects, so that optimizers, hooks and `.grad` know them. Weights
     take the model's dtype. For the rest of what a computation may change, see `untouched`.
+
+    Of a model that `fully_shard` has divided over ranks, all ranks must call this together. Each
+    reads the checkpoint and writes its own part into the parameters' memory, to which FSDP2 keeps
+    other references; on leaving, what was there is written back.
 
     A checkpoint of PEFT that has the adapter alone replaces what it has, and must have every
     parameter that requires a gradient; the base model's weights, which training left alone, stay.
@@ -48,7 +54,8 @@ def loaded(
         CheckpointError: The weights cannot be read, or do not fit the model; the first names
             that differ are in the message.
         DeviceError: The model is on several devices, or on none ("meta").
-        UnsupportedModelError: A parameter has no shape yet, is sharded or is quantised.
+        UnsupportedModelError: A parameter has no shape yet, is quantised, or is divided over ranks
+            in another way than by `fully_shard` alone.
 
     Example:
         >>> model = torch.nn.Linear(1, 1)
@@ -65,15 +72,30 @@ def loaded(
     else:
         name, is_own, is_partial = "the state dict", False, False
         weights = weights_within(checkpoint, name)
+    if is_sharded(model):
+        whole(model)  # refuses what is divided in another way
+    if divided := [key for key, one in weights.items() if isinstance(one, DTensor)]:
+        raise CheckpointError(
+            f"{name} holds parts of tensors, divided over ranks ({listed(divided)}), and every "
+            "rank needs a whole checkpoint. Write it by torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict(..., full_state_dict=True), and give its file."
+        )
     places = Places.of(model)
     if is_partial:
         weights, places = live_names(model, weights, name), places.trained(model)
     refuse_unfit(model, device)
+    found = fitted(places, weights, name)
     pairs = [
         (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
-        for key, tensor, values in fitted(places, weights, name)
+        for key, tensor, values in found
+        if not isinstance(tensor, DTensor)
     ]
-    covered = {id(tensor) for tensor, _ in pairs}
+    parts = [
+        (local(tensor), placed(own(values, tensor), local(tensor), None, True, f"{name}: {key}"))
+        for key, tensor, values in found
+        if isinstance(tensor, DTensor)
+    ]
+    covered = {id(tensor) for _, tensor, _ in found}
     # What an adapter leaves alone comes along to another device, and is not copied on its own.
     pairs += [
         (parameter, parameter.detach().to(device))
@@ -86,7 +108,7 @@ def loaded(
         for buffer in model.buffers()
         if id(buffer) not in covered
     ]
-    with swapped(model, pairs):
+    with swapped(model, pairs), overwritten(model, parts):
         yield model
 
 
@@ -240,11 +262,10 @@ def refuse_unfit(model: Module, device: Device) -> None:
             raise UnsupportedModelError(
                 f"{name} has no shape yet: run one batch through the model before."
             )
-        if type(parameter.data) is not Tensor:
+        if type(local(parameter)) is not Tensor:
             raise UnsupportedModelError(
-                f"{name} is a {type(parameter.data).__name__}, no plain tensor: sharded or "
-                "quantised weights cannot be replaced by a checkpoint's. Give the whole model "
-                "in floating point."
+                f"{name} is a {type(parameter.data).__name__}, no plain tensor: quantised weights "
+                "cannot be replaced by a checkpoint's. Give the model in floating point."
             )
         devices.setdefault(parameter.device, name)
     for place, name in devices.items():
@@ -253,6 +274,11 @@ def refuse_unfit(model: Module, device: Device) -> None:
                 f'{name} is on the device "meta", which holds no numbers. Build the model on the '
                 'CPU or a GPU: model.to_empty(device="cpu") before loading is enough.'
             )
+    if device is not None and is_sharded(model):
+        raise DeviceError(
+            "A model that is divided over ranks stays on their devices, but device="
+            f"{str(device)!r} was given. Leave it out."
+        )
     if len(devices) > 1 and device is None:
         where = ", ".join(f"{name} on {place}" for place, name in devices.items())
         raise DeviceError(
@@ -279,6 +305,26 @@ def placed(values: Tensor, tensor: Tensor, device: Device, is_own: bool, name: s
 def moved_copy(buffer: Tensor, device: Device) -> Tensor:
     """A buffer's own numbers, in memory that may be written to."""
     return buffer.detach().to(buffer.device if device is None else device, copy=True)
+
+
+@contextmanager
+def overwritten(model: Module, parts: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Write other numbers into a divided model's memory; put back what was there on leaving."""
+    if not parts:
+        yield
+        return
+    before = [(memory, memory.clone()) for memory, _ in parts]
+    try:
+        for memory, new in parts:
+            memory.copy_(new)
+        yield
+    except BaseException:
+        recover(model)
+        raise
+    finally:
+        rest(model)
+        for memory, numbers in before:
+            memory.copy_(numbers)
 
 
 @contextmanager

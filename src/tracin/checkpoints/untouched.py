@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.nn import Module
 
+from tracin.sharding import rest
+
 
 @contextmanager
 def untouched(model: Module) -> Iterator[Module]:
@@ -25,6 +27,7 @@ def untouched(model: Module) -> Iterator[Module]:
         >>> model.training
         True
     """
+    rest(model)
     modules = list(model.modules())
     modes = [module.training for module in modules]
     buffers = [dict(module._buffers.items()) for module in modules]
@@ -42,6 +45,7 @@ def untouched(model: Module) -> Iterator[Module]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
+        rest(model)
         if has_cuda:
             torch.cuda.set_rng_state_all(cuda)
         for parameter, grad, is_needed in zip(parameters, grads, needed, strict=True):

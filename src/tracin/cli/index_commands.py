@@ -21,7 +21,11 @@ Set = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="How many worker processes.")]
 EngineName = Annotated[
-    str, typer.Option("--engine", help="serial, processes, ranks (torchrun, SLURM), or ray.")
+    str,
+    typer.Option(
+        "--engine",
+        help="serial, processes, ranks (torchrun, SLURM), mesh (torchrun, sharded), or ray.",
+    ),
 ]
 Address = Annotated[str | None, typer.Option("--address", help="Of a Ray cluster: auto, ...")]
 
@@ -107,7 +111,8 @@ def engine_of(name: str, workers: int | None, address: str | None) -> "Engine":
     from tracin import engines
 
     options: dict[str, Any] = {"workers": workers, "address": address}
-    taken = {"serial": (), "processes": ("workers",), "ranks": (), "ray": ("workers", "address")}
+    taken = {"serial": (), "processes": ("workers",), "ranks": (), "mesh": ()}
+    taken |= {"ray": ("workers", "address")}
     if name not in taken:
         raise RunFileError(f"--engine is one of {', '.join(taken)}; {name!r} was given.")
     for option, value in options.items():
@@ -117,6 +122,8 @@ def engine_of(name: str, workers: int | None, address: str | None) -> "Engine":
         return engines.Processes(workers or 2)
     if name == "ranks":
         return engines.Ranks.from_environment()
+    if name == "mesh":
+        return engines.Mesh()
     if name == "ray":
         return engines.RayCluster(address, workers)
     return engines.Serial()

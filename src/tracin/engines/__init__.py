@@ -1,9 +1,10 @@
 """Engines: who does the units of a long job. This process, others beside it, ranks, or Ray."""
 
 from tracin.engines.job import Engine, Job, Unit
+from tracin.engines.mesh import Mesh
 from tracin.engines.processes import Processes
 from tracin.engines.ranks import Ranks
 from tracin.engines.ray_engine import RayCluster
 from tracin.engines.serial import Serial
 
-__all__ = ["Engine", "Job", "Processes", "Ranks", "RayCluster", "Serial", "Unit"]
+__all__ = ["Engine", "Job", "Mesh", "Processes", "Ranks", "RayCluster", "Serial", "Unit"]

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from tracin.data import Batch, length, part
-from tracin.errors import LossError, TracInError
+from tracin.errors import LossError, TracInError, UnsupportedModelError
 from tracin.gradients.coverage import Covered, Way
 from tracin.gradients.fast import Compute, Pass, checked_losses, fast_pass, learn
 from tracin.gradients.forms import Form
@@ -30,6 +30,7 @@ from tracin.gradients.self_check import (
 )
 from tracin.gradients.vmapped import vmap_pass
 from tracin.gradients.watch import UnlikeTrialError
+from tracin.sharding import each_says, is_sharded, rest, whole
 
 VisitRows = Callable[
     [str, Form, int], None
@@ -52,12 +53,18 @@ class Gradients:
 
     `check` must have seen a batch at the weights in place before `visit` is called. A parameter
     that once stepped down to a slower way stays there.
+
+    A sharded model (see `tracin.sharding`) takes the fast way or none. Its ranks call everything
+    together, `check` with the same batch; what a rank alone finds, it says after the pass.
     """
 
     def __init__(self, model: Module, compute: Compute, parameters: Mapping[str, Tensor]) -> None:
         self.model = model
-        self.compute = compute
-        self.parameters = dict(parameters)
+        self.is_sharded = is_sharded(model)
+        self.compute = _from_rest(compute) if self.is_sharded else compute
+        self.parameters = _at_rest(model, parameters) if self.is_sharded else dict(parameters)
+        # What forward passes use in the parameters' stead.
+        self._within: Mapping[str, Tensor] = self.parameters
         self.ways: dict[str, Covered] = {}
         self._trial: Trial | None = None
         self._tolerance: float | None = None
@@ -72,6 +79,8 @@ class Gradients:
 
     @contextmanager
     def _requiring(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        if self.is_sharded:
+            rest(self.model)  # whole ones take their flags when they are made whole
         flags = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
         chosen = {id(parameter) for parameter in parameters.values()}
         try:
@@ -91,18 +100,22 @@ class Gradients:
         Raises:
             LossError: The loss is no differentiable value an example.
             CoupledExamplesError: Examples are not independent of their batch.
+            UnsupportedModelError: The model is sharded, and a parameter has no fast way.
         """
+        if self.is_sharded:
+            found = whole(self.model)
+            self._within = {name: found[name] for name in self.parameters}
         tolerance = self._inspect(batch)
         for name in self.parameters:
             self.ways.setdefault(name, Covered(Way.FAST, "rules"))
         last = length(batch) - 1
         opinion = self._opinion(part(batch, [0, last]), tolerance)
-        self._norms_alone = opinion.apart.norms if opinion.apart.is_finite else None
+        self._norms_alone = opinion.apart.norms if opinion.is_finite else None
         for start in range(1, last // 2 + 1):
             if opinion.is_agreed:
                 break
             opinion = self._opinion(part(batch, [start, last - start]), tolerance)
-        if not opinion.apart.is_finite:
+        if not opinion.is_finite:
             return  # nothing can be compared; the pass itself will name the example
         if opinion.losses is None or opinion.missed or not opinion.is_agreed:
             refuse_coupled(
@@ -114,6 +127,8 @@ class Gradients:
                 opinion.apart,
                 tolerance,
             )
+        if opinion.missed and self.is_sharded:
+            raise UnsupportedModelError(_no_way(opinion.missed))
         if opinion.missed:
             self._step_down(opinion, tolerance)
 
@@ -149,12 +164,16 @@ class Gradients:
 
         Raises:
             ChangedPlacesError: They are not; call again, for another way is taken now.
+            LateError: The model is sharded, and this batch has no fast way; the pass was finished,
+                so that the ranks are in step.
         """
         fast = self._by_way(Way.FAST)
         watched = _Lengths(visit, checked) if checked and fast else None
         result = self._fast_pass(batch, fast, watched or visit) if fast else self._plain_pass(batch)
         if watched is not None and not result.missed:
             self._compare(watched.norms, fast)
+        if self.is_sharded and result.missed:
+            raise LateError(_no_way(result.missed))
         by_vmap = [name for name in self._by_way(Way.VMAP) if name not in leave_out]
         by_loop = [name for name in self._by_way(Way.LOOP) if name not in leave_out]
         if by_vmap:
@@ -170,6 +189,8 @@ class Gradients:
         found = torch.zeros_like(self._norms_alone) if norms is None else norms
         if are_apart(found, self._norms_alone, _PLACES):
             reason = "in a whole batch examples change places"
+            if self.is_sharded:
+                raise LateError(_no_way(dict.fromkeys(fast, reason)))
             self.ways.update(dict.fromkeys(fast, Covered(Way.LOOP, reason)))
             raise ChangedPlacesError(reason)
 
@@ -205,11 +226,14 @@ class Gradients:
                     self.model,
                     self.compute,
                     batch,
-                    parameters,
+                    {name: self._within[name] for name in parameters},
                     self._trial or Trial({}, ()),
                     lambda name, form: visit(name, form, 0),
                 )
         except UnlikeTrialError as error:
+            if self.is_sharded:
+                missed = dict.fromkeys(parameters, f"unlike in the trial: {error}")
+                raise UnsupportedModelError(_no_way(missed)) from error
             plain = self._plain_pass(batch)
             missed = dict.fromkeys(parameters, f"unlike in the trial: {error}")
             return Pass(plain.outcome, plain.losses, missed)
@@ -256,17 +280,19 @@ class Gradients:
         apart = alone(self.model, self.compute, trial, self.parameters, _FACTORS)
         missed: dict[str, str] = {}
         losses: list[Tensor] = []
-        if not apart.is_finite:
-            return _Opinion(trial, apart, None, {}, is_agreed=False)
+        is_finite = all(each_says(apart.is_finite)) if self.is_sharded else apart.is_finite
+        if not is_finite:
+            return _Opinion(trial, apart, None, {}, is_agreed=False, is_finite=False)
         fast = self._by_way(Way.FAST)
         if not fast:
             return _Opinion(trial, apart, None, {}, is_agreed=True)
 
         def run(visit: Visit) -> None:
             if self._trial is None:
-                self._trial = learn(self.model, self.compute, trial, self.parameters)
+                self._trial = learn(self.model, self.compute, trial, self._within)
+            within = {name: self._within[name] for name in fast}
             with self._requiring(fast):
-                result = fast_pass(self.model, self.compute, trial, fast, self._trial, visit)
+                result = fast_pass(self.model, self.compute, trial, within, self._trial, visit)
             missed.update(result.missed)
             losses.append(result.losses)
 
@@ -276,10 +302,17 @@ class Gradients:
             raise
         except Exception as error:  # a model that cannot be watched: every exact way is still open
             reason = f"cannot be watched: {_first_line(error)}"
+            if self.is_sharded:
+                raise UnsupportedModelError(_no_way(dict.fromkeys(fast, reason))) from error
             return _Opinion(trial, apart, None, dict.fromkeys(fast, reason), is_agreed=True)
+        if self.is_sharded:
+            for said in each_says(dict(missed)):
+                missed |= said
         wanted = {name: apart.gradients[name] for name in fast if name not in missed}
-        gaps = differences(found, wanted, tolerance)
+        gaps = differences(found, wanted, tolerance, self.parameters)
         is_agreed = not gaps and not are_apart(losses[0], apart.losses, tolerance)
+        if self.is_sharded:
+            is_agreed = all(each_says(is_agreed))
         missed |= {
             name: f"its rules and autograd differ by {gap:.1e}" for name, gap in gaps.items()
         }
@@ -296,7 +329,9 @@ class Gradients:
 
         failed: Mapping[str, object]
         try:
-            failed = differences(weighted_sum(run, parameters, _FACTORS), wanted, tolerance)
+            failed = differences(
+                weighted_sum(run, parameters, _FACTORS), wanted, tolerance, parameters
+            )
             why = "vmap and autograd differ"
         except Exception as error:  # torch raises all kinds here; one backward an example holds
             failed, why = parameters, f"vmap: {_first_line(error)}"
@@ -316,10 +351,41 @@ class _Opinion:
     losses: Tensor | None  # those of the fast way, if it could be taken
     missed: dict[str, str]  # the parameters for which it does not hold, and why
     is_agreed: bool  # whether a second opinion cannot change anything
+    is_finite: bool = True  # whether there is anything to compare with
 
 
 class ChangedPlacesError(Exception):
     """A batch gave an example another gradient than it has alone; slower ways are taken now."""
+
+
+class LateError(UnsupportedModelError):
+    """What one rank of a sharded model found after a pass: it goes on, and tells the others."""
+
+
+def _from_rest(compute: Compute) -> Compute:
+    """The same loss; every forward pass makes the same parameters whole in the same order."""
+
+    def compute_from_rest(model: Module, batch: Batch) -> Any:
+        rest(model)
+        return compute(model, batch)
+
+    return compute_from_rest
+
+
+def _at_rest(model: Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of these names, in their parts."""
+    rest(model)
+    found = dict(model.named_parameters(remove_duplicate=False))
+    return {name: found[name] for name in parameters}
+
+
+def _no_way(missed: Mapping[str, str]) -> str:
+    name, reason = min(missed.items())  # the same on every rank
+    return (
+        f"'{name}' (with {len(missed) - 1} more) of a sharded model has no fast way to per-example "
+        f"gradients: {reason}. The slower ways need whole parameters. Leave it out by "
+        "`parameters`, or gather the model on one device."
+    )
 
 
 class _Lengths:

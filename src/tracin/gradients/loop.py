@@ -10,7 +10,9 @@ from torch.nn import Module
 from tracin.data import Batch, length, part
 from tracin.gradients.fast import Compute, checked_losses
 from tracin.gradients.forms import Dense
+from tracin.gradients.functional import refuse_sharded
 from tracin.gradients.ledger import Visit
+from tracin.sharding import local
 
 
 def loop_pass(
@@ -20,7 +22,12 @@ def loop_pass(
     parameters: Mapping[str, Tensor],
     visit: Visit,
 ) -> None:
-    """Hand the per-example gradients of `parameters` on a batch to `visit`, written out."""
+    """Hand the per-example gradients of `parameters` on a batch to `visit`, written out.
+
+    Raises:
+        UnsupportedModelError: The parameters are sharded: a backward pass averages over ranks.
+    """
+    refuse_sharded(parameters)
     rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for example in range(length(batch)):
         single = part(batch, slice(example, example + 1))
@@ -39,6 +46,8 @@ def summed_gradients(
     factors: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """What autograd says: the gradient of the sum of factor x loss over a batch, and the losses.
+
+    Of a sharded model, the mean over the ranks, and of it this rank's part.
 
     `.backward()` and not `torch.autograd.grad`, which reentrant activation checkpointing refuses.
     """
@@ -66,6 +75,6 @@ def empty_grads(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 
 def _grad(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
-        return torch.zeros_like(parameter)
-    gradient = parameter.grad.detach()
+        return torch.zeros_like(local(parameter))
+    gradient = local(parameter.grad)
     return gradient.to_dense() if gradient.is_sparse else gradient

@@ -18,6 +18,7 @@ from tracin.gradients.fast import Compute
 from tracin.gradients.forms import Form
 from tracin.gradients.ledger import Visit
 from tracin.gradients.loop import summed_gradients
+from tracin.sharding import is_divided, local, over_ranks, own
 
 # How far two computations of the same gradient may be apart, relative to its length. Attention
 # and convolution kernels change with the batch size, by a few units in the last place.
@@ -29,7 +30,8 @@ class Alone:
     """What autograd says of a few examples, each in a batch of its own.
 
     Attributes:
-        gradients: The sum over examples of factor x gradient, by parameter.
+        gradients: The sum over examples of factor x gradient, by parameter; of a sharded one,
+            this rank's part.
         norms: The squared length of each example's whole gradient: [examples].
         losses: [examples].
     """
@@ -51,17 +53,27 @@ def alone(
     parameters: Mapping[str, Tensor],
     factors: Tensor,
 ) -> Alone:
-    """One ordinary backward pass an example."""
-    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    """One ordinary backward pass an example; all ranks of a sharded model take the same ones."""
+    sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
     norms, losses = [], []
     for example in range(length(batch)):
         single = part(batch, slice(example, example + 1))
         gradients, loss = summed_gradients(model, compute, single, parameters)
         for name, gradient in gradients.items():
             sums[name].add_(gradient, alpha=float(factors[example]))
-        norms.append(sum(torch.linalg.vector_norm(g).square() for g in gradients.values()))
+        norms.append(_squared_length(gradients, parameters, loss))
         losses.append(loss)
     return Alone(sums, torch.stack([torch.as_tensor(norm) for norm in norms]), torch.cat(losses))
+
+
+def _squared_length(
+    gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], like: Tensor
+) -> Tensor | float:
+    squares = {name: torch.linalg.vector_norm(g).square() for name, g in gradients.items()}
+    if not is_divided(parameters):
+        return sum(squares.values())
+    parts = {name: float(square) for name, square in squares.items()}
+    return torch.tensor(sum(over_ranks(parts, parameters).values()), device=like.device)
 
 
 def refuse_coupled(
@@ -86,7 +98,7 @@ def refuse_coupled(
             "Such are contrastive losses, averages over the batch, and BatchNorm in train mode. "
             "Give a loss whose value for an example depends on that example alone."
         )
-    differing = differences(apart.gradients, together, tolerance)
+    differing = differences(apart.gradients, together, tolerance, parameters)
     if differing:
         name, gap = max(differing.items(), key=lambda item: item[1])
         raise CoupledExamplesError(
@@ -106,34 +118,49 @@ def are_apart(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 def weighted_sum(
     run: Callable[[Visit], None], parameters: Mapping[str, Tensor], factors: Tensor
 ) -> dict[str, Tensor]:
-    """The sum over examples of factor x gradient that a way gives, by parameter."""
-    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    """The sum over examples of factor x gradient that a way gives, by parameter.
+
+    Of a sharded one, this rank's part: the whole is there for one parameter at a time.
+    """
+    sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
 
     def visit(name: str, form: Form) -> None:
         rows = form.dense()
-        sums[name] = (factors.to(rows) @ rows).view_as(sums[name]).to(sums[name].dtype)
+        whole = (factors.to(rows) @ rows).view(parameters[name].shape)
+        sums[name] = own(whole, parameters[name]).to(sums[name], copy=is_divided(parameters))
 
     run(visit)
     return sums
 
 
 def differences(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    tolerance: float,
+    parameters: Mapping[str, Tensor],
 ) -> dict[str, float]:
     """The parameters whose gradients are further apart than allowed, with their relative gap.
 
     A gradient that is zero but for rounding (a key's bias under softmax) has no meaningful
     relative gap, so the whole gradient's length sets a floor.
     """
-    sizes = {name: float(torch.linalg.vector_norm(g)) for name, g in expected.items()}
+    sizes = _lengths(expected, parameters)
+    apart = _lengths({name: found[name] - g for name, g in expected.items()}, parameters)
     whole = sum(size * size for size in sizes.values()) ** 0.5
     gaps = {}
-    for name, gradient in expected.items():
-        size = sizes[name]
-        gap = float(torch.linalg.vector_norm(found[name] - gradient))
+    for name, size in sizes.items():
+        gap = apart[name]
         if not gap <= tolerance * size + 0.01 * tolerance * whole:  # NaN is a difference, too
             gaps[name] = gap / size if size else float("inf")
     return gaps
+
+
+def _lengths(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    lengths = {name: float(torch.linalg.vector_norm(one)) for name, one in tensors.items()}
+    if not is_divided(parameters):
+        return lengths
+    squares = over_ranks({name: one * one for name, one in lengths.items()}, parameters)
+    return {name: square**0.5 for name, square in squares.items()}
 
 
 def tolerance_of(parameters: Mapping[str, Tensor], losses: Tensor) -> float:

@@ -2,23 +2,28 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tracin.data import open_examples
-from tracin.engines import Engine
+from tracin.engines import Engine, Mesh
 from tracin.errors import IndexingError
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.index import Index, folder_of
 from tracin.influence.index_about import about_of, draw_of, projection_of
 from tracin.influence.index_data import (
+    Losses,
     added_of,
+    losses_at,
     refuse_other_data,
     refuse_other_losses,
     with_losses,
 )
 from tracin.influence.index_job import IndexJob
+from tracin.influence.index_recall import QUERIES
 from tracin.influence.index_rows import group_weights, groups_of, plan_of
 from tracin.influence.index_table import columns_beside, write_table
+from tracin.sharding import by_first, is_sharded, led
 from tracin.sketches import Plan, Projection
 from tracin.sketches.columns import Dot, Side
 from tracin.store import Entry, Manifest, Store, number_format, place_of
@@ -56,9 +61,13 @@ def begun(
     examples = open_examples(train, name="train")
     where = folder_of(folder)
     projection = projection or Projection()
-    plan = _known_plan(where, projection) or plan_of(
-        run.walk_for_rows(), examples, projection, groups_of(run.weights, run.parameters)
-    )
+    known = partial(_known_plan, where, projection)
+    plan = by_first(known) if is_sharded(run.model) else known()
+    if plan is None:
+        groups = groups_of(run.weights, run.parameters)
+        plan = plan_of(run.walk_for_rows(), examples, projection, groups)
+        if is_sharded(run.model):
+            plan = Plan.from_json(by_first(plan.to_json))
     beside = columns_beside(plan.columns.groups)
     about = about_of(run.parameter_shapes(), projection, plan)
     entries = tuple(
@@ -70,24 +79,40 @@ def begun(
     pieces, rows = pieces_of(plan), (len(examples),)
     here = Manifest(about, plan.width, pieces, numbers, rows_a_shard, rows, entries, beside)
 
-    def proposed(there: Manifest | None) -> Manifest:
-        if there is not None:
-            refuse_other(there, here, where)
-            there.extended(here)  # refuses fewer rows, before they are looked for
-            refuse_other_data(there, examples, train, where)
-            refuse_other_losses(there, run, examples, where)
-        later = with_losses(there, here, run, examples)
-        manifest = later if there is None else there.extended(later)
-        new = manifest.spans()[len(manifest.added) :]
-        added = [added_of(examples, span, train) for span in new]
-        return replace(manifest, added=(*manifest.added, *added))
+    def agreed(losses: Losses) -> Manifest:
+        def proposed(there: Manifest | None) -> Manifest:
+            if there is not None:
+                refuse_other(there, here, where)
+                there.extended(here)  # refuses fewer rows, before they are looked for
+                refuse_other_data(there, examples, train, where)
+                refuse_other_losses(there, run, losses, where)
+            later = with_losses(there, here, losses)
+            manifest = later if there is None else there.extended(later)
+            new = manifest.spans()[len(manifest.added) :]
+            added = [added_of(examples, span, train) for span in new]
+            return replace(manifest, added=(*manifest.added, *added))
 
-    store = Store.agreed(where, proposed, examples.ids)
-    return IndexJob(run, train, where, size, store.manifest)
+        return Store.agreed(where, proposed, examples.ids).manifest
+
+    def losses(number: int, rows: int) -> tuple[float, ...]:
+        return losses_at(run, number, examples, rows)
+
+    manifest = led(agreed, losses) if is_sharded(run.model) else agreed(losses)
+    return IndexJob(run, train, where, size, manifest)
 
 
-def finished(job: IndexJob, engine: Engine, progress: bool | None) -> Index:
+def finished(
+    job: IndexJob, engine: Engine, progress: bool | None, recall_queries: int = QUERIES
+) -> Index:
     """Do what is still to do."""
+    is_divided = is_sharded(job.run.model)
+    if is_divided != isinstance(engine, Mesh):
+        raise IndexingError(
+            "The engine for a model that fully_shard has divided, and for no other, is "
+            f"tracin.engines.Mesh(); {type(engine).__name__} was given for a model that is "
+            f"{'divided' if is_divided else 'whole'}. Give engine=tracin.engines."
+            f"{'Mesh()' if is_divided else 'Ranks.from_environment(), Processes(n) or Serial()'}."
+        )
     store = Store.open(job.folder)
     wanted = set(job.run.checkpoint_keys())
     engine.run(job, [u for u in store.manifest.units() if u.checkpoint in wanted], progress)
@@ -99,9 +124,18 @@ def finished(job: IndexJob, engine: Engine, progress: bool | None) -> Index:
             "was at work: its manifest no longer names all that was built. Run the same again; the "
             "files are there."
         )
+    by_first(partial(table, store)) if is_divided else table(store)
+    index = Index(store, job.train)
+    if recall_queries and index.is_recall_due(job.run):
+        size = job.batch_size or "auto"
+        index.measure_recall(job.run, queries=recall_queries, batch_size=size, progress=progress)
+    return index
+
+
+def table(store: Store) -> None:
+    """Write the table of rows, once all are there."""
     if not store.missing():
         write_table(store)
-    return Index(store)
 
 
 def pieces_of(plan: Plan) -> tuple[tuple[int, int], ...]:

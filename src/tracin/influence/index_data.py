@@ -6,7 +6,7 @@ each build, and the losses of a few of those.
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,9 @@ WITNESSES = 4  # examples whose losses are compared
 # numbers are short. Another loss, or GELU for ReLU, is further off; a leaky ReLU may not be.
 TOLERANCE, SHORT_TOLERANCE = 0.01, 0.1
 LEAST = 1e-4
+
+
+Losses = Callable[[int, int], tuple[float, ...]]  # (number of a checkpoint, rows) -> a few
 
 
 def places_in(span: range, count: int) -> list[int]:
@@ -111,14 +114,13 @@ def losses_at(run: "TracIn", number: int, examples: Examples, rows: int) -> tupl
     return losses if all(map(math.isfinite, losses)) else ()
 
 
-def with_losses(there: Manifest | None, here: Manifest, run: "TracIn", train: Examples) -> Manifest:
+def with_losses(there: Manifest | None, here: Manifest, losses: Losses) -> Manifest:
     """With the losses at the last of the new checkpoints, for later builds to compare.
 
     Args:
         there: What there is; None for nothing.
         here: This build's, whose checkpoints are the run's.
-        run: The model, its loss and its checkpoints.
-        train: The data.
+        losses: Gives those of a few of so many examples at a checkpoint of the run.
     """
     known = set() if there is None else {each.key for each in there.checkpoints}
     new = [at for at, each in enumerate(here.checkpoints) if each.key not in known]
@@ -127,12 +129,12 @@ def with_losses(there: Manifest | None, here: Manifest, run: "TracIn", train: Ex
     rows = here.extents[0] if there is None else there.extents[0]
     entries = list(here.checkpoints)
     last = entries[new[-1]]
-    found = losses_at(run, new[-1], train, rows)
+    found = losses(new[-1], rows)
     entries[new[-1]] = Entry(last.key, last.name, last.number, last.weights, found)
     return here.with_checkpoints(entries)
 
 
-def refuse_other_losses(there: Manifest, run: "TracIn", train: Examples, where: str) -> None:
+def refuse_other_losses(there: Manifest, run: "TracIn", losses: Losses, where: str) -> None:
     """At a checkpoint that both know, the losses must be about equal.
 
     Raises:
@@ -144,7 +146,7 @@ def refuse_other_losses(there: Manifest, run: "TracIn", train: Examples, where: 
         return
     at = shared[-1]
     was = known[run.checkpoint_keys()[at]]
-    now = losses_at(run, at, train, there.extents[0])
+    now = losses(at, there.extents[0])
     if now and not are_about_equal(was, now, is_short=_is_short(run.parameters)):
         raise IndexingError(
             f"{where} was built with another model or loss: at {run.checkpoints[at].name}, with "

@@ -1,5 +1,6 @@
 """Rows of an index: the sketched gradients of some examples at one checkpoint after the other."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from tracin.checkpoints import by_parameter
 from tracin.data import Batch, Examples, length, move
-from tracin.errors import IndexingError
+from tracin.errors import IndexingError, UnsupportedModelError
+from tracin.gradients import LateError
 from tracin.gradients.forms import Form
 from tracin.influence.walk import Walk, refuse_non_finite, spread
+from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import Plan, Projection, Sketcher, planned
 
 PILOT = 16  # examples that the plan is made from
@@ -48,6 +51,15 @@ class Sketched:
             torch.empty(examples),
             torch.full((examples,), -1),
             torch.full((examples,), -1, dtype=torch.int8),
+        )
+
+    def joined(self, examples: int, device: torch.device) -> "Sketched":
+        """All ranks' parts of so many examples."""
+        return Sketched(
+            *(
+                joined(getattr(self, each.name), examples, device)
+                for each in dataclasses.fields(self)
+            )
         )
 
     def judge(self, at: slice, outcome: Any) -> None:
@@ -113,18 +125,28 @@ class RowMaker:
     ) -> Sketched:
         """The examples of `span` at a checkpoint.
 
+        The ranks of a sharded model share them, and all get all.
+
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite.
+            UnsupportedModelError: The model is sharded, and a batch has no fast way on some rank.
         """
         sketcher = self.at(number)
         # The same batches whatever was read before: a span's rows never depend on other spans.
-        reader = self._walk.reader(examples, span, self._batch_size, self._device)
-        found = Sketched.empty(len(span), self._plan.width, self._plan.columns.groups)
+        gradients = self._walk.gradients
+        part = part_of(span) if gradients.is_sharded else span
+        reader = self._walk.reader(examples, span, self._batch_size, self._device, part)
+        found = Sketched.empty(len(part), self._plan.width, self._plan.columns.groups)
+        late: list[str] = []
 
         def read(positions: range, batch: Batch, checked: Sequence[int]) -> None:
             sketcher.begin(length(batch))
-            result = self._walk.gradients.visit(batch, sketcher.add, checked=checked)
-            at = slice(positions.start - span.start, positions.stop - span.start)
+            try:
+                result = gradients.visit(batch, sketcher.add, checked=checked)
+            except LateError as error:
+                late.append(str(error))  # told once all ranks have done their passes
+                return
+            at = slice(positions.start - part.start, positions.stop - part.start)
             found.rows[at] = sketcher.rows()
             found.squared_norms[at] = sketcher.squared_norms()
             found.losses[at] = result.losses.detach()
@@ -132,6 +154,11 @@ class RowMaker:
 
         for _ in reader.read(read):
             pass
+        if gradients.is_sharded:
+            for said in each_says(late):
+                if said:
+                    raise UnsupportedModelError(said[0])
+            found = found.joined(len(span), self._device)
         for values, what in ((found.losses, "loss"), (found.squared_norms.sum(1), "gradient")):
             refuse_non_finite(values, span, examples.ids, self._names[number], what, whose)
         return found

@@ -14,7 +14,7 @@ from torch.nn import Module
 from tracin.checkpoints import Checkpoint, by_parameter, loaded, untouched
 from tracin.data import Batch, Examples, length, move
 from tracin.data.batches import leaves, structure
-from tracin.errors import NonFiniteError
+from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import ChangedPlacesError, Gradients
 from tracin.gradients.fast import Compute, Pass
 from tracin.gradients.forms import Form, Memo
@@ -22,6 +22,7 @@ from tracin.influence.batch_size import fitting_size, is_out_of_memory
 from tracin.influence.progress import bar
 from tracin.influence.queries import FEW, Queries
 from tracin.influence.update import Scaling, ScalingOf
+from tracin.sharding import device_of, each_says
 
 T = TypeVar("T")
 
@@ -100,7 +101,7 @@ class Walk:
             loaded(self._model, self._checkpoints[number], self._device),
             self.gradients.tracing(),
         ):
-            yield next(iter(self._model.parameters())).device
+            yield device_of(self._model)
 
     def steps(
         self,
@@ -132,10 +133,18 @@ class Walk:
                     batch_size = reader.batch_size
 
     def reader(
-        self, train: Examples, span: range, batch_size: int | None, device: torch.device
+        self,
+        train: Examples,
+        span: range,
+        batch_size: int | None,
+        device: torch.device,
+        part: range | None = None,
     ) -> "Reader":
-        """Batches of `span` at the checkpoint in place, the first of them checked."""
-        return Reader(self.gradients, train, span, batch_size, device)
+        """Batches of `span`, or of a part of it, at the checkpoint in place; the first is checked.
+
+        Ranks of a sharded model give the same span, and equally long parts.
+        """
+        return Reader(self.gradients, train, span, batch_size, device, part or span)
 
     def _scaling(self, checkpoint: Checkpoint) -> Scaling | None:
         if self._scaling_of is None:
@@ -201,6 +210,8 @@ class Reader:
         size: How many examples a batch has, at most the span.
         batch_size: What `size` was cut from: for the next reader of the same walk.
         structure: The names, types and shapes of a batch.
+
+    The ranks of a sharded model check the same first batch of the span, and each reads a part.
     """
 
     def __init__(
@@ -210,12 +221,16 @@ class Reader:
         span: range,
         batch_size: int | None,
         device: torch.device,
+        part: range,
     ) -> None:
-        self._train, self._span = train, span
+        self._train, self._span = train, part
+        self._is_sharded = gradients.is_sharded
         self.device = device
         if batch_size is None:
             batch_size = fitting_size(gradients, move(train.take(span[:2]), device), device)
-        self.batch_size, self.size = batch_size, min(batch_size, len(span))
+            if self._is_sharded:
+                batch_size = min(each_says(batch_size))
+        self.batch_size, self.size = batch_size, min(batch_size, len(part))
         self._ends = [span.start, span.start + self.size - 1]
         first = move(train.take(spread(span.start, self.size)), device)
         with unwritten(first) as is_unwritten:
@@ -244,7 +259,14 @@ class Reader:
                     yield found
                     start = positions.stop
             except Exception as error:
-                if self.size == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
+                    raise
+                if self._is_sharded:
+                    raise DeviceError(
+                        f"A rank of a sharded model ran out of memory in a batch of {self.size}: "
+                        "ranks cannot take smaller batches one by one. Give a smaller batch_size."
+                    ) from error
+                if self.size == 1:
                     raise
                 self.size = self.batch_size = self.size // 2
                 torch.cuda.empty_cache()

@@ -1,0 +1,261 @@
+"""Models that FSDP2 has divided over the ranks of a torchrun, and what keeps ranks in step."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
+from torch.nn import Module
+
+from tracin.errors import IndexingError, UnsupportedModelError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def divided_modules(model: Module) -> list[Any]:
+    """The modules that `fully_shard` was called on, outer ones first."""
+    # Whoever called it has imported it; everybody else need not wait for the import.
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return [] if kind is None else [one for one in model.modules() if isinstance(one, kind)]
+
+
+def is_sharded(model: Module) -> bool:
+    """Whether any parameter is in parts on several ranks."""
+    return bool(divided_modules(model)) or any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def is_divided(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether any of these is in parts on several ranks."""
+    return any(isinstance(parameter, DTensor) for parameter in parameters.values())
+
+
+def rest(model: Module) -> None:
+    """Have every parameter in its parts, as FSDP2 leaves only some of them after a forward pass."""
+    for module in divided_modules(model):
+        module.reshard()
+
+
+def recover(model: Module) -> None:
+    """After an error in the middle of a pass: make the next pass possible."""
+    modules = divided_modules(model)
+    inner = {id(one) for module in modules for one in module.modules() if one is not module}
+    for module in modules:
+        if id(module) not in inner and hasattr(module, "reset_iter_state"):  # since torch 2.13
+            module.reset_iter_state()
+    rest(model)
+
+
+def whole(model: Module) -> dict[str, Tensor]:
+    """The plain tensors that stand in for the parameters within forward passes, by name.
+
+    They are the same objects in every pass. All ranks must call this together. Only one module's
+    weights are whole at a time; the tensors are empty afterwards.
+
+    Raises:
+        UnsupportedModelError: A parameter is divided in another way than by `fully_shard` over all
+            ranks.
+    """
+    rest(model)
+    divided = {n: p for n, p in model.named_parameters() if isinstance(p, DTensor)}
+    found: dict[str, Tensor] = {
+        n: p for n, p in model.named_parameters() if not isinstance(p, DTensor)
+    }
+    for name, parameter in divided.items():
+        mesh = parameter.device_mesh
+        if mesh.size() != distributed.get_world_size():
+            raise UnsupportedModelError(
+                f"'{name}' is divided over {mesh.size()} of the {distributed.get_world_size()} "
+                "ranks, but all ranks must share one model. Call fully_shard with a mesh of all "
+                "ranks that torchrun has started."
+            )
+    modules = {id(module) for module in divided_modules(model)}
+    for prefix, module in model.named_modules():
+        if id(module) not in modules:
+            continue
+        module.unshard()  # type: ignore[operator]
+        for name, parameter in module.named_parameters(prefix):
+            if name in divided and not isinstance(parameter, DTensor):
+                found[name] = parameter
+        module.reshard()  # type: ignore[operator]
+    other = [name for name in divided if name not in found]
+    if other:
+        raise UnsupportedModelError(
+            f"'{other[0]}' (with {len(other) - 1} more) is a DTensor that fully_shard does not "
+            "make whole: tensor parallel layers are not supported. Divide the model by "
+            "torch.distributed.fsdp.fully_shard alone, or gather it on one device."
+        )
+    return found
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, or the tensor itself; no gradient flows through it."""
+    detached = tensor.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
+
+
+def own(values: Tensor, parameter: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, as a parameter is divided: a view."""
+    if not isinstance(parameter, DTensor):
+        return values
+    coordinate = parameter.device_mesh.get_coordinate() or ()
+    for at, placement in enumerate(parameter.placements):
+        if placement.is_shard():
+            dim = getattr(placement, "dim", 0)
+            pieces = values.chunk(parameter.device_mesh.size(at), dim)
+            is_there = coordinate[at] < len(pieces)
+            values = pieces[coordinate[at]] if is_there else values.narrow(dim, 0, 0)
+    if values.shape != local(parameter).shape:
+        raise UnsupportedModelError(
+            f"A parameter of shape {list(parameter.shape)} is divided as {parameter.placements}, "
+            f"by which rank {distributed.get_rank()} should hold {list(values.shape)} of it, but "
+            f"it holds {list(local(parameter).shape)}. Divide the model by fully_shard alone."
+        )
+    return values
+
+
+def device_of(model: Module) -> torch.device:
+    """Where the model computes."""
+    first = next(iter(model.parameters()))
+    for parameter in model.parameters():
+        if isinstance(parameter, DTensor):
+            kind = parameter.device_mesh.device_type
+            if kind == first.device.type:
+                return parameter.device
+            # Parameters that wait on the CPU are used on this rank's device.
+            return torch.device(kind, torch.get_device_module(kind).current_device())
+    return first.device
+
+
+def over_ranks(values: Mapping[str, float], parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Sums over all parts of each parameter, of what this rank has found for its own part.
+
+    Args:
+        values: One number a parameter.
+        parameters: At least these parameters; if none is divided, the values are the sums.
+    """
+    places = [p for p in parameters.values() if isinstance(p, DTensor)]
+    if not places:
+        return dict(values)
+    shares = [value / copies(parameters[name]) for name, value in values.items()]
+    kind = places[0].device_mesh.device_type
+    sums = torch.tensor(shares, dtype=torch.float64, device=kind)
+    distributed.all_reduce(sums)
+    return dict(zip(values, sums.tolist(), strict=True))
+
+
+def copies(parameter: Tensor) -> int:
+    """How many ranks hold the same numbers of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return distributed.get_world_size()
+    count = 1
+    for at, placement in enumerate(parameter.placements):
+        count *= 1 if placement.is_shard() else parameter.device_mesh.size(at)
+    return count
+
+
+def part_of(span: range) -> range:
+    """The stretch of `span` that this rank takes.
+
+    All stretches are equally long, so that all ranks do the same passes; the last may overlap.
+    """
+    each = -(-len(span) // distributed.get_world_size())
+    start = span.start + starts_of(len(span))[distributed.get_rank()]
+    return range(start, start + each)
+
+
+def starts_of(count: int) -> list[int]:
+    """Where each rank's stretch of `count` begins."""
+    size = distributed.get_world_size()
+    each = -(-count // size)
+    return [min(rank * each, count - each) for rank in range(size)]
+
+
+def joined(part: Tensor, count: int, device: torch.device) -> Tensor:
+    """All ranks' stretches of `count` rows, in order, on the CPU: [count, ...]."""
+    sent = part.to(device).contiguous()
+    parts = [torch.empty_like(sent) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, sent)
+    found = part.new_empty(count, *part.shape[1:])
+    for start, one in zip(starts_of(count), parts, strict=True):
+        found[start : start + len(one)] = one.to(found.device)
+    return found
+
+
+def each_says(value: T) -> Sequence[T]:
+    """What every rank says, by rank: the same list on all of them."""
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def is_first() -> bool:
+    """Whether this is rank 0, which alone writes files."""
+    return distributed.get_rank() == 0
+
+
+def by_first(do: Callable[[], T]) -> T:
+    """Have rank 0 alone do something; its answer, or its error, is everybody's.
+
+    Raises:
+        IndexingError: On other ranks, with the words of the error that rank 0 raises.
+    """
+    answer: T | None = None
+    failure: Exception | None = None
+    if is_first():
+        try:
+            answer = do()
+        except Exception as error:
+            failure = error
+    said = [answer, failure and f"{type(failure).__name__}: {failure}"]
+    distributed.broadcast_object_list(said, src=0)
+    if failure is not None:
+        raise failure
+    if said[1] is not None:
+        raise IndexingError(
+            f"Rank 0 could not do its part, so no rank can go on. It said:\n{said[1]}"
+        )
+    return said[0]  # type: ignore[return-value]
+
+
+def led(lead: Callable[[Callable[..., T]], R], follow: Callable[..., T]) -> R:
+    """Have rank 0 alone do something for which it now and then needs all ranks.
+
+    Args:
+        lead: Called on rank 0 with a function that has all ranks call `follow` together.
+        follow: What they do together; the arguments come from rank 0.
+
+    Returns:
+        What `lead` returned, on every rank; its error is everybody's, as from `by_first`.
+    """
+    if is_first():
+
+        def ask(*args: Any) -> T:
+            distributed.broadcast_object_list([args], src=0)
+            return follow(*args)
+
+        def leading() -> R:
+            try:
+                return lead(ask)
+            finally:
+                distributed.broadcast_object_list([None], src=0)
+
+        return by_first(leading)
+    while (args := _told()) is not None:
+        # An error is rank 0's as well, and comes back from there.
+        with suppress(Exception):
+            follow(*args)
+    return by_first(_nothing)
+
+
+def _told() -> Any:
+    heard: list[Any] = [None]
+    distributed.broadcast_object_list(heard, src=0)
+    return heard[0]
+
+
+def _nothing() -> Any:
+    raise RuntimeError("only rank 0 is asked; a bug in tracin")
