@@ -129,7 +129,7 @@ def test_sketched_scores_have_error_bars_and_can_be_made_exact(tmp_path):
     index = built(tmp_path, run, dim=24)
 
     rough = index.explain(run, TEST, k=3)
-    sure = index.explain(run, TEST, k=3, train=TRAIN, candidates=20)
+    sure = index.explain(run, TEST, k=3, exact=True, candidates=20)
     exact = run.explain(TEST, TRAIN, k=3)
 
     assert float(rough.proponents.errors.min()) > 0

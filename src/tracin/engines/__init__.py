@@ -1,5 +1,6 @@
 """Engines: who does the units of a long job. This process, others beside it, ranks, or Ray."""
 
+from tracin.engines.gather import Gatherer
 from tracin.engines.job import Engine, Job, Unit
 from tracin.engines.mesh import Mesh
 from tracin.engines.processes import Processes
@@ -7,4 +8,4 @@ from tracin.engines.ranks import Ranks
 from tracin.engines.ray_engine import RayCluster
 from tracin.engines.serial import Serial
 
-__all__ = ["Engine", "Job", "Mesh", "Processes", "Ranks", "RayCluster", "Serial", "Unit"]
+__all__ = ["Engine", "Gatherer", "Job", "Mesh", "Processes", "Ranks", "RayCluster", "Serial", "Unit"]

@@ -1,5 +1,6 @@
 """What an engine says when a unit cannot be done."""
 
+from tracin.engines.gather import Part
 from tracin.engines.job import Unit
 from tracin.errors import IndexingError
 
@@ -8,7 +9,12 @@ KEPT = "Finished units stay; the same call goes on from them."
 
 def raised(unit: Unit, said: str) -> IndexingError:
     """A unit raised an error; `said` is what there is of it."""
-    return IndexingError(f"{unit} could not be built. {KEPT} It said:\n{said.rstrip()}")
+    what = (
+        f"{unit} could not be done."
+        if isinstance(unit, Part)
+        else f"{unit} could not be built. {KEPT}"
+    )
+    return IndexingError(f"{what} It said:\n{said.rstrip()}")
 
 
 def not_opened(said: str) -> IndexingError:
@@ -23,8 +29,9 @@ def not_opened(said: str) -> IndexingError:
 
 def died(unit: Unit, times: int, how: str) -> IndexingError:
     """The workers that were given a unit died, each of them."""
+    kept = "" if isinstance(unit, Part) else f"{KEPT} "
     return IndexingError(
-        f"{unit} ended its worker {times} times; the last {how}. {KEPT} Exit code -9 mostly means "
+        f"{unit} ended its worker {times} times; the last {how}. {kept}Exit code -9 mostly means "
         "out of memory: take fewer workers, a smaller batch_size, or fewer rows a shard."
     )
 

@@ -11,7 +11,7 @@ Unit: TypeAlias = Any
 class Job(Protocol):
     """Work in units that write one file each; picklable, so that any process may do a unit."""
 
-    def open(self) -> AbstractContextManager[Callable[[Unit], None]]:
+    def open(self) -> AbstractContextManager[Callable[[Unit], object]]:
         """Load what all units need, once a worker; the function given does one unit."""
         ...
 

@@ -2,14 +2,15 @@
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
-from typing import final
+from typing import Any, final
 
 from tracin.engines import failures
+from tracin.engines.gather import Gathering, in_order, numbered
 from tracin.engines.gpus import gpu_of, visible_gpus
 from tracin.engines.interrupts import held
 from tracin.engines.job import Job, Unit
@@ -17,7 +18,7 @@ from tracin.engines.packed import packed
 from tracin.engines.progress import bar, missing
 from tracin.engines.shares import Shares
 from tracin.engines.threads import cores
-from tracin.engines.worker import Report, serve
+from tracin.engines.worker import Report, returned, serve
 from tracin.errors import IndexingError
 
 GRACE = 5.0  # seconds that a worker has to take its unfinished file away
@@ -58,6 +59,23 @@ class Processes:
         Raises:
             IndexingError: The job cannot be pickled or opened, a unit raised, or its workers died.
         """
+        for _ in self.results(job, units, progress):
+            pass
+
+    def gather(
+        self, work: Callable[[Any], Any], parts: Sequence[Any], progress: bool | None = None
+    ) -> list[Any]:
+        """What `work` makes of each part, in their order; a killed worker's part is done again.
+
+        Raises:
+            IndexingError: Something cannot be pickled, a part raised, or its workers died.
+        """
+        return in_order(self.results(Gathering(work), numbered(parts), progress))
+
+    def results(
+        self, job: Job, units: Sequence[Unit], progress: bool | None
+    ) -> Iterator[tuple[int, Any]]:
+        """Do the units; each one's place and what it returned, as they come."""
         places = missing(job, units)
         if not places:
             return
@@ -77,6 +95,8 @@ class Processes:
                             shown.update(job.weight(units[report.place]))
                         deaths[None] = 0
                         worker.order(shares.take(worker.slot))
+                        if report.place is not None:
+                            yield report.place, returned(report)
                     if worker.process.is_alive():
                         continue
                     at_work.bury(worker)

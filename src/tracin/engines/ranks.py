@@ -107,6 +107,19 @@ class Ranks:
                 shown.total += job.weight(unit)
                 do(build, job, unit, shown)
 
+    def gather(
+        self, work: Callable[[Any], Any], parts: Sequence[Any], progress: bool | None = None
+    ) -> list[Any]:
+        """Refused: ranks never talk.
+
+        Raises:
+            IndexingError: Always.
+        """
+        raise IndexingError(
+            "Ranks never talk to each other, so none of them could bring their results together. "
+            "Use tracin.engines.RayCluster, or tracin.engines.Processes on this machine."
+        )
+
     def others(self, job: Job, shares: Sequence[Sequence[Unit]]) -> Iterator[Unit]:
         """What other ranks have not done, each looked at when its turn comes."""
         if not self.is_helping:
@@ -121,7 +134,7 @@ class Ranks:
                     yield unit
 
 
-def do(build: Callable[[Unit], None], job: Job, unit: Unit, shown: "tqdm[Any]") -> None:
+def do(build: Callable[[Unit], object], job: Job, unit: Unit, shown: "tqdm[Any]") -> None:
     """Do a unit unless another rank has, and show it."""
     if not job.is_done(unit):
         done(build, unit)

@@ -13,12 +13,13 @@ from types import ModuleType
 from typing import Any, final
 
 from tracin.engines import failures
+from tracin.engines.gather import Gathering, in_order, numbered
 from tracin.engines.job import Job, Unit
 from tracin.engines.packed import packed, unpacked
 from tracin.engines.progress import bar, missing
 from tracin.engines.shares import Shares
 from tracin.engines.threads import use_threads
-from tracin.engines.worker import Report
+from tracin.engines.worker import Report, result_of, returned
 from tracin.errors import IndexingError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,24 @@ class RayCluster:
             IndexingError: Ray is not installed or not there, the job cannot be pickled or opened,
                 a unit raised, or its workers died.
         """
+        for _ in self.results(job, units, progress):
+            pass
+
+    def gather(
+        self, work: Callable[[Any], Any], parts: Sequence[Any], progress: bool | None = None
+    ) -> list[Any]:
+        """What `work` makes of each part, in their order; a killed worker's part is done again.
+
+        Raises:
+            IndexingError: Ray is not installed or not there, something cannot be pickled, a part
+                raised, or its workers died.
+        """
+        return in_order(self.results(Gathering(work), numbered(parts), progress))
+
+    def results(
+        self, job: Job, units: Sequence[Unit], progress: bool | None
+    ) -> Iterator[tuple[int, Any]]:
+        """Do the units; each one's place and what it returned, as they come."""
         places = missing(job, units)
         if not places:
             return
@@ -106,6 +125,8 @@ class RayCluster:
                 place = shares.take(slot)
                 if place is not None:
                     at_work[actors[slot].build.remote(place, stored)] = (slot, place)
+                if report.place is not None:
+                    yield report.place, returned(report)
 
     def next_report(
         self, ray: ModuleType, at_work: dict[Any, tuple[int, int | None]], units: Sequence[Unit]
@@ -202,7 +223,7 @@ class RayWorker:
         sys.path.extend(path for path in paths if path not in sys.path)
         self.stack = ExitStack()
         self.units: tuple[Unit, ...] = ()
-        self.do: Callable[[Unit], None] | None = None
+        self.do: Callable[[Unit], object] | None = None
 
     def opened(self, stored: list[Any]) -> Report:
         """Open the job unless it is."""
@@ -223,10 +244,9 @@ class RayWorker:
         if self.do is None:
             return report
         try:
-            self.do(self.units[place])
+            return Report(place, None, result_of(self.do(self.units[place])))
         except Exception:
             return Report(place, traceback.format_exc())
-        return Report(place)
 
     def close(self) -> None:
         """Close the job."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from tracin.engines.failures import raised
 from tracin.engines.job import Job, Unit
@@ -19,6 +19,12 @@ class Serial:
         >>> engine = tracin.engines.Serial()  # run.index(train, folder, engine=engine)
     """
 
+    def gather(
+        self, work: Callable[[Any], Any], parts: Sequence[Any], progress: bool | None = None
+    ) -> list[Any]:
+        """What `work` makes of each part, one after another."""
+        return [work(part) for part in parts]
+
     def run(self, job: Job, units: Sequence[Unit], progress: bool | None = None) -> None:
         """Do the units that are not done.
 
@@ -34,7 +40,7 @@ class Serial:
                 shown.update(job.weight(units[place]))
 
 
-def done(build: Callable[[Unit], None], unit: Unit) -> None:
+def done(build: Callable[[Unit], object], unit: Unit) -> None:
     """Do a unit; say which one it was if that fails.
 
     Raises:

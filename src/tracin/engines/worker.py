@@ -1,6 +1,7 @@
 """A worker process: opens the job once, does the units that it is told, and reports each."""
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from types import FrameType
+from typing import Any
 
 from tracin.engines.packed import unpacked
 from tracin.engines.threads import use_threads
@@ -21,10 +23,25 @@ class Report:
     Attributes:
         place: Which unit; None when it speaks of opening the job.
         failure: The traceback.
+        result: What the unit returned, pickled; None for None.
     """
 
     place: int | None
     failure: str | None = None
+    result: bytes | None = None
+
+
+def result_of(returned: object) -> bytes | None:
+    """What a unit returned, as bytes of its own: torch would share memory that ends with a worker.
+
+    None for None.
+    """
+    return None if returned is None else pickle.dumps(returned)
+
+
+def returned(report: Report) -> Any:
+    """What the unit of a report returned."""
+    return None if report.result is None else pickle.loads(report.result)
 
 
 def serve(payload: bytes, orders: Connection, threads: int, gpu: str | None) -> None:
@@ -43,8 +60,8 @@ def serve(payload: bytes, orders: Connection, threads: int, gpu: str | None) -> 
             use_threads(threads)
             orders.send(Report(None))
             while (place := orders.recv()) is not None:
-                build(units[place])
-                orders.send(Report(place))
+                result = result_of(build(units[place]))
+                orders.send(Report(place, None, result))
     except Exception:
         orders.send(Report(place, traceback.format_exc()))
 

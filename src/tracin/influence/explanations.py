@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tracin.errors import QueryError
+from tracin.influence.recall import Recall
 from tracin.influence.table import aligned, arrow_table, numbers, save_parquet
 
 
@@ -44,6 +45,10 @@ class Hits:
         by_checkpoint: [queries, k, checkpoints]; sums to the scores.
         errors: [queries, k]: one standard deviation of each score, where it is estimated from
             sketched gradients; None where scores are exact.
+        bounds: [queries]: where candidates alone were scored exactly, what no other example's score
+            is expected to exceed (of opponents: to fall below); infinite where all were candidates.
+        sure: [queries, k]: whether a hit's score is beyond the bound, so that it and those before
+            it are the strongest there are; None where all was scored, or nobody knows.
     """
 
     ids: np.ndarray
@@ -51,6 +56,13 @@ class Hits:
     scores: Tensor
     by_checkpoint: Tensor
     errors: Tensor | None = None
+    bounds: Tensor | None = None
+    sure: Tensor | None = None
+
+    @property
+    def is_certain(self) -> Tensor | None:
+        """Whether these are the strongest there are: [queries]; None where nobody knows."""
+        return None if self.sure is None else self.sure.all(1)
 
     def cut(self, k: int) -> "Hits":
         """The first k of each query."""
@@ -61,6 +73,8 @@ class Hits:
             self.scores[:, :k],
             self.by_checkpoint[:, :k],
             errors,
+            self.bounds,
+            None if self.sure is None else self.sure[:, :k],
         )
 
     def of(self, query: int) -> list[Hit]:
@@ -106,6 +120,9 @@ class Explanations:
         proponents: The training examples that lowered each query's loss most.
         opponents: Those that raised it most, or lowered it least.
         checkpoints: The checkpoints' names, in the order of `by_checkpoint`.
+        recall: Of an answer by an index: how many of the strongest such answers hold, measured on
+            a sample; None where it was not, or all was scored.
+        notes: What else is to be known of the answer; printed below it.
 
     Example:
         >>> import torch, tracin
@@ -124,6 +141,8 @@ class Explanations:
     proponents: Hits
     opponents: Hits
     checkpoints: tuple[str, ...]
+    recall: Recall | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -137,7 +156,9 @@ class Explanations:
         return (self[query] for query in range(len(self)))
 
     def __str__(self) -> str:
-        return "\n\n".join(str(explanation) for explanation in self)
+        said = [str(explanation) for explanation in self]
+        below = [*self._certainty(), *self.notes]
+        return "\n\n".join([*said, "\n".join(below)] if below else said)
 
     def top(self, k: int) -> Hits:
         """The k strongest proponents of each query. Raises QueryError beyond what is held."""
@@ -148,7 +169,11 @@ class Explanations:
         return self.opponents.cut(self._held(k))
 
     def columns(self) -> dict[str, np.ndarray]:
-        """One row a hit: query, kind, rank, id, position, score, and each checkpoint's share."""
+        """One row a hit: query, kind, rank, id, position, score, and each checkpoint's share.
+
+        Of an index's answer also the score's "error"; or "bound" and "is_certain", whether the hits
+        down to this one are the strongest there are.
+        """
         queries, k = self.proponents.ids.shape
         sides = (self.proponents, self.opponents)
         shares = np.concatenate(
@@ -167,6 +192,14 @@ class Explanations:
             columns["error"] = np.concatenate(
                 [numbers(each).reshape(-1) for each in errors if each is not None]
             )
+        bounds, sure = [one.bounds for one in sides], [one.sure for one in sides]
+        if all(each is not None for each in (*bounds, *sure)):
+            columns["bound"] = np.concatenate(
+                [np.repeat(numbers(each), k) for each in bounds if each is not None]
+            )
+            columns["is_certain"] = np.concatenate(
+                [numbers(each).reshape(-1) for each in sure if each is not None]
+            )
         for at, name in enumerate(self.checkpoints):
             columns[f"score at {name}"] = shares[:, at]
         return columns
@@ -177,6 +210,17 @@ class Explanations:
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
+
+    def _certainty(self) -> list[str]:
+        """In words, where it is known."""
+        of_proponents, of_opponents = self.proponents.is_certain, self.opponents.is_certain
+        if of_proponents is None or of_opponents is None:
+            return []
+        k, queries = self.proponents.ids.shape[1], len(self)
+        return [
+            f"proponents: top {k} certain for {int(of_proponents.sum())} of {queries} queries",
+            f"opponents: top {k} certain for {int(of_opponents.sum())} of {queries} queries",
+        ]
 
     def _held(self, k: int) -> int:
         held = self.proponents.ids.shape[1]

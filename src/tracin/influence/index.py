@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -10,14 +11,30 @@ import torch
 from torch import Tensor
 
 from tracin.data import Examples, open_examples
+from tracin.engines import Gatherer
 from tracin.errors import IndexingError, QueryError
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.explanations import Explanations, Hits
-from tracin.influence.index_exact import exact_scores
+from tracin.influence.finder import Finder
+from tracin.influence.index_candidates import best_of, proposed
+from tracin.influence.index_exact import cut_at, exact_hits
+from tracin.influence.index_fan import Scan, strongest
 from tracin.influence.index_info import described
+from tracin.influence.index_keep import Keep, kept
+from tracin.influence.index_limits import LimitSearch
+from tracin.influence.index_recall import (
+    AGAINST,
+    HITS,
+    QUERIES,
+    Kept,
+    chosen_rows,
+    told,
+    without,
+)
 from tracin.influence.index_rows import RowMaker, group_weights
-from tracin.influence.index_search import Asked, Search, scores_of
+from tracin.influence.index_search import Asked, Best, Search, best, scores_of
 from tracin.influence.index_table import table_of
+from tracin.influence.recall import Recall, share_found
 from tracin.sketches import Plan
 from tracin.store import Removed, Report, Store
 
@@ -26,6 +43,7 @@ if TYPE_CHECKING:
 
 MEMORY = 1 << 28  # bytes
 CANDIDATES = 5  # for each hit that is wanted, so many are scored exactly
+COMPARED = 8  # queries of each call on which a finder is compared with the search of all rows
 
 
 @final
@@ -51,8 +69,8 @@ class Index:
         True
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, train: Any = None) -> None:
+        self.store, self._train = store, train
         self.plan = Plan.from_json(store.manifest.about["plan"])
 
     @classmethod
@@ -81,56 +99,157 @@ class Index:
         test: Any,
         k: int = 10,
         *,
+        exact: bool = False,
         train: Any = None,
-        keep: Any = None,
+        keep: Keep = None,
         candidates: int = CANDIDATES,
+        finder: Finder | None = None,
+        engine: Gatherer | None = None,
         memory: int = MEMORY,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Explanations:
         """The k strongest proponents and opponents of each query, by the rows of the index.
 
+        Scores are estimates, each with its error, and the answer tells the recall of such answers.
+        With `exact`, those rows that may be among the strongest are scored again by the model;
+        `Hits.is_certain` then tells whether no other row is expected to belong there: whether the
+        k-th exact score is beyond every other row's estimate and 3 standard errors.
+
         Args:
             run: The model with the checkpoints that count, all or some of the index's; they weigh
                 what they do in this run, whatever they did when the index was built.
             test: The queries.
             k: How many of each.
-            train: The training data, to score the candidates again by the model itself: then the
-                scores are exact, and only which examples were candidates is the index's doing.
-            keep: [train], bool: only these examples may be hits, such as
-                `index.table()["is_right"] == 1`.
-            candidates: With `train`, how many candidates there are for each hit.
+            exact: Whether to score candidates again by the model itself.
+            train: With `exact`, the training data; an index that `run.index` gave knows its own.
+            keep: Which examples may be hits: [train] of bool, from any column of your own, or a
+                function of `index.table()`, such as `lambda rows: rows["is_right"] == 1`.
+            candidates: With `exact` or a finder, how many candidates there are for each hit.
+            finder: Who proposes candidates; None looks at every row. Its recall is measured on some
+                of the queries, each time.
+            engine: Whose workers divide the rows, of `tracin.engines`; None for this process. They
+                must see the index's files.
             memory: Bytes that blocks of scores and rows may take, about.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
         Raises:
-            IndexingError: The index is incomplete, or of another model or other checkpoints.
-            QueryError: k is out of range, or keep is not one truth a row.
+            IndexingError: The index is incomplete, or of another model or other checkpoints; the
+                engine's workers failed.
+            QueryError: k is out of range, keep is not one truth a row, train came without exact or
+                exact without train, or a finder gave too few.
             NonFiniteError: A query's loss or gradient is NaN or infinite.
         """
-        left = self._checked_keep(keep)
+        left = kept(keep, self.table, len(self))
         count = len(self) if left is None else int(left.sum())
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= count:
+        _check_hits(k, count)
+        _check_count("candidates", candidates)
+        if finder is not None and engine is not None:
             raise QueryError(
-                f"k={k!r} hits were asked for, but the index has {count} rows to choose from. Give "
-                f"a k from 1 to {count}."
+                "A finder proposes candidates in this process, and an engine's workers look at "
+                "every row. Give finder= or engine=, not both."
             )
+        if not exact and train is not None:
+            raise QueryError(
+                "train= is for exact=True, which scores candidates again by the model. Without it "
+                "all comes from the index: leave train out, or give exact=True as well."
+            )
+        examples = self._examples(train) if exact else None
         queries = open_examples(test, name="test")
         asked = self._asked(run, queries, batch_size)
-        wanted = k if train is None else min(count, k * candidates)
-        found = Search(self.store, self.plan, asked, wanted, left, memory, progress).found()
-        names = tuple(run.checkpoints[number].name for number in asked.numbers)
-        if train is None:
-            ids = self.ids
-            sides = [hits.to_hits(ids) for hits in found]
+        how = _How(left, engine, memory, progress)
+        notes: list[str] = []
+        recall, proposals = None, None
+        if finder is not None:
+            proposals = proposed(finder, asked, k * candidates, k, left, len(self))
+            recall = self._compared(asked, proposals, k, how)
+            notes.append(f"finder: {recall}")
+        if examples is not None:
+            wanted = min(count, k * candidates)
+            sides = self._exact(
+                run, examples, queries, asked, k, wanted, how, batch_size, proposals
+            )
         else:
-            examples = self._checked_train(train)
-            sides = [
-                exactly(run, examples, queries, hits.positions, k, sign, batch_size, progress)
-                for hits, sign in zip(found, (1, -1), strict=True)
-            ]
-        return Explanations(queries.ids, sides[0], sides[1], names)
+            found = (
+                self._best(asked, k, how)
+                if proposals is None
+                else self._proposed(asked, proposals, k, how)
+            )
+            ids = self.ids
+            sides = found[0].to_hits(ids), found[1].to_hits(ids)
+            known, said = told(Kept.read(self.store.place), len(self), asked.keys)
+            recall = recall or known
+            notes.append(said)
+        names = tuple(run.checkpoints[number].name for number in asked.numbers)
+        return Explanations(queries.ids, sides[0], sides[1], names, recall, tuple(notes))
+
+    def measure_recall(
+        self,
+        run: "TracIn",
+        *,
+        train: Any = None,
+        k: int = HITS,
+        queries: int = QUERIES,
+        candidates: int = CANDIDATES,
+        memory: int = MEMORY,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Recall:
+        """How many of the true k strongest the index finds; kept beside the rows.
+
+        Some rows are queries, each left out of its own hits. What the sketched rows say is compared
+        with the model's exact scores of candidates. Where these were too few to be certain of the
+        true hits, the recall may be lower than it seems; `recall.json` tells for how many queries
+        they were certain.
+
+        Args:
+            run: The model and its checkpoints.
+            train: The training data; an index that `run.index` gave knows its own.
+            k: How many hits of each query.
+            queries: How many rows are queries.
+            candidates: How many rows are scored exactly for each hit and query.
+            memory: Bytes that blocks of scores and rows may take, about.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            IndexingError: The index is incomplete, or cannot be written to.
+            QueryError: No train, or a k or number of queries that cannot be.
+        """
+        _check_hits(k, len(self) - 1)
+        _check_count("queries", queries)
+        _check_count("candidates", candidates)
+        examples = self._examples(train)
+        own = chosen_rows(self.plan.seed, len(self), queries)
+        some = examples.subset(own.tolist())
+        asked = self._asked(run, some, batch_size)
+        how = _How(None, None, memory, progress)
+        wanted = min(len(self), (k + 1) * candidates)
+        true = self._exact(run, examples, some, asked, k + 1, wanted, how, batch_size)
+        shares, certain = [], []
+        for rough, exact in zip(self._best(asked, k + 1, how), true, strict=True):
+            found, hits = without(rough.positions, own), without(exact.positions, own)
+            shares.append(share_found(found, hits))
+            certain.append(0 if exact.is_certain is None else int(exact.is_certain.sum()))
+        recall = Recall(k, len(own), shares[0], shares[1], AGAINST)
+        Kept(recall, (certain[0], certain[1]), len(self), asked.keys).write(self.store.place)
+        return recall
+
+    def is_recall_due(self, run: "TracIn") -> bool:
+        """Whether the index is complete, at this run's checkpoints, and its recall not known.
+
+        Never where the model is sharded: exact scores of single examples are for whole ones.
+        """
+        keys = [entry.key for entry in self.store.manifest.checkpoints]
+        before = Kept.read(self.store.place)
+        return (
+            len(self) > HITS
+            and set(run.checkpoint_keys()) == set(keys)
+            and (before is None or not before.is_of(len(self), keys))
+            and not getattr(run.walk_for_rows().gradients, "is_sharded", False)
+            and not self.store.missing()
+        )
 
     def influence(
         self,
@@ -200,7 +319,7 @@ class Index:
                 f"One checkpoint of several can be dropped by its name; the index has {names}, and "
                 f"{checkpoint!r} was given."
             )
-        return Index(self.store.drop(entries[0].key))
+        return Index(self.store.drop(entries[0].key), self._train)
 
     def verify(self) -> Report:
         """Read every byte, and compare with the checksums."""
@@ -228,10 +347,97 @@ class Index:
         size = checked_size(batch_size)
         with RowMaker(run.walk_for_rows(), self.plan, numbers, names, size) as maker:
             made = [
-                maker.sketched(at, queries, range(len(queries)), "query").rows
-                for at in range(len(keys))
+                maker.sketched(at, queries, range(len(queries)), "query") for at in range(len(keys))
             ]
-        return Asked(tuple(keys), tuple(range(len(keys))), tuple(made), tuple(weights.values()))
+        return Asked(
+            tuple(keys),
+            tuple(range(len(keys))),
+            tuple(one.rows for one in made),
+            tuple(weights.values()),
+            tuple(one.squared_norms for one in made),
+        )
+
+    def _scans(
+        self, kind: type[Search] | type[LimitSearch], asked: Asked, k: int, how: "_How"
+    ) -> list[Scan]:
+        """Searches of parts of the queries, so many at once as memory allows."""
+        url, manifest = folder_of(self.store.place.url), self.store.manifest
+        return [
+            Scan(kind, url, manifest, self.plan, part, k, how.keep, how.memory)
+            for part in asked.within(how.memory)
+        ]
+
+    def _best(self, asked: Asked, k: int, how: "_How") -> tuple[Best, Best]:
+        """The strongest of all rows, by the index alone."""
+        tops: list[Best] = []
+        bottoms: list[Best] = []
+        for scan in self._scans(Search, asked, k, how):
+            top, bottom = strongest(scan, how.engine, how.progress)
+            tops.append(best(self.store, self.plan, scan.asked, top, how.memory))
+            bottoms.append(best(self.store, self.plan, scan.asked, bottom, how.memory))
+        return Best.joined(tops), Best.joined(bottoms)
+
+    def _proposed(
+        self, asked: Asked, proposals: tuple[np.ndarray, np.ndarray], k: int, how: "_How"
+    ) -> tuple[Best, Best]:
+        """The strongest of some rows, by the index alone."""
+        top, bottom = (
+            best_of(self.store, self.plan, asked, each, k, sign, how.memory)
+            for each, sign in zip(proposals, (1, -1), strict=True)
+        )
+        return top, bottom
+
+    def _exact(
+        self,
+        run: "TracIn",
+        examples: Examples,
+        queries: Examples,
+        asked: Asked,
+        k: int,
+        wanted: int,
+        how: "_How",
+        batch_size: BatchSize,
+        proposals: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[Hits, Hits]:
+        """The strongest of some candidates by the model: of a finder's, or of all rows."""
+        bounds = None
+        if proposals is None:
+            found = [
+                [cut_at(side, wanted) for side in strongest(scan, how.engine, how.progress)]
+                for scan in self._scans(LimitSearch, asked, wanted + 1, how)
+            ]
+            tops, bottoms = zip(*found, strict=True)
+            proposals = (
+                np.concatenate([positions for positions, _ in tops]),
+                np.concatenate([positions for positions, _ in bottoms]),
+            )
+            bounds = torch.cat([one for _, one in tops]), torch.cat([one for _, one in bottoms])
+        return exact_hits(
+            run.walk_for_rows(),
+            examples,
+            queries,
+            proposals,
+            bounds,
+            k,
+            how.memory,
+            checked_size(batch_size),
+            how.progress,
+        )
+
+    def _compared(
+        self, asked: Asked, proposals: tuple[np.ndarray, np.ndarray], k: int, how: "_How"
+    ) -> Recall:
+        """A finder's recall on some of the queries, against the search of all rows."""
+        count = min(COMPARED, len(asked))
+        which = torch.arange(count) * len(asked) // count
+        some = asked.some(which)
+        given = proposals[0][which.numpy()], proposals[1][which.numpy()]
+        found, true = self._proposed(some, given, k, how), self._best(some, k, how)
+        shares = [
+            share_found(one.positions, other.positions)
+            for one, other in zip(found, true, strict=True)
+        ]
+        return Recall(k, count, shares[0], shares[1], "of the queries, by a search of all rows")
 
     def refuse_other_model(self, run: "TracIn") -> None:
         """The run's parameters must be those of the rows.
@@ -277,19 +483,14 @@ class Index:
             )
         }
 
-    def _checked_keep(self, keep: Any) -> Tensor | None:
-        if keep is None:
-            return None
-        left = torch.as_tensor(np.asarray(keep))
-        if left.dtype != torch.bool or left.shape != (len(self),):
+    def _examples(self, train: Any) -> Examples:
+        given = self._train if train is None else train
+        if given is None:
             raise QueryError(
-                f"keep says of each of the {len(self)} rows whether it may be a hit, [train] of "
-                f"bool; {list(left.shape)} of {left.dtype} was given."
+                "Exact scores come from the training data, and an index that was opened from its "
+                "folder does not know them. Give train=, the data that it was built from."
             )
-        return left
-
-    def _checked_train(self, train: Any) -> Examples:
-        examples = open_examples(train, name="train")
+        examples = open_examples(given, name="train")
         self.store.refuse_other_ids(examples.ids)
         if len(examples) < len(self):
             raise IndexingError(
@@ -299,26 +500,35 @@ class Index:
         return examples
 
 
-def exactly(
-    run: "TracIn",
-    train: Examples,
-    queries: Examples,
-    candidates: np.ndarray,
-    k: int,
-    sign: int,
-    batch_size: BatchSize,
-    progress: bool | None,
-) -> Hits:
-    """The best k of some candidates [queries, candidates], by the model itself."""
-    candidates = np.sort(candidates, 1)  # of equal scores the first position comes first
-    scores = exact_scores(
-        run.walk_for_rows(), train, queries, candidates, checked_size(batch_size), progress
-    )
-    totals = scores.sum(2)
-    order = (sign * totals).argsort(dim=1, descending=True, stable=True)[:, :k]
-    positions = np.take_along_axis(candidates, order.numpy(), 1)
-    shares = scores.gather(1, order[:, :, None].expand(-1, -1, scores.shape[2]))
-    return Hits(train.ids[positions], positions, totals.gather(1, order), shares)
+@final
+@dataclass(frozen=True)
+class _How:
+    """How rows are searched.
+
+    Attributes:
+        keep: [rows], bool: which may be found; None for all.
+        engine: Whose workers look at them; None for this process.
+        memory: Bytes that blocks may take.
+        progress: None shows a bar on a terminal alone.
+    """
+
+    keep: Tensor | None
+    engine: Gatherer | None
+    memory: int
+    progress: bool | None
+
+
+def _check_hits(k: Any, most: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
+        raise QueryError(
+            f"k={k!r} hits were asked for, but the index has {most} rows to choose from. Give a k "
+            f"from 1 to {most}."
+        )
+
+
+def _check_count(name: str, count: Any) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise QueryError(f"{name} is a whole number of at least 1; {count!r} was given.")
 
 
 def folder_of(folder: str | os.PathLike[str]) -> str:

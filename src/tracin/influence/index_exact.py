@@ -1,14 +1,17 @@
 """Exact scores of an index's candidates, from the model itself."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tracin.data import Examples
+from tracin.influence.explanations import Hits
 from tracin.influence.walk import Question, Walk
 
-# Scores held at once: [checkpoints, candidates, queries].
-HELD = 1 << 26
+if TYPE_CHECKING:
+    from tracin.influence.index_strongest import Strongest
 
 
 def exact_scores(
@@ -16,6 +19,7 @@ def exact_scores(
     train: Examples,
     queries: Examples,
     candidates: np.ndarray,
+    memory: int,
     batch_size: int | None,
     progress: bool | None,
 ) -> Tensor:
@@ -28,6 +32,7 @@ def exact_scores(
         train: All training examples.
         queries: The queries.
         candidates: [queries, candidates]: positions in train.
+        memory: Bytes that scores, and queries' gradients written out, may take, about.
         batch_size: How many examples go through the model at once; None finds out.
         progress: None shows a bar on a terminal alone.
 
@@ -36,7 +41,9 @@ def exact_scores(
     """
     count, each = candidates.shape
     found = torch.empty(count, each, walk.checkpoints)
-    at_once = max(1, int((HELD / (walk.checkpoints * each)) ** 0.5))
+    numbers = sum(one.numel() for one in walk.gradients.parameters.values())
+    by_scores = int((memory / (4 * walk.checkpoints * each)) ** 0.5)
+    at_once = max(1, min(by_scores, memory // (4 * numbers)))
     for start in range(0, count, at_once):
         span = range(start, min(start + at_once, count))
         union, places = np.unique(candidates[span.start : span.stop], return_inverse=True)
@@ -52,3 +59,72 @@ def exact_scores(
         rows = torch.arange(len(span))[:, None].expand_as(places)
         found[span.start : span.stop] = scores[:, places, rows].permute(1, 2, 0)
     return found
+
+
+def exact_hits(
+    walk: Walk,
+    train: Examples,
+    queries: Examples,
+    candidates: tuple[np.ndarray, np.ndarray],
+    bounds: tuple[Tensor, Tensor] | None,
+    k: int,
+    memory: int,
+    batch_size: int | None,
+    progress: bool | None,
+) -> tuple[Hits, Hits]:
+    """The best k of some candidates on each side, by the model itself.
+
+    Args:
+        walk: The model with its weighted checkpoints.
+        train: All training examples.
+        queries: The queries.
+        candidates: Those for proponents, and for opponents: [queries, candidates]; -1 is nobody.
+        bounds: What no other example's score is expected to exceed, or to fall below: [queries]
+            each; None where nobody knows.
+        k: How many of each.
+        memory: As for `exact_scores`, like those that follow.
+        batch_size: How many examples go through the model at once; None finds out.
+        progress: None shows a bar on a terminal alone.
+    """
+    # A candidate of both sides is visited once. Of equal scores the first position comes first.
+    sides = [np.sort(one, 1) for one in candidates]
+    both = np.concatenate(sides, 1)
+    scores = exact_scores(
+        walk, train, queries, both.clip(min=0), memory, batch_size, progress
+    ).split([one.shape[1] for one in sides], 1)
+    limits = (None, None) if bounds is None else bounds
+    proponents, opponents = (
+        _best(train.ids, chosen, found, k, sign, bound)
+        for chosen, found, sign, bound in zip(sides, scores, (1, -1), limits, strict=True)
+    )
+    return proponents, opponents
+
+
+def _best(
+    ids: np.ndarray, candidates: np.ndarray, scores: Tensor, k: int, sign: int, bound: Tensor | None
+) -> Hits:
+    totals = scores.sum(2)
+    ranked = (sign * totals).masked_fill(torch.from_numpy(candidates < 0), -torch.inf)
+    order = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
+    positions = np.take_along_axis(candidates, order.numpy(), 1)
+    best = totals.gather(1, order)
+    shares = scores.gather(1, order[:, :, None].expand(-1, -1, scores.shape[2]))
+    sure = None if bound is None else sign * best > (sign * bound)[:, None]
+    return Hits(ids[positions], positions, best, shares, bounds=bound, sure=sure)
+
+
+def cut_at(side: "Strongest", count: int) -> tuple[np.ndarray, Tensor]:
+    """The first `count` of each query, and what all others are not expected to exceed.
+
+    Args:
+        side: At least one more than `count`, if there are so many rows.
+        count: How many are candidates.
+
+    Returns:
+        [queries, count], and [queries]: infinite where there are no others.
+    """
+    if side.values is None:
+        raise RuntimeError("no rows were read")
+    nobody = torch.full((len(side.values),), -side.sign * torch.inf)
+    bound = side.values[:, count] if side.values.shape[1] > count else nobody
+    return side.positions[:, :count].numpy(), bound

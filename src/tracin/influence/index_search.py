@@ -1,6 +1,6 @@
 """Reads an index's rows block by block, and keeps the strongest of each query."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from tracin.influence.explanations import Hits
+from tracin.influence.index_strongest import Strongest
 from tracin.influence.progress import bar
 from tracin.sketches import Plan, standard_error
 from tracin.store import Shard, Store
 
 # Rows that are decoded at once: few enough to stay in a core's own cache.
 NEAR = 512
+# Copies of a block of scores that ranking it makes.
+COPIES = 4
 
 
 @final
@@ -27,15 +30,34 @@ class Asked:
         numbers: Their places in the run.
         rows: [queries, width] at each of them.
         weights: [groups] at each of them.
+        squared_norms: [queries, groups] at each of them: the exact squared lengths of the queries'
+            gradients. Empty where nobody needs them.
     """
 
     keys: tuple[str, ...]
     numbers: tuple[int, ...]
     rows: tuple[Tensor, ...]
     weights: tuple[list[float], ...]
+    squared_norms: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows[0])
+
+    def some(self, which: slice | Tensor) -> "Asked":
+        """Some of the queries."""
+        return Asked(
+            self.keys,
+            self.numbers,
+            tuple(one[which] for one in self.rows),
+            self.weights,
+            tuple(one[which] for one in self.squared_norms),
+        )
+
+    def within(self, memory: int) -> list["Asked"]:
+        """The queries in as many parts as keep the smallest blocks of their scores in `memory`."""
+        each = 4 * NEAR * COPIES * len(self.keys)
+        step = max(1, memory // each)
+        return [self.some(slice(at, at + step)) for at in range(0, len(self), step)]
 
 
 @final
@@ -69,6 +91,16 @@ class Best:
     by_checkpoint: Tensor
     errors: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence["Best"]) -> "Best":
+        """Those of several parts of the queries."""
+        return cls(
+            np.concatenate([one.positions for one in parts]),
+            torch.cat([one.scores for one in parts]),
+            torch.cat([one.by_checkpoint for one in parts]),
+            torch.cat([one.errors for one in parts]),
+        )
+
     def to_hits(self, ids: np.ndarray) -> Hits:
         """With the rows' ids."""
         return Hits(
@@ -77,14 +109,27 @@ class Best:
 
 
 def blocks(
-    store: Store, plan: Plan, asked: Asked, memory: int, progress: bool | None
+    store: Store,
+    plan: Plan,
+    asked: Asked,
+    memory: int,
+    progress: bool | None,
+    ranges: Sequence[range] | None = None,
 ) -> Iterator[Block]:
-    """All rows' scores, a block at a time; of at most about `memory` bytes."""
-    manifest = store.manifest
-    each = 4 * len(asked) * len(asked.keys)
-    step = max(NEAR, memory // each // NEAR * NEAR)
-    with bar(manifest.rows * len(asked.keys), "search", progress, "row") as shown:
-        for span in manifest.ranges():
+    """The rows' scores, a block at a time; of at most about `memory` bytes.
+
+    Args:
+        store: The rows.
+        plan: How they are laid out.
+        asked: The queries.
+        memory: Bytes that a block may take.
+        progress: None shows a bar on a terminal alone.
+        ranges: Some of the manifest's ranges of rows; None for all.
+    """
+    ranges = store.manifest.ranges() if ranges is None else ranges
+    step = rows_within(memory, 4 * COPIES * len(asked) * len(asked.keys))
+    with bar(sum(map(len, ranges)) * len(asked.keys), "search", progress, "row") as shown:
+        for span in ranges:
             shards = [store.read_range(key, span) for key in asked.keys]
             for start in range(0, len(span), step):
                 stop = min(start + step, len(span))
@@ -94,6 +139,11 @@ def blocks(
                     score(plan, shard, start, stop, queries, weights, scores[at])
                     shown.update(stop - start)
                 yield Block(span.start + start, scores)
+
+
+def rows_within(memory: int, each: int) -> int:
+    """How many rows of `each` bytes a block has: whole small blocks, one at least."""
+    return max(NEAR, memory // each // NEAR * NEAR)
 
 
 def score(
@@ -148,88 +198,56 @@ class Search:
         self._store, self._plan, self._asked = store, plan, asked
         self._k, self._keep = k, keep
         self._memory, self._progress = memory, progress
-        self._best: list[tuple[Tensor, Tensor, Tensor] | None] = [None, None]
 
     def found(self) -> list[Best]:
         """Proponents, scores descending, and opponents, scores ascending."""
-        for block in blocks(self._store, self._plan, self._asked, self._memory, self._progress):
-            self._take(block)
-        sides = []
-        for best in self._best:
-            if best is None:
-                raise RuntimeError("no rows were read")
-            scores, positions, shares = best
-            sides.append(Best(positions.numpy(), scores, shares, self._errors(positions)))
-        return sides
+        sides = self.strongest()
+        return [best(self._store, self._plan, self._asked, side, self._memory) for side in sides]
 
-    def _take(self, block: Block) -> None:
-        totals = block.scores.sum(0).T  # [queries, rows]
-        rows = totals.shape[1]
-        for side, sign in enumerate((1, -1)):
-            ranked = sign * totals
+    def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
+        """The k highest and the k lowest scores among the rows of some ranges; None for all."""
+        top, bottom = Strongest(self._k, 1), Strongest(self._k, -1)
+        for block in blocks(
+            self._store, self._plan, self._asked, self._memory, self._progress, ranges
+        ):
+            totals = block.scores.sum(0).T  # [queries, rows]
+            keep = None
             if self._keep is not None:
-                left = self._keep[block.start : block.start + rows]
-                ranked = ranked.masked_fill(~left, -torch.inf)
-            values, chosen = strongest(ranked, min(self._k, rows), self._floor(side))
-            if chosen.shape[1] == 0:
-                continue
-            queries = torch.arange(len(chosen))[:, None]
-            shares = block.scores[:, chosen, queries].permute(1, 2, 0)
-            self._merge(side, sign, values, chosen + block.start, shares)
-
-    def _floor(self, side: int) -> Tensor | None:
-        """What a score must exceed to come in, where k are held already: [queries]."""
-        best = self._best[side]
-        if best is None or best[0].shape[1] < self._k:
-            return None
-        last = best[0][:, -1]
-        return last if side == 0 else -last
-
-    def _merge(
-        self, side: int, sign: int, values: Tensor, positions: Tensor, shares: Tensor
-    ) -> None:
-        found = sign * values, positions, shares
-        before = self._best[side]
-        if before is not None:
-            found = tuple(torch.cat(pair, 1) for pair in zip(before, found, strict=True))
-        scores, positions, shares = found
-        # Stable twice over: of equal scores the first position comes first.
-        by_position = positions.argsort(dim=1, stable=True)
-        order = (sign * scores).gather(1, by_position).argsort(dim=1, descending=True, stable=True)
-        order = by_position.gather(1, order)[:, : self._k]
-        self._best[side] = (
-            scores.gather(1, order),
-            positions.gather(1, order),
-            shares.gather(1, order[:, :, None].expand(-1, -1, shares.shape[2])),
-        )
-
-    def _errors(self, positions: Tensor) -> Tensor:
-        """One standard deviation of each hit's score: checkpoints' errors are independent."""
-        variance = torch.zeros(positions.shape)
-        columns, asked = self._plan.columns, self._asked
-        unique, places = positions.unique(return_inverse=True)
-        queries = torch.arange(len(positions))[:, None].expand_as(positions)
-        for at, key in enumerate(asked.keys):
-            rows = self._store.rows_at(key, unique)
-            errors = standard_error(columns, rows, asked.rows[at], asked.weights[at])
-            variance += errors[places, queries].square()
-        return variance.sqrt()
+                keep = self._keep[block.start : block.start + totals.shape[1]]
+            for side in (top, bottom):
+                side.take(block.start, totals, keep, block.scores)
+        return top, bottom
 
 
-def strongest(ranked: Tensor, k: int, floor: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The k highest of each query, [queries, k] values and places; lower places first of equals.
+def best(store: Store, plan: Plan, asked: Asked, side: Strongest, memory: int) -> Best:
+    """A finished side, with the errors of its scores."""
+    if side.values is None or side.shares is None:
+        raise RuntimeError("no rows were read")
+    errors = errors_of(store, plan, asked, side.positions, memory)
+    return Best(side.positions.numpy(), side.values, side.shares, errors)
+
+
+def errors_of(store: Store, plan: Plan, asked: Asked, positions: Tensor, memory: int) -> Tensor:
+    """One standard deviation of each hit's score: checkpoints' errors are independent.
 
     Args:
-        ranked: [queries, rows].
-        k: How many.
-        floor: [queries]: values up to it are of no use; None for all.
+        store: The rows.
+        plan: How they are laid out.
+        asked: The queries.
+        positions: [queries, k].
+        memory: Bytes that rows, and their errors, may take.
     """
-    if floor is not None and not bool((ranked.amax(1) > floor).any()):
-        return ranked[:, :0], torch.empty(len(ranked), 0, dtype=torch.int64)
-    values, places = ranked.topk(k, dim=1)
-    # topk picks any of several equal values at its edge: take the first of them.
-    edge = values[:, -1:]
-    if bool(((ranked == edge).sum(1) > (values == edge).sum(1)).any()):
-        places = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
-        values = ranked.gather(1, places)
-    return values, places
+    found = torch.empty(positions.shape)
+    step = max(1, memory // (4 * max(1, positions.shape[1]) * (2 * plan.width + 4 * len(asked))))
+    for start in range(0, len(positions), step):
+        part = slice(start, start + step)
+        some, here = asked.some(part), positions[part]
+        unique, places = here.unique(return_inverse=True)
+        queries = torch.arange(len(here))[:, None].expand_as(here)
+        variance = torch.zeros(here.shape)
+        for at, key in enumerate(asked.keys):
+            rows = store.rows_at(key, unique)
+            errors = standard_error(plan.columns, rows, some.rows[at], some.weights[at])
+            variance += errors[places, queries].square()
+        found[part] = variance.sqrt()
+    return found

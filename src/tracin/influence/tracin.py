@@ -322,6 +322,7 @@ class TracIn:
         number_format: str = "float16",
         rows_a_shard: int = 8192,
         engine: Engine | None = None,
+        recall_queries: int = 16,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Index:
@@ -339,6 +340,8 @@ class TracIn:
                 "float32".
             rows_a_shard: Rows in a file, the unit of work.
             engine: Who builds, of `tracin.engines`; None for this process.
+            recall_queries: On how many rows the recall of the finished index is measured; 0 for
+                none.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
@@ -347,7 +350,7 @@ class TracIn:
             NonFiniteError: A loss or gradient is NaN or infinite.
         """
         job = begun(self, train, folder, projection, number_format, rows_a_shard, batch_size)
-        return finished(job, engine or Serial(), progress)
+        return finished(job, engine or Serial(), progress, recall_queries)
 
     def checkpoint_keys(self) -> list[str]:
         """A fingerprint of each checkpoint's weights, in the order of the checkpoints."""
