@@ -278,10 +278,10 @@ def test_any_order_and_any_chunks_of_queries_give_the_same(tmp_path, train, quer
     assert np.allclose(whole.steps.rows[:, 3:], chunked.steps.rows[:, 3:], atol=1e-12)
 
 
-def test_an_example_listed_twice_gets_twice_the_share(tmp_path, train, queries):
+def test_an_example_drawn_twice_gets_twice_the_share(tmp_path, train, queries):
     ids = torch.tensor([3, 5, 3, 8])
     double = (torch.cat([train[0], train[0][3:4]]), torch.cat([train[1], train[1][3:4]]))
-    trace, _ = traced(tmp_path / "a", mlp, sgd, train, queries, [ids])
+    trace, _ = traced(tmp_path / "a", mlp, sgd, train, queries, [ids], repeats=True)
     apart, _ = traced(tmp_path / "b", mlp, sgd, double, queries, [torch.tensor([3, 5, TRAIN, 8])])
     assert torch.allclose(trace.influence()[3], 2 * apart.influence()[3])
     assert torch.allclose(apart.influence()[3], apart.influence()[TRAIN])
@@ -318,6 +318,19 @@ def test_every_n_th_step_alone_is_traced(tmp_path, train, queries):
 # --- what optimizers do --------------------------------------------------------------------------
 
 OPTIMIZERS = {
+    "SGD, Nesterov, foreach": lambda p: torch.optim.SGD(
+        p, lr=0.1, momentum=0.9, nesterov=True, foreach=True
+    ),
+    "SGD, maximize, foreach": lambda p: torch.optim.SGD(
+        p, lr=0.01, momentum=0.9, nesterov=True, maximize=True, foreach=True
+    ),
+    "Adam, foreach": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True, amsgrad=True),
+    "AdamW, foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True, weight_decay=0.1),
+    "AdamW, fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True, amsgrad=True),
+    "Adagrad, fused": lambda p: torch.optim.Adagrad(p, lr=0.05, fused=True, maximize=True),
+    "RMSprop, foreach": lambda p: torch.optim.RMSprop(
+        p, lr=0.01, momentum=0.8, maximize=True, foreach=True
+    ),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1),
     "SGD, weight decay": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1),
     "SGD, momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -451,6 +464,58 @@ def test_a_penalty_in_the_loss_is_nobodys(tmp_path, train, queries):
         trace.steps.part(Path.TRAPEZOID, "unattributed"),
         decayed.steps.part(Path.TRAPEZOID, "weight_decay"),
     )
+
+
+@pytest.mark.parametrize("name", ["SGD, Nesterov, foreach", "AdamW, fused"])
+def test_clipping_before_an_optimizer_that_writes_into_gradients(tmp_path, name, train, queries):
+    trace, listening = traced(
+        tmp_path,
+        mlp,
+        OPTIMIZERS[name],
+        train,
+        queries,
+        batches(14),
+        after_backward=lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.05),
+    )
+    assert gap(trace, listening) < 1e-9
+    assert np.abs(trace.steps.part(Path.FIRST_ORDER, "unattributed")).max() == 0
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_fused_optimizers_that_unscale_on_their_own(tmp_path, kind, train, queries):
+    torch.set_default_dtype(torch.float32)
+    train, queries = (train[0].float(), train[1]), (queries[0].float(), queries[1])
+    model = seeded(mlp)
+    optimizer = kind(model.parameters(), lr=0.05, fused=True)
+    listening = Listening(model, optimizer, queries)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with Tracer(
+        model, optimizer, "cross_entropy", queries, train, tmp_path / "a", scaler=scaler
+    ) as tracer:
+        optimizer.step = listening.step
+        for ids in batches(5):
+            optimizer.zero_grad()
+            with tracer.batch(ids):
+                loss = F.cross_entropy(model(train[0][ids]), train[1][ids])
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        trace = tracer.trace()
+    assert gap(trace, listening) < 1e-5
+
+
+@pytest.mark.parametrize("more", [{}, {"queries_at_once": 2}, {"every": 2}])
+def test_some_parameters_score_as_their_part_of_all(tmp_path, more, train, queries):
+    """Also at the step's start, where the other parameters must stand as well."""
+    rows = batches(4)
+    parts = [
+        traced(tmp_path / str(at), mlp, sgd, train, queries, rows, parameters=names, **more)[0]
+        for at, names in enumerate([None, ["0.*"], ["2.*"]])
+    ]
+    for path in (Path.FIRST_ORDER, Path.TRAPEZOID):
+        whole, first, last = (part.influence(path) for part in parts)
+        assert torch.allclose(whole, first + last, atol=1e-7)
+    assert "not traced" in parts[1].goodness().verdict
 
 
 def test_schedules_and_groups_and_unfreezing(tmp_path, train, queries):
@@ -651,6 +716,26 @@ def test_goodness_says_what_to_make_of_it(tmp_path, train, queries):
     assert fine.goodness().residuals.shape == (10,)
 
 
+def test_goodness_has_words_for_what_it_cannot_judge(tmp_path, train, queries):
+    still, _ = traced(
+        tmp_path / "a", mlp, lambda p: torch.optim.SGD(p, lr=0.0), train, queries, batches(2)
+    )
+    assert "Nothing can be said" in still.goodness().verdict
+    decayed, _ = traced(
+        tmp_path / "b", mlp, OPTIMIZERS["SGD, weight decay"], train, queries, batches(5)
+    )
+    assert "weight_decay, which belong to no example" in decayed.goodness().verdict
+    steps = decayed.steps
+    broken = steps.rows.copy()
+    broken[2, 3 : 3 + QUERIES] += 1  # the losses before a step are not those after the one before
+    from tracin.tracing.goodness import goodness_of
+    from tracin.tracing.step_table import Steps
+
+    gone = goodness_of(Steps(broken, QUERIES, steps.paths), Path.TRAPEZOID)
+    assert "Lemma 3.1" in gone.verdict
+    assert "Do not trust" in gone.verdict
+
+
 # --- self-influence ------------------------------------------------------------------------------
 
 
@@ -837,6 +922,12 @@ def test_resumed_with_more_or_fewer_data(tmp_path, train, queries):
         Tracer(model, optimizer, "cross_entropy", queries, fewer, tmp_path / "a")
 
 
+def test_resumed_with_other_parameters(tmp_path, train, queries):
+    model, optimizer = begun(tmp_path / "a", train, queries)
+    with pytest.raises(TracingError, match=r"field 'parameters' differs.*'2\.\*'"):
+        Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a", parameters="2.*")
+
+
 def test_resumed_with_other_weights(tmp_path, train, queries):
     begun(tmp_path / "a", train, queries)
     model = seeded(mlp)
@@ -883,6 +974,38 @@ def test_ids_not_seen_before(loop, ids):
         loop[2].batch(ids),
     ):
         pass
+
+
+@pytest.mark.parametrize("ids", [[3, 5, 3], torch.tensor([3, 5, 3])])
+def test_ids_repeated_within_a_batch(loop, ids):
+    with (
+        pytest.raises(TracingError, match=r"The id 3 comes 2 times in one batch.*repeats=True"),
+        loop[2].batch(ids),
+    ):
+        pass
+
+
+def test_a_closure_is_refused(loop, train):
+    _, optimizer, _ = loop
+    with pytest.raises(TracingError, match=r"optimizer\.step\(closure\).*without a closure"):
+        optimizer.step(lambda: 0.0)
+
+
+def test_a_frozen_parameter_that_still_moves_is_refused(tmp_path, train, queries):
+    model = seeded(mlp)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a") as tracer:
+        fit(tracer, model, optimizer, train, batches(2))
+        model[0].weight.requires_grad_(False)
+        optimizer.zero_grad(set_to_none=False)
+        with tracer.batch(torch.arange(4)):
+            loss = losses(model, (train[0][:4], train[1][:4])).mean()
+        loss.backward()
+        with pytest.raises(TracingError, match=r"'0\.weight' does not require.*grad = None"):
+            optimizer.step()
+        model[0].weight.grad = None
+        optimizer.step()
+        assert tracer.step == 3
 
 
 @pytest.mark.parametrize("said", [3, 8])

@@ -162,7 +162,8 @@ class Questions:
         if not bool(torch.isfinite(losses).all()):
             row = int((~torch.isfinite(losses)).nonzero()[0])
             raise NonFiniteError(
-                f"The loss of query {self._given.ids[chunk[row]]!r} is {losses[row].item()}: "
+                f"The loss of query {self._given.ids.tolist()[chunk[row]]!r} is "
+                f"{losses[row].item()}: "
                 "training diverges, or the query has no finite loss at these weights. No score "
                 "can be given for it: leave it out, or lower the learning rate."
             )

@@ -54,6 +54,7 @@ class About:
         optimizer: The class of the optimizer.
         paths: The names of the paths.
         every: Which steps are traced.
+        parameters: Which parameters were asked for; none for all that are trained.
     """
 
     train: int
@@ -63,6 +64,7 @@ class About:
     optimizer: str
     paths: tuple[str, ...]
     every: int
+    parameters: tuple[str, ...] = ()
 
     @property
     def members(self) -> tuple[Path, ...]:
@@ -177,7 +179,8 @@ def read_about(folder: FilePath) -> About:
     content = read_json(folder / ABOUT)
     if content.pop("format", None) != FORMAT:
         raise TracingError(f"The trace in {folder} was written by another release of tracin.")
-    return About(**{**content, "paths": tuple(content["paths"])})
+    lists = {name: tuple(content.get(name, ())) for name in ("paths", "parameters")}
+    return About(**{**content, **lists})
 
 
 def read_ids(folder: FilePath) -> tuple[np.ndarray, np.ndarray]:
@@ -238,6 +241,7 @@ def _refuse_other(there: About, here: About, folder: FilePath) -> None:
         "optimizer": "optimizer",
         "paths": "paths",
         "every": "traced steps",
+        "parameters": "choice of parameters",
     }
     for name, said in words.items():
         was, now = getattr(there, name), getattr(here, name)

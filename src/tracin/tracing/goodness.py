@@ -14,6 +14,10 @@ from tracin.tracing.step_table import PARTS, Steps
 # What is said of a trace: amounts within a tenth, steps that follow the real ones.
 AMOUNTS = 0.1
 FOLLOWS = 0.9
+# The gap of Lemma 3.1 that rounding of float32 losses explains, and the share of a prediction that
+# is worth a word when it is no example's.
+LEMMA = 1e-3
+NOTICED = 0.01
 
 
 @final
@@ -31,12 +35,14 @@ class Goodness:
         steps: All traced steps.
         predicted: [steps, queries].
         actual: [steps, queries].
+        is_partial: Whether some of the trained parameters were left out (`parameters=`).
     """
 
     path: Path
     steps: Steps
     predicted: np.ndarray
     actual: np.ndarray
+    is_partial: bool = False
 
     @property
     def pearson(self) -> float:
@@ -100,12 +106,28 @@ class Goodness:
     @property
     def verdict(self) -> str:
         """What to make of it, in words."""
+        if not self.actual.any():
+            return (
+                "Nothing can be said: no loss changed in any traced step. Is the learning rate 0?"
+            )
+        if self.is_unbroken and self.lemma_gap > LEMMA:
+            return (
+                f"Do not trust these scores: the real drops of steps add up to the whole but for "
+                f"{self.lemma_gap:.1e} of it (Lemma 3.1). Something besides the traced steps "
+                "changed the losses: a query loss that is random, or weights that another "
+                "optimizer moved."
+            )
         if not self.follows:
             return (
                 f"Do not trust these scores: predicted and real steps correlate by "
-                f"{self.pearson:.2f} only. Steps are too large for their gradients to tell what "
-                "they do: a smaller learning rate, a finer path (tracin.Path.SIMPSON), or a model "
-                "without dropout and batch statistics would show it."
+                f"{self.pearson:.2f} only. "
+                + (
+                    "Parameters that were not traced move the losses, too."
+                    if self.is_partial
+                    else "Steps are too large for their gradients to tell what they do: a smaller "
+                    "learning rate, a finer path (tracin.Path.SIMPSON), or a model without "
+                    "dropout and batch statistics would show it."
+                )
             )
         if not self.amounts_hold:
             return (
@@ -114,9 +136,20 @@ class Goodness:
                 f"correlate by {self.pearson:.3f}."
                 + (
                     " tracin.Path.TRAPEZOID mends that at no cost."
-                    if self.path is Path.FIRST_ORDER
+                    if self.path is Path.FIRST_ORDER and not self.is_partial
+                    else " The parameters that were not traced have their part in the real drop."
+                    if self.is_partial
                     else " Most likely the steps are large; see residuals by step."
                 )
+            )
+        others = [part for part, value in self.parts().items() if part != "examples" and value]
+        whole = sum(abs(value) for value in self.parts().values())
+        told = sum(abs(self.parts()[part]) for part in others)
+        if told > NOTICED * whole:
+            return (
+                "Scores may be trusted, amounts too: together with "
+                f"{' and '.join(others)}, which belong to no example, they add up to the real "
+                "loss drop."
             )
         return "Scores may be trusted, amounts too: they add up to the real loss drop."
 
@@ -180,7 +213,7 @@ class Goodness:
         return f"{aligned(head, rows)}\n{self.verdict}"
 
 
-def goodness_of(steps: Steps, path: Path) -> Goodness:
+def goodness_of(steps: Steps, path: Path, *, is_partial: bool = False) -> Goodness:
     """Judge the steps of a trace.
 
     Raises:
@@ -190,7 +223,7 @@ def goodness_of(steps: Steps, path: Path) -> Goodness:
         raise QueryError("Without queries only self-influence was traced; give some to the Tracer.")
     if len(steps) == 0:
         raise QueryError("No step was traced yet, so there is nothing to judge.")
-    return Goodness(path, steps, steps.predicted(path), steps.actual)
+    return Goodness(path, steps, steps.predicted(path), steps.actual, is_partial)
 
 
 def _pearson(one: np.ndarray, other: np.ndarray) -> float:

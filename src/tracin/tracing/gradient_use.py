@@ -46,9 +46,15 @@ class GradientUse:
     rest: Tensor | None = None
 
 
-def assumed(seen: Seen, used: Tensor) -> GradientUse:
-    """One factor, from lengths alone; whether that holds is for the caller to test."""
-    if used._version == seen.version:
+def assumed(seen: Seen, used: Tensor, version: int) -> GradientUse:
+    """One factor, from lengths alone; whether that holds is for the caller to test.
+
+    Args:
+        seen: The gradient as the backward pass left it.
+        used: What the optimizer was given.
+        version: Its count of in-place changes when it was.
+    """
+    if version == seen.version:
         return GradientUse(1.0)
     length = float(seen.length)
     now = float(torch.linalg.vector_norm(full(used)))

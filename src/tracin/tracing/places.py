@@ -46,6 +46,23 @@ class Places:
         positions = [self._place(value) for value in values]
         return torch.tensor(positions, dtype=torch.int64)
 
+    def refuse_repeats(self, positions: Tensor) -> None:
+        """Each example once in a batch: twice is mostly a mistake in the ids.
+
+        Raises:
+            TracingError: One comes twice.
+        """
+        values, counts = positions.unique(return_counts=True)
+        if len(values) == len(positions):
+            return
+        at = int(counts.argmax())
+        raise TracingError(
+            f"The id {self._ids[int(values[at])].item()!r} comes {int(counts[at])} times in one "
+            "batch, and each example is meant to come once. If the sampler draws with "
+            "replacement, say so: tracin.Tracer(..., repeats=True) gives an example a share for "
+            "each time."
+        )
+
     def _place(self, value: Any) -> int:
         if isinstance(value, np.generic | Tensor):
             value = value.item()

@@ -204,6 +204,7 @@ class Replay:
                             every=every,
                             parameters=parameters,
                             queries_at_once=queries_at_once,
+                            repeats=True,  # what was recorded was trained on
                         )
                     )
                 self._optimizer.zero_grad()

@@ -89,10 +89,12 @@ class Watcher:
                 yield
             share.uncovered = watch.uncovered
         except UnlikeTrialError as error:
+            call = str(error)
+            said = call if " holds " in call else f"{call} gave something else than in a trial"
             raise TracingError(
-                f"{len(share)} ids were given, but within the block {error}. Give one id for each "
+                f"{len(share)} ids were given, but within the block {said}. Give one id for each "
                 "example that goes through the model, and let nothing but the training batch go "
-                "through it there."
+                "through it there, watched by one Tracer."
             ) from error
         finally:
             entered.remove()

@@ -18,11 +18,13 @@ class Taken:
 
     Attributes:
         gradients: What the optimizer was given.
+        versions: How often each had been changed in place by then.
         options: Those of its group.
         scale: By what a fused optimizer divides the gradients.
     """
 
     gradients: dict[str, Tensor]
+    versions: dict[str, int]
     options: dict[str, Mapping[str, Any]]
     scale: float
 

@@ -157,7 +157,8 @@ class Trace:
 
     def goodness(self, path: Path | None = None) -> Goodness:
         """How well predicted loss changes agree with the real ones (Remark 3.3, Lemma 3.1)."""
-        return goodness_of(self.steps, self._path(path))
+        is_partial = bool(self.about.parameters)
+        return goodness_of(self.steps, self._path(path), is_partial=is_partial)
 
     def _scores(self, path: Path | None) -> np.ndarray:
         return open_scores(self.folder, self.about, self._path(path))

@@ -15,6 +15,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from tracin.checkpoints.state_dicts import listed
 from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning, UnsupportedModelError
 from tracin.gradients.forms import Memo
@@ -93,6 +94,8 @@ class Tracer:
         scaler: The GradScaler of mixed precision, if there is one.
         queries_at_once: How many queries' gradients are held at once; None for all of them. Fewer
             take less memory and, with several paths or ends, more passes.
+        repeats: Whether an example may come twice in a batch, as when a sampler draws with
+            replacement; it then gets a share for each time.
 
     Raises:
         TracingError: The optimizer has no update rule, or the folder holds another trace.
@@ -113,6 +116,7 @@ class Tracer:
         parameters: Selection = None,
         scaler: Any = None,
         queries_at_once: int | None = None,
+        repeats: bool = False,
     ) -> None:
         _refuse_wrapped(model)
         _refuse_count(every, "every")
@@ -141,6 +145,7 @@ class Tracer:
         self._questions = Questions(model, self._compute, self._queries, queries_at_once)
         self._paths = tuple(dict.fromkeys(paths))
         self._every = every
+        self._repeats = repeats
         about = About(
             len(self._train),
             ids_fingerprint(self._train.ids),
@@ -149,6 +154,7 @@ class Tracer:
             type(optimizer).__name__,
             tuple(path.value for path in self._paths),
             every,
+            _said(parameters),
         )
         self._about = about
         self._tables = Tables(
@@ -160,10 +166,13 @@ class Tracer:
         self._is_probed = False
         self._has_self = True
         self._traced: dict[str, Tensor] = {}
-        self._flags: list[bool] = []
+        self._flags: list[tuple[bool, bool]] = []
         self._watcher: Watcher | None = None
         self._is_told = False
+        self._moving: dict[str, Tensor] = {}  # all that a step may move, traced or not
         self._own_versions: dict[str, int] = {}
+        self._options = ""  # those of the last step, but for its rates
+        self._is_overwriting = True  # whether the optimizer may write into the gradients
         self._is_new = True  # whether the traced parameters were never looked at in a step
         self._before: dict[str, Tensor] = {}
         self._pending: list[Share] = []
@@ -182,17 +191,19 @@ class Tracer:
         """The forward pass of one batch, or micro-batch: put it within, and nothing else.
 
         Args:
-            ids: [examples], in the order of the batch; one may come twice.
+            ids: [examples], in the order of the batch.
             weights: By what each example's loss is multiplied in the loss that is differentiated,
                 [examples]; only self-influence needs it. None: found out by a look at a few
                 examples' own gradients, where all have one weight.
 
         Raises:
-            TracingError: An id is not of the training data; the number of ids is not that of the
-                examples; a traced batch was thrown away before its step.
+            TracingError: An id is not of the training data, or comes twice; the number of ids is
+                not that of the examples; a traced batch was thrown away before its step.
         """
         self._open()
         positions = self._places.of(ids)
+        if not self._repeats:
+            self._places.refuse_repeats(positions)
         if weights is not None:
             weights = torch.as_tensor(weights).detach().double().cpu().flatten()
             if weights.shape != (len(positions),) or not bool((weights > 0).all()):
@@ -303,11 +314,18 @@ class Tracer:
 
     def _retrace(self) -> None:
         """Look anew where parameters were frozen or unfrozen."""
-        flags = [parameter.requires_grad for parameter in self._model.parameters()]
+        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        flags = [(p.requires_grad, id(p) in held) for p in self._model.parameters()]
         if flags == self._flags:
             return
         self._flags = flags
         chosen: dict[str, Tensor] = dict(chosen_parameters(self._model, self._selection))
+        self._moving = {
+            name: parameter
+            for name, parameter in self._model.named_parameters()
+            if name in chosen or (parameter.requires_grad and id(parameter) in held)
+        }
+        self._before = {}
         if chosen.keys() == self._traced.keys():
             return
         self._traced = chosen
@@ -317,7 +335,6 @@ class Tracer:
             self._watcher = Watcher(self._model, self._compute, chosen, example)
         self._is_new = True
         self._ends = None
-        self._before = {}
         for name in set(self._grad_handles) - set(chosen):
             self._grad_handles.pop(name).remove()
         for name in set(chosen) - set(self._grad_handles):
@@ -361,8 +378,15 @@ class Tracer:
             return
         self._open()
         if self.step % self._every:
-            self._taken = Taken({}, {}, 1.0)
+            self._taken = Taken({}, {}, {}, 1.0)
             return
+        closures = (*args[1:], kwargs.get("closure"))  # args begin with the optimizer
+        if any(closure is not None for closure in closures):
+            raise TracingError(
+                "optimizer.step(closure) runs its backward passes where the Tracer cannot tell "
+                "which of them the step is made of. Call loss.backward() first and then "
+                "optimizer.step() without a closure."
+            )
         if not self._pending:
             raise TracingError(
                 f"optimizer.step() number {self.step} came without a traced batch: put the forward "
@@ -374,19 +398,25 @@ class Tracer:
         unscale = getattr(optimizer, "grad_scale", None)  # fused optimizers divide on their own
         names = {id(parameter): name for name, parameter in self._traced.items()}
         options: dict[str, Mapping[str, Any]] = {}
+        gradients: dict[str, Tensor] = {}
+        versions: dict[str, int] = {}
+        said = [
+            {k: v for k, v in g.items() if k not in ("params", "lr")}
+            for g in optimizer.param_groups
+        ]
+        is_copied = self._overwrites(repr(said))
         for group in optimizer.param_groups:
             kept = {key: value for key, value in group.items() if key != "params"}
             for parameter in group["params"]:
-                if id(parameter) in names:
-                    options[names[id(parameter)]] = kept
-        gradients = {
-            name: written(gradient)
-            for name in options
-            if (gradient := self._traced[name].grad) is not None
-        }
+                name, gradient = names.get(id(parameter)), parameter.grad
+                if name is not None and gradient is not None:
+                    options[name], versions[name] = kept, gradient._version
+                    is_own = gradient.is_sparse or not is_copied
+                    gradients[name] = written(gradient) if is_own else gradient.clone()
+        self._refuse_moving_frozen()
         check_shares(self._pending, gradients)
         if not self._before:
-            self._before = {name: p.detach().clone() for name, p in self._traced.items()}
+            self._before = {name: p.detach().clone() for name, p in self._moving.items()}
         if not self._is_probed:
             with self._busy():
                 self._factor = loss_factor(
@@ -394,7 +424,7 @@ class Tracer:
                 )
             self._is_probed = True
         scale = float(unscale) if unscale is not None else 1.0
-        self._taken = Taken(gradients, options, scale)
+        self._taken = Taken(gradients, versions, options, scale)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Share out the step that was taken."""
@@ -402,16 +432,58 @@ class Tracer:
         if taken is None:
             return
         if self.step % self._every == 0:
+            self._see_overwriting(taken)
             with self._busy(), torch.no_grad():
                 self._share_out(taken)
             self._pending, self._seen = [], {}
             if self._every == 1:
-                for name, parameter in self._traced.items():
+                for name, parameter in self._moving.items():
                     self._before[name].copy_(parameter.detach())
                 self._own_versions = dict(self._versions())
         if self._every > 1:
             self._before, self._ends = {}, None
         self.step += 1
+
+    def _overwrites(self, options: str) -> bool:
+        """Whether the gradients must be copied before a step with these options."""
+        if options != self._options:
+            self._options, self._is_overwriting = options, True
+        return self._is_overwriting
+
+    def _see_overwriting(self, taken: Taken) -> None:
+        """Copies are made until a step is seen to leave the gradients alone.
+
+        SGD, for one, adds Nesterov's momentum to the gradients themselves with foreach=True.
+        """
+        changed = [
+            name
+            for name, version in taken.versions.items()
+            if (gradient := self._traced[name].grad) is None or gradient._version != version
+        ]
+        if changed and not self._is_overwriting:
+            raise TracingError(
+                f"The optimizer {type(self._optimizer).__name__} wrote into the gradient of "
+                f"{listed(changed)} in step {self.step}, but left it alone in the step before, so "
+                "what it was given is lost. Give an optimizer that does one or the other."
+            )
+        self._is_overwriting = bool(changed)
+
+    def _refuse_moving_frozen(self) -> None:
+        """Momentum and weight decay move a frozen parameter for as long as it has a gradient."""
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        moving = [
+            names[id(parameter)]
+            for group in self._optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None and not parameter.requires_grad and id(parameter) in names
+        ]
+        if moving:
+            raise TracingError(
+                f"{listed(moving)} does not require a gradient, but still holds one from earlier "
+                "steps, so the optimizer goes on to move it by momentum and weight decay, for no "
+                "example. Take the gradient away when you freeze: parameter.grad = None, or "
+                "optimizer.zero_grad() before requires_grad_(False)."
+            )
 
     def _refuse_changed(self) -> None:
         """The weights must be those that the last traced step ended with."""
@@ -419,7 +491,7 @@ class Tracer:
             return
         for name, version in self._versions():
             if version != self._own_versions.get(name) and not torch.equal(
-                self._traced[name].detach(), self._before[name]
+                self._moving[name].detach(), self._before[name]
             ):
                 raise TracingError(
                     f"The model changed between two traced steps: '{name}' is not what "
@@ -428,7 +500,7 @@ class Tracer:
                 )
 
     def _versions(self) -> Iterator[tuple[str, int]]:
-        for name, parameter in self._traced.items():
+        for name, parameter in self._moving.items():
             yield name, parameter._version
 
     def _share_out(self, taken: Taken) -> None:
@@ -446,7 +518,7 @@ class Tracer:
         uses = {
             name: examined(self._pending, name, gradient)
             if self._is_new or name not in self._seen
-            else assumed(self._seen[name], gradient)
+            else assumed(self._seen[name], gradient, taken.versions[name])
             for name, gradient in taken.gradients.items()
         }
         self._is_new = False
@@ -528,14 +600,14 @@ class Tracer:
             if position == 0.0 and is_fresh and ends is not None and ends.asked is not None:
                 asked[0.0] = ends.asked
                 continue
-            with weights_at(self._traced, self._before, position):
+            with weights_at(self._moving, self._before, position):
                 asked[position] = self._questions.ask(chunk)
         if 0.0 in asked:
             start = asked[0.0].losses
         elif is_fresh and ends is not None:
             start = ends.losses
         else:
-            with weights_at(self._traced, self._before, 0.0):
+            with weights_at(self._moving, self._before, 0.0):
                 start = self._questions.losses(chunk)
         is_wanted = is_kept and 0.0 in positions  # where the next step begins
         if 1.0 not in asked and is_wanted:
@@ -639,6 +711,13 @@ def _refuse_wrapped(model: Module) -> None:
             f"The model is wrapped in {kind}, within which a step's examples cannot be seen. Trace "
             "the model itself, uncompiled, in one process."
         )
+
+
+def _said(parameters: Selection) -> tuple[str, ...]:
+    """Which parameters were asked for; nothing for all."""
+    if parameters is None:
+        return ()
+    return (parameters,) if isinstance(parameters, str) else tuple(parameters)
 
 
 def _refuse_count(value: Any, name: str) -> None:
