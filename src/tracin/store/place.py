@@ -18,6 +18,8 @@ from tracin.errors import IndexingError
 from tracin.store.mounts import is_on_network
 
 UNFINISHED = ".unfinished"
+# fsspec's names of object stores, which have no folders.
+OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2"})
 # What fsspec's file systems raise, such as botocore's own errors.
 ANY = (Exception,)
 _PIECE = 1 << 28  # bytes that one system call reads; Linux gives at most 2 GiB
@@ -227,19 +229,19 @@ class Remote:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         with said(f"{self.url}/{name} cannot be read", ANY):
-            held = self._files.cat_file(self._at(name), start, stop)
+            held = self._files.cat_file(self._at(name), start=start or None, end=stop)
         return memoryview(bytearray(held))
 
     def write(self, name: str, content: bytes) -> None:
         with said(f"{self.url}/{name} cannot be written", ANY):
-            self._files.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
+            self._prepare(name)
             self._files.pipe_file(self._at(name), content)
 
     def create(self, name: str, content: bytes) -> bool:
         if self.size(name) is not None:
             return False
         with said(f"{self.url}/{name} cannot be written", ANY):
-            self._files.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
+            self._prepare(name)
             try:
                 # S3 and the like refuse it if another came first; elsewhere the last one wins.
                 self._files.pipe_file(self._at(name), content, mode="create")
@@ -267,6 +269,11 @@ class Remote:
     def delete(self, name: str) -> None:
         with said(f"{self.url}/{name} cannot be deleted", ANY):
             self._files.rm_file(self._at(name))
+
+    def _prepare(self, name: str) -> None:
+        """Make the folder of a file; where names are all there is, that would make a bucket."""
+        if not OBJECTS & set(np.atleast_1d(self._files.protocol).tolist()):
+            self._files.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
 
     def _at(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
