@@ -404,7 +404,7 @@ class Tracer:
             {k: v for k, v in g.items() if k not in ("params", "lr")}
             for g in optimizer.param_groups
         ]
-        is_copied = self._overwrites(repr(said))
+        is_copied = self._overwrites(repr(said)) or unscale is not None
         for group in optimizer.param_groups:
             kept = {key: value for key, value in group.items() if key != "params"}
             for parameter in group["params"]:
@@ -455,12 +455,17 @@ class Tracer:
 
         SGD, for one, adds Nesterov's momentum to the gradients themselves with foreach=True.
         """
-        changed = [
-            name
-            for name, version in taken.versions.items()
-            if (gradient := self._traced[name].grad) is None or gradient._version != version
-        ]
-        if changed and not self._is_overwriting:
+        changed = []
+        for name, version in taken.versions.items():
+            now, given = self._traced[name].grad, taken.gradients[name]
+            # Fused steps unscale gradients without counting that as a change.
+            if (
+                now is None
+                or now._version != version
+                or (now is not given and not torch.equal(written(now), given))
+            ):
+                changed.append(name)
+        if changed and not self._is_overwriting and taken.scale == 1:
             raise TracingError(
                 f"The optimizer {type(self._optimizer).__name__} wrote into the gradient of "
                 f"{listed(changed)} in step {self.step}, but left it alone in the step before, so "
