@@ -84,9 +84,9 @@ def whole(model: Module) -> dict[str, Tensor]:
     other = [name for name in divided if name not in found]
     if other:
         raise UnsupportedModelError(
-            f"'{other[0]}' (with {len(other) - 1} more) is a DTensor that fully_shard does not "
-            "make whole: tensor parallel layers are not supported. Divide the model by "
-            "torch.distributed.fsdp.fully_shard alone, or gather it on one device."
+            f"{other[0]} is a DTensor that fully_shard does not make whole (with "
+            f"{len(other) - 1} more): tensor parallel layers are not supported. Divide the model "
+            "by torch.distributed.fsdp.fully_shard alone, or gather it on one device."
         )
     return found
 

@@ -57,9 +57,9 @@ def refuse_sharded(parameters: Mapping[str, Tensor]) -> None:
     sharded = [name for name, parameter in parameters.items() if isinstance(parameter, DTensor)]
     if sharded:
         raise UnsupportedModelError(
-            "vmap, jvp and one backward pass an example are wrong, without an error, under DTensor "
-            f"parameters, and '{sharded[0]}' is one (with {len(sharded) - 1} more). Gather the "
-            "model on one device first, for example "
+            "vmap, jvp and one backward pass an example are silently wrong under DTensor "
+            f"parameters, and '{sharded[0]}' is one (with {len(sharded) - 1} more). Gather "
+            "the model on one device first, for example "
             "with torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "
             "full_state_dict=True) into an unsharded copy."
         )
