@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tracin import Index
 from tracin.cli.main import main
 
 HEAVY = ["torch", "numpy", "pyarrow", "matplotlib", "sklearn", "transformers"]
@@ -316,6 +317,18 @@ def test_ctrl_c_leaves_nothing_half_written(begun, capsys, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("command", ["explain", "self-influence"])
+def test_ctrl_c_while_an_index_is_asked_leaves_nothing(begun, capsys, tmp_path, command):
+    run = altered(begun, tmp_path, task="def task():\n    raise KeyboardInterrupt\n")
+    query = ("--query", "0") if command == "explain" else ()
+
+    code, _, err = call(capsys, command, run, *query, "--index", tmp_path / "index")
+
+    assert code == 130
+    assert "nothing half-written" in err
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize("folder", ["file", "file/within"])
 def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
     begun, capsys, tmp_path, folder
@@ -412,8 +425,28 @@ def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
     _, rough, _ = call(capsys, "explain", begun, "--index", folder, *asked)
     _, sure, _ = call(capsys, "explain", begun, "--index", folder, "--exact", *asked)
     _, plain, _ = call(capsys, "explain", begun, *asked)
-    assert sure == plain
+    shown, _, written = plain.rpartition("\n\n")
+    assert sure.startswith(shown)
+    assert "top 2 certain for" in sure
+    assert sure.endswith(written)
     assert rough.splitlines()[0] == plain.splitlines()[0]
+    assert "recall@10: " in rough
+    spread = ("--engine", "processes", "--workers", "2")
+    code, divided, _ = call(capsys, "explain", begun, "--index", folder, *asked, *spread)
+    assert (code, divided) == (0, rough)
+    keep = ("--keep", "label=1", "--keep", "right")
+    code, _, _ = call(capsys, "explain", begun, "--index", folder, *asked, *keep)
+    assert code == 0
+    hits = pq.read_table(tmp_path / "out" / "explain.parquet")["position"].to_numpy()
+    rows = Index.open(folder).table()
+    assert (rows["label"][hits] == 1).all()
+    assert (rows["is_right"][hits] != 0).all()
+    settings = json.loads((tmp_path / "out" / "explain.settings.json").read_text())
+    assert settings["keep"] == ["label=1", "right"]
+    assert "recall@10" in settings["notes"][0]
+    for wrong, words in (("colour=3", "the columns are id, label"), ("label=x", "'x' is none")):
+        code, _, err = call(capsys, "explain", begun, "--index", folder, *asked, "--keep", wrong)
+        assert (code, words in err) == (2, True)
     code, out, _ = call(capsys, "self-influence", begun, "--index", folder, "--out", tmp_path)
     assert code == 0
     _, without, _ = call(capsys, "self-influence", begun, "--out", tmp_path)
@@ -431,6 +464,7 @@ def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
         (("index", "build", "RUN", "--workers", "2"), "--workers is not for --engine serial"),
         (("index", "info", "nowhere"), "holds no index"),
         (("explain", "RUN", "--query", "0", "--exact"), "--exact is for --index"),
+        (("explain", "RUN", "--query", "0", "--keep", "right"), "--keep and --engine are for"),
     ],
 )
 def test_the_index_commands_say_what_is_wrong(begun, capsys, arguments, message):

@@ -9,6 +9,8 @@ import typer
 
 from tracin import __version__
 from tracin.cli import index_commands
+from tracin.cli.index_commands import Address, EngineName, Workers, engine_of
+from tracin.cli.keep import keep_of
 from tracin.cli.opened import Opened
 from tracin.cli.opened import opened as opened_run
 from tracin.cli.results import check_writable, write
@@ -135,15 +137,25 @@ def explain(
     exact: Annotated[
         bool, typer.Option("--exact", help="Score an index's candidates again, by the model.")
     ] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="With --index: only such hits: right, label=3, ..."),
+    ] = None,
+    engine: EngineName = "serial",
+    workers: Workers = None,
+    address: Address = None,
     sets: Set = None,
     out: Out = None,
 ) -> None:
     """The strongest proponents and opponents of some predictions."""
+    if exact and index is None:
+        raise QueryError("--exact is for --index FOLDER: without an index scores are exact.")
+    if index is None and (keep or engine != "serial"):
+        raise QueryError("--keep and --engine are for --index FOLDER: they are about its rows.")
+    chosen: Any = engine_of(engine, workers, address)
     opened = opened_run(run, [*(sets or []), *([f"explain.k={k}"] if k is not None else [])], out)
     options = opened.settings.explain
     asked = _asked(opened.task, query)
-    if exact and index is None:
-        raise QueryError("--exact is for --index FOLDER: without an index scores are exact.")
     if index is not None:
         from tracin import Index
 
@@ -153,16 +165,24 @@ def explain(
                 f"An index gives the scores themselves: explain.{other[0]} is not for --index."
             )
         asked_index = Index.open(index)
-        keep = asked_index.table()["is_right"] != 0 if options.drop_misclassified else None
+        conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
         found = asked_index.explain(
             opened.tracer,
             asked.queries,
             options.k,
+            exact=exact,
             train=opened.task.train if exact else None,
-            keep=keep,
+            keep=keep_of(conditions),
+            engine=None if engine == "serial" else chosen,
             batch_size=opened.settings.tracin.batch_size,
         )
-        where = {**asked.as_settings(), "asked_index": index, "exact": exact}
+        where = {
+            **asked.as_settings(),
+            "asked_index": index,
+            "exact": exact,
+            "keep": conditions,
+            "notes": found.notes,
+        }
         return _finish(opened, str(found), found.save, "explain", **where)
     found = opened.tracer.explain(
         asked.queries,

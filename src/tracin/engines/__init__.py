@@ -8,4 +8,14 @@ from tracin.engines.ranks import Ranks
 from tracin.engines.ray_engine import RayCluster
 from tracin.engines.serial import Serial
 
-__all__ = ["Engine", "Gatherer", "Job", "Mesh", "Processes", "Ranks", "RayCluster", "Serial", "Unit"]
+__all__ = [
+    "Engine",
+    "Gatherer",
+    "Job",
+    "Mesh",
+    "Processes",
+    "Ranks",
+    "RayCluster",
+    "Serial",
+    "Unit",
+]

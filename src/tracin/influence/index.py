@@ -21,7 +21,7 @@ from tracin.influence.index_exact import cut_at, exact_hits
 from tracin.influence.index_fan import Scan, strongest
 from tracin.influence.index_info import described
 from tracin.influence.index_keep import Keep, kept
-from tracin.influence.index_limits import LimitSearch
+from tracin.influence.index_limits import LimitSearch, is_narrow
 from tracin.influence.index_recall import (
     AGAINST,
     HITS,
@@ -33,8 +33,10 @@ from tracin.influence.index_recall import (
 )
 from tracin.influence.index_rows import RowMaker, group_weights
 from tracin.influence.index_search import Asked, Best, Search, best, scores_of
+from tracin.influence.index_strongest import Strongest
 from tracin.influence.index_table import table_of
 from tracin.influence.recall import Recall, share_found
+from tracin.sharding import is_sharded
 from tracin.sketches import Plan
 from tracin.store import Removed, Report, Store
 
@@ -150,6 +152,11 @@ class Index:
                 "A finder proposes candidates in this process, and an engine's workers look at "
                 "every row. Give finder= or engine=, not both."
             )
+        if engine is not None and not hasattr(engine, "gather"):
+            raise QueryError(
+                f"{type(engine).__name__} cannot divide the rows of an index: it has no gather. "
+                "Use tracin.engines.Processes or RayCluster, or leave engine out."
+            )
         if not exact and train is not None:
             raise QueryError(
                 "train= is for exact=True, which scores candidates again by the model. Without it "
@@ -166,10 +173,14 @@ class Index:
             recall = self._compared(asked, proposals, k, how)
             notes.append(f"finder: {recall}")
         if examples is not None:
-            wanted = min(count, k * candidates)
-            sides = self._exact(
-                run, examples, queries, asked, k, wanted, how, batch_size, proposals
-            )
+            if proposals is not None:
+                chosen = _Candidates(*proposals)
+            else:
+                wanted = min(count, k * candidates)
+                scans = self._scans(LimitSearch, asked, wanted + 1, how)
+                searched = [strongest(scan, engine, progress) for scan in scans]
+                chosen = self._limited(searched, wanted)
+            sides = self._rescored(run, examples, queries, chosen, k, how, batch_size)
         else:
             found = (
                 self._best(asked, k, how)
@@ -226,11 +237,21 @@ class Index:
         asked = self._asked(run, some, batch_size)
         how = _How(None, None, memory, progress)
         wanted = min(len(self), (k + 1) * candidates)
-        true = self._exact(run, examples, some, asked, k + 1, wanted, how, batch_size)
+        found = [
+            LimitSearch(
+                self.store, self.plan, part, wanted + 1, None, memory, progress
+            ).with_estimates(k + 1)
+            for part in asked.within(memory)
+        ]
+        limited = self._limited([(top, bottom) for top, bottom, _, _ in found], wanted)
+        true = self._rescored(run, examples, some, limited, k + 1, how, batch_size)
+        estimated = (
+            np.concatenate([side.positions.numpy() for side in sides])
+            for sides in list(zip(*found, strict=True))[2:]
+        )
         shares, certain = [], []
-        for rough, exact in zip(self._best(asked, k + 1, how), true, strict=True):
-            found, hits = without(rough.positions, own), without(exact.positions, own)
-            shares.append(share_found(found, hits))
+        for rough, exact in zip(estimated, true, strict=True):
+            shares.append(share_found(without(rough, own), without(exact.positions, own)))
             certain.append(0 if exact.is_certain is None else int(exact.is_certain.sum()))
         recall = Recall(k, len(own), shares[0], shares[1], AGAINST)
         Kept(recall, (certain[0], certain[1]), len(self), asked.keys).write(self.store.place)
@@ -247,7 +268,7 @@ class Index:
             len(self) > HITS
             and set(run.checkpoint_keys()) == set(keys)
             and (before is None or not before.is_of(len(self), keys))
-            and not getattr(run.walk_for_rows().gradients, "is_sharded", False)
+            and not is_sharded(run.model)
             and not self.store.missing()
         )
 
@@ -387,37 +408,35 @@ class Index:
         )
         return top, bottom
 
-    def _exact(
+    def _limited(self, found: Sequence[tuple[Strongest, Strongest]], wanted: int) -> "_Candidates":
+        """So many candidates of each query on each side, and what all others may be."""
+        is_sure = not is_narrow(self.plan.columns)
+        tops, bottoms = zip(
+            *[[cut_at(side, wanted, is_sure) for side in sides] for sides in found], strict=True
+        )
+        return _Candidates(
+            np.concatenate([positions for positions, _ in tops]),
+            np.concatenate([positions for positions, _ in bottoms]),
+            (torch.cat([one for _, one in tops]), torch.cat([one for _, one in bottoms])),
+        )
+
+    def _rescored(
         self,
         run: "TracIn",
         examples: Examples,
         queries: Examples,
-        asked: Asked,
+        candidates: "_Candidates",
         k: int,
-        wanted: int,
         how: "_How",
         batch_size: BatchSize,
-        proposals: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> tuple[Hits, Hits]:
-        """The strongest of some candidates by the model: of a finder's, or of all rows."""
-        bounds = None
-        if proposals is None:
-            found = [
-                [cut_at(side, wanted) for side in strongest(scan, how.engine, how.progress)]
-                for scan in self._scans(LimitSearch, asked, wanted + 1, how)
-            ]
-            tops, bottoms = zip(*found, strict=True)
-            proposals = (
-                np.concatenate([positions for positions, _ in tops]),
-                np.concatenate([positions for positions, _ in bottoms]),
-            )
-            bounds = torch.cat([one for _, one in tops]), torch.cat([one for _, one in bottoms])
+        """The strongest of the candidates, by the model."""
         return exact_hits(
             run.walk_for_rows(),
             examples,
             queries,
-            proposals,
-            bounds,
+            (candidates.proponents, candidates.opponents),
+            candidates.bounds,
             k,
             how.memory,
             checked_size(batch_size),
@@ -516,6 +535,23 @@ class _How:
     engine: Gatherer | None
     memory: int
     progress: bool | None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Rows to be scored by the model.
+
+    Attributes:
+        proponents: [queries, candidates]; -1 is nobody.
+        opponents: [queries, candidates].
+        bounds: What others are not expected to exceed, or fall below: [queries] each; None where
+            nobody knows.
+    """
+
+    proponents: np.ndarray
+    opponents: np.ndarray
+    bounds: tuple[Tensor, Tensor] | None = None
 
 
 def _check_hits(k: Any, most: int) -> None:

@@ -113,18 +113,24 @@ def _best(
     return Hits(ids[positions], positions, best, shares, bounds=bound, sure=sure)
 
 
-def cut_at(side: "Strongest", count: int) -> tuple[np.ndarray, Tensor]:
+def cut_at(side: "Strongest", count: int, is_sure: bool = True) -> tuple[np.ndarray, Tensor]:
     """The first `count` of each query, and what all others are not expected to exceed.
 
     Args:
         side: At least one more than `count`, if there are so many rows.
         count: How many are candidates.
+        is_sure: Whether the others' limits can be relied on; if not, they may be anything.
 
     Returns:
-        [queries, count], and [queries]: infinite where there are no others.
+        [queries, count], and [queries]: infinite where there are no others, or
+            where they may be anything.
     """
     if side.values is None:
         raise RuntimeError("no rows were read")
     nobody = torch.full((len(side.values),), -side.sign * torch.inf)
-    bound = side.values[:, count] if side.values.shape[1] > count else nobody
+    if side.values.shape[1] <= count:
+        return side.positions[:, :count].numpy(), nobody
+    bound = side.values[:, count]
+    if not is_sure:
+        bound = torch.where(bound == nobody, bound, -nobody)
     return side.positions[:, :count].numpy(), bound
