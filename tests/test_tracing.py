@@ -2,8 +2,12 @@
 
 import copy
 import math
+import signal
+import subprocess
+import sys
 import warnings
 from itertools import pairwise
+from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
@@ -885,6 +889,95 @@ def test_a_broken_run_resumes_to_the_same_result(tmp_path, train, queries):
         assert torch.equal(found.influence(path), whole.influence(path))
     assert torch.equal(found.self_influence(), whole.self_influence())
     assert np.array_equal(np.array(found.steps.rows), np.array(whole.steps.rows))
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from torch import nn
+from torch.nn import functional as F
+import tracin
+
+folder, dies = sys.argv[1], int(sys.argv[2])
+torch.set_default_dtype(torch.float32)
+torch.set_num_threads(1)
+torch.manual_seed(0)
+inputs, labels = torch.randn(24, 6), torch.randint(3, (24,))
+model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.Linear(8, 3))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+rows = torch.stack([torch.randperm(24)[:4] for _ in range(9)])
+own = folder + ".pt"
+start = 0
+if os.path.exists(own):
+    saved = torch.load(own)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["random"])
+    start = saved["step"]
+queries = inputs[:3] + 0.1, labels[:3]
+with tracin.Tracer(model, optimizer, "cross_entropy", queries, (inputs, labels), folder) as tracer:
+    for step in range(start, 9):
+        optimizer.zero_grad()
+        with tracer.batch(rows[step]):
+            loss = F.cross_entropy(model(inputs[rows[step]]), labels[rows[step]])
+        loss.backward()
+        if step == dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        optimizer.step()
+        if step % 3 == 2:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                        "random": torch.get_rng_state(), "step": step + 1}, own)
+            tracer.save()
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_result(tmp_path, monkeypatch):
+    def run(name):
+        monkeypatch.setattr(sys, "argv", ["", str(tmp_path / name), "-1"])
+        exec(KILLED, {})
+
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), "5"]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    run("killed")
+    run("whole")
+    whole, killed = (tracin.Trace.open(tmp_path / name) for name in ("whole", "killed"))
+    assert torch.equal(whole.influence(), killed.influence())
+    assert torch.equal(whole.self_influence(), killed.self_influence())
+    assert np.array_equal(whole.steps.rows, killed.steps.rows)
+
+
+@pytest.mark.skipif(not FilePath("/proc/self/status").is_file(), reason="Linux tells memory there")
+def test_scores_stay_on_the_disk(tmp_path, queries):
+    """[train, queries] floats are never held: two paths of 40 MB here, and a save of both."""
+
+    class Many(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2_000_000
+
+        def __getitem__(self, index):
+            return torch.full((6,), index / len(self)), torch.tensor(index % CLASSES)
+
+    def held():
+        lines = FilePath("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+    model = seeded(mlp)
+    optimizer = sgd(model.parameters())
+    many = Many()
+    with Tracer(model, optimizer, "cross_entropy", queries, many, tmp_path / "a") as tracer:
+        before = held()
+        for end in range(len(many), 0, -400_000):
+            ids = torch.arange(end - 1000, end)
+            optimizer.zero_grad()
+            with tracer.batch(ids):
+                batch = [many[i] for i in ids.tolist()]
+                loss = F.cross_entropy(
+                    model(torch.stack([x for x, _ in batch])), torch.stack([y for _, y in batch])
+                )
+            loss.backward()
+            optimizer.step()
+        tracer.save()
+        assert held() - before < 30  # MB
 
 
 def begun(folder, train, queries):
