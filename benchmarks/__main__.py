@@ -13,7 +13,7 @@ from benchmarks.rival import captum_self_influence
 from benchmarks.rows import ROWS, self_influence
 from benchmarks.subjects import mlp_subject
 
-GROUPS = ("mlp", "resnet", "resnet56", "lm", "tracing", "captum", "memory")
+GROUPS = ("mlp", "resnet", "resnet56", "lm", "index", "tracing", "captum", "memory")
 MEMORY = (("mlp", 4000, 20_000), ("resnet", 256, 768), ("lm", 64, 192))
 
 

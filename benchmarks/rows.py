@@ -1,12 +1,13 @@
 """The rows of the benchmark: a work, the subject it is done on, and the ratio to reach."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 from benchmarks.subjects import Subject, lm_subject, mlp_subject, resnet_subject
 from benchmarks.training import TrainingSubject, training_subject
-from tracin import Path
+from tracin import Path, Projection
 
 
 class HasPlainPass(Protocol):
@@ -44,6 +45,14 @@ def explain_one(subject: Subject) -> object:
     return subject.traced().explain(
         subject.some_queries(1), subject.train, k=10, batch_size=subject.batch_size
     )
+
+
+def index(subject: Subject) -> None:
+    """An index of the training examples, 1,024 numbers a row, written to a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        subject.traced().index(
+            subject.train, folder, Projection(1024), batch_size=subject.batch_size
+        )
 
 
 def first_order(subject: TrainingSubject) -> None:
@@ -92,6 +101,9 @@ ROWS = [
     Row("lm", "self-influence, transformer LM", 1.0, _lm, self_influence),
     Row("lm", "influence on 8 queries, transformer LM", 1.5, _lm, influence),
     Row("lm", "explain one query, transformer LM", 1.2, _lm, explain_one),
+    Row("index", "build an index, MLP, 3 checkpoints", 1.1, _mlp, index),
+    Row("index", "build an index, ResNet-20", 1.5, _resnet20, index),
+    Row("index", "build an index, transformer LM", 1.1, _lm, index),
     Row("tracing", "trace 100 queries, first order, MLP", 1.35, _training, first_order),
     Row("tracing", "trace 100 queries, default paths, MLP", 1.35, _training, trapezoid),
     Row("tracing", "trace self-influence alone, MLP", 1.1, _training, traced_self_influence),
