@@ -1,0 +1,331 @@
+"""faiss: which rows of an index are worth scoring, where it has too many to score them all."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tracin.errors import IndexingError, QueryError
+from tracin.influence.index import Index
+from tracin.influence.index_search import Asked
+from tracin.sketches.flat import WIDEST, Flat
+from tracin.store import Store
+from tracin.store.shard import checksum
+
+FILE = "candidates/ivf-sq8.faiss"
+FORMAT = 1
+MEMORY = 1 << 28  # bytes
+# faiss asks for at least 39 rows a list to find its centre; more than twice that is of little use.
+_FEWEST, _ENOUGH = 39, 80
+
+
+@final
+@dataclass(frozen=True)
+class _Head:
+    """What the kept vectors are of.
+
+    Attributes:
+        index: A checksum of what the rows are of.
+        ids: Checksums of the rows' ids, one for each time that rows were added.
+        extents: How many rows there were after each time.
+        checkpoints: The keys of the checkpoints whose rows lie side by side.
+        widest: See `Flat`.
+        lists: How many lists there are.
+    """
+
+    index: str
+    ids: tuple[str, ...]
+    extents: tuple[int, ...]
+    checkpoints: tuple[str, ...]
+    widest: int
+    lists: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows were added."""
+        return self.extents[-1]
+
+    @classmethod
+    def from_json(cls, held: dict[str, Any]) -> "_Head":
+        """What `asdict` gave, and JSON made lists of."""
+        return cls(
+            str(held["index"]),
+            tuple(held["ids"]),
+            tuple(held["extents"]),
+            tuple(held["checkpoints"]),
+            int(held["widest"]),
+            int(held["lists"]),
+        )
+
+
+@final
+class Nearest:
+    """Proposes rows of an index whose vectors have a high or low dot product with a query's.
+
+    A row's vectors at all checkpoints (`tracin.sketches.flat`) lie side by side in a faiss IVF
+    index with 8 bits a number. They are unweighted, and weights go on the query: any weights, and
+    any of the checkpoints, can be asked for. It is kept in the index's own folder. Give it to
+    `tracin.Index.explain` as `finder`: what it proposes is scored there, by the rows or exactly.
+
+    Example:
+        >>> import tempfile, torch, tracin
+        >>> from tracin.integrations.faiss import Nearest
+        >>> model = torch.nn.Linear(3, 2)
+        >>> run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[0.1])
+        >>> train = torch.randn(50, 3), torch.randint(0, 2, (50,))
+        >>> index = run.index(train, tempfile.mkdtemp(), tracin.Projection(dim=64))
+        >>> Nearest.open(index)
+        Nearest of 50 rows in 1 lists, of which 1 are searched
+    """
+
+    def __init__(self, kept: Any, head: _Head, flat: Flat, probes: int) -> None:
+        self._kept, self._head, self._flat = kept, head, flat
+        self.probes = probes
+
+    @classmethod
+    def open(
+        cls,
+        index: Index,
+        *,
+        lists: int | None = None,
+        probes: int | None = None,
+        widest: int = WIDEST,
+        memory: int = MEMORY,
+    ) -> "Nearest":
+        """Read what is kept in the index's folder, add rows that are new, or make it.
+
+        It is made again where the checkpoints, `lists` or `widest` are no longer those that it was
+        made with.
+
+        Args:
+            index: A complete index.
+            lists: How many lists the rows are divided among, by likeness. None keeps those that
+                are there, or takes 4 sqrt(rows), as far as there are 39 rows for each.
+            probes: How many lists are searched for each side of a query; None for a quarter
+                of them, at least 16.
+            widest: Numbers for products of factors at a checkpoint, see `tracin.sketches.flat`.
+            memory: Bytes that vectors may take while it is made, about; the finished index, a byte
+                a number, comes to that.
+
+        Raises:
+            IndexingError: faiss is not installed; the index is incomplete; the file is damaged, or
+                of another index; lists or probes are no positive whole numbers.
+        """
+        _refuse_other_than_count("lists", lists)
+        _refuse_other_than_count("probes", probes)
+        faiss = _faiss()
+        store = index.store
+        flat = Flat(index.plan.columns, widest)
+        found = _read(faiss, store)
+        chosen = lists if lists is not None else (found[1].lists if found else None)
+        wanted = _head_of(store, widest, _lists_of(store.manifest.rows, chosen))
+        with _threads(faiss):
+            if found is not None and _goes_on(found[1], wanted):
+                kept, before = found[0], found[1].rows
+            else:
+                kept, before = _trained(faiss, store, flat, wanted.lists, memory), 0
+            if before < wanted.rows:
+                _add(kept, store, flat, before, memory)
+                _write(faiss, store, kept, wanted)
+        return cls(kept, wanted, flat, probes or max(16, wanted.lists // 4))
+
+    def __len__(self) -> int:
+        return self._head.rows
+
+    def candidates(
+        self, asked: Asked, count: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Rows that may have the highest, and those that may have the lowest scores.
+
+        Where the lists that are searched hold fewer, more lists are searched.
+
+        Args:
+            asked: The queries' rows at each checkpoint, and what each checkpoint weighs.
+            count: How many of each.
+
+        Returns:
+            Positions, [queries, count] each; -1 where the index has fewer rows.
+
+        Raises:
+            QueryError: A checkpoint is asked for that the vectors do not hold.
+        """
+        queries = self._vectors(asked)
+        with _threads(_faiss()):
+            return self._searched(queries, count), self._searched(-queries, count)
+
+    def __repr__(self) -> str:
+        lists = self._head.lists
+        return (
+            f"Nearest of {len(self)} rows in {lists} lists, of which {min(self.probes, lists)} are "
+            "searched"
+        )
+
+    def _vectors(self, asked: Asked) -> npt.NDArray[np.float32]:
+        """Checkpoints that are not asked for weigh nothing."""
+        places = {key: at for at, key in enumerate(self._head.checkpoints)}
+        if unknown := [key for key in asked.keys if key not in places]:
+            raise QueryError(
+                f"Candidates were asked for at {', '.join(unknown)}, but their vectors are of the "
+                f"checkpoints {', '.join(places)}. Open them again by Nearest.open(index)."
+            )
+        vectors = torch.zeros(len(asked), len(places), self._flat.width)
+        for key, rows, weights in zip(asked.keys, asked.rows, asked.weights, strict=True):
+            vectors[:, places[key]] += self._flat.vectors(rows, weights)
+        return vectors.flatten(1).numpy()
+
+    def _searched(self, queries: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+        faiss, lists = _faiss(), self._head.lists
+        found = np.full((len(queries), count), -1, np.int64)
+        left, probes = np.arange(len(queries)), min(self.probes, lists)
+        while True:
+            how = faiss.SearchParametersIVF(nprobe=probes)
+            found[left] = self._kept.search(queries[left], count, params=how)[1]
+            left = left[(found[left] < 0).any(1)]
+            if not len(left) or probes == lists:
+                return found
+            probes = min(lists, 4 * probes)
+
+
+def _head_of(store: Store, widest: int, lists: int) -> _Head:
+    manifest = store.manifest
+    about = json.dumps([manifest.about, manifest.width], sort_keys=True).encode()
+    ids = tuple(each.ids for each in manifest.added)
+    keys = tuple(each.key for each in manifest.checkpoints)
+    return _Head(checksum(about), ids, manifest.extents, keys, widest, lists)
+
+
+def _goes_on(there: _Head, wanted: _Head) -> bool:
+    """Whether what is there only lacks rows."""
+    return (there.checkpoints, there.widest, there.lists) == (
+        wanted.checkpoints,
+        wanted.widest,
+        wanted.lists,
+    )
+
+
+def _lists_of(rows: int, chosen: int | None) -> int:
+    most = max(1, rows // _FEWEST)
+    return min(most, chosen or math.ceil(4 * math.sqrt(rows)))
+
+
+def _trained(faiss: ModuleType, store: Store, flat: Flat, lists: int, memory: int) -> Any:
+    """An empty index, its lists and ranges found from a sample spread over all rows."""
+    keys = [each.key for each in store.manifest.checkpoints]
+    width, rows = flat.width * len(keys), store.manifest.rows
+    room = max(1, memory // (4 * width))
+    count = min(rows, _ENOUGH * lists, max(_FEWEST * lists, room))
+    positions = torch.linspace(0, rows - 1, count, dtype=torch.float64).round().long()
+    sample = np.empty((count, width), np.float32)
+    for at, key in enumerate(keys):
+        columns = slice(at * flat.width, (at + 1) * flat.width)
+        for start in range(0, count, room):
+            chosen = positions[start : start + room]
+            part = flat.vectors(store.rows_at(key, chosen))
+            sample[start : start + len(chosen), columns] = part.numpy()
+    quantizer = faiss.IndexFlatIP(width)
+    kept = faiss.IndexIVFScalarQuantizer(
+        quantizer, width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+    )
+    kept.cp.min_points_per_centroid = 1  # a handful of rows is no reason for a warning
+    kept.train(sample)
+    return kept
+
+
+def _add(kept: Any, store: Store, flat: Flat, before: int, memory: int) -> None:
+    """Add the rows from `before` on, block by block."""
+    keys = [each.key for each in store.manifest.checkpoints]
+    step = max(1, memory // (8 * flat.width * len(keys)))
+    for span in store.manifest.ranges():
+        if span.stop <= before:
+            continue
+        shards = [store.read_range(key, span) for key in keys]
+        for start in range(0, len(span), step):
+            stop = min(len(span), start + step)
+            parts = [flat.vectors(shard.rows(start, stop)) for shard in shards]
+            kept.add(torch.cat(parts, 1).numpy())
+
+
+def _write(faiss: ModuleType, store: Store, kept: Any, head: _Head) -> None:
+    """A line of JSON with a checksum of all that follows, a line of JSON, and faiss's bytes."""
+    body = faiss.serialize_index(kept).tobytes()
+    told = json.dumps(asdict(head)).encode() + b"\n"
+    first = json.dumps({"format": FORMAT, "xxh3_128": checksum(told, body)}).encode() + b"\n"
+    store.place.write(FILE, b"".join((first, told, body)))
+
+
+def _read(faiss: ModuleType, store: Store) -> tuple[Any, _Head] | None:
+    """What is kept; None where nothing is.
+
+    Raises:
+        IndexingError: It is damaged, or of another index.
+    """
+    if store.place.size(FILE) is None:
+        return None
+    where = f"{store.place.url}/{FILE}"
+    content = store.place.read(FILE)
+    try:
+        first, told, body = _lines(content)
+        head = json.loads(first)
+        if head["xxh3_128"] != checksum(told, body):
+            raise ValueError("its checksum differs")
+        if head["format"] != FORMAT:
+            raise ValueError("another release of tracin wrote it")
+        there = _Head.from_json(json.loads(told))
+    except (KeyError, TypeError, ValueError) as error:
+        raise IndexingError(
+            f"{where} cannot be read ({error}): it was truncated or changed. Delete it, and open "
+            "again: it is made from the index's rows."
+        ) from error
+    here = _head_of(store, there.widest, there.lists)
+    if (there.index, there.ids, there.extents) != (
+        here.index,
+        here.ids[: len(there.ids)],
+        here.extents[: len(there.extents)],
+    ):
+        raise IndexingError(
+            f"{where} holds vectors of another index: of other parameters, another projection or "
+            "rows with other ids. Delete it, and open again: it is made from the index's rows."
+        )
+    return faiss.deserialize_index(np.frombuffer(body, np.uint8)), there
+
+
+def _lines(content: memoryview) -> tuple[bytes, bytes, memoryview]:
+    start = bytes(content[: 1 << 20])
+    first = start.index(b"\n") + 1
+    second = start.index(b"\n", first) + 1
+    return start[:first], start[first:second], content[second:]
+
+
+def _faiss() -> ModuleType:
+    try:
+        import faiss
+    except ImportError as error:
+        raise IndexingError(
+            "Candidates are found by faiss, which is not installed: pip install 'tracin[faiss]'."
+        ) from error
+    return faiss
+
+
+@contextmanager
+def _threads(faiss: ModuleType) -> Iterator[None]:
+    """As many threads as torch uses: two pools of all cores would wait for each other."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _refuse_other_than_count(name: str, value: int | None) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise IndexingError(f"{name} is a whole number of at least 1, or None; got {value!r}.")

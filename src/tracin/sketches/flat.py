@@ -1,0 +1,131 @@
+"""Rows as vectors whose plain dot product is the score, for those who know no other score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tracin.errors import IndexingError
+from tracin.sketches.columns import Columns, Dot, Product
+from tracin.sketches.hashing import Buckets
+from tracin.sketches.random_numbers import key
+
+WIDEST = 1024
+
+
+@final
+@dataclass(frozen=True)
+class _Hashed:
+    """The two count-sketches whose convolution is one of a product block's outer product."""
+
+    block: Product
+    left: Buckets
+    right: Buckets
+
+    def waves(self, rows: Tensor) -> Tensor:
+        """Its Fourier transform: [rows, width / 2 + 1]."""
+        left, right = _factors(self.block, rows)
+        return torch.fft.rfft(self.left(left)) * torch.fft.rfft(self.right(right))
+
+
+@final
+class Flat:
+    """Turns rows into vectors: dot products of vectors are the scores of the rows.
+
+    Columns of dot products stay as they are. The score of a product block is the dot product of
+    its factors' outer products, so these are written out, smallest first, while all of them take
+    no more than `widest` numbers. The larger ones of a group are count-sketched together into as
+    many, which is right on average (Pham and Pagh's TensorSketch).
+
+    Args:
+        columns: How the rows are laid out.
+        widest: Numbers for the products that are written out, and for those that are sketched.
+        seed: Of the random numbers of the sketches.
+
+    Raises:
+        IndexingError: `widest` is not a positive whole number.
+
+    Example:
+        >>> from tracin.sketches.columns import Side
+        >>> columns = Columns((Product(Side(0, 1, 1), Side(1, 3, 2), has_bias=True),), width=3)
+        >>> Flat(columns).vectors(torch.tensor([[2.0, 5.0, 7.0]]))
+        tensor([[10., 14.,  2.]])
+    """
+
+    def __init__(self, columns: Columns, widest: int = WIDEST, seed: int = 0) -> None:
+        if isinstance(widest, bool) or not isinstance(widest, int) or widest < 1:
+            raise IndexingError(
+                f"widest is how many numbers products may take, a whole number of at least 1; got "
+                f"{widest!r}."
+            )
+        self._width = columns.width
+        self._dots = [block for block in columns.blocks if isinstance(block, Dot)]
+        self._written: list[Product] = []
+        hashed: dict[int, list[_Hashed]] = {}
+        products = [block for block in columns.blocks if isinstance(block, Product)]
+        taken = 0
+        for number, block in sorted(enumerate(products), key=lambda pair: _numbers(pair[1])):
+            taken += _numbers(block)
+            if taken <= widest:
+                self._written.append(block)
+            else:
+                hashed.setdefault(block.group, []).append(_hashed(block, number, widest, seed))
+        self._hashed = hashed
+        self._widest = widest
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        dots = sum(block.side.width for block in self._dots)
+        return dots + sum(map(_numbers, self._written)) + len(self._hashed) * self._widest
+
+    def vectors(self, rows: Tensor, weights: Sequence[float] | None = None) -> Tensor:
+        """[rows, width of a row] -> [rows, width of a vector], float32.
+
+        Args:
+            rows: Train rows or queries.
+            weights: What each group's share is multiplied by, [groups]; None for 1. One side of a
+                score is weighted, the other is not.
+
+        Raises:
+            IndexingError: Rows of another width.
+        """
+        if rows.ndim != 2 or rows.shape[1] != self._width:
+            raise IndexingError(
+                f"Rows of {self._width} numbers are needed, [rows, {self._width}]; got "
+                f"{list(rows.shape)}."
+            )
+        pieces = [_weighted(block.side.of(rows), block.group, weights) for block in self._dots]
+        for block in self._written:
+            left, right = _factors(block, rows)
+            outer = (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1)
+            pieces.append(_weighted(outer, block.group, weights))
+        for group, members in self._hashed.items():
+            waves = torch.stack([each.waves(rows) for each in members]).sum(0)
+            pieces.append(_weighted(torch.fft.irfft(waves, n=self._widest), group, weights))
+        return torch.cat(pieces, 1) if pieces else rows.new_zeros(len(rows), 0)
+
+
+def _hashed(block: Product, number: int, width: int, seed: int) -> _Hashed:
+    def buckets(side: str, numbers: int) -> Buckets:
+        stream = key(seed, "flat", number, side)
+        return Buckets(stream, numbers, width, torch.zeros(0), is_mixed=True)
+
+    left, right = block.left.width, block.right.width + int(block.has_bias)
+    return _Hashed(block, buckets("left", left), buckets("right", right))
+
+
+def _factors(block: Product, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right, a bias as one more input that is always 1."""
+    left, right = block.left.of(rows), block.right.of(rows)
+    return left, torch.cat([right, right.new_ones(len(right), 1)], 1) if block.has_bias else right
+
+
+def _numbers(block: Product) -> int:
+    return block.left.width * (block.right.width + int(block.has_bias))
+
+
+def _weighted(values: Tensor, group: int, weights: Sequence[float] | None) -> Tensor:
+    return values if weights is None else values * weights[group]
