@@ -241,7 +241,7 @@ class Index:
             LimitSearch(
                 self.store, self.plan, part, wanted + 1, None, memory, progress
             ).with_estimates(k + 1)
-            for part in asked.within(memory)
+            for part in asked.within(memory, LimitSearch.smallest(asked))
         ]
         limited = self._limited([(top, bottom) for top, bottom, _, _ in found], wanted)
         true = self._rescored(run, examples, some, limited, k + 1, how, batch_size)
@@ -385,7 +385,7 @@ class Index:
         url, manifest = folder_of(self.store.place.url), self.store.manifest
         return [
             Scan(kind, url, manifest, self.plan, part, k, how.keep, how.memory)
-            for part in asked.within(how.memory)
+            for part in asked.within(how.memory, kind.smallest(asked))
         ]
 
     def _best(self, asked: Asked, k: int, how: "_How") -> tuple[Best, Best]:

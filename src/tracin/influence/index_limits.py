@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.influence.index_search import NEAR, Asked, rows_within
+from tracin.influence.index_search import Asked, rows_within
 from tracin.influence.index_strongest import Strongest
 from tracin.influence.index_table import sketched_squared_norms
 from tracin.influence.progress import bar
@@ -15,6 +15,8 @@ from tracin.sketches import Plan, standard_error
 from tracin.sketches.columns import Columns, Product, Side
 from tracin.store import Shard, Store, number_format
 
+# Rows at once: more than a search's, since there is more to do with each, and less to read.
+NEAR = 2048
 # Standard errors that an estimate is expected to be off by, at the most.
 Z = 3.0
 # Columns below which Z means little: errors are then a few collisions of large numbers, far from
@@ -73,6 +75,11 @@ class LimitSearch:
         self._k, self._keep = k, keep
         self._memory, self._progress = memory, progress
 
+    @staticmethod
+    def smallest(asked: Asked) -> int:
+        """Bytes of one query in the smallest block."""
+        return 4 * NEAR * HELD
+
     def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
         """Those among the rows of some ranges; None for all."""
         top, bottom, _, _ = self.with_estimates(0, ranges)
@@ -116,7 +123,7 @@ def limits(
         lacking(of_queries, sketched_squared_norms(plan.columns, rows))
         for of_queries, rows in zip(asked.squared_norms, asked.rows, strict=True)
     ]
-    step = rows_within(memory, 4 * HELD * len(asked))
+    step = rows_within(memory, 4 * HELD * len(asked), NEAR)
     with bar(sum(map(len, ranges)) * len(asked.keys), "search", progress, "row") as shown:
         for span in ranges:
             shards = [store.read_range(key, span) for key in asked.keys]

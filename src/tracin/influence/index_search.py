@@ -53,9 +53,8 @@ class Asked:
             tuple(one[which] for one in self.squared_norms),
         )
 
-    def within(self, memory: int) -> list["Asked"]:
-        """The queries in as many parts as keep the smallest blocks of their scores in `memory`."""
-        each = 4 * NEAR * COPIES * len(self.keys)
+    def within(self, memory: int, each: int) -> list["Asked"]:
+        """The queries in parts, so that `each` bytes of every query of a part are in `memory`."""
         step = max(1, memory // each)
         return [self.some(slice(at, at + step)) for at in range(0, len(self), step)]
 
@@ -127,7 +126,7 @@ def blocks(
         ranges: Some of the manifest's ranges of rows; None for all.
     """
     ranges = store.manifest.ranges() if ranges is None else ranges
-    step = rows_within(memory, 4 * COPIES * len(asked) * len(asked.keys))
+    step = rows_within(memory, 4 * COPIES * len(asked) * len(asked.keys), NEAR)
     with bar(sum(map(len, ranges)) * len(asked.keys), "search", progress, "row") as shown:
         for span in ranges:
             shards = [store.read_range(key, span) for key in asked.keys]
@@ -141,9 +140,9 @@ def blocks(
                 yield Block(span.start + start, scores)
 
 
-def rows_within(memory: int, each: int) -> int:
-    """How many rows of `each` bytes a block has: whole small blocks, one at least."""
-    return max(NEAR, memory // each // NEAR * NEAR)
+def rows_within(memory: int, each: int, near: int) -> int:
+    """How many rows of `each` bytes a block has: whole small blocks of `near`, one at least."""
+    return max(near, memory // each // near * near)
 
 
 def score(
@@ -198,6 +197,11 @@ class Search:
         self._store, self._plan, self._asked = store, plan, asked
         self._k, self._keep = k, keep
         self._memory, self._progress = memory, progress
+
+    @staticmethod
+    def smallest(asked: Asked) -> int:
+        """Bytes of one query in the smallest block."""
+        return 4 * NEAR * COPIES * len(asked.keys)
 
     def found(self) -> list[Best]:
         """Proponents, scores descending, and opponents, scores ascending."""
