@@ -104,6 +104,17 @@ def test_the_strongest_are_among_the_candidates(tmp_path):
         assert recall(low, -scores) > least
 
 
+def test_an_index_takes_it_as_a_finder(tmp_path):
+    run = run_of()
+    index, queries = built(tmp_path, run), tuple(each[:4] for each in data(400, 2))
+
+    found = index.explain(run, queries, k=3, finder=Nearest.open(index, probes=100))
+    known = index.explain(run, queries, k=3)
+
+    assert (found.proponents.positions == known.proponents.positions).all()
+    assert (found.opponents.positions == known.opponents.positions).all()
+
+
 def test_weights_and_checkpoints_are_chosen_by_the_query(tmp_path):
     run = run_of()
     index = built(tmp_path, run)

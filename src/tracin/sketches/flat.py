@@ -12,7 +12,7 @@ from tracin.sketches.columns import Columns, Dot, Product
 from tracin.sketches.hashing import Buckets
 from tracin.sketches.random_numbers import key
 
-WIDEST = 1024
+WIDEST = 256
 
 
 @final
