@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import final
 
 import torch
@@ -36,8 +37,8 @@ class Flat:
 
     Columns of dot products stay as they are. The score of a product block is the dot product of
     its factors' outer products, so these are written out, smallest first, while all of them take
-    no more than `widest` numbers. The larger ones of a group are count-sketched together into as
-    many, which is right on average (Pham and Pagh's TensorSketch).
+    no more than `widest` numbers. The larger ones of a group, where they take more than that, are
+    count-sketched together into as many, which is right on average (Pham and Pagh's TensorSketch).
 
     Args:
         columns: How the rows are laid out.
@@ -62,17 +63,21 @@ class Flat:
             )
         self._width = columns.width
         self._dots = [block for block in columns.blocks if isinstance(block, Dot)]
-        self._written: list[Product] = []
-        hashed: dict[int, list[_Hashed]] = {}
         products = [block for block in columns.blocks if isinstance(block, Product)]
-        taken = 0
-        for number, block in sorted(enumerate(products), key=lambda pair: _numbers(pair[1])):
-            taken += _numbers(block)
-            if taken <= widest:
-                self._written.append(block)
+        ordered = sorted(enumerate(products), key=lambda pair: _numbers(pair[1]))
+        taken = list(accumulate(_numbers(block) for _, block in ordered))
+        few = sum(total <= widest for total in taken)
+        self._written = [block for _, block in ordered[:few]]
+        left: dict[int, list[tuple[int, Product]]] = {}
+        for number, block in ordered[few:]:
+            left.setdefault(block.group, []).append((number, block))
+        self._hashed: dict[int, list[_Hashed]] = {}
+        for group, members in left.items():
+            # A sketch that is no smaller than what it stands for would only err.
+            if sum(_numbers(block) for _, block in members) <= widest:
+                self._written += [block for _, block in members]
             else:
-                hashed.setdefault(block.group, []).append(_hashed(block, number, widest, seed))
-        self._hashed = hashed
+                self._hashed[group] = [_hashed(block, at, widest, seed) for at, block in members]
         self._widest = widest
 
     @property
