@@ -100,7 +100,7 @@ def tell_indexes(run: tracin.TracIn, train: Pair, test: Pair, folder: Path, targ
     for dim in DIMS:
         at = folder / f"index of {dim}"
         began = perf_counter()
-        index = run.index(train, at, tracin.Projection(dim))
+        index = run.index(train, at, tracin.Projection(dim), recall_queries=0)
         build = perf_counter() - began
         size = sum(path.stat().st_size for path in at.rglob("*") if path.is_file())
         scores = index.influence(run, test)

@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from tracin.influence.correlations import Correlations as Correlations
     from tracin.influence.correlations import correlations as correlations
     from tracin.influence.explanations import Explanations as Explanations
+    from tracin.influence.finder import Finder as Finder
     from tracin.influence.index import Index as Index
+    from tracin.influence.recall import Recall as Recall
     from tracin.influence.selection import Selection as Selection
     from tracin.influence.selection import select_checkpoints as select_checkpoints
     from tracin.influence.suspects import Suspects as Suspects
@@ -103,7 +105,9 @@ _HOMES = {
         "Correlations",
         "correlations",
     ),
+    "tracin.influence.finder": ("Finder",),
     "tracin.influence.index": ("Index",),
+    "tracin.influence.recall": ("Recall",),
     "tracin.influence.selection": (
         "Selection",
         "select_checkpoints",
@@ -141,6 +145,7 @@ __all__ = [
     "DataError",
     "DeviceError",
     "Explanations",
+    "Finder",
     "Goodness",
     "Index",
     "IndexingError",
@@ -154,6 +159,7 @@ __all__ = [
     "Path",
     "Projection",
     "QueryError",
+    "Recall",
     "Recorder",
     "Replay",
     "RunFileError",

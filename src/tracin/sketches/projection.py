@@ -13,7 +13,8 @@ class Projection:
     """How much of a gradient is kept: enough numbers keep all of it, fewer an unbiased sketch.
 
     A score between two rows of numbers has the exact dot product as its mean over seeds; its
-    standard deviation is about |u| |v| / sqrt(dim), and less where factors can be kept whole.
+    standard deviation is about the product of the two gradients' lengths over sqrt(dim), and less
+    where factors can be kept whole (docs/projections.md).
 
     Args:
         dim: Numbers an example and checkpoint.
