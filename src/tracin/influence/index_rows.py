@@ -140,14 +140,16 @@ class RowMaker:
         late: list[str] = []
 
         def read(positions: range, batch: Batch, checked: Sequence[int]) -> None:
-            sketcher.begin(length(batch))
+            at = slice(positions.start - part.start, positions.stop - part.start)
+            sketcher.begin(length(batch), found.rows[at])
             try:
                 result = gradients.visit(batch, sketcher.add, checked=checked)
             except LateError as error:
                 late.append(str(error))  # told once all ranks have done their passes
                 return
-            at = slice(positions.start - part.start, positions.stop - part.start)
-            found.rows[at] = sketcher.rows()
+            rows = sketcher.rows()
+            if rows.data_ptr() != found.rows[at].data_ptr():
+                found.rows[at] = rows
             found.squared_norms[at] = sketcher.squared_norms()
             found.losses[at] = result.losses.detach()
             found.judge(at, result.outcome)

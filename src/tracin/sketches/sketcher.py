@@ -68,9 +68,19 @@ class Sketcher:
         self._sides: dict[tuple[str, str], Tensor] = {}
         self.begin(0)
 
-    def begin(self, examples: int) -> None:
-        """Forget the last batch; the next has this many examples."""
-        self._rows = self._like.new_zeros(examples, self.plan.width)
+    def begin(self, examples: int, rows: Tensor | None = None) -> None:
+        """Forget the last batch; the next has this many examples.
+
+        Args:
+            examples: How many.
+            rows: [examples, width], where to make the rows, if it has the sketcher's device and
+                type: they need not be copied there then. None for memory of their own.
+        """
+        like = self._like
+        if rows is None or rows.device != like.device or rows.dtype != like.dtype:
+            self._rows = like.new_zeros(examples, self.plan.width)
+        else:
+            self._rows = rows.zero_()
         self._norms = self._like.new_zeros(examples, self.plan.columns.groups)
         self._sums: dict[int, Tensor] = {}
         self._waves: dict[int, Tensor] = {}

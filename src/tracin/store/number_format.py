@@ -52,7 +52,8 @@ class NumberFormat:
         scales = rows.new_empty(len(rows), len(pieces))
         for at, (start, stop) in enumerate(pieces):
             piece = rows[:, start:stop]
-            largest = torch.linalg.vector_norm(piece, ord=torch.inf, dim=1)
+            # The norm says the same, four times as slowly.
+            largest = torch.maximum(piece.amax(1), -piece.amin(1))
             scales[:, at] = scale = self._scale(largest)
             divided = piece / scale[:, None]
             if self.dtype == torch.int8:
