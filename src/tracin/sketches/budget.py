@@ -85,7 +85,7 @@ def _poured(columns: int, needs: Sequence[Need]) -> list[int]:
     floor = largest * 1e-12 or 1.0  # costs of nothing get what is left over
     roots = [math.sqrt(max(need.cost, floor)) for need in needs]
     low, high = 0.0, columns / min(roots)
-    for _ in range(100):
+    while high - low > 1e-12 * high:  # beyond that, whole shares no longer change
         level = (low + high) / 2
         if sum(_filled(needs, roots, level)) > columns:
             high = level
