@@ -278,7 +278,8 @@ def test_a_flipped_bit_is_an_error_of_the_search(tmp_path, at):
 
 
 def test_rows_are_compared_with_their_checksum_once(tmp_path, monkeypatch):
-    store = built(tmp_path).store
+    built(tmp_path)
+    store = Index.open(tmp_path).store
     count = []
     monkeypatch.setattr(
         "tracin.store.store.refuse_changed_rows", lambda content, found: count.append(1)
