@@ -492,3 +492,17 @@ def test_rows_and_descriptions_that_do_not_fit_are_refused():
         Columns.from_json({"width": 2})
     with pytest.raises(IndexingError, match=r"cannot be read .*Build the index again"):
         Plan.from_json({"parameters": {"a": {"kind": "folded", "numbers": 1, "group": 0}}})
+
+
+def test_without_squared_lengths_the_rows_are_the_same() -> None:
+    forms: dict[str, Form] = {"wide": Outer(rand(3, 2, 300), rand(3, 2, 200))}
+    plan = planned(Projection(dim=64), forms, {"wide": 60_000})
+    found = []
+    for has_norms in (True, False):
+        sketcher = Sketcher(plan, has_norms=has_norms)
+        sketcher.begin(3)
+        sketcher.add("wide", forms["wide"], 0)
+        found.append(sketcher.rows())
+    assert torch.equal(*found)
+    with pytest.raises(IndexingError, match="makes no squared lengths"):
+        sketcher.squared_norms()

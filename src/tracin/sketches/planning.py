@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import IndexingError
-from tracin.gradients.forms import Dense, Form, Outer, Patches, Total, pairs
+from tracin.gradients.forms import Dense, Form, Outer, Total, as_query, pairs
 from tracin.sketches.budget import Layer, Need, Shares, divided
 from tracin.sketches.columns import Block, Columns, Dot, Product, Side
 from tracin.sketches.error_bars import fill
@@ -233,8 +233,7 @@ def _layer(form: Outer, *, has_bias: bool) -> Layer:
 
 def _seen(form: Form) -> Tensor:
     """The products of a parameter's gradients among the first examples: [examples, examples]."""
-    query = Dense(form.dense()) if isinstance(form, Patches) else form
-    return pairs(form, query).double().cpu()
+    return pairs(form, as_query(form)).double().cpu()
 
 
 def _cost(products: Tensor) -> float:
@@ -309,7 +308,7 @@ def _with_spreads(plan: Plan, pilot: Mapping[str, Form], seen: Mapping[str, Tens
         exact[number] = torch.stack(members).sum(0) if members else None
     device = next(iter(pilot.values())).device
     for draw in _DRAWS:
-        sketcher = Sketcher(plan, device, draw=draw)
+        sketcher = Sketcher(plan, device, draw=draw, has_norms=False)
         sketcher.begin(examples)
         for name, form in pilot.items():
             sketcher.add(name, form, 0)

@@ -37,6 +37,8 @@ class Sketcher:
         dtype: To add up in.
         draw: The number of the checkpoint: each has random numbers of its own, so that the errors
             of several do not add up.
+        has_norms: Whether squared lengths are made, too: they take half the time of a wide layer
+            with many positions.
 
     Example:
         >>> from tracin.gradients.forms import Dense
@@ -59,9 +61,12 @@ class Sketcher:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         draw: int = 0,
+        *,
+        has_norms: bool = True,
     ) -> None:
         self.plan = plan
         self._draw = draw
+        self._has_norms = has_norms
         self._like = torch.zeros(0, dtype=dtype, device=device)
         self._folds: dict[str, Folds] = {}
         self._buckets: dict[tuple[str, str], Buckets] = {}
@@ -139,7 +144,13 @@ class Sketcher:
         return self._rows.float()
 
     def squared_norms(self) -> Tensor:
-        """The exact squared length of each example's gradient, by group: [examples, groups]."""
+        """The exact squared length of each example's gradient, by group: [examples, groups].
+
+        Raises:
+            IndexingError: The sketcher was made without them.
+        """
+        if not self._has_norms:
+            raise IndexingError("This sketcher makes no squared lengths: it has has_norms=False.")
         return self._norms.float()
 
     def _write(self, form: Form, into: Tensor) -> Tensor:
@@ -160,7 +171,7 @@ class Sketcher:
         folds = self._folds_of(name, way.left * way.right, into.shape[1] // 2)
         for each in form.forms if isinstance(form, Total) else (form,):
             _project(each, (out, inner), left, right, folds, into)
-        return form.squared_norm()
+        return self._squared_norm(form)
 
     def _convolve(self, name: str, way: Convolved, form: Form, into: Tensor) -> Tensor:
         width = self._width(way.block)
@@ -174,7 +185,7 @@ class Sketcher:
             waves = torch.fft.rfft(left(part.left.flatten(0, 1)))
             waves *= torch.fft.rfft(right(part.right.flatten(0, 1)))
             into[start:stop] += waves.view(part.examples, part.positions, -1).sum(1)
-        return form.squared_norm()
+        return self._squared_norm(form)
 
     def _factor(self, name: str, way: Factored, form: Form, at: slice) -> Tensor:
         if not isinstance(form, Outer) or form.positions != 1:
@@ -189,6 +200,9 @@ class Sketcher:
         if block.has_bias:
             self._match(name, at.start, name, left)
         return squared_lengths(left) * squared_lengths(right)
+
+    def _squared_norm(self, form: Form) -> Tensor:
+        return form.squared_norm() if self._has_norms else self._like.new_zeros(form.examples)
 
     def _match(self, weight: str, row: int, name: str, left: Tensor) -> None:
         """A bias's gradient is its weight's left factor; make sure of it."""
