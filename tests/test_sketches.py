@@ -506,3 +506,21 @@ def test_without_squared_lengths_the_rows_are_the_same() -> None:
     assert torch.equal(*found)
     with pytest.raises(IndexingError, match="makes no squared lengths"):
         sketcher.squared_norms()
+
+
+def test_scores_take_the_scales_of_rows_that_were_not_multiplied_yet() -> None:
+    # Two dot products beside one another have scales of their own: they must not be run together.
+    blocks = (
+        Dot(Side(0, 3, 3)),
+        Dot(Side(3, 5, 9)),
+        Product(Side(5, 7, 7), Side(7, 11, 4), has_bias=True, group=1),
+    )
+    columns = Columns(blocks, 11)
+    rows, queries = rand(6, 11), rand(4, 11, seed=1)
+    scales = torch.exp2(torch.arange(24.0).view(6, 4) - 12)
+    assert [(side.start, side.stop) for side in columns.sides] == [(0, 3), (3, 5), (5, 7), (7, 11)]
+    whole = rows.clone()
+    for at, side in enumerate(columns.sides):
+        whole[:, side.start : side.stop] *= scales[:, at : at + 1]
+    expected = columns.scores(whole, queries, [1.0, 0.5])
+    assert torch.allclose(columns.scores(rows, queries, [1.0, 0.5], scales), expected, rtol=1e-6)

@@ -25,7 +25,6 @@ from tracin.influence.index_rows import group_weights, groups_of, plan_of
 from tracin.influence.index_table import columns_beside, write_table
 from tracin.sharding import by_first, is_sharded, led
 from tracin.sketches import Plan, Projection
-from tracin.sketches.columns import Dot, Side
 from tracin.store import Entry, Manifest, Store, number_format, place_of
 from tracin.store.manifest import FILE, refuse_other
 
@@ -139,11 +138,8 @@ def table(store: Store) -> None:
 
 
 def pieces_of(plan: Plan) -> tuple[tuple[int, int], ...]:
-    """The columns that need scales of their own: factors are of unlike sizes."""
-    sides: list[Side] = []
-    for block in plan.columns.blocks:
-        sides += [block.side] if isinstance(block, Dot) else [block.left, block.right]
-    return tuple(sorted((side.start, side.stop) for side in sides))
+    """The columns that need scales of their own."""
+    return tuple((side.start, side.stop) for side in plan.columns.sides)
 
 
 def _known_plan(folder: str, projection: Projection) -> Plan | None:

@@ -14,8 +14,9 @@ from tracin.influence.progress import bar
 from tracin.sketches import Plan, standard_error
 from tracin.store import Shard, Store
 
-# Rows that are decoded at once: few enough to stay in a core's own cache.
-NEAR = 512
+# Rows that are decoded at once: few enough to stay in a processor's cache, and enough to make up
+# for the calls that a block takes.
+NEAR = 1024
 # Copies of a block of scores that ranking it makes.
 COPIES = 4
 
@@ -157,9 +158,16 @@ def score(
     """The scores of rows `start` to `stop` of a shard, into [stop - start, queries]."""
     for near in range(start, stop, NEAR):
         end = min(near + NEAR, stop)
-        out[near - start : end - start] = plan.columns.scores(
-            shard.rows(near, end), queries, weights
-        )
+        found = _near_scores(plan, shard, near, end, queries, weights)
+        out[near - start : end - start] = found
+
+
+def _near_scores(
+    plan: Plan, shard: Shard, start: int, stop: int, queries: Tensor, weights: list[float]
+) -> Tensor:
+    """A function of its own, so that one block's rows are gone before the next is decoded."""
+    rows, scales = shard.unscaled(start, stop)
+    return plan.columns.scores(rows, queries, weights, scales)
 
 
 def scores_of(store: Store, plan: Plan, asked: Asked, memory: int, progress: bool | None) -> Tensor:

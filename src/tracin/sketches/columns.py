@@ -94,8 +94,20 @@ class Columns:
         """How many groups there are, counted from 0."""
         return 1 + max((block.group for block in self.blocks), default=0)
 
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The columns that belong together, in their order: a row's factors are of unlike sizes."""
+        found: list[Side] = []
+        for block in self.blocks:
+            found += [block.side] if isinstance(block, Dot) else [block.left, block.right]
+        return tuple(sorted(found, key=lambda side: (side.start, side.stop)))
+
     def scores(
-        self, rows: Tensor, queries: Tensor, weights: Sequence[float] | None = None
+        self,
+        rows: Tensor,
+        queries: Tensor,
+        weights: Sequence[float] | None = None,
+        scales: Tensor | None = None,
     ) -> Tensor:
         """The score of every row with every query: [rows, queries], float32.
 
@@ -103,6 +115,8 @@ class Columns:
             rows: [rows, width], of any floating type.
             queries: [queries, width].
             weights: What each group's share is multiplied by, [groups]; None for 1.
+            scales: What the columns of each of `sides` are still to be multiplied by,
+                [rows, sides]; None for 1. Scores are multiplied in place of rows: there are fewer.
 
         Raises:
             IndexingError: Rows of another width, or another number of weights.
@@ -110,9 +124,12 @@ class Columns:
         self._check(rows)
         self._check(queries)
         queries = queries.to(rows.device)
+        scale_of: Mapping[Side, Tensor] = {}
+        if scales is not None:
+            scale_of = dict(zip(self.sides, scales.split(1, dim=1), strict=True))
         total: Tensor | None = None
         for weight, blocks in self._weighted(weights):
-            for share in _shares(blocks, rows, queries):
+            for share in _shares(blocks, rows, queries, scale_of):
                 share = share if weight == 1 else share.mul_(weight)
                 total = share if total is None else total.add_(share)
         if total is None:
@@ -182,35 +199,41 @@ class Columns:
             )
 
 
-def _shares(blocks: Sequence[Block], rows: Tensor, queries: Tensor) -> list[Tensor]:
-    """The blocks' scores, consecutive dot products as one."""
+def _shares(
+    blocks: Sequence[Block], rows: Tensor, queries: Tensor, scales: Mapping[Side, Tensor]
+) -> list[Tensor]:
+    """The blocks' scores, consecutive dot products of one scale as one."""
     shares: list[Tensor] = []
-    run: tuple[int, int] | None = None
+    run: Side | None = None
     for block in blocks:
-        if not isinstance(block, Dot):
-            shares.append(_share(block, rows, queries))
-        elif run is not None and run[1] == block.side.start:
-            run = (run[0], block.side.stop)
+        if not isinstance(block, Dot) or scales:
+            shares.append(_share(block, rows, queries, scales))
+        elif run is not None and run.stop == block.side.start:
+            run = Side(run.start, block.side.stop, 0)
         else:
             if run is not None:
-                shares.append(_products(Side(*run, 0), rows, queries))
-            run = (block.side.start, block.side.stop)
+                shares.append(_products(run, rows, queries))
+            run = block.side
     if run is not None:
-        shares.append(_products(Side(*run, 0), rows, queries))
+        shares.append(_products(run, rows, queries))
     return shares
 
 
-def _share(block: Block, rows: Tensor, queries: Tensor) -> Tensor:
+def _share(
+    block: Block, rows: Tensor, queries: Tensor, scales: Mapping[Side, Tensor] | None = None
+) -> Tensor:
+    scales = scales or {}
     if isinstance(block, Dot):
-        return _products(block.side, rows, queries)
-    share = _products(block.right, rows, queries)
+        return _products(block.side, rows, queries, scales.get(block.side))
+    share = _products(block.right, rows, queries, scales.get(block.right))
     if block.has_bias:
         share += 1
-    return share.mul_(_products(block.left, rows, queries))
+    return share.mul_(_products(block.left, rows, queries, scales.get(block.left)))
 
 
-def _products(side: Side, rows: Tensor, queries: Tensor) -> Tensor:
-    return side.of(rows) @ side.of(queries).mT
+def _products(side: Side, rows: Tensor, queries: Tensor, scale: Tensor | None = None) -> Tensor:
+    products = side.of(rows) @ side.of(queries).mT
+    return products if scale is None else products.mul_(scale)
 
 
 def _squares(rows: Tensor) -> Tensor:

@@ -63,6 +63,20 @@ class Shard:
         self.check()
         return self._decoded(self.tensors[ROWS][start:stop], self.tensors[SCALES][start:stop])
 
+    def unscaled(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
+        """Rows `start` to `stop` before each piece is multiplied by its scale, and the scales.
+
+        Returns:
+            [n, width], float32, and [n, pieces], or None where the format has no scales.
+
+        Raises:
+            IndexingError: The rows are not as they were written.
+        """
+        self.check()
+        has_scale = number_format(self.manifest.number_format).has_scale
+        scales = self.tensors[SCALES][start:stop] if has_scale else None
+        return self.tensors[ROWS][start:stop].float(), scales
+
     def chosen(self, places: Tensor) -> Tensor:
         """The rows at these places: [places, width], float32; a few, so nothing is compared."""
         return self._decoded(self.tensors[ROWS][places], self.tensors[SCALES][places])
