@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.pairs import Ratio, timed
-from tracin.influence.index_search import Asked, Search
+from tracin.influence.index_search import NEAR, Asked, Search
 from tracin.sketches import Columns, Dot, Plan, Side
 from tracin.store import Entry, Manifest, Store, number_format
-
-NEAR = 2048
 
 
 def main() -> None:

@@ -75,7 +75,9 @@ def begun(
             run.checkpoint_keys(), run.checkpoints, run.weights, strict=True
         )
     )
-    pieces, rows = pieces_of(plan), (len(examples),)
+    # Each has a scale of its own.
+    pieces = tuple((side.start, side.stop) for side in plan.columns.sides)
+    rows = (len(examples),)
     here = Manifest(about, plan.width, pieces, numbers, rows_a_shard, rows, entries, beside)
 
     def agreed(losses: Losses) -> Manifest:
@@ -135,11 +137,6 @@ def table(store: Store) -> None:
     """Write the table of rows, once all are there."""
     if not store.missing():
         write_table(store)
-
-
-def pieces_of(plan: Plan) -> tuple[tuple[int, int], ...]:
-    """The columns that need scales of their own."""
-    return tuple((side.start, side.stop) for side in plan.columns.sides)
 
 
 def _known_plan(folder: str, projection: Projection) -> Plan | None:

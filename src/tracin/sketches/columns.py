@@ -124,9 +124,8 @@ class Columns:
         self._check(rows)
         self._check(queries)
         queries = queries.to(rows.device)
-        scale_of: Mapping[Side, Tensor] = {}
-        if scales is not None:
-            scale_of = dict(zip(self.sides, scales.split(1, dim=1), strict=True))
+        columns = () if scales is None else zip(self.sides, scales.split(1, dim=1), strict=True)
+        scale_of = dict(columns)
         total: Tensor | None = None
         for weight, blocks in self._weighted(weights):
             for share in _shares(blocks, rows, queries, scale_of):
@@ -141,7 +140,7 @@ class Columns:
         self._check(rows)
         self._check(queries)
         queries = queries.to(rows.device)
-        shares = [_share(block, rows, queries) for block in self.blocks]
+        shares = [_share(block, rows, queries, {}) for block in self.blocks]
         return torch.stack(shares) if shares else torch.zeros(0, len(rows), len(queries))
 
     def squared_lengths(self, rows: Tensor, weights: Sequence[float] | None = None) -> Tensor:
@@ -202,7 +201,7 @@ class Columns:
 def _shares(
     blocks: Sequence[Block], rows: Tensor, queries: Tensor, scales: Mapping[Side, Tensor]
 ) -> list[Tensor]:
-    """The blocks' scores, consecutive dot products of one scale as one."""
+    """The blocks' scores; consecutive dot products as one, unless each has a scale of its own."""
     shares: list[Tensor] = []
     run: Side | None = None
     for block in blocks:
@@ -219,10 +218,7 @@ def _shares(
     return shares
 
 
-def _share(
-    block: Block, rows: Tensor, queries: Tensor, scales: Mapping[Side, Tensor] | None = None
-) -> Tensor:
-    scales = scales or {}
+def _share(block: Block, rows: Tensor, queries: Tensor, scales: Mapping[Side, Tensor]) -> Tensor:
     if isinstance(block, Dot):
         return _products(block.side, rows, queries, scales.get(block.side))
     share = _products(block.right, rows, queries, scales.get(block.right))
