@@ -33,8 +33,10 @@ install = $(pip) --no-compile --editable
 demo: .venv/demo.stamp ## find wrong labels in real data and explain a prediction, in under two minutes
 	$(BIN)/tracin demo
 
+# Tests start many processes, and each would compile torch anew where bytecode must not be kept.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/dev.stamp lint types imports ## everything CI checks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: .venv/dev.stamp ## style
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """The command line: what it writes runs, what it refuses it explains."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def altered(begun: Path, tmp_path: Path, **texts: str) -> Path:
     """A copy of the template with other texts for run.toml (run=) or task.py (task=)."""
+    # Bytecode of a file as long, written in the same second, would be taken for this one's.
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
     (tmp_path / "task.py").write_text(texts.get("task", (begun.parent / "task.py").read_text()))
     (tmp_path / "run.toml").write_text(texts.get("run", begun.read_text()))
     return tmp_path / "run.toml"

@@ -381,7 +381,10 @@ def test_a_stream_is_refused_with_the_way_out(data):
         open_examples(data)
 
 
-@pytest.mark.parametrize("data", [None, "train.csv", 7, iter([1]), {1, 2}], ids=str)
+NO_DATA = {"none": None, "path": "train.csv", "number": 7, "iterator": iter([1]), "set": {1, 2}}
+
+
+@pytest.mark.parametrize("data", NO_DATA.values(), ids=NO_DATA)
 def test_what_is_no_data_is_refused(data):
     with pytest.raises(DataError, match=r"train has to be a map-style Dataset .* came"):
         open_examples(data, name="train")

@@ -83,7 +83,9 @@ def test_an_index_lives_behind_a_url(url, tmp_path):
     torch.testing.assert_close(index.influence(run, TRAIN), local.influence(run, TRAIN))
     found, known = (each.explain(run, TRAIN, k=2) for each in (Index.open(url), local))
     assert (found.proponents.positions == known.proponents.positions).all()
-    assert (index.table()["self_influence"] == local.table()["self_influence"]).all()
+    # Its shards end elsewhere, so its batches are of other sizes, whose rounding may differ.
+    norms = (torch.from_numpy(each.table()["self_influence"]) for each in (index, local))
+    torch.testing.assert_close(*norms)
     assert "complete" in str(index)
 
     left = index.drop("epoch 1")
