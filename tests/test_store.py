@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,8 +23,9 @@ import tracin
 from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.influence import index_data
 from tracin.influence.index import Index
-from tracin.store import Entry, Manifest, Store, number_format, place_of
+from tracin.store import Column, Entry, Manifest, Store, number_format, place_of
 from tracin.store.mounts import is_on_network, kind_of
+from tracin.store.number_format import NumberFormat
 from tracin.store.place import Folder
 
 ROWS, CLASSES = 40, 3
@@ -567,14 +569,19 @@ def test_on_a_network_files_are_read_into_memory(tmp_path, monkeypatch):
     ("name", "error"),  # of a number, in parts of the largest of its row; of the row's length
     [("float16", 2**-11), ("bfloat16", 2**-8), ("int8", 0.5 / 127), ("float32", 0.0)],
 )
-def test_formats_keep_rows_of_all_sizes(name, error, scale, outlier):
+def test_formats_keep_rows_of_all_sizes(name, error, scale, outlier, monkeypatch):
+    # Several blocks make the 20 rows.
+    monkeypatch.setattr(sys.modules[NumberFormat.__module__], "_BLOCK", 7 * 64)
     rows = torch.randn(20, 64, generator=torch.Generator().manual_seed(0)) * scale
     rows[:, 5] *= outlier
     rows[3] = 0
     pieces = ((0, 32), (32, 64))
     how = number_format(name)
 
-    found = how.decode(*how.encode(rows, pieces), pieces)
+    coded, scales = torch.empty(20, 64, dtype=how.dtype), torch.empty(20, 2 * how.has_scale)
+
+    how.encode(rows, pieces, coded, scales)
+    found = how.decode(coded, scales, pieces)
 
     for start, stop in pieces:
         piece, kept = rows[:, start:stop], found[:, start:stop]
@@ -583,6 +590,27 @@ def test_formats_keep_rows_of_all_sizes(name, error, scale, outlier):
         lengths = piece.norm(dim=1)
         assert bool(((kept.norm(dim=1) - lengths).abs() <= 6 * error * lengths).all())
     assert bool((found[3] == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("rows", "beside", "message"),
+    [
+        (torch.zeros(16, 5), {"loss": torch.zeros(16)}, r"takes \[16, 4\] numbers; \[16, 5\] were"),
+        (torch.zeros(15, 4), {"loss": torch.zeros(15)}, r"takes \[16, 4\] numbers; \[15, 4\] were"),
+        (torch.zeros(16, 4), {}, r"keeps .*loss.* beside its rows; \{\} was given"),
+        (torch.zeros(16, 4), {"loss": torch.zeros(16, 1)}, "keeps .* beside its rows"),
+        (torch.zeros(16, 4), {"loss": torch.zeros(1)}, "has 16 rows; loss came for 1"),
+        (torch.full((16, 4), torch.inf), {"loss": torch.zeros(16)}, "must be finite"),
+    ],
+)
+def test_what_is_not_as_the_manifest_says_is_not_written(tmp_path, rows, beside, message):
+    manifest = bare(beside={"loss": Column("F32")})
+    store = Store.create(tmp_path, manifest, np.arange(40))
+
+    with pytest.raises(IndexingError, match=message):
+        store.write(manifest.units()[0], rows, beside)
+
+    assert store.missing() == manifest.units()
 
 
 def test_equal_manifests_are_equal_bytes_and_come_back():

@@ -88,16 +88,22 @@ class Buckets:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """[rows, numbers] -> [rows, width]."""
-        rows = rows.to(self._dtype)
         if self._order is None:
-            return rows
-        count, numbers = rows.shape
-        if numbers <= self.width:
-            out = rows.new_zeros(count, self.width)
-            return out.index_copy_(1, self._order[:numbers], rows * self._signs)
-        shuffled = rows.index_select(1, self._order)
-        out = shuffled[:, : self.width] * self._signs[: self.width]
-        for start in range(self.width, numbers, self.width):
-            part = shuffled[:, start : start + self.width]
-            out[:, : part.shape[1]].addcmul_(part, self._signs[start : start + self.width])
+            return rows.to(self._dtype)
+        out = rows.new_zeros(len(rows), self.width, dtype=self._dtype)
+        self.put(rows, out)
         return out
+
+    def put(self, rows: Tensor, into: Tensor) -> None:
+        """Put [rows, numbers] into [rows, width], which holds zeros."""
+        if self._order is None:
+            into.copy_(rows)
+            return
+        rows, numbers = rows.to(self._dtype), rows.shape[1]
+        if numbers <= self.width:
+            into.index_copy_(1, self._order[:numbers], rows * self._signs)
+            return
+        shuffled = rows.index_select(1, self._order)
+        for start in range(0, numbers, self.width):
+            part = shuffled[:, start : start + self.width]
+            into[:, : part.shape[1]].addcmul_(part, self._signs[start : start + self.width])

@@ -195,8 +195,8 @@ class Sketcher:
             raise _wrong_block(name)
         left, right = form.left[:, 0], form.right[:, 0]
         for side, what, factor in ((block.left, "left", left), (block.right, "right", right)):
-            columns = self._buckets_of(name, what, side.numbers, side.width)(factor)
-            self._rows[at, side.start : side.stop] = columns
+            buckets = self._buckets_of(name, what, side.numbers, side.width)
+            buckets.put(factor, self._rows[at, side.start : side.stop])
         if block.has_bias:
             self._match(name, at.start, name, left)
         return squared_lengths(left) * squared_lengths(right)

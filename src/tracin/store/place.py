@@ -56,7 +56,7 @@ class Place(Protocol):
         """
         ...
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | bytearray) -> None:
         """Write a file whole; one that is there is replaced.
 
         Raises:
@@ -64,7 +64,7 @@ class Place(Protocol):
         """
         ...
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes | bytearray) -> bool:
         """Write a file whole, unless there is one: whether it was written.
 
         Raises:
@@ -125,11 +125,11 @@ class Folder:
             # Copied on writing, which nobody does: torch has no tensors that are read alone.
             return np.memmap(self.path / name, np.uint8, "c").data[start:stop]
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | bytearray) -> None:
         with said(f"{self.path / name} cannot be written"), self._written(name, content) as whole:
             os.replace(whole, self.path / name)
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes | bytearray) -> bool:
         with said(f"{self.path / name} cannot be written"), self._written(name, content) as whole:
             try:
                 os.link(whole, self.path / name)
@@ -181,7 +181,7 @@ class Folder:
         return self._on_network
 
     @contextmanager
-    def _written(self, name: str, content: bytes) -> Iterator[Path]:
+    def _written(self, name: str, content: bytes | bytearray) -> Iterator[Path]:
         """The content in an unfinished file, to be given its name; gone on leaving."""
         place = self.path / name
         unfinished = place.with_name(f".{place.name}.{mark()}{UNFINISHED}")
@@ -232,19 +232,19 @@ class Remote:
             held = self._files.cat_file(self._at(name), start=start or None, end=stop)
         return memoryview(bytearray(held))
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | bytearray) -> None:
         with said(f"{self.url}/{name} cannot be written", ANY):
             self._prepare(name)
-            self._files.pipe_file(self._at(name), content)
+            self._files.pipe_file(self._at(name), bytes(content))
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes | bytearray) -> bool:
         if self.size(name) is not None:
             return False
         with said(f"{self.url}/{name} cannot be written", ANY):
             self._prepare(name)
             try:
                 # S3 and the like refuse it if another came first; elsewhere the last one wins.
-                self._files.pipe_file(self._at(name), content, mode="create")
+                self._files.pipe_file(self._at(name), bytes(content), mode="create")
             except FileExistsError:
                 return False
         return True

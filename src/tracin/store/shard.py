@@ -90,25 +90,6 @@ def size_of(columns: Mapping[str, Column], rows: int) -> int:
     return front_of(columns, rows) + columns[ROWS].bytes(rows)
 
 
-def packed(columns: Mapping[str, Column], tensors: Mapping[str, Tensor]) -> bytes:
-    """The bytes of a shard: equal for equal tensors.
-
-    Each checksum is of bytes in which both are zeros.
-    """
-    pieces = {
-        name: tensors[name].detach().to("cpu", one.torch_dtype).contiguous()
-        for name, one in columns.items()
-    }
-    blank = header_of(columns, len(pieces[ROWS]))
-    data = {name: _bytes(one) for name, one in pieces.items()}
-    names = order(columns)
-    beside = blank + b"".join(data[name] for name in names[:-1])
-    sums = checksum(beside), checksum(data[ROWS])
-    written = beside.replace(_BLANK.encode(), sums[0].encode(), 1)
-    written = written.replace(_BLANK.encode(), sums[1].encode(), 1)
-    return b"".join((written, data[ROWS]))
-
-
 @final
 @dataclass(frozen=True)
 class Unpacked:
@@ -152,6 +133,34 @@ def unpacked(content: memoryview, *, has_rows: bool = True) -> Unpacked:
         return Unpacked(tensors, sums, bytes(content[:8]) + text, first)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"it was truncated, or is no shard: {error}") from error
+
+
+@final
+class Draft:
+    """A shard in the making: its tensors lie in the bytes that will be the file.
+
+    Args:
+        columns: What is kept of each row.
+        rows: How many there are.
+
+    Attributes:
+        tensors: By name, for others to fill; zeros until then.
+    """
+
+    def __init__(self, columns: Mapping[str, Column], rows: int) -> None:
+        header = header_of(columns, rows)
+        self._content = bytearray(size_of(columns, rows))
+        self._content[: len(header)] = header
+        found = unpacked(memoryview(self._content))
+        self._front, self.tensors = found.front, found.tensors
+
+    def finished(self) -> bytearray:
+        """The file: equal for equal tensors. Each checksum is of bytes in which both are zeros."""
+        content = memoryview(self._content)
+        for one in (checksum(content[: self._front]), checksum(content[self._front :])):
+            at = self._content.index(_BLANK.encode())
+            content[at : at + len(one)] = one.encode()
+        return self._content
 
 
 def refuse_changed_columns(content: memoryview, found: Unpacked) -> None:
@@ -213,10 +222,6 @@ def damaged(name: str, why: str) -> IndexingError:
 def _compare(pieces: tuple[bytes | memoryview, ...], expected: str) -> None:
     if checksum(*pieces) != expected:
         raise ValueError("changed since it was written: its checksum differs")
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _tensor(entry: Mapping[str, Any], data: memoryview) -> Tensor:

@@ -19,10 +19,10 @@ from tracin.store.shard import (
     NAMES,
     ROWS,
     Column,
+    Draft,
     Unpacked,
     damaged,
     front_of,
-    packed,
     problem_in,
     refuse_changed_columns,
     refuse_changed_rows,
@@ -227,10 +227,17 @@ class Store:
             raise IndexingError(
                 f"{unit.file} keeps {short(declared)} beside its rows; {short(found)} was given."
             )
+        for name, one in beside.items():
+            if len(one) != len(rows):
+                raise IndexingError(
+                    f"{unit.file} has {len(rows)} rows; {name} came for {len(one)}."
+                )
+        draft = Draft(self._columns, len(rows))
         how = number_format(self.manifest.number_format)
-        kept, scales = how.encode(rows, self.manifest.pieces)
-        tensors = {ROWS: kept, SCALES: scales, **beside}
-        self.place.write(unit.file, packed(self._columns, tensors))
+        how.encode(rows, self.manifest.pieces, draft.tensors[ROWS], draft.tensors[SCALES])
+        for name, one in beside.items():
+            draft.tensors[name].copy_(one)
+        self.place.write(unit.file, draft.finished())
 
     def read(self, unit: Unit) -> Shard:
         """A unit's file; on a disk it is mapped, and read where it is looked at.
