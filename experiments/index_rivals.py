@@ -65,7 +65,7 @@ def captum(
     began = perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rival = TracInCPFastRandProj(
+        rival: Any = TracInCPFastRandProj(
             model,
             model[-1],
             TensorDataset(*train),
@@ -107,7 +107,7 @@ def trak(
 
     with tempfile.TemporaryDirectory() as folder:
         began = perf_counter()
-        rival = TRAKer(
+        rival: Any = TRAKer(
             model=model,
             task="image_classification",
             train_set_size=len(train[0]),

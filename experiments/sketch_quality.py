@@ -2,6 +2,7 @@
 
 TRACIN_DATA=data python -m experiments.sketch_quality            # about ten minutes on one core
 TRACIN_DATA=data python -m experiments.sketch_quality --quick    # two minutes: fewer examples
+TRACIN_DATA=data python -m experiments.sketch_quality cifar10 --dims 64 128 256 --sketch-seeds 16
 
 Each net is trained for a few epochs on real data. An index is built at each size, as a user builds
 it, and its influence and self-influence are compared with exact ones from the same checkpoints.
@@ -307,6 +308,23 @@ def tell(task: Task, dims: Sequence[int], seed: int) -> None:
     print("\n" + "\n".join(f"- {each}" for each in ways), flush=True)
 
 
+def tell_seeds(task: Task, dims: Sequence[int], seeds: int) -> None:
+    """Whether error bars are right over many indexes of one net, each with a seed of its own."""
+    known = exact(task)
+    size = rms(known.influence)
+    print(f"\n### {task.name}, {seeds} seeds of the sketches\n\n{task.told}.\n")
+    print(f"| dim | error | told | error by seed | told by seed |\n|{'---|' * 5}", flush=True)
+    for dim in dims:
+        errors, bars = [], []
+        for seed in range(seeds):
+            found = sketched(task, Projection(dim, seed))
+            errors.append(rms(found.influence - known.influence) / size)
+            bars.append(rms(found.errors) / size)
+        cells = [f"{rms(torch.tensor(each)):.3f}" for each in (errors, bars)]
+        cells += [f"{min(each):.3f}-{max(each):.3f}" for each in (errors, bars)]
+        print(f"| {dim} | {' | '.join(cells)} |", flush=True)
+
+
 def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """A model of this seed."""
     with torch.random.fork_rng(devices=[]):
@@ -353,7 +371,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     start = perf_counter()
     for name in options.nets or TASKS:
-        tell(TASKS[name](sizes, options.seed), options.dims, options.seed)
+        task = TASKS[name](sizes, options.seed)
+        if options.sketch_seeds:
+            tell_seeds(task, options.dims, options.sketch_seeds)
+        else:
+            tell(task, options.dims, options.seed)
     print(f"\nAll of it: {perf_counter() - start:.0f} s.")
 
 
@@ -366,6 +388,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("nets", nargs="*", choices=[*TASKS, []], help="which (default: all)")
     parser.add_argument("--dims", type=int, nargs="+", default=DIMS, help="numbers an example")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and sketches")
+    parser.add_argument(
+        "--sketch-seeds", type=int, default=0, help="only compare bars with errors over so many"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--quick", action="store_true", help="fewer examples, 2 epochs")
     return parser.parse_args(arguments)

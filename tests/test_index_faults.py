@@ -28,12 +28,13 @@ def data():
     return inputs, torch.randint(CLASSES, (ROWS,), generator=some)
 
 
-def rows_of(folder, **options):
-    """Everything that is kept, shard after shard."""
-    run = tracin.TracIn(
-        net(), "cross_entropy", [net(1).state_dict(), net(2).state_dict()], learning_rates=[1, 1]
-    )
-    index = run.index(
+RUN = tracin.TracIn(
+    net(), "cross_entropy", [net(1).state_dict(), net(2).state_dict()], learning_rates=[1, 1]
+)
+
+
+def built(folder, **options):
+    return RUN.index(
         data(),
         folder,
         tracin.Projection(40),
@@ -41,6 +42,11 @@ def rows_of(folder, **options):
         progress=False,
         **{"rows_a_shard": 13, **options},
     )
+
+
+def rows_of(folder, **options):
+    """Everything that is kept, shard after shard."""
+    index = built(folder, **options)
     keys = [entry.key for entry in index.store.manifest.checkpoints]
     shards = [shard for key in keys for shard in index.store.shards(key)]
     names = ("squared_norms", "loss", "label", "is_right")
@@ -94,10 +100,20 @@ def test_rows_do_not_depend_on_processes(tmp_path, plain):
     assert_same(rows_of(tmp_path, engine=Processes(2)), plain)
 
 
-def test_rows_do_not_depend_on_ray(tmp_path, plain):
-    pytest.importorskip("ray")
+def test_rows_and_answers_do_not_depend_on_ray(tmp_path, plain):
+    ray = pytest.importorskip("ray")
+    engine = RayCluster(workers=2)
 
-    assert_same(rows_of(tmp_path, engine=RayCluster(workers=2)), plain)
+    with engine.session(ray, 0):
+        assert_same(rows_of(tmp_path, engine=engine), plain)
+        index, queries = tracin.Index.open(tmp_path, data()), tuple(one[:3] for one in data())
+        for exact in (False, True):
+            alone = index.explain(RUN, queries, k=2, exact=exact)
+            divided = index.explain(RUN, queries, k=2, exact=exact, engine=engine)
+            for side in ("proponents", "opponents"):
+                one, other = getattr(alone, side), getattr(divided, side)
+                assert (one.positions == other.positions).all()
+                assert (one.scores == other.scores).all()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="the script reads /proc")

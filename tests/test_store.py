@@ -162,19 +162,48 @@ def test_appended_rows_that_differ_later_are_refused(tmp_path):
     assert len(built(tmp_path, train=longer)) == ROWS + 5
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        run_of(activation=nn.GELU),
-        run_of(loss=lambda m, b: 2 * nn.functional.cross_entropy(m(b[0]), b[1], reduction="none")),
-    ],
-    ids=["activation", "loss"],
-)
-def test_another_model_of_these_shapes_or_another_loss_is_refused(tmp_path, other):
+@pytest.fixture(params=["activation", "loss"])
+def other_run(request):
+    """A run of the same weights whose scores are others."""
+    if request.param == "activation":
+        return run_of(activation=nn.GELU)
+    return run_of(
+        loss=lambda m, b: 2 * nn.functional.cross_entropy(m(b[0]), b[1], reduction="none")
+    )
+
+
+def test_another_model_of_these_shapes_or_another_loss_is_refused(tmp_path, other_run):
     built(tmp_path)
 
     with pytest.raises(IndexingError, match=r"another model or loss: at epoch 2, .* the losses"):
-        built(tmp_path, other)
+        built(tmp_path, other_run)
+
+
+def test_another_model_or_loss_is_no_questioner(tmp_path, other_run):
+    index = built(tmp_path)
+    opened, blind = Index.open(tmp_path, TRAIN), Index.open(tmp_path)
+
+    for asked, options in ((index, {}), (opened, {}), (blind, {"exact": True, "train": TRAIN})):
+        for _ in range(2):  # it is not forgotten
+            with pytest.raises(IndexingError, match="another model or loss: at epoch 2"):
+                asked.explain(other_run, first(TRAIN, 3), k=2, **options)
+    with pytest.raises(IndexingError, match="another model or loss"):
+        opened.influence(other_run, first(TRAIN, 3))
+    with pytest.raises(IndexingError, match="another model or loss"):
+        blind.measure_recall(other_run, train=TRAIN)
+    opened.explain(run_of(), first(TRAIN, 3), k=2, exact=True)
+
+
+def test_other_data_do_not_make_scores_exact(tmp_path):
+    built(tmp_path)
+    other = TRAIN[0] + 1, TRAIN[1]
+
+    for index, options in (
+        (Index.open(tmp_path), {"train": other}),
+        (Index.open(tmp_path, other), {}),
+    ):
+        with pytest.raises(IndexingError, match="rows of other data: example 0 is not the one"):
+            index.explain(run_of(), first(TRAIN, 3), k=2, exact=True, **options)
 
 
 def test_rounding_is_no_other_loss(tmp_path):

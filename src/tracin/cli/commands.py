@@ -164,14 +164,13 @@ def explain(
             raise QueryError(
                 f"An index gives the scores themselves: explain.{other[0]} is not for --index."
             )
-        asked_index = Index.open(index)
+        asked_index = Index.open(index, opened.task.train)
         conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
         found = asked_index.explain(
             opened.tracer,
             asked.queries,
             options.k,
             exact=exact,
-            train=opened.task.train if exact else None,
             keep=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
             batch_size=opened.settings.tracin.batch_size,

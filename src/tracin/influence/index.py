@@ -3,8 +3,10 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.explanations import Explanations, Hits
 from tracin.influence.finder import Finder
 from tracin.influence.index_candidates import best_of, proposed
+from tracin.influence.index_data import losses_at, refuse_other_data, refuse_other_losses
 from tracin.influence.index_exact import cut_at, exact_hits
 from tracin.influence.index_fan import Scan, strongest
 from tracin.influence.index_info import described
@@ -71,21 +74,24 @@ class Index:
         True
     """
 
-    def __init__(self, store: Store, train: Any = None) -> None:
+    def __init__(self, store: Store, train: Any = None, built_by: "TracIn | None" = None) -> None:
         self.store, self._train = store, train
+        self._agreed: WeakSet[TracIn] = WeakSet([built_by] if built_by else [])
         self.plan = Plan.from_json(store.manifest.about["plan"])
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "Index":
+    def open(cls, folder: str | os.PathLike[str], train: Any = None) -> "Index":
         """Open an index, complete or not.
 
         Args:
             folder: A folder, or any URL that fsspec knows.
+            train: The training data that it was built from. With it, exact scores need not be given
+                it, and a run with another loss, or another model of the same shapes, is refused.
 
         Raises:
             IndexingError: There is none, or it cannot be read.
         """
-        return cls(Store.open(folder))
+        return cls(Store.open(folder), train)
 
     def __len__(self) -> int:
         return self.store.manifest.rows
@@ -124,7 +130,8 @@ class Index:
             test: The queries.
             k: How many of each.
             exact: Whether to score candidates again by the model itself.
-            train: With `exact`, the training data; an index that `run.index` gave knows its own.
+            train: With `exact`, the training data; an index that `run.index` gave, or that was
+                opened with it, knows its own.
             keep: Which examples may be hits: [train] of bool, from any column of your own, or a
                 function of `index.table()`, such as `lambda rows: rows["is_right"] == 1`.
             candidates: With `exact` or a finder, how many candidates there are for each hit.
@@ -137,8 +144,8 @@ class Index:
             progress: None shows a bar on a terminal alone.
 
         Raises:
-            IndexingError: The index is incomplete, or of another model or other checkpoints; the
-                engine's workers failed.
+            IndexingError: The index is incomplete, or of another model, loss, data or other
+                checkpoints; the engine's workers failed.
             QueryError: k is out of range, keep is not one truth a row, train came without exact or
                 exact without train, or a finder gave too few.
             NonFiniteError: A query's loss or gradient is NaN or infinite.
@@ -162,7 +169,7 @@ class Index:
                 "train= is for exact=True, which scores candidates again by the model. Without it "
                 "all comes from the index: leave train out, or give exact=True as well."
             )
-        examples = self._examples(train) if exact else None
+        examples = self._examples(run, train) if exact else None
         queries = open_examples(test, name="test")
         asked = self._asked(run, queries, batch_size)
         how = _How(left, engine, memory, progress)
@@ -216,7 +223,7 @@ class Index:
 
         Args:
             run: The model and its checkpoints.
-            train: The training data; an index that `run.index` gave knows its own.
+            train: The training data, if the index does not know its own.
             k: How many hits of each query.
             queries: How many rows are queries.
             candidates: How many rows are scored exactly for each hit and query.
@@ -231,7 +238,7 @@ class Index:
         _check_hits(k, len(self) - 1)
         _check_count("queries", queries)
         _check_count("candidates", candidates)
-        examples = self._examples(train)
+        examples = self._examples(run, train)
         own = chosen_rows(self.plan.seed, len(self), queries)
         some = examples.subset(own.tolist())
         asked = self._asked(run, some, batch_size)
@@ -362,6 +369,8 @@ class Index:
         keys = self._keys(run)
         weights = self._weights(run)
         self.refuse_other_model(run)
+        if self._train is not None and run not in self._agreed:
+            self._examples(run, None)
         entries = [self.store.manifest.entry(key) for key in keys]
         names = [one.name for one in run.checkpoints]
         numbers = [entry.number for entry in entries]
@@ -502,7 +511,8 @@ class Index:
             )
         }
 
-    def _examples(self, train: Any) -> Examples:
+    def _examples(self, run: "TracIn", train: Any) -> Examples:
+        """The training data, if it and the run are those of the build as far as a few rows tell."""
         given = self._train if train is None else train
         if given is None:
             raise QueryError(
@@ -516,6 +526,14 @@ class Index:
                 f"The index has {len(self)} rows, but train holds {len(examples)} examples. Give "
                 "the data that it was built from."
             )
+        if run not in self._agreed or train is not None:
+            manifest, where = self.store.manifest, self.store.place.url
+            refuse_other_data(manifest, examples, given, where)
+            self.refuse_other_model(run)
+            if not is_sharded(run.model):
+                losses = partial(losses_at, run, examples)
+                refuse_other_losses(manifest, run, losses, where)
+            self._agreed.add(run)
         return examples
 
 

@@ -95,9 +95,7 @@ def begun(
 
         return Store.agreed(where, proposed, examples.ids).manifest
 
-    def losses(number: int, rows: int) -> tuple[float, ...]:
-        return losses_at(run, number, examples, rows)
-
+    losses = partial(losses_at, run, examples)
     manifest = led(agreed, losses) if is_sharded(run.model) else agreed(losses)
     return IndexJob(run, train, where, size, manifest)
 
@@ -126,7 +124,7 @@ def finished(
             "files are there."
         )
     by_first(partial(table, store)) if is_divided else table(store)
-    index = Index(store, job.train)
+    index = Index(store, job.train, job.run)
     if recall_queries and index.is_recall_due(job.run):
         size = job.batch_size or "auto"
         index.measure_recall(job.run, queries=recall_queries, batch_size=size, progress=progress)

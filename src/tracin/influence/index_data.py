@@ -102,7 +102,7 @@ def refuse_other_data(there: Manifest, examples: Examples, data: Any, where: str
         )
 
 
-def losses_at(run: "TracIn", number: int, examples: Examples, rows: int) -> tuple[float, ...]:
+def losses_at(run: "TracIn", examples: Examples, number: int, rows: int) -> tuple[float, ...]:
     """The losses of a few of the first `rows` examples at a checkpoint; none if not all finite."""
     places = places_in(range(rows), WITNESSES)
     with untouched(run.model), loaded(run.model, run.checkpoints[number], run.device):
