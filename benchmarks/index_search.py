@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.pairs import Ratio, timed
-from tracin.influence.index_search import NEAR, Asked, Search
+from tracin.influence.index_reading import Asked, Reading
+from tracin.influence.index_search import NEAR, Search
 from tracin.sketches import Columns, Dot, Plan, Side
 from tracin.store import Entry, Manifest, Store, number_format
 
@@ -36,9 +37,10 @@ def main() -> None:
         for count in (1, 16):
             queries = torch.randn(count, options.dim)
             asked = Asked(("a",), (0,), (queries,), ([1.0],))
+            reading = Reading(store, plan, asked, 1 << 28, progress=False)
             works = {
                 "plain": lambda q=queries: streamed(store, q),
-                "search": lambda a=asked: Search(store, plan, a, 10, None, 1 << 28, False).found(),
+                "search": lambda r=reading: Search(r, 10).found(),
             }
             for work in works.values():
                 work()

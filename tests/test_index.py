@@ -15,7 +15,8 @@ from torch import nn
 import tracin
 from tracin import IndexingError, Projection, QueryError, TracIn, WithIds
 from tracin.influence.index import Index
-from tracin.influence.index_search import Asked, Search
+from tracin.influence.index_reading import Asked, Reading
+from tracin.influence.index_search import Search
 from tracin.sketches import Columns, Dot, Plan, Side
 from tracin.store import Entry, Manifest, Store
 
@@ -120,7 +121,7 @@ def test_equal_scores_come_in_the_order_of_the_rows(tmp_path):
     plan = Plan(0, Columns((Dot(Side(0, 4, 4)),), 4), {}, {}, {})
     asked = Asked(("a",), (0,), (torch.ones(3, 4),), ([1.0],))
 
-    for found in Search(store, plan, asked, 20, None, 1, False).found():
+    for found in Search(Reading(store, plan, asked, 1), 20).found():
         assert (found.positions == np.arange(20)).all()
 
 

@@ -13,6 +13,7 @@ from tracin import IndexingError, Projection, QueryError
 from tracin.engines import Processes, Ranks, Serial
 from tracin.influence.index import Index
 from tracin.influence.index_limits import limits
+from tracin.influence.index_reading import Reading
 from tracin.influence.index_recall import chosen_rows
 
 
@@ -82,8 +83,8 @@ def test_exact_scores_lie_between_the_limits(tmp_path, kept, dim):
 
     asked = index._asked(run, tracin.data.open_examples(TEST, name="test"), "auto")
     within = []
-    for block in limits(index.store, index.plan, asked, 1, False):
-        true = exact[block.start : block.start + len(block.lower)]
+    for block in limits(Reading(index.store, index.plan, asked, 1)):
+        true = exact[block.first : block.first + len(block.lower)]
         within.append((block.lower <= true) & (true <= block.upper))
 
     assert float(torch.cat(within).float().mean()) >= (1 if dim == 1000 else 0.99)

@@ -9,7 +9,7 @@ from torch import nn
 
 import tracin
 from tracin import IndexingError, Projection, QueryError, TracIn
-from tracin.influence.index_search import Asked
+from tracin.influence.index_reading import Asked
 from tracin.integrations.faiss import FILE, Nearest
 from tracin.sketches import Columns, Dot, Product, Side
 from tracin.sketches.flat import Flat

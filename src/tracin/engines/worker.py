@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -63,7 +64,8 @@ def serve(payload: bytes, orders: Connection, threads: int, gpu: str | None) -> 
                 result = result_of(build(units[place]))
                 orders.send(Report(place, None, result))
     except Exception:
-        orders.send(Report(place, traceback.format_exc()))
+        with suppress(OSError):  # the parent is gone, and nobody is left to be told
+            orders.send(Report(place, traceback.format_exc()))
 
 
 def leave(number: int, frame: FrameType | None) -> None:

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tracin.influence.index_search import Asked
+from tracin.influence.index_reading import Asked
 
 
 class Finder(Protocol):

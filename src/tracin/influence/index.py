@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from weakref import WeakSet
 
@@ -25,6 +24,7 @@ from tracin.influence.index_fan import Scan, strongest
 from tracin.influence.index_info import described
 from tracin.influence.index_keep import Keep, kept
 from tracin.influence.index_limits import LimitSearch, is_narrow
+from tracin.influence.index_reading import Asked, Reading
 from tracin.influence.index_recall import (
     AGAINST,
     HITS,
@@ -35,7 +35,7 @@ from tracin.influence.index_recall import (
     without,
 )
 from tracin.influence.index_rows import RowMaker, group_weights
-from tracin.influence.index_search import Asked, Best, Search, best, scores_of
+from tracin.influence.index_search import Best, Search, best, scores_of
 from tracin.influence.index_strongest import Strongest
 from tracin.influence.index_table import table_of
 from tracin.influence.recall import Recall, share_found
@@ -184,8 +184,9 @@ class Index:
                 chosen = _Candidates(*proposals)
             else:
                 wanted = min(count, k * candidates)
-                scans = self._scans(LimitSearch, asked, wanted + 1, how)
-                searched = [strongest(scan, engine, progress) for scan in scans]
+                readings = self._readings(LimitSearch, asked, how)
+                scans = [Scan(LimitSearch, each, wanted + 1) for each in readings]
+                searched = [strongest(scan, engine) for scan in scans]
                 chosen = self._limited(searched, wanted)
             sides = self._rescored(run, examples, queries, chosen, k, how, batch_size)
         else:
@@ -245,10 +246,8 @@ class Index:
         how = _How(None, None, memory, progress)
         wanted = min(len(self), (k + 1) * candidates)
         found = [
-            LimitSearch(
-                self.store, self.plan, part, wanted + 1, None, memory, progress
-            ).with_estimates(k + 1)
-            for part in asked.within(memory, LimitSearch.smallest(asked))
+            LimitSearch(reading, wanted + 1).with_estimates(k + 1)
+            for reading in self._readings(LimitSearch, asked, how)
         ]
         limited = self._limited([(top, bottom) for top, bottom, _, _ in found], wanted)
         true = self._rescored(run, examples, some, limited, k + 1, how, batch_size)
@@ -302,7 +301,7 @@ class Index:
         """
         queries = open_examples(test, name="test")
         asked = self._asked(run, queries, batch_size)
-        return scores_of(self.store, self.plan, asked, memory, progress)
+        return scores_of(self._reading(asked, _How(None, None, memory, progress)))
 
     def self_influence(self, run: "TracIn | None" = None) -> Tensor:
         """Each row's influence on itself, exact: [train].
@@ -387,35 +386,32 @@ class Index:
             tuple(one.squared_norms for one in made),
         )
 
-    def _scans(
-        self, kind: type[Search] | type[LimitSearch], asked: Asked, k: int, how: "_How"
-    ) -> list[Scan]:
-        """Searches of parts of the queries, so many at once as memory allows."""
-        url, manifest = folder_of(self.store.place.url), self.store.manifest
-        return [
-            Scan(kind, url, manifest, self.plan, part, k, how.keep, how.memory)
-            for part in asked.within(how.memory, kind.smallest(asked))
-        ]
+    def _reading(self, asked: Asked, how: "_How") -> Reading:
+        return Reading(self.store, self.plan, asked, how.memory, how.keep, how.progress)
+
+    def _readings(
+        self, kind: type[Search] | type[LimitSearch], asked: Asked, how: "_How"
+    ) -> list[Reading]:
+        """Of parts of the queries, so many at once as memory allows."""
+        parts = asked.within(how.memory, kind.smallest(asked))
+        return [self._reading(part, how) for part in parts]
 
     def _best(self, asked: Asked, k: int, how: "_How") -> tuple[Best, Best]:
         """The strongest of all rows, by the index alone."""
         tops: list[Best] = []
         bottoms: list[Best] = []
-        for scan in self._scans(Search, asked, k, how):
-            top, bottom = strongest(scan, how.engine, how.progress)
-            tops.append(best(self.store, self.plan, scan.asked, top, how.memory))
-            bottoms.append(best(self.store, self.plan, scan.asked, bottom, how.memory))
+        for reading in self._readings(Search, asked, how):
+            top, bottom = strongest(Scan(Search, reading, k), how.engine)
+            tops.append(best(reading, top))
+            bottoms.append(best(reading, bottom))
         return Best.joined(tops), Best.joined(bottoms)
 
     def _proposed(
         self, asked: Asked, proposals: tuple[np.ndarray, np.ndarray], k: int, how: "_How"
     ) -> tuple[Best, Best]:
         """The strongest of some rows, by the index alone."""
-        top, bottom = (
-            best_of(self.store, self.plan, asked, each, k, sign, how.memory)
-            for each, sign in zip(proposals, (1, -1), strict=True)
-        )
-        return top, bottom
+        reading = self._reading(asked, how)
+        return best_of(reading, proposals[0], k, 1), best_of(reading, proposals[1], k, -1)
 
     def _limited(self, found: Sequence[tuple[Strongest, Strongest]], wanted: int) -> "_Candidates":
         """So many candidates of each query on each side, and what all others may be."""
@@ -583,14 +579,3 @@ def _check_hits(k: Any, most: int) -> None:
 def _check_count(name: str, count: Any) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise QueryError(f"{name} is a whole number of at least 1; {count!r} was given.")
-
-
-def folder_of(folder: str | os.PathLike[str]) -> str:
-    """A folder as text that means the same in another process."""
-    text = os.fspath(folder)
-    return text if "://" in text else str(Path(text).expanduser().absolute())
-
-
-def numbers_of(weights: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    """Weights as they are kept."""
-    return [tuple(float(one) for one in each) for each in weights]

@@ -9,7 +9,7 @@ from tracin.data import open_examples
 from tracin.engines import Engine, Mesh
 from tracin.errors import IndexingError
 from tracin.influence.batch_size import BatchSize, checked_size
-from tracin.influence.index import Index, folder_of
+from tracin.influence.index import Index
 from tracin.influence.index_about import about_of, draw_of, projection_of
 from tracin.influence.index_data import (
     Losses,
@@ -25,7 +25,7 @@ from tracin.influence.index_rows import group_weights, groups_of, plan_of
 from tracin.influence.index_table import columns_beside, write_table
 from tracin.sharding import by_first, is_sharded, led
 from tracin.sketches import Plan, Projection
-from tracin.store import Entry, Manifest, Store, number_format, place_of
+from tracin.store import Entry, Manifest, Store, absolute, number_format, place_of
 from tracin.store.manifest import FILE, refuse_other
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def begun(
         )
     size = checked_size(batch_size)
     examples = open_examples(train, name="train")
-    where = folder_of(folder)
+    where = absolute(folder)
     projection = projection or Projection()
     known = partial(_known_plan, where, projection)
     plan = by_first(known) if is_sharded(run.model) else known()

@@ -1,14 +1,15 @@
 """Scores candidates by the rows that an index keeps of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tracin.errors import QueryError
 from tracin.influence.finder import Finder
-from tracin.influence.index_search import Asked, Best, errors_of
-from tracin.sketches import Plan
-from tracin.store import Store
+from tracin.influence.index_reading import Asked, Reading
+from tracin.influence.index_search import Best, errors_of
 
 
 def proposed(
@@ -45,30 +46,29 @@ def proposed(
         count *= 4
 
 
-def best_of(
-    store: Store, plan: Plan, asked: Asked, candidates: np.ndarray, k: int, sign: int, memory: int
-) -> Best:
+def best_of(reading: Reading, candidates: np.ndarray, k: int, sign: int) -> Best:
     """The best k of some candidates [queries, candidates], by the index's rows; -1 is nobody."""
-    each = 4 * candidates.shape[1] * (2 * plan.width + len(asked))
-    step = max(1, memory // each)
-    pieces = [
-        _best_of(store, plan, asked.some(slice(start, start + step)), chosen, k, sign, memory)
-        for start in range(0, len(asked), step)
-        for chosen in [candidates[start : start + step]]
-    ]
-    return Best.joined(pieces)
+    asked = reading.asked
+    each = 4 * candidates.shape[1] * (2 * reading.plan.width + len(asked))
+    step = max(1, reading.memory // each)
+    parts = [slice(start, start + step) for start in range(0, len(asked), step)]
+    return Best.joined(
+        [
+            _best_of(replace(reading, asked=asked.some(part)), candidates[part], k, sign)
+            for part in parts
+        ]
+    )
 
 
-def _best_of(
-    store: Store, plan: Plan, asked: Asked, candidates: np.ndarray, k: int, sign: int, memory: int
-) -> Best:
+def _best_of(reading: Reading, candidates: np.ndarray, k: int, sign: int) -> Best:
+    asked = reading.asked
     given = torch.from_numpy(np.sort(candidates, 1))  # of equal scores the first position is first
     unique, places = given.clamp(min=0).unique(return_inverse=True)
     queries = torch.arange(len(given))[:, None].expand_as(given)
     shares = torch.empty(*given.shape, len(asked.keys))
     for at, key in enumerate(asked.keys):
-        rows = store.rows_at(key, unique)
-        scores = plan.columns.scores(rows, asked.rows[at], asked.weights[at])
+        rows = reading.store.rows_at(key, unique)
+        scores = reading.plan.columns.scores(rows, asked.rows[at], asked.weights[at])
         shares[:, :, at] = scores[places, queries]
     totals = shares.sum(2)
     ranked = (sign * totals).masked_fill(given < 0, -torch.inf)
@@ -78,7 +78,7 @@ def _best_of(
         positions.numpy(),
         totals.gather(1, order),
         shares.gather(1, order[:, :, None].expand(-1, -1, shares.shape[2])),
-        errors_of(store, plan, asked, positions, memory),
+        errors_of(reading, positions),
     )
 
 

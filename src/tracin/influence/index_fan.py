@@ -1,20 +1,18 @@
 """A search of an index whose files are divided among workers; their lists are merged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tracin.engines import Gatherer
 from tracin.engines.shares import stretches
 from tracin.influence.index_limits import LimitSearch
-from tracin.influence.index_search import Asked, Search
+from tracin.influence.index_reading import Reading
+from tracin.influence.index_search import Search
 from tracin.influence.index_strongest import Strongest
-from tracin.sketches import Plan
-from tracin.store import Manifest, Store, place_of
 
 PARTS = 256  # at most: each sends a list of its own
 
@@ -29,48 +27,33 @@ class Scan:
 
     Attributes:
         kind: Which search.
-        url: Where the index is.
-        manifest: What it holds: all workers must see the same.
-        plan: How its rows are laid out.
-        asked: The queries.
+        reading: The rows, and the queries; all workers must see the same manifest.
         k: How many of each.
-        keep: [rows], bool: which may be found; None for all.
-        memory: Bytes that a block of scores may take.
     """
 
     kind: type[Search] | type[LimitSearch]
-    url: str
-    manifest: Manifest
-    plan: Plan
-    asked: Asked
+    reading: Reading
     k: int
-    keep: Tensor | None
-    memory: int
 
-    def strongest(
-        self, progress: bool | None, ranges: Sequence[range] | None = None
-    ) -> tuple[Strongest, Strongest]:
+    def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
         """The strongest among the rows of some ranges; None for all."""
-        store = Store(place_of(self.url), self.manifest)
-        search = self.kind(store, self.plan, self.asked, self.k, self.keep, self.memory, progress)
-        return search.strongest(ranges)
+        return self.kind(self.reading, self.k).strongest(ranges)
 
     def __call__(self, ranges: Sequence[range]) -> Lists:
-        """As `strongest`, as arrays."""
-        return [_arrays(side) for side in self.strongest(False, ranges)]
+        """As `strongest`, as arrays, and without a bar of its own."""
+        quiet = replace(self.reading, progress=False)
+        return [_arrays(side) for side in self.kind(quiet, self.k).strongest(ranges)]
 
 
-def strongest(
-    scan: Scan, engine: Gatherer | None, progress: bool | None
-) -> tuple[Strongest, Strongest]:
+def strongest(scan: Scan, engine: Gatherer | None) -> tuple[Strongest, Strongest]:
     """The strongest of all rows, by this process or by an engine's workers."""
     if engine is None:
-        return scan.strongest(progress)
-    ranges = scan.manifest.ranges()
+        return scan.strongest()
+    ranges = scan.reading.store.manifest.ranges()
     cuts = stretches([len(one) for one in ranges], min(PARTS, len(ranges)))
     parts = [tuple(ranges[cut.start : cut.stop]) for cut in cuts if len(cut)]
     top, bottom = Strongest(scan.k, 1), Strongest(scan.k, -1)
-    for lists in engine.gather(scan, parts, progress):
+    for lists in engine.gather(scan, parts, scan.reading.progress):
         for side, arrays in zip((top, bottom), lists, strict=True):
             values, positions, *shares = (torch.from_numpy(one) for one in arrays)
             side.merge(values, positions, shares[0] if shares else None)

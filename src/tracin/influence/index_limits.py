@@ -7,11 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.influence.index_search import Asked, rows_within
+from tracin.influence.index_reading import Asked, Reading
 from tracin.influence.index_strongest import Strongest
 from tracin.influence.index_table import sketched_squared_norms
-from tracin.influence.progress import bar
-from tracin.sketches import Plan, standard_error
+from tracin.sketches import standard_error
 from tracin.sketches.columns import Columns, Product, Side
 from tracin.store import Shard, Store, number_format
 
@@ -35,13 +34,13 @@ class Limits:
     """What some rows' exact scores are expected to lie between.
 
     Attributes:
-        start: The first row.
+        first: The position of the first row.
         scores: [rows, queries]: the estimates.
         lower: [rows, queries].
         upper: [rows, queries].
     """
 
-    start: int
+    first: int
     scores: Tensor
     lower: Tensor
     upper: Tensor
@@ -52,28 +51,12 @@ class LimitSearch:
     """The rows with the highest upper limits, and with the lowest lower ones.
 
     Args:
-        store: The rows.
-        plan: How they are laid out.
-        asked: The queries, with the squared lengths of their gradients.
+        reading: The rows, and the queries with the squared lengths of their gradients.
         k: How many of each.
-        keep: [rows], bool: which may be found; None for all.
-        memory: Bytes that a block may take.
-        progress: None shows a bar on a terminal alone.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        plan: Plan,
-        asked: Asked,
-        k: int,
-        keep: Tensor | None,
-        memory: int,
-        progress: bool | None,
-    ) -> None:
-        self._store, self._plan, self._asked = store, plan, asked
-        self._k, self._keep = k, keep
-        self._memory, self._progress = memory, progress
+    def __init__(self, reading: Reading, k: int) -> None:
+        self._reading, self._k = reading, k
 
     @staticmethod
     def smallest(asked: Asked) -> int:
@@ -91,68 +74,49 @@ class LimitSearch:
         """Those, and the k with the highest and with the lowest estimates, of one reading."""
         top, bottom = Strongest(self._k, 1), Strongest(self._k, -1)
         high, low = Strongest(k, 1), Strongest(k, -1)
-        for block in limits(
-            self._store, self._plan, self._asked, self._memory, self._progress, ranges
-        ):
-            keep = None
-            if self._keep is not None:
-                keep = self._keep[block.start : block.start + len(block.upper)]
-            top.take(block.start, block.upper.T, keep, None)
-            bottom.take(block.start, block.lower.T, keep, None)
+        for block in limits(self._reading, ranges):
+            keep = self._reading.kept(block.first, len(block.upper))
+            top.take(block.first, block.upper.T, keep, None)
+            bottom.take(block.first, block.lower.T, keep, None)
             for side in (high, low) if k else ():
-                side.take(block.start, block.scores.T, keep, None)
+                side.take(block.first, block.scores.T, keep, None)
         return top, bottom, high, low
 
 
-def limits(
-    store: Store,
-    plan: Plan,
-    asked: Asked,
-    memory: int,
-    progress: bool | None,
-    ranges: Sequence[range] | None = None,
-) -> Iterator[Limits]:
-    """The limits of the rows' scores, a block of about `memory` bytes at a time.
+def limits(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[Limits]:
+    """The limits of the rows' scores, a block at a time.
 
     The estimate and Z standard errors to each side, but never beyond the product of the gradients'
     lengths, which no score exceeds.
     """
-    ranges = store.manifest.ranges() if ranges is None else ranges
-    rounding = _rounding(store)
+    asked, columns = reading.asked, reading.plan.columns
+    rounding = _rounding(reading.store)
     short = [
-        lacking(of_queries, sketched_squared_norms(plan.columns, rows))
+        lacking(of_queries, sketched_squared_norms(columns, rows))
         for of_queries, rows in zip(asked.squared_norms, asked.rows, strict=True)
     ]
-    step = rows_within(memory, 4 * HELD * len(asked), NEAR)
-    with bar(sum(map(len, ranges)) * len(asked.keys), "search", progress, "row") as shown:
-        for span in ranges:
-            shards = [store.read_range(key, span) for key in asked.keys]
-            for start in range(0, len(span), step):
-                stop = min(start + step, len(span))
-                found, lower, upper = torch.empty(3, stop - start, len(asked)).unbind()
-                for near in range(start, stop, NEAR):
-                    end = min(near + NEAR, stop)
-                    scores, variance, most = torch.zeros(3, end - near, len(asked)).unbind()
-                    for at, shard in enumerate(shards):
-                        rows, queries, weights = (
-                            shard.rows(near, end),
-                            asked.rows[at],
-                            asked.weights[at],
-                        )
-                        norms = shard.tensors["squared_norms"][near:end]
-                        lengths = products_of_lengths(norms, asked.squared_norms[at], weights)
-                        scores += plan.columns.scores(rows, queries, weights)
-                        spread = standard_error(plan.columns, rows, queries, weights).square()
-                        variance += spread * shortfall(shard, near, end)[:, None] * short[at]
-                        variance += (rounding * lengths).square()
-                        most += lengths
-                    margin, most = Z * variance.sqrt(), (1 + SLACK) * most
-                    here = slice(near - start, end - start)
-                    found[here] = scores
-                    lower[here] = torch.maximum(scores - margin, -most)
-                    upper[here] = torch.minimum(scores + margin, most)
-                shown.update((stop - start) * len(shards))
-                yield Limits(span.start + start, found, lower, upper)
+    for block in reading.blocks(4 * HELD * len(asked), NEAR, ranges):
+        found, lower, upper = torch.empty(3, len(block), len(asked)).unbind()
+        for here, near in block.nearer(NEAR):
+            scores, variance, most = torch.zeros(3, len(near), len(asked)).unbind()
+            for at, shard in enumerate(block.shards):
+                rows, queries, weights = (
+                    shard.rows(near.start, near.stop),
+                    asked.rows[at],
+                    asked.weights[at],
+                )
+                norms = shard.tensors["squared_norms"][near.start : near.stop]
+                lengths = products_of_lengths(norms, asked.squared_norms[at], weights)
+                scores += columns.scores(rows, queries, weights)
+                spread = standard_error(columns, rows, queries, weights).square()
+                variance += spread * shortfall(shard, near)[:, None] * short[at]
+                variance += (rounding * lengths).square()
+                most += lengths
+            margin, most = Z * variance.sqrt(), (1 + SLACK) * most
+            found[here] = scores
+            lower[here] = torch.maximum(scores - margin, -most)
+            upper[here] = torch.minimum(scores + margin, most)
+        yield Limits(block.first, found, lower, upper)
 
 
 def is_narrow(columns: Columns) -> bool:
@@ -192,10 +156,13 @@ def lacking(exact: Tensor, sketched: Tensor) -> Tensor:
     return ratio.nan_to_num(1.0).amax(1).clamp(min=1.0)
 
 
-def shortfall(shard: Shard, start: int, stop: int) -> Tensor:
+def shortfall(shard: Shard, rows: range) -> Tensor:
     """`lacking` of some rows of a shard."""
-    found = shard.tensors
-    return lacking(found["squared_norms"][start:stop], found["sketched_squared_norms"][start:stop])
+    exact, sketched = (
+        shard.tensors[name][rows.start : rows.stop]
+        for name in ("squared_norms", "sketched_squared_norms")
+    )
+    return lacking(exact, sketched)
 
 
 def _rounding(store: Store) -> float:

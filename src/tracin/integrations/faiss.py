@@ -14,7 +14,7 @@ import torch
 
 from tracin.errors import IndexingError, QueryError
 from tracin.influence.index import Index
-from tracin.influence.index_search import Asked
+from tracin.influence.index_reading import Asked
 from tracin.sketches.flat import WIDEST, Flat
 from tracin.store import Store
 from tracin.store.shard import checksum

@@ -5,6 +5,7 @@ from tracin.store.manifest import Entry as Entry
 from tracin.store.manifest import Manifest as Manifest
 from tracin.store.manifest import Unit as Unit
 from tracin.store.number_format import number_format as number_format
+from tracin.store.place import absolute as absolute
 from tracin.store.place import place_of as place_of
 from tracin.store.shard import Column as Column
 from tracin.store.store import Removed as Removed

@@ -98,6 +98,12 @@ def place_of(folder: str | os.PathLike[str]) -> Place:
     return Folder(Path(text.removeprefix("file://")).expanduser())
 
 
+def absolute(folder: str | os.PathLike[str]) -> str:
+    """A folder or URL as text that means the same in another process."""
+    text = os.fspath(folder)
+    return text if "://" in text else str(Path(text).expanduser().absolute())
+
+
 @final
 class Folder:
     """A folder on a disk; what is read is mapped, so that the system keeps it in memory.

@@ -14,7 +14,7 @@ from tracin.errors import IndexingError
 from tracin.store.ids import ids_checksum, ids_file, read_ids, write_ids
 from tracin.store.manifest import FILE, Added, Manifest, Unit, refuse_other, short
 from tracin.store.number_format import number_format
-from tracin.store.place import UNFINISHED, File, Place, is_abandoned, place_of
+from tracin.store.place import UNFINISHED, File, Place, absolute, is_abandoned, place_of
 from tracin.store.shard import (
     NAMES,
     ROWS,
@@ -99,6 +99,10 @@ class Store:
         self.place, self.manifest = place, manifest
         self._columns = columns_of(manifest)
         self._checked: set[str] = set()
+
+    def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[str, Manifest]]:
+        """Another process opens the same files anew, and sees them by the same manifest."""
+        return _reopened, (absolute(self.place.url), self.manifest)
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], manifest: Manifest, ids: np.ndarray) -> "Store":
@@ -399,6 +403,10 @@ class Store:
         for name in stale:
             self.place.delete(name)
         return Removed(tuple(stale), sum(stale.values()))
+
+
+def _reopened(folder: str, manifest: Manifest) -> Store:
+    return Store(place_of(folder), manifest)
 
 
 def columns_of(manifest: Manifest) -> dict[str, Column]:

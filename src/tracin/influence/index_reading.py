@@ -1,0 +1,124 @@
+"""What a search reads, and for whom: an index's rows, block by block, and the queries."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from tracin.influence.progress import bar
+from tracin.sketches import Plan
+from tracin.store import Shard, Store
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """Queries, sketched.
+
+    Attributes:
+        keys: The checkpoints that count.
+        numbers: Their places in the run.
+        rows: [queries, width] at each of them.
+        weights: [groups] at each of them.
+        squared_norms: [queries, groups] at each of them: the exact squared lengths of the queries'
+            gradients. Empty where nobody needs them.
+    """
+
+    keys: tuple[str, ...]
+    numbers: tuple[int, ...]
+    rows: tuple[Tensor, ...]
+    weights: tuple[list[float], ...]
+    squared_norms: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows[0])
+
+    def some(self, which: slice | Tensor) -> "Asked":
+        """Some of the queries."""
+        return Asked(
+            self.keys,
+            self.numbers,
+            tuple(one[which] for one in self.rows),
+            self.weights,
+            tuple(one[which] for one in self.squared_norms),
+        )
+
+    def within(self, memory: int, each: int) -> list["Asked"]:
+        """The queries in parts, so that `each` bytes of every query of a part are in `memory`."""
+        step = max(1, memory // each)
+        return [self.some(slice(at, at + step)) for at in range(0, len(self), step)]
+
+
+@final
+@dataclass(frozen=True)
+class Block:
+    """Some rows at every checkpoint that counts.
+
+    Attributes:
+        shards: A file a checkpoint, of the same rows.
+        start: Where the block begins in the files.
+        stop: Where it ends.
+        first: The position of its first row among all.
+    """
+
+    shards: Sequence[Shard]
+    start: int
+    stop: int
+    first: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def nearer(self, rows: int) -> Iterator[tuple[slice, range]]:
+        """The block in smaller ones: where each is in the block, and where in the files."""
+        for start in range(self.start, self.stop, rows):
+            stop = min(start + rows, self.stop)
+            yield slice(start - self.start, stop - self.start), range(start, stop)
+
+
+@final
+@dataclass(frozen=True)
+class Reading:
+    """An index's rows, and the queries that they are read for.
+
+    Attributes:
+        store: The rows.
+        plan: How they are laid out.
+        asked: The queries.
+        memory: Bytes that a block, and what is made of it, may take, about.
+        keep: [rows], bool: which may be found; None for all.
+        progress: None shows a bar on a terminal alone.
+    """
+
+    store: Store
+    plan: Plan
+    asked: Asked
+    memory: int
+    keep: Tensor | None = None
+    progress: bool | None = None
+
+    def blocks(
+        self, each: int, near: int, ranges: Sequence[range] | None = None
+    ) -> Iterator[Block]:
+        """The rows of some ranges, in their order.
+
+        Args:
+            each: Bytes that a row takes.
+            near: A block is whole blocks of so many rows, one at least.
+            ranges: Of the manifest's; None for all.
+        """
+        ranges = self.store.manifest.ranges() if ranges is None else ranges
+        keys = self.asked.keys
+        step = max(near, self.memory // each // near * near)
+        with bar(sum(map(len, ranges)) * len(keys), "search", self.progress, "row") as shown:
+            for span in ranges:
+                shards = [self.store.read_range(key, span) for key in keys]
+                for start in range(0, len(span), step):
+                    block = Block(shards, start, min(start + step, len(span)), span.start + start)
+                    yield block
+                    shown.update(len(block) * len(keys))
+
+    def kept(self, first: int, rows: int) -> Tensor | None:
+        """Which rows from the first on may be found: [rows]; None for all."""
+        return None if self.keep is None else self.keep[first : first + rows]
