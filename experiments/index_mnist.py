@@ -17,9 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 
 import torch
+from benchmarks.pairs import timed
 from torch import Tensor
 
 import tracin
@@ -69,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
             exact.scores,
             lambda: last.influence(train, test),
         )
+        tell_one_query(run, train, (test[0][:1], test[1][:1]), Path(folder))
         print(f"\nOn the first {len(some[0]):,} images alone:\n\n{line(HEAD)}\n{line(['---'] * 8)}")
         few = exact.scores[: len(some[0])]
         tell_indexes(run, some, test, Path(folder) / "some", few)
@@ -111,6 +114,21 @@ def tell_indexes(run: tracin.TracIn, train: Pair, test: Pair, folder: Path, targ
             hits = [torch.from_numpy(one.positions) for one in (found.proponents, found.opponents)]
             name = f"tracin index, dim {dim}" + (", exact=True" if is_exact else "")
             tell(Told(name, build, took, size, scores, (hits[0], hits[1])), target)
+
+
+def tell_one_query(run: tracin.TracIn, train: Pair, query: Pair, folder: Path) -> None:
+    """What a single question takes: the middle of five."""
+    index = tracin.Index.open(folder / f"index of {DIMS[0]}", train)
+    works = {
+        "no index": lambda: run.explain(query, train, k=K),
+        f"index of {DIMS[0]}": lambda: index.explain(run, query, k=K),
+        "exact=True": lambda: index.explain(run, query, k=K, exact=True),
+    }
+    for work in works.values():
+        work()
+    seconds = timed(works, 5)
+    told = ", ".join(f"{name} {median(each):.2f} s" for name, each in seconds.items())
+    print(f"\nOne query alone: {told}.")
 
 
 def with_rival(
