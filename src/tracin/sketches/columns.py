@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, final
 
 import torch
@@ -89,12 +90,12 @@ class Columns:
     blocks: tuple[Block, ...]
     width: int
 
-    @property
+    @cached_property
     def groups(self) -> int:
         """How many groups there are, counted from 0."""
         return 1 + max((block.group for block in self.blocks), default=0)
 
-    @property
+    @cached_property
     def sides(self) -> tuple[Side, ...]:
         """The columns that belong together, in their order: a row's factors are of unlike sizes."""
         found: list[Side] = []
@@ -177,18 +178,22 @@ class Columns:
                 "changed, or written by another version. Build the index again."
             ) from error
 
-    def _weighted(self, weights: Sequence[float] | None) -> list[tuple[float, list[Block]]]:
+    def _weighted(self, weights: Sequence[float] | None) -> list[tuple[float, Sequence[Block]]]:
         if weights is None:
-            return [(1.0, list(self.blocks))]
+            return [(1.0, self.blocks)]
         if len(weights) != self.groups:
             raise IndexingError(
                 f"The columns have {self.groups} groups of parameters, each with a weight of its "
                 f"own; got {len(weights)} weights."
             )
-        of_group: list[list[Block]] = [[] for _ in weights]
-        for block in self.blocks:
-            of_group[block.group].append(block)
-        return list(zip(weights, of_group, strict=True))
+        return list(zip(weights, self._by_group, strict=True))
+
+    @cached_property
+    def _by_group(self) -> tuple[tuple[Block, ...], ...]:
+        return tuple(
+            tuple(block for block in self.blocks if block.group == group)
+            for group in range(self.groups)
+        )
 
     def _check(self, rows: Tensor) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.width:
