@@ -35,9 +35,9 @@ class Limits:
 
     Attributes:
         first: The position of the first row.
-        scores: [rows, queries]: the estimates.
-        lower: [rows, queries].
-        upper: [rows, queries].
+        scores: [queries, rows]: the estimates.
+        lower: [queries, rows].
+        upper: [queries, rows].
     """
 
     first: int
@@ -75,11 +75,11 @@ class LimitSearch:
         top, bottom = Strongest(self._k, 1), Strongest(self._k, -1)
         high, low = Strongest(k, 1), Strongest(k, -1)
         for block in limits(self._reading, ranges):
-            keep = self._reading.kept(block.first, len(block.upper))
-            top.take(block.first, block.upper.T, keep, None)
-            bottom.take(block.first, block.lower.T, keep, None)
+            keep = self._reading.kept(block.first, block.upper.shape[1])
+            top.take(block.first, block.upper, keep, None)
+            bottom.take(block.first, block.lower, keep, None)
             for side in (high, low) if k else ():
-                side.take(block.first, block.scores.T, keep, None)
+                side.take(block.first, block.scores, keep, None)
         return top, bottom, high, low
 
 
@@ -96,7 +96,7 @@ def limits(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[
         for of_queries, rows in zip(asked.squared_norms, asked.rows, strict=True)
     ]
     for block in reading.blocks(4 * HELD * len(asked), NEAR, ranges):
-        found, lower, upper = torch.empty(3, len(block), len(asked)).unbind()
+        found, lower, upper = torch.empty(3, len(asked), len(block)).unbind()
         for here, near in block.nearer(NEAR):
             scores, variance, most = torch.zeros(3, len(near), len(asked)).unbind()
             for at, shard in enumerate(block.shards):
@@ -113,9 +113,9 @@ def limits(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[
                 variance += (rounding * lengths).square()
                 most += lengths
             margin, most = Z * variance.sqrt(), (1 + SLACK) * most
-            found[here] = scores
-            lower[here] = torch.maximum(scores - margin, -most)
-            upper[here] = torch.minimum(scores + margin, most)
+            found[:, here] = scores.T
+            lower[:, here] = torch.maximum(scores - margin, -most).T
+            upper[:, here] = torch.minimum(scores + margin, most).T
         yield Limits(block.first, found, lower, upper)
 
 

@@ -28,7 +28,7 @@ class Scores:
 
     Attributes:
         first: The position of the first row.
-        scores: [checkpoints, rows, queries].
+        scores: [checkpoints, queries, rows]: each query's lie together, to be ranked.
     """
 
     first: int
@@ -74,10 +74,10 @@ def scored(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[
     asked = reading.asked
     each = 4 * COPIES * len(asked) * len(asked.keys)
     for block in reading.blocks(each, NEAR, ranges):
-        scores = torch.empty(len(block.shards), len(block), len(asked))
+        scores = torch.empty(len(block.shards), len(asked), len(block))
         for at, shard in enumerate(block.shards):
             for here, rows in block.nearer(NEAR):
-                scores[at, here] = _near_scores(reading, at, shard, rows)
+                scores[at, :, here] = _near_scores(reading, at, shard, rows).T
         yield Scores(block.first, scores)
 
 
@@ -92,7 +92,7 @@ def scores_of(reading: Reading) -> Tensor:
     """All scores: [train, queries]."""
     total = torch.empty(reading.store.manifest.rows, len(reading.asked))
     for block in scored(reading):
-        total[block.first : block.first + block.scores.shape[1]] = block.scores.sum(0)
+        total[block.first : block.first + block.scores.shape[2]] = block.scores.sum(0).T
     return total
 
 
@@ -121,7 +121,7 @@ class Search:
         """The k highest and the k lowest scores among the rows of some ranges; None for all."""
         top, bottom = Strongest(self._k, 1), Strongest(self._k, -1)
         for block in scored(self._reading, ranges):
-            totals = block.scores.sum(0).T  # [queries, rows]
+            totals = block.scores.sum(0)
             keep = self._reading.kept(block.first, totals.shape[1])
             for side in (top, bottom):
                 side.take(block.first, totals, keep, block.scores)

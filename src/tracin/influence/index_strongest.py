@@ -33,7 +33,7 @@ class Strongest:
             start: The position of its first row.
             values: [queries, rows]: what the rows are ranked by.
             keep: [rows], bool: which of them may be among the strongest; None for all.
-            scores: [checkpoints, rows, queries], whose shares are kept; None to keep none.
+            scores: [checkpoints, queries, rows], whose shares are kept; None to keep none.
         """
         rows = values.shape[1]
         ranked = self.sign * values
@@ -45,7 +45,7 @@ class Strongest:
         shares = None
         if scores is not None:
             queries = torch.arange(len(chosen))[:, None]
-            shares = scores[:, chosen, queries].permute(1, 2, 0)
+            shares = scores[:, queries, chosen].permute(1, 2, 0)
         self.merge(self.sign * found, chosen + start, shares)
 
     def merge(self, values: Tensor, positions: Tensor, shares: Tensor | None) -> None:
