@@ -36,7 +36,7 @@ demo: .venv/demo.stamp ## find wrong labels in real data and explain a predictio
 # Tests start many processes, and each would compile torch anew where bytecode must not be kept.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/dev.stamp lint types imports ## everything CI checks
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: .venv/dev.stamp ## style
 	$(BIN)/ruff check .
