@@ -93,6 +93,10 @@ def _lm(is_quick: bool) -> Subject:
     return lm_subject(32 if is_quick else 256)
 
 
+def _large_lm(is_quick: bool) -> Subject:
+    return lm_subject(64 if is_quick else 1024)
+
+
 def _training(is_quick: bool) -> TrainingSubject:
     return training_subject(5000 if is_quick else 59_000)
 
@@ -111,6 +115,7 @@ ROWS = [
     Row("index", "build an index, MLP, 3 checkpoints", 1.1, _mlp, index),
     Row("index", "build an index, ResNet-20", 1.5, _resnet20, index),
     Row("index", "build an index, transformer LM", 1.1, _lm, index),
+    Row("index-large", "build an index, LM, 1,024 sequences", 1.1, _large_lm, index),
     Row("tracing", "trace 100 queries, first order, MLP", 1.35, _training, first_order),
     Row("tracing", "trace 100 queries, default paths, MLP", 1.35, _training, trapezoid),
     Row("tracing", "trace self-influence alone, MLP", 1.1, _training, traced_self_influence),
