@@ -33,8 +33,9 @@ RUN = tracin.TracIn(
 )
 
 
-def built(folder, **options):
-    return RUN.index(
+def rows_of(folder, **options):
+    """Everything that is kept, shard after shard."""
+    index = RUN.index(
         data(),
         folder,
         tracin.Projection(40),
@@ -42,11 +43,6 @@ def built(folder, **options):
         progress=False,
         **{"rows_a_shard": 13, **options},
     )
-
-
-def rows_of(folder, **options):
-    """Everything that is kept, shard after shard."""
-    index = built(folder, **options)
     keys = [entry.key for entry in index.store.manifest.checkpoints]
     shards = [shard for key in keys for shard in index.store.shards(key)]
     names = ("squared_norms", "loss", "label", "is_right")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 from weakref import WeakSet
@@ -172,28 +172,29 @@ class Index:
         examples = self._examples(run, train) if exact else None
         queries = open_examples(test, name="test")
         asked = self._asked(run, queries, batch_size)
-        how = _How(left, engine, memory, progress)
+        reading = Reading(self.store, self.plan, asked, memory, left, progress)
         notes: list[str] = []
         recall, proposals = None, None
         if finder is not None:
             proposals = proposed(finder, asked, k * candidates, k, left, len(self))
-            recall = self._compared(asked, proposals, k, how)
+            recall = self._compared(reading, proposals, k)
             notes.append(f"finder: {recall}")
         if examples is not None:
             if proposals is not None:
                 chosen = _Candidates(*proposals)
             else:
                 wanted = min(count, k * candidates)
-                readings = self._readings(LimitSearch, asked, how)
-                scans = [Scan(LimitSearch, each, wanted + 1) for each in readings]
-                searched = [strongest(scan, engine) for scan in scans]
+                searched = [
+                    strongest(Scan(LimitSearch, part, wanted + 1), engine)
+                    for _, part in reading.parts(LimitSearch.smallest(asked))
+                ]
                 chosen = self._limited(searched, wanted)
-            sides = self._rescored(run, examples, queries, chosen, k, how, batch_size)
+            sides = self._rescored(run, examples, queries, chosen, k, reading, batch_size)
         else:
             found = (
-                self._best(asked, k, how)
+                self._best(reading, k, engine)
                 if proposals is None
-                else self._proposed(asked, proposals, k, how)
+                else self._proposed(reading, proposals, k)
             )
             ids = self.ids
             sides = found[0].to_hits(ids), found[1].to_hits(ids)
@@ -243,14 +244,14 @@ class Index:
         own = chosen_rows(self.plan.seed, len(self), queries)
         some = examples.subset(own.tolist())
         asked = self._asked(run, some, batch_size)
-        how = _How(None, None, memory, progress)
+        reading = Reading(self.store, self.plan, asked, memory, progress=progress)
         wanted = min(len(self), (k + 1) * candidates)
         found = [
-            LimitSearch(reading, wanted + 1).with_estimates(k + 1)
-            for reading in self._readings(LimitSearch, asked, how)
+            LimitSearch(part, wanted + 1).with_estimates(k + 1)
+            for _, part in reading.parts(LimitSearch.smallest(asked))
         ]
         limited = self._limited([(top, bottom) for top, bottom, _, _ in found], wanted)
-        true = self._rescored(run, examples, some, limited, k + 1, how, batch_size)
+        true = self._rescored(run, examples, some, limited, k + 1, reading, batch_size)
         estimated = (
             np.concatenate([side.positions.numpy() for side in sides])
             for sides in list(zip(*found, strict=True))[2:]
@@ -301,7 +302,7 @@ class Index:
         """
         queries = open_examples(test, name="test")
         asked = self._asked(run, queries, batch_size)
-        return scores_of(self._reading(asked, _How(None, None, memory, progress)))
+        return scores_of(Reading(self.store, self.plan, asked, memory, progress=progress))
 
     def self_influence(self, run: "TracIn | None" = None) -> Tensor:
         """Each row's influence on itself, exact: [train].
@@ -386,31 +387,20 @@ class Index:
             tuple(one.squared_norms for one in made),
         )
 
-    def _reading(self, asked: Asked, how: "_How") -> Reading:
-        return Reading(self.store, self.plan, asked, how.memory, how.keep, how.progress)
-
-    def _readings(
-        self, kind: type[Search] | type[LimitSearch], asked: Asked, how: "_How"
-    ) -> list[Reading]:
-        """Of parts of the queries, so many at once as memory allows."""
-        parts = asked.within(how.memory, kind.smallest(asked))
-        return [self._reading(part, how) for part in parts]
-
-    def _best(self, asked: Asked, k: int, how: "_How") -> tuple[Best, Best]:
+    def _best(self, reading: Reading, k: int, engine: Gatherer | None) -> tuple[Best, Best]:
         """The strongest of all rows, by the index alone."""
         tops: list[Best] = []
         bottoms: list[Best] = []
-        for reading in self._readings(Search, asked, how):
-            top, bottom = strongest(Scan(Search, reading, k), how.engine)
-            tops.append(best(reading, top))
-            bottoms.append(best(reading, bottom))
+        for _, part in reading.parts(Search.smallest(reading.asked)):
+            top, bottom = strongest(Scan(Search, part, k), engine)
+            tops.append(best(part, top))
+            bottoms.append(best(part, bottom))
         return Best.joined(tops), Best.joined(bottoms)
 
     def _proposed(
-        self, asked: Asked, proposals: tuple[np.ndarray, np.ndarray], k: int, how: "_How"
+        self, reading: Reading, proposals: tuple[np.ndarray, np.ndarray], k: int
     ) -> tuple[Best, Best]:
         """The strongest of some rows, by the index alone."""
-        reading = self._reading(asked, how)
         return best_of(reading, proposals[0], k, 1), best_of(reading, proposals[1], k, -1)
 
     def _limited(self, found: Sequence[tuple[Strongest, Strongest]], wanted: int) -> "_Candidates":
@@ -432,7 +422,7 @@ class Index:
         queries: Examples,
         candidates: "_Candidates",
         k: int,
-        how: "_How",
+        reading: Reading,
         batch_size: BatchSize,
     ) -> tuple[Hits, Hits]:
         """The strongest of the candidates, by the model."""
@@ -443,20 +433,21 @@ class Index:
             (candidates.proponents, candidates.opponents),
             candidates.bounds,
             k,
-            how.memory,
+            reading.memory,
             checked_size(batch_size),
-            how.progress,
+            reading.progress,
         )
 
     def _compared(
-        self, asked: Asked, proposals: tuple[np.ndarray, np.ndarray], k: int, how: "_How"
+        self, reading: Reading, proposals: tuple[np.ndarray, np.ndarray], k: int
     ) -> Recall:
         """A finder's recall on some of the queries, against the search of all rows."""
+        asked = reading.asked
         count = min(COMPARED, len(asked))
         which = torch.arange(count) * len(asked) // count
-        some = asked.some(which)
+        some = replace(reading, asked=asked.some(which))
         given = proposals[0][which.numpy()], proposals[1][which.numpy()]
-        found, true = self._proposed(some, given, k, how), self._best(some, k, how)
+        found, true = self._proposed(some, given, k), self._best(some, k, None)
         shares = [
             share_found(one.positions, other.positions)
             for one, other in zip(found, true, strict=True)
@@ -531,24 +522,6 @@ class Index:
                 refuse_other_losses(manifest, run, losses, where)
             self._agreed.add(run)
         return examples
-
-
-@final
-@dataclass(frozen=True)
-class _How:
-    """How rows are searched.
-
-    Attributes:
-        keep: [rows], bool: which may be found; None for all.
-        engine: Whose workers look at them; None for this process.
-        memory: Bytes that blocks may take.
-        progress: None shows a bar on a terminal alone.
-    """
-
-    keep: Tensor | None
-    engine: Gatherer | None
-    memory: int
-    progress: bool | None
 
 
 @final

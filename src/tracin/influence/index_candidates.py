@@ -1,7 +1,5 @@
 """Scores candidates by the rows that an index keeps of them."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -48,15 +46,9 @@ def proposed(
 
 def best_of(reading: Reading, candidates: np.ndarray, k: int, sign: int) -> Best:
     """The best k of some candidates [queries, candidates], by the index's rows; -1 is nobody."""
-    asked = reading.asked
-    each = 4 * candidates.shape[1] * (2 * reading.plan.width + len(asked))
-    step = max(1, reading.memory // each)
-    parts = [slice(start, start + step) for start in range(0, len(asked), step)]
+    each = 4 * candidates.shape[1] * (2 * reading.plan.width + len(reading.asked))
     return Best.joined(
-        [
-            _best_of(replace(reading, asked=asked.some(part)), candidates[part], k, sign)
-            for part in parts
-        ]
+        [_best_of(some, candidates[part], k, sign) for part, some in reading.parts(each)]
     )
 
 

@@ -41,8 +41,8 @@ class Scan:
 
     def __call__(self, ranges: Sequence[range]) -> Lists:
         """As `strongest`, as arrays, and without a bar of its own."""
-        quiet = replace(self.reading, progress=False)
-        return [_arrays(side) for side in self.kind(quiet, self.k).strongest(ranges)]
+        quiet = replace(self, reading=replace(self.reading, progress=False))
+        return [_arrays(side) for side in quiet.strongest(ranges)]
 
 
 def strongest(scan: Scan, engine: Gatherer | None) -> tuple[Strongest, Strongest]:

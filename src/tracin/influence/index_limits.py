@@ -100,11 +100,8 @@ def limits(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[
         for here, near in block.nearer(NEAR):
             scores, variance, most = torch.zeros(3, len(near), len(asked)).unbind()
             for at, shard in enumerate(block.shards):
-                rows, queries, weights = (
-                    shard.rows(near.start, near.stop),
-                    asked.rows[at],
-                    asked.weights[at],
-                )
+                rows = shard.rows(near.start, near.stop)
+                queries, weights = asked.rows[at], asked.weights[at]
                 norms = shard.tensors["squared_norms"][near.start : near.stop]
                 lengths = products_of_lengths(norms, asked.squared_norms[at], weights)
                 scores += columns.scores(rows, queries, weights)

@@ -1,7 +1,7 @@
 """What a search reads, and for whom: an index's rows, block by block, and the queries."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
@@ -43,11 +43,6 @@ class Asked:
             self.weights,
             tuple(one[which] for one in self.squared_norms),
         )
-
-    def within(self, memory: int, each: int) -> list["Asked"]:
-        """The queries in parts, so that `each` bytes of every query of a part are in `memory`."""
-        step = max(1, memory // each)
-        return [self.some(slice(at, at + step)) for at in range(0, len(self), step)]
 
 
 @final
@@ -118,6 +113,17 @@ class Reading:
                     block = Block(shards, start, min(start + step, len(span)), span.start + start)
                     yield block
                     shown.update(len(block) * len(keys))
+
+    def parts(self, each: int) -> Iterator[tuple[slice, "Reading"]]:
+        """The queries in parts, so that `each` bytes of every query of a part are in memory.
+
+        Yields:
+            Which queries, and the reading for them.
+        """
+        step = max(1, self.memory // each)
+        for start in range(0, len(self.asked), step):
+            part = slice(start, start + step)
+            yield part, replace(self, asked=self.asked.some(part))
 
     def kept(self, first: int, rows: int) -> Tensor | None:
         """Which rows from the first on may be found: [rows]; None for all."""

@@ -146,16 +146,14 @@ def errors_of(reading: Reading, positions: Tensor) -> Tensor:
     asked, plan = reading.asked, reading.plan
     found = torch.empty(positions.shape)
     each = 4 * max(1, positions.shape[1]) * (2 * plan.width + 4 * len(asked))
-    step = max(1, reading.memory // each)
-    for start in range(0, len(positions), step):
-        part = slice(start, start + step)
-        some, here = asked.some(part), positions[part]
+    for part, some in reading.parts(each):
+        here = positions[part]
         unique, places = here.unique(return_inverse=True)
         queries = torch.arange(len(here))[:, None].expand_as(here)
         variance = torch.zeros(here.shape)
         for at, key in enumerate(asked.keys):
             rows = reading.store.rows_at(key, unique)
-            errors = standard_error(plan.columns, rows, some.rows[at], some.weights[at])
+            errors = standard_error(plan.columns, rows, some.asked.rows[at], some.asked.weights[at])
             variance += errors[places, queries].square()
         found[part] = variance.sqrt()
     return found
