@@ -206,6 +206,16 @@ def test_other_data_do_not_make_scores_exact(tmp_path):
             index.explain(run_of(), first(TRAIN, 3), k=2, exact=True, **options)
 
 
+def test_right_data_once_given_do_not_vouch_for_the_wrong_ones_it_was_opened_with(tmp_path):
+    built(tmp_path)
+    run, queries = run_of(), first(TRAIN, 3)
+    index = Index.open(tmp_path, (TRAIN[0] + 1, TRAIN[1]))
+
+    for options in ({"train": TRAIN}, {}):
+        with pytest.raises(IndexingError, match="rows of other data: example 0 is not the one"):
+            index.explain(run, queries, k=2, exact=True, **options)
+
+
 def test_rounding_is_no_other_loss(tmp_path):
     def rounded(model, batch):
         losses = nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")

@@ -520,7 +520,8 @@ class Index:
             if not is_sharded(run.model):
                 losses = partial(losses_at, run, examples)
                 refuse_other_losses(manifest, run, losses, where)
-            self._agreed.add(run)
+            if train is None:  # data that was given now says nothing of the index's own
+                self._agreed.add(run)
         return examples
 
 
