@@ -1,11 +1,11 @@
 """An index of MNIST's 60,000 images at 5 checkpoints, beside exact scores, Captum and TRAK.
 
-python -m experiments.index_mnist           # reads TRACIN_DATA; about half an hour
+python -m experiments.index_mnist           # reads TRACIN_DATA; ten minutes
 python -m experiments.index_mnist --quick   # seconds: a tenth of the data, few epochs
 
 The net, its training and its checkpoints are those of experiments.mnist, on the right labels. The
 queries are the first test images. Rivals need `pip install 'tracin[bench]'`; without, they are left
-out. TRAK takes hours for all rows, so it is run on some of them, and its time is multiplied.
+out. TRAK takes 25 minutes for all rows, so it is run on some of them, and its time is multiplied.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 TRACIN_DATA=data python -m experiments.sketch_quality            # about ten minutes on one core
 TRACIN_DATA=data python -m experiments.sketch_quality --quick    # two minutes: fewer examples
 TRACIN_DATA=data python -m experiments.sketch_quality cifar10 --dims 64 128 256 --sketch-seeds 16
+                                                                 # 25 minutes: are bars right?
 
 Each net is trained for a few epochs on real data. An index is built at each size, as a user builds
 it, and its influence and self-influence are compared with exact ones from the same checkpoints.
