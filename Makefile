@@ -4,10 +4,10 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TRACIN_DATA ?=
 
-.PHONY: demo test mnist bench docs lint types imports clean help
+.PHONY: demo test test-fast mnist bench docs lint types imports clean help
 
 help: ## what can be made here
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 # The pip that comes with an old Python takes four times as long to see that the pins fit together;
 # compiling what few of the packages' modules are ever imported takes half of the rest.
@@ -37,6 +37,10 @@ demo: .venv/demo.stamp ## find wrong labels in real data and explain a predictio
 test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/dev.stamp lint types imports ## everything CI checks
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
+test-fast: export PYTHONDONTWRITEBYTECODE :=
+test-fast: .venv/dev.stamp ## the tests that take under a minute together
+	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: .venv/dev.stamp ## style
 	$(BIN)/ruff check .
