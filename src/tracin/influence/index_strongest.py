@@ -5,6 +5,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tracin.influence.top_k import Top, top_k
+
 
 @final
 class Strongest:
@@ -55,10 +57,7 @@ class Strongest:
             positions = torch.cat((self.positions, positions), 1)
             if self.shares is not None and shares is not None:
                 shares = torch.cat((self.shares, shares), 1)
-        # Stable twice over: of equal values the first position comes first.
-        order = positions.argsort(dim=1, stable=True)
-        ranked = (self.sign * values).gather(1, order)
-        order = order.gather(1, ranked.argsort(dim=1, descending=True, stable=True)[:, : self.k])
+        order = top_k(values, self.k, positions=positions, largest=self.sign > 0).places
         self.values, self.positions = values.gather(1, order), positions.gather(1, order)
         if shares is not None:
             self.shares = shares.gather(1, order[:, :, None].expand(-1, -1, shares.shape[2]))
@@ -70,7 +69,7 @@ class Strongest:
         return self.sign * self.values[:, -1]
 
 
-def highest(ranked: Tensor, k: int, floor: Tensor | None) -> tuple[Tensor, Tensor]:
+def highest(ranked: Tensor, k: int, floor: Tensor | None) -> Top:
     """The k highest of each query, [queries, k] values and places; lower places first of equals.
 
     Args:
@@ -78,12 +77,7 @@ def highest(ranked: Tensor, k: int, floor: Tensor | None) -> tuple[Tensor, Tenso
         k: How many.
         floor: [queries]: values up to it are of no use; None for all.
     """
-    if floor is not None and not bool((ranked.amax(1) > floor).any()):
-        return ranked[:, :0], torch.empty(len(ranked), 0, dtype=torch.int64)
-    values, places = ranked.topk(k, dim=1)
-    # topk picks any of several equal values at its edge: take the first of them.
-    edge = values[:, -1:]
-    if bool(((ranked == edge).sum(1) > (values == edge).sum(1)).any()):
-        places = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
-        values = ranked.gather(1, places)
-    return values, places
+    # Not "none is above": NaN is neither, and must come to where it is refused.
+    if floor is not None and bool((ranked.amax(1) <= floor).all()):
+        return Top(ranked[:, :0], torch.empty(len(ranked), 0, dtype=torch.int64))
+    return top_k(ranked, k)

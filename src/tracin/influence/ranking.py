@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tracin.errors import QueryError
 from tracin.influence.explanations import Hits
+from tracin.influence.top_k import top_k
 from tracin.influence.walk import Step
 from tracin.losses import Outcome
 
@@ -60,7 +61,7 @@ class Ranking:
             ranked = (sign * totals).T  # [queries, block]
             if kept < len(self._block):
                 ranked = ranked.masked_fill(self._is_wrong, -torch.inf)
-            chosen = ranked.topk(min(self._k, kept), dim=1).indices
+            chosen = top_k(ranked, min(self._k, kept)).places
             self._merge(side, sign, chosen, totals, scale)
 
     def proponents(self) -> Hits:
@@ -105,9 +106,7 @@ class Ranking:
         if before is not None:
             found = tuple(torch.cat(pair, 1) for pair in zip(before, found, strict=True))
         best, positions, shares = found
-        by_position = positions.argsort(dim=1, stable=True)
-        order = (sign * best).gather(1, by_position).argsort(dim=1, descending=True, stable=True)
-        order = by_position.gather(1, order)[:, : self._k]
+        order = top_k(best, self._k, positions=positions, largest=sign > 0).places
         self._best[side] = (
             best.gather(1, order),
             positions.gather(1, order),

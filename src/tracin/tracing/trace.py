@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tracin.errors import QueryError, TracingError
 from tracin.influence.explanations import Explanations, Hits
+from tracin.influence.top_k import top_k
 from tracin.tracing.folder import (
     About,
     Save,
@@ -142,17 +143,17 @@ class Trace:
         step = max(1, HELD // self.about.queries)
         sides = []
         for sign in (1, -1):
-            best = torch.zeros(0, self.about.queries)
-            at = torch.zeros(0, self.about.queries, dtype=torch.int64)
+            best = torch.zeros(self.about.queries, 0)
+            at = torch.zeros(self.about.queries, 0, dtype=torch.int64)
             for start in range(0, self.about.train, step):
-                block = torch.from_numpy(np.array(scores[start : start + step]))
-                rows = torch.arange(start, start + len(block))[:, None].expand_as(block)
-                best, at = torch.cat([best, sign * block]), torch.cat([at, rows])
-                order = best.argsort(dim=0, descending=True, stable=True)[:k]
-                best, at = best.gather(0, order), at.gather(0, order)
-            positions = at.T.numpy()
-            values = (sign * best).T
-            sides.append(Hits(self.ids[positions], positions, values, values[:, :, None]))
+                block = torch.from_numpy(np.array(scores[start : start + step])).T
+                found = top_k(block, k, largest=sign > 0)
+                best = torch.cat([best, found.values], 1)
+                at = torch.cat([at, found.places + start], 1)
+                order = top_k(best, k, positions=at, largest=sign > 0).places
+                best, at = best.gather(1, order), at.gather(1, order)
+            positions = at.numpy()
+            sides.append(Hits(self.ids[positions], positions, best, best[:, :, None]))
         return Explanations(self.query_ids, sides[0], sides[1], ("training",))
 
     def goodness(self, path: Path | None = None) -> Goodness:
