@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tracin.errors import CheckpointWarning as CheckpointWarning
     from tracin.errors import CoupledExamplesError as CoupledExamplesError
     from tracin.errors import DataError as DataError
+    from tracin.errors import DataWarning as DataWarning
     from tracin.errors import DeviceError as DeviceError
     from tracin.errors import IndexingError as IndexingError
     from tracin.errors import LabelError as LabelError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tracin.errors import TracInError as TracInError
     from tracin.errors import TracingError as TracingError
     from tracin.errors import TracingWarning as TracingWarning
+    from tracin.errors import TracInWarning as TracInWarning
     from tracin.errors import UnsupportedModelError as UnsupportedModelError
     from tracin.gradients import Coverage as Coverage
     from tracin.gradients import Way as Way
@@ -78,6 +80,7 @@ _HOMES = {
         "CheckpointWarning",
         "CoupledExamplesError",
         "DataError",
+        "DataWarning",
         "DeviceError",
         "IndexingError",
         "LabelError",
@@ -88,6 +91,7 @@ _HOMES = {
         "QueryError",
         "RunFileError",
         "TracInError",
+        "TracInWarning",
         "TracingError",
         "TracingWarning",
         "UnsupportedModelError",
@@ -143,6 +147,7 @@ __all__ = [
     "Coverage",
     "CrossEntropy",
     "DataError",
+    "DataWarning",
     "DeviceError",
     "Explanations",
     "Finder",
@@ -168,6 +173,7 @@ __all__ = [
     "Suspects",
     "TracIn",
     "TracInError",
+    "TracInWarning",
     "Trace",
     "Tracer",
     "TracingError",

@@ -1,8 +1,14 @@
 """Every error that tracin raises on purpose: what was promised, what came, and the way out."""
 
+from tracin.plain_text import plain_lines
+
 
 class TracInError(Exception):
     """The base of every error raised on purpose; catch it to catch them all."""
+
+    def __str__(self) -> str:
+        # Messages quote ids, names and files that may hold anything.
+        return plain_lines(super().__str__())
 
 
 class DataError(TracInError):
@@ -61,9 +67,20 @@ class IndexingError(TracInError):
     """An index that cannot be built, opened, or searched as asked."""
 
 
-class CheckpointWarning(UserWarning):
+class TracInWarning(UserWarning):
+    """The base of every warning that tracin gives."""
+
+    def __str__(self) -> str:
+        return plain_lines(super().__str__())
+
+
+class CheckpointWarning(TracInWarning):
     """Something about the checkpoints that is probably, but not certainly, a slip."""
 
 
-class TracingWarning(UserWarning):
+class DataWarning(TracInWarning):
+    """Something about the data that makes scores mean less than they seem to."""
+
+
+class TracingWarning(TracInWarning):
     """Something about a training loop that its trace cannot share among the examples."""

@@ -17,6 +17,7 @@ from tracin.cli.results import check_writable, write
 from tracin.cli.task import Task
 from tracin.cli.template import RUN, TASK
 from tracin.errors import QueryError, RunFileError
+from tracin.plain_text import plain
 
 if TYPE_CHECKING:
     from tracin import WithIds
@@ -87,8 +88,8 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to write them.")] = 
             path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise RunFileError(f"{folder} cannot be written to: {error.strerror}.") from error
-    typer.echo(f"Wrote {' and '.join(map(str, texts))}. Try:")
-    typer.echo(f"  tracin explain {folder / 'run.toml'} --query 0,1 -k 3")
+    typer.echo(f"Wrote {' and '.join(map(plain, texts))}. Try:")
+    typer.echo(f"  tracin explain {plain(folder / 'run.toml')} --query 0,1 -k 3")
 
 
 @app.command("self-influence")
@@ -328,4 +329,4 @@ def _finish(
 ) -> None:
     # Written first: a pager that is closed early must not cost the file.
     path = write(opened.folder, save, opened.settings, command, **asked)
-    typer.echo(f"{shown}\n\nwritten to {path}")
+    typer.echo(f"{shown}\n\nwritten to {plain(path)}")

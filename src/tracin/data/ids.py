@@ -62,6 +62,13 @@ def checked_ids(ids: Iterable[Any]) -> np.ndarray:
             f"Ids are integers or texts, all of one kind, but these are {', '.join(kinds)}. "
             "Pass [str(i) for i in ids]."
         )
+    unwritable = [value for value in values if isinstance(value, str) and not _is_unicode(value)]
+    if unwritable:
+        raise DataError(
+            f"Ids are written to files as Unicode, but {unwritable[0]!r} holds half a character (a "
+            "lone surrogate), as file names in another encoding do. Pass "
+            "id.encode('utf-8', 'surrogateescape').decode('utf-8', 'backslashreplace') instead."
+        )
     first: dict[Any, int] = {}
     for position, value in enumerate(values):
         if value in first:
@@ -80,3 +87,11 @@ def checked_ids(ids: Iterable[Any]) -> np.ndarray:
             "Integer ids are stored in 64 bits with a sign, but a larger one came. "
             "Pass [str(i) for i in ids]."
         ) from error
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

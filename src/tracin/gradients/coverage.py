@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import final
 
+from tracin.plain_text import plain
+
 
 class Way(StrEnum):
     """A way to per-example gradients; all are exact, the first is the cheapest."""
@@ -51,7 +53,10 @@ class Coverage:
         return [name for name, covered in self.entries.items() if covered.way == way]
 
     def __str__(self) -> str:
-        rows = [(name, covered.way, covered.reason) for name, covered in self.entries.items()]
+        rows = [
+            (plain(name), covered.way, plain(covered.reason))
+            for name, covered in self.entries.items()
+        ]
         return "\n".join(_lines(rows))
 
 

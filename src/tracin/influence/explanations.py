@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tracin.errors import QueryError
 from tracin.influence.recall import Recall
-from tracin.influence.table import aligned, arrow_table, numbers, save_parquet
+from tracin.influence.table import aligned, arrow_table, distinct, numbers, save_parquet
+from tracin.plain_text import plain
 
 
 @final
@@ -103,9 +104,9 @@ class Explanation:
         ]
         if any(hit.error for _, hit in hits):
             rows = [(kind, hit.id, hit.score, hit.error) for kind, hit in hits]
-            return f"query {self.id}\n{aligned(('kind', 'id', 'score', 'error'), rows)}"
-        plain = [(kind, hit.id, hit.score) for kind, hit in hits]
-        return f"query {self.id}\n{aligned(('kind', 'id', 'score'), plain)}"
+            return f"query {plain(self.id)}\n{aligned(('kind', 'id', 'score', 'error'), rows)}"
+        exact = [(kind, hit.id, hit.score) for kind, hit in hits]
+        return f"query {plain(self.id)}\n{aligned(('kind', 'id', 'score'), exact)}"
 
 
 @final
@@ -157,7 +158,7 @@ class Explanations:
 
     def __str__(self) -> str:
         said = [str(explanation) for explanation in self]
-        below = [*self._certainty(), *self.notes]
+        below = [*self._certainty(), *map(plain, self.notes)]
         return "\n\n".join([*said, "\n".join(below)] if below else said)
 
     def top(self, k: int) -> Hits:
@@ -169,8 +170,9 @@ class Explanations:
         return self.opponents.cut(self._held(k))
 
     def columns(self) -> dict[str, np.ndarray]:
-        """One row a hit: query, kind, rank, id, position, score, and each checkpoint's share.
+        """One row per hit: query, kind, rank, id, position, score, and each checkpoint's share.
 
+        Checkpoints of one name are told apart by a number: "best", "best (2)".
         Of an index's answer also the score's "error"; or "bound" and "is_certain", whether the hits
         down to this one are the strongest there are.
         """
@@ -200,7 +202,7 @@ class Explanations:
             columns["is_certain"] = np.concatenate(
                 [numbers(each).reshape(-1) for each in sure if each is not None]
             )
-        for at, name in enumerate(self.checkpoints):
+        for at, name in enumerate(distinct(self.checkpoints)):
             columns[f"score at {name}"] = shares[:, at]
         return columns
 

@@ -2,6 +2,7 @@
 
 from tracin.influence.index_table import table_is_fresh
 from tracin.influence.table import aligned
+from tracin.plain_text import plain
 from tracin.store import Store
 from tracin.store.store import TABLE
 
@@ -18,7 +19,7 @@ def described(store: Store) -> str:
     size = sum(each.size for name, each in files.items() if name not in stale)
     said = [
         f"{manifest.rows:,} rows of {manifest.width} numbers ({manifest.number_format}) at "
-        f"{len(rows)} checkpoints, {state}: {store.place.url}",
+        f"{len(rows)} checkpoints, {state}: {plain(store.place.url)}",
         f"{size:,} bytes in {len(files) - len(stale)} files of up to {manifest.rows_a_shard:,} "
         f"rows; {projection_in_words(store)}",
     ]

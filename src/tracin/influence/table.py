@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tracin.checkpoints.atomic import replacing
 from tracin.errors import QueryError
+from tracin.plain_text import plain
 
 Columns = Mapping[str, np.ndarray]
 
@@ -46,10 +47,28 @@ def save_parquet(columns: Columns, path: str | os.PathLike[str]) -> None:
         parquet.write_table(table, unfinished)
 
 
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, each once: of equal ones all but the first get a number.
+
+    Example:
+        >>> distinct(["best", "last", "best"])
+        ['best', 'last', 'best (2)']
+    """
+    found: list[str] = []
+    for name in names:
+        own, number = name, 1
+        while own in found or (number > 1 and own in names):
+            number += 1
+            own = f"{name} ({number})"
+        found.append(own)
+    return found
+
+
 def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Rows under a header, in columns, numbers to the right."""
+    names = [plain(name) for name in header]
     cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
     is_number = [
         bool(rows) and all(isinstance(row[at], int | float | np.number) for row in rows)
         for at in range(len(header))
@@ -59,11 +78,11 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width, right in zip(line, widths, is_number, strict=True)
         ).rstrip()
-        for line in [list(header), *cells]
+        for line in [names, *cells]
     )
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:.4g}"
-    return str(value)
+    return plain(value)

@@ -12,6 +12,7 @@ from tracin.gradients import Coverage
 from tracin.gradients.forms import Form
 from tracin.gradients.loop import loop_pass
 from tracin.influence.walk import Walk
+from tracin.plain_text import plain
 
 # Half precision anywhere (autocast) makes errors of a few per cent; the user sees the figures.
 ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -57,9 +58,9 @@ class Verification:
         return self.worst <= self.allowed
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.errors)
+        width = max(len(plain(name)) for name in self.errors)
         lines = [
-            f"{name:<{width}}  {error:8.1e}  {self.coverage.entries[name].way}"
+            f"{plain(name):<{width}}  {error:8.1e}  {self.coverage.entries[name].way}"
             for name, error in self.errors.items()
         ]
         verdict = "exact" if self.is_exact else "NOT exact"

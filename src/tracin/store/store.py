@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import IndexingError
+from tracin.plain_text import plain
 from tracin.store.ids import ids_checksum, ids_file, read_ids, write_ids
 from tracin.store.manifest import FILE, Added, Manifest, Unit, refuse_other, short
 from tracin.store.number_format import number_format
@@ -494,7 +495,7 @@ class Report:
 
     def __str__(self) -> str:
         said = [f"{self.files} files read, {self.bytes:,} bytes."]
-        said += [f"{name}: {why}" for name, why in self.problems.items()]
+        said += [f"{plain(name)}: {plain(why)}" for name, why in self.problems.items()]
         if self.problems:
             said.append("Delete these files and build again: only they are built.")
         if self.missing:

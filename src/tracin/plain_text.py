@@ -1,0 +1,45 @@
+"""Text from data, files and models, made safe for a screen.
+
+Ids, labels and the names of checkpoints and parameters may hold anything. Characters that a
+terminal obeys instead of showing (escape sequences, line breaks, marks that turn the direction of
+writing) could forge the row of a table; they are shown as Python writes them in a string.
+"""
+
+import unicodedata
+
+# Control, format and surrogate characters, and separators of lines and paragraphs.
+_OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+
+# Within words of Persian or Hindi, and within emoji, these two are spelling.
+_JOINERS = frozenset("\u200c\u200d")
+
+# How far the further lines of a message are indented, so that none looks like a message of its own.
+_INDENT = "    "
+
+
+def plain(value: object) -> str:
+    r"""`value` as text on one line, without a character that a terminal would obey.
+
+    Example:
+        >>> print(plain("cat\x1b[2K\r\u202egpj.exe"))
+        cat\x1b[2K\r\u202egpj.exe
+    """
+    text = str(value)
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def plain_lines(text: str) -> str:
+    r"""`text` with its line breaks, all but the first line indented, each as `plain` makes it.
+
+    Example:
+        >>> print(plain_lines("It said:\nno such file\x07"))
+        It said:
+            no such file\x07
+    """
+    return f"\n{_INDENT}".join(map(plain, text.split("\n")))
+
+
+def _shown(character: str) -> str:
+    if unicodedata.category(character) not in _OBEYED or character in _JOINERS:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
