@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
+from tracin.wrappers import COMPILED
+
 Value = TypeVar("Value")
 
 DATA_PARALLEL = "module."
-COMPILED = "_orig_mod"
 
 
 def bare_name(name: str) -> str:

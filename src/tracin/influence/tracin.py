@@ -30,6 +30,7 @@ from tracin.influence.verification import Verification, verified
 from tracin.influence.walk import Question, Walk
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.sketches import Projection
+from tracin.wrappers import unwrapped
 
 # Numbers of one block that is held at once, whatever the size of the data: 256 MB in float32.
 HELD = 1 << 26
@@ -48,7 +49,8 @@ class TracIn:
     random state. Dropout and BatchNorm run in eval mode.
 
     Args:
-        model: The model that was trained, of any kind.
+        model: The model that was trained, of any kind. DistributedDataParallel, DataParallel and
+            `torch.compile` are taken off: the loss gets the model within.
         loss: "cross_entropy", "mse", "causal_lm", or a callable loss(model, batch) -> one value an
             example, [examples].
         checkpoints: A folder written by `tracin.Recorder`, a glob, or a list of paths, state dicts
@@ -70,6 +72,7 @@ class TracIn:
         ParametersError: No trainable parameter, or a name that matches none.
         LossError: An unknown loss.
         QueryError: An unknown update.
+        UnsupportedModelError: The model, or a part of it, is wrapped by FSDP1.
 
     Example:
         >>> import torch, tracin
@@ -95,8 +98,7 @@ class TracIn:
         device: torch.device | str | None = None,
         update: Literal["sgd", "adam"] = "sgd",
     ) -> None:
-        # A compiled model is traced through its own code: hooks would break its graph.
-        self.model: Module = getattr(model, "_orig_mod", model)
+        self.model = unwrapped(model)
         self.loss = open_loss(loss)
         self.parameters = chosen_parameters(self.model, parameters)
         self.checkpoints = open_checkpoints(checkpoints)
