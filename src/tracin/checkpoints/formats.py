@@ -6,6 +6,8 @@ from torch import Tensor
 
 from tracin.checkpoints.adapters import ADAPTER_FILES
 from tracin.checkpoints.hugging_face import (
+    CONFIG_FILE,
+    WEIGHT_FILES,
     found_weight_file,
     hugging_face_rate,
     is_hugging_face,
@@ -34,6 +36,12 @@ def is_adapter(path: Path) -> bool:
     """Whether it holds the trained part of a model alone, as PEFT saves it."""
     file = weight_file(path) if path.is_dir() else path
     return file is not None and file.name in ADAPTER_FILES
+
+
+def is_saved_pretrained(path: Path) -> bool:
+    """Whether `save_pretrained` wrote it, under names and in layouts of transformers' choice."""
+    file = weight_file(path) if path.is_dir() else path
+    return file is not None and file.name in WEIGHT_FILES and (file.parent / CONFIG_FILE).is_file()
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from tracin.checkpoints.adapters import live_names
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.formats import is_adapter
+from tracin.checkpoints.formats import is_adapter, is_saved_pretrained
 from tracin.checkpoints.names import bare_name
+from tracin.checkpoints.pretrained import as_in_memory, has_other_layouts, pretrained_parts
 from tracin.checkpoints.state_dicts import listed, weights_within
 from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
 from tracin.sharding import is_sharded, local, own, recover, rest, whole
@@ -64,14 +65,14 @@ def loaded(
         ...     model(torch.ones(1, 1)).item()
         0.0
     """
+    refuse_unfit(model, device)
     if isinstance(checkpoint, Checkpoint):
         name, weights = checkpoint.name, checkpoint.weights()
-        source = checkpoint.source
-        is_own = isinstance(source, Path)
-        is_partial = isinstance(source, Path) and is_adapter(source)
+        path = checkpoint.source if isinstance(checkpoint.source, Path) else None
     else:
-        name, is_own, is_partial = "the state dict", False, False
+        name, path = "the state dict", None
         weights = weights_within(checkpoint, name)
+    is_own = path is not None
     if is_sharded(model):
         whole(model)  # refuses what is divided in another way
     if divided := [key for key, one in weights.items() if isinstance(one, DTensor)]:
@@ -81,9 +82,11 @@ def loaded(
             "get_model_state_dict(..., full_state_dict=True), and give its file."
         )
     places = Places.of(model)
-    if is_partial:
+    if path is not None and is_adapter(path):
         weights, places = live_names(model, weights, name), places.trained(model)
-    refuse_unfit(model, device)
+    else:
+        is_saved = path is not None and is_saved_pretrained(path)
+        weights = under_live_names(model, places, weights, name, is_saved)
     found = fitted(places, weights, name)
     pairs = [
         (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
@@ -161,13 +164,13 @@ def fitted(
     """
     tensors = places.all()
     found, unexpected = matched(tensors, weights)
+    missing = unfilled(places, found)
+    if missing or unexpected:
+        raise CheckpointError(unfit(missing, unexpected, tensors, weights, name))
     # A tied tensor has several names, of which some formats keep one.
     by_tensor: dict[int, list[str]] = {}
     for key in found:
         by_tensor.setdefault(id(tensors[key]), []).append(key)
-    missing = [key for key, tensor in places.required.items() if id(tensor) not in by_tensor]
-    if missing or unexpected:
-        raise CheckpointError(unfit(missing, unexpected, tensors, weights, name))
     for first, *others in by_tensor.values():
         refuse_untied(first, others, found, name)
     pairs = [(keys[0], tensors[keys[0]], found[keys[0]]) for keys in by_tensor.values()]
@@ -183,6 +186,41 @@ def fitted(
             "was when these weights were saved."
         )
     return pairs
+
+
+def under_live_names(
+    model: Module, places: Places, weights: Mapping[str, Tensor], name: str, is_saved: bool
+) -> Mapping[str, Tensor]:
+    """The weights under the model's names, also where transformers saves it under others.
+
+    Args:
+        model: The model.
+        places: Its places.
+        weights: The weights by the names in the file.
+        name: What messages call the checkpoint.
+        is_saved: Whether `save_pretrained` wrote them, perhaps in another layout under equal names.
+    """
+    parts = pretrained_parts(model)
+    if not parts:
+        return weights
+    is_alike = not is_saved or "" not in parts or not has_other_layouts(parts[""])
+    if is_alike and fits(places, weights):
+        return weights
+    renamed = as_in_memory(parts, weights, name)
+    return renamed if is_saved or fits(places, renamed) else weights
+
+
+def fits(places: Places, weights: Mapping[str, Tensor]) -> bool:
+    """Whether every place is filled, and nothing is left over."""
+    found, unexpected = matched(places.all(), weights)
+    return not unexpected and not unfilled(places, found)
+
+
+def unfilled(places: Places, found: Mapping[str, Tensor]) -> list[str]:
+    """The names of the places that must be filled, and are not under any of their names."""
+    tensors = places.all()
+    filled = {id(tensors[key]) for key in found}
+    return [key for key, tensor in places.required.items() if id(tensor) not in filled]
 
 
 def matched(
