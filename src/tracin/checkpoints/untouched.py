@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch.nn import Module
 
+from tracin.eager import eagerly
+from tracin.errors import LossError, UnsupportedModelError
+from tracin.precision import exact_matmuls
 from tracin.sharding import rest
 
 
@@ -18,7 +21,12 @@ def untouched(model: Module) -> Iterator[Module]:
     What comes back: the mode of every submodule, every parameter's `requires_grad` and `.grad`,
     which tensors are the buffers, and the random state of Python, NumPy and torch (CUDA too,
     where it is in use). Within, `.grad` is None, so that nothing adds to the person's own.
-    Weights and the numbers in buffers are `loaded`'s to bring back.
+    Weights and the numbers in buffers are `loaded`'s to bring back. Within, too, products of
+    float32 numbers are not made in TF32, and nothing compiled runs.
+
+    Raises:
+        LossError: Called inside `torch.inference_mode()`, where nothing has a gradient.
+        UnsupportedModelError: The model was made there.
 
     Example:
         >>> model = torch.nn.Dropout(0.5)
@@ -27,6 +35,7 @@ def untouched(model: Module) -> Iterator[Module]:
         >>> model.training
         True
     """
+    _refuse_inference(model)
     rest(model)
     modules = list(model.modules())
     modes = [module.training for module in modules]
@@ -40,7 +49,8 @@ def untouched(model: Module) -> Iterator[Module]:
     try:
         for parameter in parameters:
             parameter.grad = None
-        yield model
+        with exact_matmuls(), eagerly():
+            yield model
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
@@ -58,3 +68,18 @@ def untouched(model: Module) -> Iterator[Module]:
             if isinstance(module._buffers, dict):  # a scripted module's cannot be replaced
                 module._buffers.clear()
                 module._buffers.update(names)
+
+
+def _refuse_inference(model: Module) -> None:
+    if torch.is_inference_mode_enabled():
+        raise LossError(
+            "This runs inside torch.inference_mode(), where no loss has a gradient, not even with "
+            "gradients enabled again. Leave that block first; torch.no_grad() is no hindrance."
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise UnsupportedModelError(
+                f"{name} was made inside torch.inference_mode(), so no gradient can pass through "
+                "it. Build or load the model outside of that block, or give a copy.deepcopy of "
+                "it that was made outside."
+            )

@@ -59,8 +59,3 @@ def _held(gradients: Gradients, batch: Batch) -> int:
     with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
         gradients.compute(gradients.model, batch)
     return sum(size for pointer, size in saved.items() if pointer not in weights)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch may cure this error."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

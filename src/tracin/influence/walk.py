@@ -18,10 +18,11 @@ from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import ChangedPlacesError, Gradients
 from tracin.gradients.fast import Compute, Pass
 from tracin.gradients.forms import Form, Memo
-from tracin.influence.batch_size import fitting_size, is_out_of_memory
+from tracin.influence.batch_size import fitting_size
 from tracin.influence.progress import bar
 from tracin.influence.queries import FEW, Queries
 from tracin.influence.update import Scaling, ScalingOf
+from tracin.out_of_memory import is_out_of_memory
 from tracin.sharding import device_of, each_says
 
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tracin.gradients.forms import Form
 from tracin.gradients.layouts import Layout
+from tracin.out_of_memory import raise_if_out_of_memory
 
 
 @final
@@ -132,6 +133,7 @@ class Use:
                 self._check_versions()
                 forms.append((leaf, make(split)))
             except (RuntimeError, ValueError, NoRule) as error:
+                raise_if_out_of_memory(error)
                 forms.append((leaf, error))
         self.parts = []  # lets go of the inputs
         self._versions = []
