@@ -8,8 +8,27 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from tracin import TracIn
 from tracin.checkpoints import Recorder, atomic, checkpoint_weights, loaded, open_checkpoints
+from tracin.checkpoints.checksum import sealed
+from tracin.checkpoints.folder_lock import LOCK
 from tracin.errors import CheckpointError, CheckpointWarning, LearningRateError
+
+ENTRY = {
+    "file": "step-00000003.safetensors",
+    "step": 3,
+    "epoch": 0,
+    "learning_rates": [],
+    "loss": None,
+    "checksum": "",
+    "optimizer": "",
+    "averaged": "",
+}
+
+
+def record_with(**changed):
+    empty = {"checkpoints": [], "losses": [], "steps": [], "trained": [], "visits": []}
+    return sealed({"format": 2, **empty, **changed})
 
 
 def net(seed=0):
@@ -406,7 +425,7 @@ def test_an_interrupted_save_leaves_the_folder_readable(
     [checkpoint] = open_checkpoints(tmp_path)
     assert checkpoint.step == 2
     assert same(checkpoint.weights(), saved)
-    assert not list(tmp_path.glob(".*"))
+    assert [one.name for one in tmp_path.glob(".*")] == [LOCK]
 
     recorder.save()
     assert [one.step for one in open_checkpoints(tmp_path)] == [2, 4]
@@ -415,11 +434,21 @@ def test_an_interrupted_save_leaves_the_folder_readable(
 def test_a_killed_process_leaves_nothing_for_good(tmp_path):
     model = net()
     Recorder(model, sgd(model), tmp_path).save()
+    (tmp_path / "optimizer").mkdir()
     (tmp_path / ".step-00000009.safetensors.unfinished").write_bytes(b"half")
+    (tmp_path / ".tmpAb12Cd").write_bytes(b"half")
+    (tmp_path / "optimizer" / ".step-00000009.safetensors.0f.unfinished").write_bytes(b"half")
+    (tmp_path / ".tmp-of-mine").write_bytes(b"not ours")
+    (tmp_path / ".folder.unfinished").mkdir()
 
-    Recorder(model, sgd(model), tmp_path)
+    with Recorder(model, sgd(model), tmp_path):
+        pass
 
+    assert not list((tmp_path / "optimizer").iterdir())
     assert sorted(one.name for one in tmp_path.iterdir()) == [
+        ".folder.unfinished",
+        ".tmp-of-mine",
+        "optimizer",
         "recorder.json",
         "step-00000000.safetensors",
     ]
@@ -511,18 +540,20 @@ def test_a_missing_file_of_the_folder_is_named(tmp_path):
     ("text", "words"),
     [
         ("{", "cannot be read"),
-        ('{"format": 99}', "has format 99, and this release of tracin reads 1"),
-        ('{"format": 1}', "not as a Recorder writes it"),
-        (
-            '{"format": 1, "checkpoints": [], "steps": [{"groups": [["a"]], "runs": [[1]]}]}',
-            "not as a Recorder writes it",
-        ),
-        (
-            '{"format": 1, "steps": [], "checkpoints": [{"file": "a.safetensors", "step": 3, '
-            '"epoch": 0, "learning_rates": []}]}',
-            "logs 0 steps, too few for 'a.safetensors'",
-        ),
-        ('{"format": 1, "checkpoints": [], "steps": []}', "lists no checkpoint yet"),
+        ("[" * 100_000, "cannot be read"),
+        ("[]", "must hold a JSON object, but holds a list"),
+        ('{"format": 99}', "has format 99, and this release of tracin reads 2"),
+        ('{"format": 2}', "does not match its own checksum"),
+        (sealed({"format": 2}), "not as a Recorder writes it"),
+        (record_with(more=[]), "not as a Recorder writes it"),
+        (record_with(steps=[{"groups": [["a"]], "runs": [[1]]}]), "another number of rates"),
+        (record_with(steps=[{"groups": [["a"]], "runs": [[-1, 0.1]]}]), "has no count"),
+        (record_with(steps=[{"groups": [[1]], "runs": []}]), "a list of names is none"),
+        (record_with(losses=[[1, 1]]), "not as a Recorder writes it"),
+        (record_with(checkpoints=[ENTRY | {"step": "3"}]), "'step' is a str, not an int"),
+        (record_with(checkpoints=[ENTRY | {"file": "../3.safetensors"}]), "is no checkpoint of"),
+        (record_with(checkpoints=[ENTRY]), "logs 0 steps, too few for 'step-00000003.safe"),
+        (record_with(), "lists no checkpoint yet"),
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path, text, words):
@@ -561,19 +592,44 @@ def test_a_trainable_parameter_outside_the_optimizer_is_refused(tmp_path):
 
 
 def test_what_is_no_optimizer_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"a Linear was given. Of a wrapper, give the one"):
+    with pytest.raises(CheckpointError, match=r"a Linear was given. If it is a wrapper, pass"):
         Recorder(net(), nn.Linear(1, 1), tmp_path)  # type: ignore[arg-type]
 
 
 def test_state_that_is_no_tensor_is_refused(tmp_path):
+    class Noted(nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            return {**super().state_dict(*args, **kwargs), "note": "one"}
+
+    model = Noted(1, 1)
+
+    with pytest.raises(CheckpointError, match="state dict holds 'note'"):
+        Recorder(model, sgd(model), tmp_path).save()
+
+
+@pytest.mark.parametrize("extra", [{"calls": 3}, torch.ones(2), None, b"amax"])
+def test_extra_state_of_modules_is_left_out(tmp_path, extra):
     class Extra(nn.Linear):
         def get_extra_state(self):
-            return {"calls": 3}
+            return extra
 
-    model = Extra(1, 1)
+        def set_extra_state(self, state):
+            pass
 
-    with pytest.raises(CheckpointError, match="state dict holds '_extra_state'"):
-        Recorder(model, sgd(model), tmp_path).save()
+    model = nn.Sequential(Extra(3, 2))
+    optimizer = sgd(model)
+    with Recorder(model, optimizer, tmp_path) as recorder:
+        train(model, optimizer, 1)
+        recorder.save()
+
+    with Recorder(model, optimizer, tmp_path) as recorder:
+        train(model, optimizer, 1)
+        recorder.save()
+
+    first, last = open_checkpoints(tmp_path)
+    assert first.weights().keys() == {"0.weight", "0.bias"}
+    scores = TracIn(model, "mse", [last]).self_influence((torch.ones(2, 3), torch.ones(2, 2)))
+    assert len(scores) == 2
 
 
 def test_training_without_any_save_is_warned_about(tmp_path):

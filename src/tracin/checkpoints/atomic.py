@@ -1,20 +1,25 @@
 """Files that are there whole or not at all, whatever happens while they are written."""
 
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 SUFFIX = ".unfinished"
+# The safetensors library writes to names such as .tmpAb12Cd, and a killed process leaves them.
+_LIBRARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; on leaving, it takes the place of `path`.
 
-    An exception (Ctrl-C too) removes the temporary file and leaves what was at `path`.
+    The temporary name is unique, so that two processes never write to one file. An exception
+    (Ctrl-C too) removes the temporary file and leaves what was at `path`.
     """
-    unfinished = path.with_name(f".{path.name}{SUFFIX}")
+    unfinished = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{SUFFIX}")
     try:
         yield unfinished
         flush(unfinished)
@@ -37,6 +42,8 @@ def flush(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left half-written."""
-    for leftover in folder.glob(f".*{SUFFIX}"):
-        leftover.unlink(missing_ok=True)
+    """Delete what a killed process left half-written; the folder must be the caller's alone."""
+    for leftover in [*folder.glob(f".*{SUFFIX}"), *folder.glob(".tmp*")]:
+        is_ours = leftover.name.endswith(SUFFIX) or _LIBRARY.fullmatch(leftover.name)
+        if is_ours and leftover.is_file():
+            leftover.unlink(missing_ok=True)

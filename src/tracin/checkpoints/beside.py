@@ -8,12 +8,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.atomic import remove_unfinished
 from tracin.checkpoints.names import without_wrappers
 from tracin.checkpoints.optimizer_states import OptimizerState
 from tracin.checkpoints.record import AVERAGED, OPTIMIZER
 from tracin.checkpoints.safetensors_files import write_safetensors
-from tracin.checkpoints.state_dicts import listed
+from tracin.checkpoints.state_dicts import listed, without_extra_state
 from tracin.errors import CheckpointError
 
 COUNTER = "n_averaged"  # how many models torch's AveragedModel has averaged: no weight
@@ -42,26 +41,25 @@ class Beside:
             OptimizerState.of(model, optimizer)
         if averaged is not None:
             refuse_other_averages(model, averaged)
-        for name in (OPTIMIZER, AVERAGED):
-            if (folder / name).is_dir():
-                remove_unfinished(folder / name)
 
-    @property
-    def has_averages(self) -> bool:
-        """Whether averaged weights are written."""
-        return self._averaged is not None
+    def write(self, name: str) -> tuple[str, str]:
+        """Write what belongs to the checkpoint of this name, and leave nothing older there.
 
-    def write(self, name: str) -> None:
-        """Write what belongs to the checkpoint of this name, and leave nothing older there."""
+        Returns:
+            The checksums of the optimizer's state and of the averaged weights; "" for a file
+            that is not written.
+        """
+        optimizer = averaged = ""
         if self._optimizer is None:
             (self._folder / OPTIMIZER / name).unlink(missing_ok=True)
         else:
             state = OptimizerState.of(self._model, self._optimizer)
-            state.write(self._made(OPTIMIZER) / name)
+            optimizer = state.write(self._made(OPTIMIZER) / name)
         if self._averaged is None:
             (self._folder / AVERAGED / name).unlink(missing_ok=True)
         else:
-            write_safetensors(averages(self._averaged), self._made(AVERAGED) / name)
+            averaged = write_safetensors(averages(self._averaged), self._made(AVERAGED) / name)
+        return optimizer, averaged
 
     def delete(self, name: str) -> None:
         """Delete a checkpoint's weights, and all that belongs to them."""
@@ -82,14 +80,12 @@ def averages(averaged: Module) -> dict[str, Tensor]:
 
 
 def tensors(model: Module) -> dict[str, Tensor]:
-    """A model's state dict.
+    """A model's state dict, without the extra state of modules (`get_extra_state`).
 
     Raises:
         CheckpointError: It holds something else than tensors.
     """
-    state: Mapping[str, Any] = model.state_dict()
-    # An empty extra state (None) says nothing about the weights.
-    held = {key: value for key, value in state.items() if value is not None}
+    held: Mapping[str, Any] = without_extra_state(model.state_dict())
     others = [key for key, value in held.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(

@@ -10,6 +10,7 @@ from torch import Tensor
 from tracin.checkpoints.formats import read_weights
 from tracin.checkpoints.optimizer_states import OptimizerState
 from tracin.checkpoints.rate import Rate, valid_rate
+from tracin.checkpoints.sealed_tensors import refuse_other_file
 from tracin.checkpoints.state_dicts import weights_within
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointError
@@ -31,6 +32,10 @@ class Checkpoint:
         no_rate: Why no learning rate is known, for the message that asks for one.
         loss: The training loss at that moment, if a `tracin.Recorder` was told it.
         optimizer_path: Where a `tracin.Recorder` has written the optimizer's moments, if it has.
+        trained: The parameters that were trained up to then, if a `tracin.Recorder` wrote it; else
+            nothing.
+        checksum: That of the weights' file, as a `tracin.Recorder` lists it; "" if it is unknown.
+        optimizer_checksum: That of the optimizer's file.
 
     Raises:
         LearningRateError: The learning rate is zero, negative, NaN, infinite, or no number.
@@ -51,6 +56,9 @@ class Checkpoint:
     no_rate: str = field(default="none was given", kw_only=True, repr=False)
     loss: float | None = field(default=None, kw_only=True, repr=False)
     optimizer_path: Path | None = field(default=None, kw_only=True, repr=False)
+    trained: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
+    checksum: str = field(default="", kw_only=True, repr=False)
+    optimizer_checksum: str = field(default="", kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str | PathLike):
@@ -73,9 +81,12 @@ class Checkpoint:
         Names come without the prefixes of wrappers (`module.`, `_orig_mod.`).
 
         Raises:
-            CheckpointError: The file is missing, truncated, holds code, or holds no state dict.
+            CheckpointError: The file is missing, truncated, damaged or not the one that its record
+                lists, holds code, or holds no state dict.
         """
         if isinstance(self.source, Path):
+            if self.checksum:
+                refuse_other_file(self.source, self.checksum)
             return read_weights(self.source)
         return weights_within(self.source, self.name)
 
@@ -83,6 +94,8 @@ class Checkpoint:
         """Read what the optimizer remembered then; None where it was not written.
 
         Raises:
-            CheckpointError: The file is missing, truncated or of another kind.
+            CheckpointError: The file is missing, truncated, damaged or of another kind.
         """
-        return OptimizerState.read(self.optimizer_path) if self.optimizer_path else None
+        if self.optimizer_path is None:
+            return None
+        return OptimizerState.read(self.optimizer_path, self.optimizer_checksum)

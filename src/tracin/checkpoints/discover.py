@@ -156,6 +156,9 @@ def completed(checkpoint: Checkpoint) -> Checkpoint:
         no_rate=found.no_rate,
         loss=found.loss if checkpoint.loss is None else checkpoint.loss,
         optimizer_path=checkpoint.optimizer_path or found.optimizer_path,
+        trained=checkpoint.trained or found.trained,
+        checksum=checkpoint.checksum or found.checksum,
+        optimizer_checksum=checkpoint.optimizer_checksum or found.optimizer_checksum,
     )
 
 

@@ -12,17 +12,12 @@ from torch.optim import Optimizer
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.names import without_wrappers
 from tracin.checkpoints.safetensors_files import read_shapes
-from tracin.checkpoints.state_dicts import listed
+from tracin.checkpoints.state_dicts import listed, without_extra_state
 from tracin.errors import CheckpointError
 
 
 def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
     """Every trainable parameter must be in the optimizer: else its rate would be made up."""
-    if not isinstance(optimizer, Optimizer):
-        raise CheckpointError(
-            "The Recorder listens to a torch.optim.Optimizer; a "
-            f"{type(optimizer).__name__} was given. Of a wrapper, give the one within."
-        )
     held = {id(one) for group in optimizer.param_groups for one in group["params"]}
     trainable = {name: id(one) for name, one in model.named_parameters() if one.requires_grad}
     missing = [name for name, key in trainable.items() if key not in held]
@@ -41,7 +36,7 @@ def refuse_other_model(model: Module, path: Path) -> None:
     ours = without_wrappers(
         {
             name: tuple(value.shape)
-            for name, value in model.state_dict().items()
+            for name, value in without_extra_state(model.state_dict()).items()
             if isinstance(value, Tensor)
         }
     )

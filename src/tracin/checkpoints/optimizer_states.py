@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.atomic import replacing
 from tracin.checkpoints.names import bare_name
 from tracin.checkpoints.safetensors_files import unreadable
+from tracin.checkpoints.sealed_tensors import check_seal, write_sealed
 from tracin.errors import CheckpointError
 
 KIND = "tracin.optimizer"
@@ -103,24 +102,32 @@ class OptimizerState:
                 for key, value in kept.items()
             }
 
-    def write(self, path: Path) -> None:
-        """Write a `.safetensors` file, whole or not at all."""
+    def write(self, path: Path) -> str:
+        """Write a `.safetensors` file, whole or not at all.
+
+        Returns:
+            The file's checksum.
+        """
         tensors = {
-            f"{name}/{key}": value.detach().to("cpu", copy=True).contiguous()
+            f"{name}/{key}": value
             for name, kept in self.moments.items()
             for key, value in kept.items()
         }
         metadata = {"format": "pt", KIND: self.kind, GROUPS: json.dumps(self.groups)}
-        with replacing(path) as unfinished:
-            save_file(tensors, unfinished, metadata=metadata)
+        return write_sealed(tensors, path, metadata)
 
     @classmethod
-    def read(cls, path: Path) -> "OptimizerState":
+    def read(cls, path: Path, checksum: str = "") -> "OptimizerState":
         """Read what `write` wrote.
 
+        Args:
+            path: The file.
+            checksum: What `write` returned; "" if that is not known.
+
         Raises:
-            CheckpointError: The file is missing, truncated, or of another kind.
+            CheckpointError: The file is missing, truncated, damaged, or of another kind.
         """
+        check_seal(path, checksum)
         moments: dict[str, dict[str, Tensor]] = {}
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
@@ -129,9 +136,21 @@ class OptimizerState:
                 for entry in file.keys():  # noqa: SIM118  # the file is no mapping
                     name, _, key = entry.rpartition("/")
                     moments.setdefault(name, {})[key] = file.get_tensor(entry)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+                if not _are_groups(groups):
+                    raise ValueError("its groups are not those of an optimizer")
+        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
             raise unreadable(path, error) from error
         return cls(kind, tuple(groups), moments)
+
+
+def _are_groups(groups: Any) -> bool:
+    """Whether this is a list of groups, each with options and the names of its parameters."""
+    return isinstance(groups, list) and all(
+        isinstance(group, dict)
+        and isinstance(group.get(PARAMETERS), list)
+        and all(isinstance(name, str) for name in group[PARAMETERS])
+        for group in groups
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -61,6 +61,15 @@ class RandomState:
         Raises:
             CheckpointError: It has states of more CUDA devices than there are here.
         """
+        try:
+            self._restore()
+        except (ValueError, TypeError, RuntimeError, IndexError, struct.error) as error:
+            raise CheckpointError(
+                f"These bytes are no random state that torch, Python and NumPy have here ({error})."
+                " Restore it with the releases that it is from."
+            ) from error
+
+    def _restore(self) -> None:
         states = self._cuda_states()
         here = torch.cuda.device_count() if states else 0
         if len(states) > here:

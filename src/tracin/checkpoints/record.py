@@ -1,22 +1,22 @@
 """What a Recorder writes beside the weights: which files, at which steps, with which rates."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tracin.checkpoints.atomic import replacing
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.hugging_face import read_json
+from tracin.checkpoints.checksum import checked_fields, read_sealed, sealed
 from tracin.checkpoints.rate import Rate
 from tracin.checkpoints.state_dicts import listed, recorded
 from tracin.checkpoints.step_log import Segment, StepLog
 from tracin.errors import CheckpointError
 
 FILE = "recorder.json"
-FORMAT = 1
+FORMAT = 2
 OPTIMIZER = "optimizer"  # folders beside the checkpoints, with files of the same names
 AVERAGED = "averaged"
 
@@ -31,7 +31,9 @@ class Entry:
         epoch: The number of whole epochs before it.
         learning_rates: The rate of each group in that step; empty where no step came before.
         loss: The training loss at that moment, if it was given.
-        averaged: Whether averaged weights were saved with it.
+        checksum: That of the file.
+        optimizer: The checksum of the optimizer's moments; "" where they were not saved with it.
+        averaged: The checksum of the averaged weights; "" where they were not saved with it.
     """
 
     file: str
@@ -39,7 +41,9 @@ class Entry:
     epoch: int
     learning_rates: tuple[float, ...]
     loss: float | None = None
-    averaged: bool = False
+    checksum: str = ""
+    optimizer: str = ""
+    averaged: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,17 @@ class Record:
         log: The rates of all steps.
         losses: (step, epoch, loss) of all saves that were given one, also of those whose files
             were dropped since.
+        trained: The names of the parameters that were trained in some step: in the optimizer and
+            requiring a gradient.
+        visits: The name, length in bytes and checksum of each file of `visits`, as far as they
+            belong to the steps of the log; nothing where no ids were given.
     """
 
     entries: tuple[Entry, ...]
     log: StepLog
     losses: tuple[tuple[int, int, float], ...] = ()
+    trained: tuple[str, ...] = ()
+    visits: tuple[tuple[str, int, str], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -75,7 +85,6 @@ class Record:
                 "give the files that are left, as a list or a glob."
             )
         rate, reason = self.rate(entry)
-        optimizer = self.folder / OPTIMIZER / entry.file
         return Checkpoint(
             path,
             rate,
@@ -84,7 +93,10 @@ class Record:
             log=self.log,
             no_rate=reason,
             loss=entry.loss,
-            optimizer_path=optimizer if optimizer.is_file() else None,
+            optimizer_path=self.folder / OPTIMIZER / entry.file if entry.optimizer else None,
+            trained=self.trained,
+            checksum=entry.checksum,
+            optimizer_checksum=entry.optimizer,
         )
 
     def rate(self, entry: Entry) -> tuple[Rate | None, str]:
@@ -129,9 +141,11 @@ def read_record(folder: Path) -> Record:
         return read_version(folder, (folder / FILE).stat().st_mtime_ns)
     folder = folder.resolve()
     record = read_record(folder.parent)
-    entries = tuple(one for one in record.entries if one.averaged)
+    entries = tuple(
+        replace(one, checksum=one.averaged, optimizer="") for one in record.entries if one.averaged
+    )
     # A folder of its own, so that "span" does not share the steps with the trained weights.
-    return Record(entries, StepLog(folder, record.log.segments), record.losses)
+    return replace(record, entries=entries, log=StepLog(folder, record.log.segments))
 
 
 # A glob asks once for each file, and the log of a long training takes a while to parse.
@@ -139,31 +153,22 @@ def read_record(folder: Path) -> Record:
 def read_version(folder: Path, written: int) -> Record:
     """The record as it was written at that time (in nanoseconds)."""
     path = folder / FILE
-    content = read_json(path)
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {content.get('format')!r}, and this release of tracin reads "
-            f"{FORMAT}. Read it with the release that wrote it."
-        )
+    content = read_sealed(path, FORMAT)
     try:
-        entries = tuple(
-            Entry(
-                one["file"],
-                one["step"],
-                one["epoch"],
-                tuple(one["learning_rates"]),
-                one.get("loss"),
-                one.get("averaged", False),
-            )
-            for one in content["checkpoints"]
+        checkpoints, losses, steps, trained, visits = checked_fields(
+            content, checkpoints=list, losses=list, steps=list, trained=list, visits=list
         )
-        # Older releases wrote no losses.
-        losses = tuple((step, epoch, loss) for step, epoch, loss in content.get("losses", ()))
-        log = StepLog(folder.resolve(), tuple(segment(one) for one in content["steps"]))
-    except (KeyError, TypeError, ValueError) as error:
+        entries = tuple(map(entry_of, checkpoints))
+        if any(one.step >= other.step for one, other in pairwise(entries)):
+            raise ValueError("its checkpoints are not in the order of their steps")
+        log = StepLog(folder.resolve(), tuple(segment(one) for one in steps))
+        record = Record(
+            entries, log, tuple(map(loss_of, losses)), names(trained), tuple(map(visited, visits))
+        )
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
-            f"{path} is not as a Recorder writes it ({type(error).__name__}: {error}). Give the "
-            "weights' files themselves, with learning_rates=[...]."
+            f"{path} is not as a Recorder writes it ({error}). Give the weights' files themselves, "
+            "with learning_rates=[...]."
         ) from error
     beyond = [one.file for one in entries if one.step > len(log)]
     if beyond:
@@ -171,7 +176,7 @@ def read_version(folder: Path, written: int) -> Record:
             f"{path} logs {len(log)} steps, too few for {listed(beyond)}: it was changed by hand. "
             "Give the weights' files themselves, with learning_rates=[...]."
         )
-    return Record(entries, log, losses)
+    return record
 
 
 def write_record(record: Record) -> None:
@@ -185,10 +190,14 @@ def write_record(record: Record) -> None:
                 "epoch": one.epoch,
                 "learning_rates": list(one.learning_rates),
                 "loss": one.loss,
+                "checksum": one.checksum,
+                "optimizer": one.optimizer,
                 "averaged": one.averaged,
             }
             for one in record.entries
         ],
+        "trained": list(record.trained),
+        "visits": [list(one) for one in record.visits],
         "losses": [list(one) for one in record.losses],
         "steps": [
             {
@@ -199,13 +208,105 @@ def write_record(record: Record) -> None:
         ],
     }
     with replacing(record.folder / FILE) as unfinished:
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        unfinished.write_text(sealed(content), encoding="utf-8")
 
 
-def segment(content: Mapping[str, Any]) -> Segment:
-    """One segment of the log, as JSON holds it."""
-    groups = tuple(tuple(names) for names in content["groups"])
-    runs = tuple((int(count), tuple(map(float, rates))) for count, *rates in content["runs"])
-    if any(len(rates) != len(groups) or count < 1 for count, rates in runs):
+def file_of(step: int) -> str:
+    """The name of the checkpoint after so many steps."""
+    return f"step-{step:08d}.safetensors"
+
+
+def entry_of(content: Any) -> Entry:
+    """One checkpoint, as JSON holds it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    entry = Entry(
+        *checked_fields(
+            content,
+            file=str,
+            step=int,
+            epoch=int,
+            learning_rates=list,
+            loss=(float, int, type(None)),
+            checksum=str,
+            optimizer=str,
+            averaged=str,
+        )
+    )
+    if entry.step < 0 or entry.epoch < 0 or entry.file != file_of(entry.step):
+        raise ValueError(f"{entry.file!r} is no checkpoint of step {entry.step}")
+    return replace(entry, learning_rates=rates_of(list(entry.learning_rates)))
+
+
+def loss_of(content: Any) -> tuple[int, int, float]:
+    """(step, epoch, loss), as JSON holds it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    step, epoch, loss = checked_fields(
+        dict(zip(("step", "epoch", "loss"), content, strict=True)),
+        step=int,
+        epoch=int,
+        loss=(float, int),
+    )
+    return step, epoch, float(loss)
+
+
+def visited(content: Any) -> tuple[str, int, str]:
+    """One file of `visits`, as JSON holds it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    name, size, checksum = checked_fields(
+        dict(zip(("name", "size", "checksum"), content, strict=True)),
+        name=str,
+        size=int,
+        checksum=str,
+    )
+    if size < 0:
+        raise ValueError(f"{name!r} cannot have {size} bytes")
+    return name, size, checksum
+
+
+def names(content: Any) -> tuple[str, ...]:
+    """Names, as JSON holds them.
+
+    Raises:
+        ValueError: They are none.
+    """
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ValueError("a list of names is none")
+    return tuple(content)
+
+
+def rates_of(content: list[Any]) -> tuple[float, ...]:
+    """Learning rates, as JSON holds them.
+
+    Raises:
+        ValueError: They are none.
+    """
+    if not all(isinstance(rate, float | int) and not isinstance(rate, bool) for rate in content):
+        raise ValueError("a learning rate is no number")
+    return tuple(map(float, content))
+
+
+def segment(content: Any) -> Segment:
+    """One segment of the log, as JSON holds it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    held, steps = checked_fields(content, groups=list, runs=list)
+    groups = tuple(map(names, held))
+    runs: list[tuple[int, tuple[float, ...]]] = []
+    for run in steps:
+        if not isinstance(run, list) or not run or type(run[0]) is not int or run[0] < 1:
+            raise ValueError("a run of steps has no count")
+        runs.append((run[0], rates_of(run[1:])))
+    if any(len(rates) != len(groups) for _, rates in runs):
         raise ValueError("a run of steps has another number of rates than there are groups")
-    return Segment(groups, runs)
+    return Segment(groups, tuple(runs))

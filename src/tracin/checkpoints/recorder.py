@@ -11,20 +11,36 @@ from torch.optim import Optimizer
 from tracin.checkpoints.atomic import remove_unfinished
 from tracin.checkpoints.beside import Beside, tensors
 from tracin.checkpoints.checkpoint import Checkpoint
+from tracin.checkpoints.disk import made_folder, writing
 from tracin.checkpoints.fitting import (
     refuse_other_model,
     refuse_other_moments,
     refuse_other_optimizer,
     refuse_other_weights,
 )
+from tracin.checkpoints.folder_lock import FolderLock
+from tracin.checkpoints.hooked_optimizer import bare_optimizer
 from tracin.checkpoints.keeping import finite, kept
+from tracin.checkpoints.ranks import is_first_rank
 from tracin.checkpoints.rate_log import RateLog
-from tracin.checkpoints.record import FILE, Entry, Record, read_record, write_record
+from tracin.checkpoints.record import (
+    AVERAGED,
+    FILE,
+    OPTIMIZER,
+    Entry,
+    Record,
+    file_of,
+    read_record,
+    write_record,
+)
 from tracin.checkpoints.safetensors_files import write_safetensors
 from tracin.checkpoints.step_log import StepLog
+from tracin.checkpoints.trained import TrainedNames
 from tracin.checkpoints.visit_log import VisitLog
 from tracin.checkpoints.visits import FOLDER as VISITS
 from tracin.errors import CheckpointError, CheckpointWarning
+
+INNER = (OPTIMIZER, AVERAGED, VISITS)  # folders within the Recorder's
 
 
 class Recorder:
@@ -40,6 +56,10 @@ class Recorder:
     optimizer, the averaged model and the random generators, before the first step; the
     optimizer's is also in `recorder.latest().optimizer_state()`, if it was written. Steps that a
     broken run took after its last checkpoint leave the log, since training repeats them.
+
+    A folder has one Recorder at a time: a second one is refused, also of another process. Of the
+    processes of a parallel training (torch.distributed, or the variable RANK) the first one
+    records; in the others a Recorder counts steps and writes nothing.
 
     Attributes:
         step: The number of optimizer steps so far.
@@ -68,8 +88,9 @@ class Recorder:
 
     Raises:
         CheckpointError: The optimizer trains another model, the folder has the checkpoints of
-            another model, or an option cannot be. Also at the first step, if the model does not
-            hold the weights that the folder's log ends with.
+            another model or another Recorder, the folder cannot be written to, or an option cannot
+            be. Also at the first step, if the model does not hold the weights that the folder's
+            log ends with.
 
     Example:
         >>> import tempfile, torch, tracin
@@ -102,23 +123,27 @@ class Recorder:
         scaler: Any = None,
     ) -> None:
         refuse_other_moments(every, epochs_between, keep)
+        optimizer = bare_optimizer(optimizer, "Recorder", CheckpointError)
         refuse_other_optimizer(model, optimizer)
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._every, self._epochs_between, self._keep = every, epochs_between, keep
-        self._folder = Path(folder).expanduser()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(self._folder)
-        self._beside = Beside(self._folder, model, optimizer if optimizer_state else None, averaged)
+        self._folder = made_folder(folder, CheckpointError)
+        self._is_writing = is_first_rank()
         self._entries: list[Entry] = []
         self._losses: list[tuple[int, int, float]] = []
         self._log = RateLog(model, optimizer)
+        self._trained = TrainedNames(model, optimizer)
         self._rates: tuple[float, ...] | None = None
+        self._scale = 1.0
         self.step = 0
         self.epochs = 0
-        if (self._folder / FILE).is_file():
-            self._resume()
-        self._visits = VisitLog(self._folder / VISITS, self.step)
-        self._scale = 1.0
+        with writing(self._folder, CheckpointError):
+            self._lock = self._locked()
+            try:
+                self._begin(averaged if self._is_writing else None, optimizer_state)
+            except BaseException:
+                self._release()
+                raise
         self._is_checked = not self._entries
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -143,6 +168,8 @@ class Recorder:
             CheckpointError: They are something else. Also at a step that has no ids where others
                 have some.
         """
+        if not self._is_writing:
+            return
         if self._scaler is not None:
             scale = float(self._scaler.get_scale())
             # While ids wait for their step, the scale changes only if that step was skipped.
@@ -170,28 +197,37 @@ class Recorder:
         self.epochs += 1
         return self.save(loss) if is_due else None
 
-    def save(self, loss: float | None = None) -> Path:
+    def save(self, loss: float | None = None) -> Path | None:
         """Save a checkpoint now.
 
         Args:
             loss: The training loss at this moment; needed where `keep` is set.
 
         Returns:
-            The file that was written: `step-00000120.safetensors` after 120 steps.
+            The file that was written: `step-00000120.safetensors` after 120 steps. None in a
+            process that does not record.
 
         Raises:
             CheckpointError: The model's state dict holds something else than tensors, the loss is
-                not finite, or it is missing; or no step was taken yet, and the model does not hold
-                the weights that the folder's log ends with.
+                not finite, or it is missing; no step was taken yet, and the model does not hold
+                the weights that the folder's log ends with; or the disk is full.
         """
         loss = finite(loss)
         self._refuse_without(loss)
+        if not self._is_writing:
+            return None
         self._refuse_other_weights()
+        with writing(self._folder, CheckpointError):
+            return self._write(loss)
+
+    def _write(self, loss: float | None) -> Path:
+        """Write a checkpoint, then the record that lists it, then delete what the record lacks."""
         name = file_of(self.step)
-        write_safetensors(tensors(self._model), self._folder / name)
-        self._beside.write(name)
+        checksum = write_safetensors(tensors(self._model), self._folder / name)
+        beside = self._beside.write(name)
         self._visits.flush()
-        self._add_entry(name, loss)
+        self._trained.look()
+        self._add_entry(name, loss, (checksum, *beside))
         dropped: list[Entry] = []
         if self._keep is not None:
             chosen = kept(self._entries, self._losses, self._keep)
@@ -238,16 +274,40 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self.step or self._entries:
-            self._visits.flush()
-            write_record(self._record())
-        return True
+        try:
+            if self._is_writing and (self.step or self._entries):
+                with writing(self._folder, CheckpointError):
+                    self._visits.flush()
+                    write_record(self._record())
+        finally:
+            self._release()
+        return self._is_writing
 
-    def _resume(self) -> None:
+    def _locked(self) -> FolderLock | None:
+        """The right to write, where this process writes."""
+        if not self._is_writing:
+            return None
+        return FolderLock(self._folder, "Recorder", CheckpointError)
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _begin(self, averaged: Module | None, optimizer_state: bool) -> None:
+        """Find what is there already, and clean up after a process that was killed."""
+        if self._is_writing:
+            for folder in (self._folder, *(self._folder / name for name in INNER)):
+                remove_unfinished(folder)
+        moments = self._optimizer if optimizer_state else None
+        self._beside = Beside(self._folder, self._model, moments, averaged)
+        record = read_record(self._folder) if (self._folder / FILE).is_file() else None
+        if record is not None and record.entries:
+            self._resume(record)
+        listed = record.visits if record is not None and record.entries else ()
+        self._visits = VisitLog(self._folder / VISITS, listed, self.step)
+
+    def _resume(self, record: Record) -> None:
         """Go on after the last checkpoint in the folder."""
-        record = read_record(self._folder)
-        if not record.entries:
-            return
         last = record.entries[-1]
         record.checkpoint(last)
         refuse_other_model(self._model, self._folder / last.file)
@@ -260,7 +320,10 @@ class Recorder:
             )
         self._entries, self._losses = list(record.entries), list(record.losses)
         self._log = RateLog(self._model, self._optimizer, record.log.until(last.step).segments)
+        self._trained = TrainedNames(self._model, self._optimizer, record.trained)
         self.step, self.epochs = last.step, last.epoch
+        if not self._is_writing:
+            return
         # A process that was killed after it wrote the record may have left what that dropped.
         listed = {one.file for one in record.entries}
         for name in {file_of(step) for step, _, _ in record.losses} - listed:
@@ -281,7 +344,7 @@ class Recorder:
             refuse_other_weights(self._model, self.latest(), self._folder)
             self._is_checked = True
 
-    def _add_entry(self, name: str, loss: float | None) -> None:
+    def _add_entry(self, name: str, loss: float | None, checksums: tuple[str, str, str]) -> None:
         """List the checkpoint of this moment; one of the same step is replaced."""
         if loss is not None:
             earlier = [one for one in self._losses if one[0] != self.step]
@@ -289,19 +352,21 @@ class Recorder:
         elif self._losses and self._losses[-1][0] == self.step:
             loss = self._losses[-1][2]
         entries = [one for one in self._entries if one.step != self.step]
-        rates, has_averages = self._log.last, self._beside.has_averages
-        entry = Entry(name, self.step, self.epochs, rates, loss, has_averages)
+        entry = Entry(name, self.step, self.epochs, self._log.last, loss, *checksums)
         self._entries = [*entries, entry]
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """See the rates of the step that is about to be taken."""
-        self._refuse_other_weights()
         # With gradient scaling, a fused optimizer is called for steps that it then skips.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             self._rates = None
             self._visits.drop()
             return
+        if not self._is_writing:
+            self._rates = ()
+            return
+        self._refuse_other_weights()
         # A closure may yet give the ids of the step that calls it.
         if not (len(args) > 1 or kwargs.get("closure")):
             self._visits.check(self.step)
@@ -311,9 +376,15 @@ class Recorder:
         """Count the step that was taken."""
         if self._rates is None:
             return
+        if not self._is_writing:
+            self._rates = None
+            self.step += 1
+            return
         self._visits.check(self.step)
         self._log.add(self._rates)
-        self._visits.take()
+        self._trained.look()
+        with writing(self._folder, CheckpointError):
+            self._visits.take()
         self._rates = None
         self.step += 1
         if isinstance(self._every, int) and self.step % self._every == 0:
@@ -322,9 +393,10 @@ class Recorder:
     def _record(self) -> Record:
         """What there is to write down."""
         log = StepLog(self._folder.resolve(), self._log.segments())
-        return Record(tuple(self._entries), log, tuple(self._losses))
-
-
-def file_of(step: int) -> str:
-    """The name of the checkpoint after so many steps."""
-    return f"step-{step:08d}.safetensors"
+        return Record(
+            tuple(self._entries),
+            log,
+            tuple(self._losses),
+            self._trained.names(),
+            self._visits.listed(),
+        )

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tracin.checkpoints.atomic import replacing
+from tracin.checkpoints.sealed_tensors import check_seal, refuse_unsavable, write_sealed
 from tracin.errors import CheckpointError
 
 # The file format wants every tensor once: further names of one tensor stand in the metadata.
@@ -19,8 +18,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file, on the CPU.
 
     Raises:
-        CheckpointError: The file is truncated, or is of another kind.
+        CheckpointError: The file is truncated or damaged, or is of another kind.
     """
+    check_seal(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -46,21 +46,27 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes | {alias: shapes[name] for alias, name in aliases.items()}
 
 
-def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict whole or not at all; a tensor with two names is stored once."""
+def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> str:
+    """Write a state dict whole or not at all; a tensor with two names is stored once.
+
+    Returns:
+        The file's checksum.
+
+    Raises:
+        CheckpointError: A tensor is of a kind that the format cannot hold.
+    """
     names: dict[tuple[object, ...], str] = {}
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     for name, tensor in weights.items():
+        refuse_unsavable(name, tensor)
         place = memory(tensor)
         if tensor.numel() and place in names:
             aliases[name] = names[place]
             continue
         names[place] = name
-        # A copy of its own: views into one storage are refused by the format.
-        kept[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    with replacing(path) as unfinished:
-        save_file(kept, unfinished, metadata={"format": "pt", ALIASES: json.dumps(aliases)})
+        kept[name] = tensor
+    return write_sealed(kept, path, {"format": "pt", ALIASES: json.dumps(aliases)})
 
 
 def memory(tensor: Tensor) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from tracin.errors import CheckpointError
 STATE_KEYS = ("state_dict", "model_state_dict", "model")
 RATE_KEYS = ("learning_rate", "lr")
 STEP_KEYS = ("global_step", "step")
+EXTRA_STATE = "_extra_state"  # how torch ends the names of what modules save besides tensors
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,7 @@ def weights_within(content: Any, name: str) -> dict[str, Tensor]:
             f"{type(content).__name__}. Save model.state_dict()."
         )
     inner = next((content[key] for key in STATE_KEYS if is_inner(content, key)), content)
-    # An empty extra state (None) says nothing about the weights.
-    weights = {key: value for key, value in inner.items() if value is not None}
+    weights = without_extra_state(inner)
     others = [str(key) for key, value in weights.items() if not isinstance(value, Tensor)]
     if others or not weights:
         held = f"holds {listed(others)}, no tensor" if others else "is empty"
@@ -56,6 +56,15 @@ def weights_within(content: Any, name: str) -> dict[str, Tensor]:
             f"{listed(STATE_KEYS)}, but it {held}. Save model.state_dict()."
         )
     return without_wrappers({str(key): value for key, value in weights.items()})
+
+
+def without_extra_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A state dict without what `Module.get_extra_state` adds, which is no weight."""
+    return {
+        key: value
+        for key, value in state.items()
+        if value is not None and not str(key).endswith(EXTRA_STATE)
+    }
 
 
 def is_inner(content: Mapping[Any, Any], key: str) -> bool:

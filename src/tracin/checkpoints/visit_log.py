@@ -2,8 +2,9 @@
 
 import json
 import os
+import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from tracin.checkpoints.atomic import flush, replacing
+from tracin.checkpoints.checksum import crc_of, sealed, text_of
 from tracin.checkpoints.random_state import RandomState
 from tracin.checkpoints.visits import (
     ABOUT,
@@ -39,12 +41,13 @@ class VisitLog:
 
     Args:
         folder: The folder `visits`; made with the first step that has ids.
+        listed: What the record of an earlier run lists of its files.
         step: How many steps were taken up to the checkpoint that training goes on from.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, listed: Sequence[tuple[str, int, str]], step: int) -> None:
         self._folder = folder
-        self._found = Visits.within(folder, step) if (folder / ABOUT).is_file() else None
+        self._found = Visits.within(folder, listed, step) if listed else None
         self.steps = len(self._found) if self._found is not None else 0
         self._kind = self._found.kind if self._found is not None and self.steps else ""
         self._pending: list[tuple[str, int, bytes]] = []
@@ -107,6 +110,10 @@ class VisitLog:
         self.steps += 1
         self._pending.clear()
 
+    def listed(self) -> tuple[tuple[str, int, str], ...]:
+        """The name, length and checksum of each file, as of the last flush."""
+        return tuple((name, file.size, file.checksum) for name, file in self._files.items())
+
     def flush(self) -> None:
         """Wait until all steps so far are on the disk."""
         if self._found is not None:
@@ -145,7 +152,7 @@ class VisitLog:
                 (self._folder / name).unlink(missing_ok=True)
             with replacing(self._folder / ABOUT) as unfinished:
                 content = {"format": FORMAT, "ids": self._kind}
-                unfinished.write_text(json.dumps(content), encoding="utf-8")
+                unfinished.write_text(sealed(content), encoding="utf-8")
         self._found = None
         self._files = {name: Growing(self._folder / name, size) for name, size in sizes.items()}
         if os.name == "posix":
@@ -168,9 +175,16 @@ class Growing:
         self._held = bytearray()
         path.touch()
         os.truncate(path, size)
+        self._crc = crc_of(path, size)
+
+    @property
+    def checksum(self) -> str:
+        """That of all of it."""
+        return text_of(self._crc)
 
     def add(self, content: bytes) -> None:
         """Append something."""
+        self._crc = zlib.crc32(content, self._crc)
         self._held += content
         self.size += len(content)
         if len(self._held) > HELD:

@@ -10,11 +10,12 @@ A Recorder writes these files to `visits` in its folder, each only ever added to
     random.raw       the states; one is written only where it differs from the one before
     random_ends.i64  int64 a state: how many bytes come up to its end
 
-Numbers are little-endian. A step counts once all that it points to is there, so a process that
-was killed while it wrote leaves whole steps.
+Numbers are little-endian. The Recorder's record lists how long each file is and its checksum at
+that length, so what a killed process wrote beyond it does not count.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -23,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracin.checkpoints.hugging_face import read_json
+from tracin.checkpoints.checksum import checked_fields, crc_of, read_sealed, text_of
 from tracin.checkpoints.random_state import RandomState as RandomState
 from tracin.checkpoints.record import has_record, read_record
 from tracin.errors import CheckpointError
 
-FOLDER, ABOUT, FORMAT = "visits", "visits.json", 1
+FOLDER, ABOUT, FORMAT = "visits", "visits.json", 2
 STEPS, BATCHES, RANDOM, RANDOM_ENDS = "steps.i64", "batches.i64", "random.raw", "random_ends.i64"
 IDS = {"int": "ids.i64", "text": "ids.jsonl"}
 INT64 = np.dtype("<i8")
@@ -58,32 +59,44 @@ class Visits:
         """The visits in a Recorder's folder, as far as its step log goes.
 
         Raises:
-            CheckpointError: No Recorder wrote there, or it was not given any ids.
+            CheckpointError: No Recorder wrote there, it was given no ids, or a file is damaged.
         """
         folder = Path(folder).expanduser()
-        if not has_record(folder) or not (folder / FOLDER / ABOUT).is_file():
+        record = read_record(folder) if has_record(folder) else None
+        if record is None or not record.visits:
             raise CheckpointError(
                 f"{folder} has no visits: they are written where a tracin.Recorder trains and "
                 "recorder.batch(ids) is called before each step. Give such a Recorder's folder."
             )
-        return cls.within(folder / FOLDER, len(read_record(folder).log))
+        return cls.within(folder / FOLDER, record.visits, len(record.log))
 
     @classmethod
-    def within(cls, folder: Path, limit: int) -> "Visits":
-        """The whole steps in the folder `visits` itself, at most `limit`."""
-        about = read_json(folder / ABOUT)
-        if about.get("format") != FORMAT or about.get("ids") not in IDS:
+    def within(cls, folder: Path, listed: Sequence[tuple[str, int, str]], limit: int) -> "Visits":
+        """At most `limit` steps in the folder `visits` itself.
+
+        Args:
+            folder: The folder.
+            listed: The name, length and checksum of each file, as the record has them.
+            limit: How many steps to take.
+
+        Raises:
+            CheckpointError: A file is missing, damaged or another than the record lists.
+        """
+        for name, size, checksum in listed:
+            _check_file(folder / name, size, checksum)
+        sizes = {name: size for name, size, _ in listed}
+        try:
+            (kind,) = checked_fields(read_sealed(folder / ABOUT, FORMAT), ids=str)
+            if kind not in IDS or sizes.keys() != {STEPS, BATCHES, IDS[kind], RANDOM, RANDOM_ENDS}:
+                raise ValueError(f"ids of the kind {kind!r} do not lie in {sorted(sizes)}")
+            whole = sizes[STEPS] // (ROW * INT64.itemsize)
+            rows = numbers(folder / STEPS, 0, whole * ROW).reshape(-1, ROW)
+            _refuse_unsound(folder, kind, rows, sizes)
+        except (ValueError, IndexError) as error:
             raise CheckpointError(
-                f"{folder / ABOUT} has format {about.get('format')!r} with ids of the kind "
-                f"{about.get('ids')!r}, and this release of tracin reads {FORMAT} with one of "
-                f"{list(IDS)}. Read it with the release that wrote it."
-            )
-        whole = length(folder / STEPS) // (ROW * INT64.itemsize)
-        rows = numbers(folder / STEPS, 0, min(whole, limit) * ROW).reshape(-1, ROW)
-        found = cls(folder, about["ids"], rows)
-        while len(found) and not found._is_whole():
-            found = cls(folder, found.kind, found.rows[:-1])
-        return found
+                f"{folder} is not as a Recorder writes it ({error}). Restore it from a backup."
+            ) from error
+        return cls(folder, kind, rows[:limit])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -108,11 +121,7 @@ class Visits:
         return RandomState(*(self._blob(int(place)) for place in self._row(step)[1:]))
 
     def sizes(self) -> dict[str, int]:
-        """The length of each file, in bytes, if it held these steps and nothing more.
-
-        Raises:
-            IndexError: A step points past the end of a file.
-        """
+        """The length of each file, in bytes, if it held these steps and nothing more."""
         if not len(self):
             return dict.fromkeys((STEPS, BATCHES, IDS[self.kind], RANDOM, RANDOM_ENDS), 0)
         batches, states = int(self.rows[-1][0]), int(max(self.rows[-1][1:])) + 1
@@ -124,14 +133,6 @@ class Visits:
             RANDOM: bounds_of(self.folder / RANDOM_ENDS, states, states)[0],
             RANDOM_ENDS: states * INT64.itemsize,
         }
-
-    def _is_whole(self) -> bool:
-        """Whether all that the last step points to is on the disk."""
-        try:
-            sizes = self.sizes()
-        except IndexError:
-            return False
-        return all(size <= length(self.folder / name) for name, size in sizes.items())
 
     def _row(self, step: int) -> NDArray[np.int64]:
         """What there is on one step."""
@@ -148,7 +149,13 @@ class Visits:
         if self.kind == "int":
             start, stop = start * INT64.itemsize, stop * INT64.itemsize
         held = read_between(path, start, stop)
-        return np.frombuffer(held, INT64).tolist() if self.kind == "int" else json.loads(held)
+        if self.kind == "int":
+            return np.frombuffer(held, INT64).tolist()
+        try:
+            ids = json.loads(held)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} holds no ids from byte {start} on ({error}).") from error
+        return list(ids)
 
     def _blob(self, place: int) -> bytes:
         """One state of random.raw."""
@@ -163,9 +170,41 @@ def read_between(path: Path, start: int, stop: int) -> bytes:
         return file.read(stop - start)
 
 
-def length(path: Path) -> int:
-    """The size of a file in bytes; 0 where it is not there."""
-    return path.stat().st_size if path.is_file() else 0
+def _check_file(path: Path, size: int, checksum: str) -> None:
+    """Compare what the record lists of a file with what is there."""
+    try:
+        held = path.stat().st_size
+        found = text_of(crc_of(path, size)) if held >= size else "none"
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}). Restore it from a backup."
+        ) from error
+    if found != checksum:
+        raise CheckpointError(
+            f"{path} is truncated or damaged: its first {size} bytes have the checksum {found} "
+            f"where {checksum} was written. Restore it from a backup."
+        )
+
+
+def _refuse_unsound(
+    folder: Path, kind: str, rows: NDArray[np.int64], sizes: dict[str, int]
+) -> None:
+    """Refuse numbers that point outside of the files.
+
+    Raises:
+        ValueError: There are such.
+    """
+    unit = INT64.itemsize
+    batches = numbers(folder / BATCHES, 0, sizes[BATCHES] // unit)
+    states = numbers(folder / RANDOM_ENDS, 0, sizes[RANDOM_ENDS] // unit)
+    ids = sizes[IDS[kind]] // (unit if kind == "int" else 1)
+    ends = ((rows[:, 0], len(batches)), (batches, ids), (states, sizes[RANDOM]))
+    for held, limit in ends:
+        is_within = not len(held) or (held[0] >= 0 and held[-1] <= limit)
+        if not is_within or bool((np.diff(held) < 0).any()):
+            raise ValueError("a step points outside of the files")
+    if bool((rows[:, 1:] < 0).any() or (rows[:, 1:] >= max(1, len(states))).any()):
+        raise ValueError("a step points to a random state that is not there")
 
 
 def numbers(path: Path, start: int, stop: int) -> NDArray[np.int64]:

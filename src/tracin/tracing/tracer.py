@@ -15,6 +15,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from tracin.checkpoints.hooked_optimizer import bare_optimizer
 from tracin.checkpoints.state_dicts import listed
 from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning, UnsupportedModelError
@@ -127,11 +128,7 @@ class Tracer:
                 "paths are some of tracin.Path, such as [tracin.Path.TRAPEZOID]; "
                 f"{paths!r} was given."
             )
-        if not isinstance(optimizer, Optimizer):
-            raise TracingError(
-                "The Tracer listens to a torch.optim.Optimizer; a "
-                f"{type(optimizer).__name__} was given. Of a wrapper, give the one within."
-            )
+        optimizer = bare_optimizer(optimizer, "Tracer", TracingError)
         self.step = 0
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._rule = rule_of(optimizer)
