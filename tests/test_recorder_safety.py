@@ -450,6 +450,7 @@ def test_the_optimizer_within_an_accelerated_one_is_heard(tmp_path, wraps):
             loss = nn.functional.cross_entropy(model(torch.ones(2, 2)), torch.tensor([0, 1]))
         loss.backward()
         optimizer.step()
+        recorder.save()
 
     assert (recorder.step, tracer.step) == (1, 1)
 

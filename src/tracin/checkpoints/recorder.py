@@ -39,6 +39,7 @@ from tracin.checkpoints.trained import TrainedNames
 from tracin.checkpoints.visit_log import VisitLog
 from tracin.checkpoints.visits import FOLDER as VISITS
 from tracin.errors import CheckpointError, CheckpointWarning
+from tracin.wrappers import unwrapped
 
 INNER = (OPTIMIZER, AVERAGED, VISITS)  # folders within the Recorder's
 
@@ -66,7 +67,7 @@ class Recorder:
         epochs: The number of times `epoch` was called so far.
 
     Args:
-        model: The model that is trained.
+        model: The model that is trained, or a wrapper around it (DistributedDataParallel, ...).
         optimizer: Its optimizer, holding every parameter of the model that requires a gradient.
         folder: Where to write; made if it is not there.
         every: "epoch" to save when `epoch` is called, or a number n to save after each n-th
@@ -123,7 +124,7 @@ class Recorder:
         scaler: Any = None,
     ) -> None:
         refuse_other_moments(every, epochs_between, keep)
-        optimizer = bare_optimizer(optimizer, "Recorder", CheckpointError)
+        model, optimizer = unwrapped(model), bare_optimizer(optimizer, "Recorder", CheckpointError)
         refuse_other_optimizer(model, optimizer)
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
         self._every, self._epochs_between, self._keep = every, epochs_between, keep

@@ -11,7 +11,8 @@ from typing import Any, Self, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.distributed import get_world_size
+from torch.nn import DataParallel, Module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -39,6 +40,7 @@ from tracin.tracing.step_table import PARTS, StepRow
 from tracin.tracing.taken import Made, Taken
 from tracin.tracing.trace import Trace
 from tracin.tracing.updates import StepTaken, rule_of
+from tracin.wrappers import unwrapped
 
 # How far the sum over examples may be from the gradient's own product, for one query a step.
 AGREED = 1e-4
@@ -100,7 +102,7 @@ class Tracer:
 
     Raises:
         TracingError: The optimizer has no update rule, or the folder holds another trace.
-        UnsupportedModelError: The model is compiled or wrapped for data parallel training.
+        UnsupportedModelError: The model is compiled, or wrapped for training on several devices.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class Tracer:
         queries_at_once: int | None = None,
         repeats: bool = False,
     ) -> None:
-        _refuse_wrapped(model)
+        model = _traceable(model)
         _refuse_count(every, "every")
         if queries_at_once is not None:
             _refuse_count(queries_at_once, "queries_at_once")
@@ -706,13 +708,17 @@ def _joined(chunks: list[Tensor]) -> Tensor:
     return torch.cat(chunks) if chunks else torch.zeros(0)
 
 
-def _refuse_wrapped(model: Module) -> None:
-    if isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+def _traceable(model: Module) -> Module:
+    """The model within a wrapper that passes whole batches on, in one process."""
+    is_divided = isinstance(model, DataParallel) and len(model.device_ids) > 1
+    is_parallel = isinstance(model, DistributedDataParallel) and get_world_size() > 1
+    if is_divided or is_parallel or hasattr(model, "_orig_mod"):
         kind = type(model).__name__
         raise UnsupportedModelError(
             f"The model is wrapped in {kind}, within which a step's examples cannot be seen. Trace "
             "the model itself, uncompiled, in one process."
         )
+    return unwrapped(model)
 
 
 def _said(parameters: Selection) -> tuple[str, ...]:
