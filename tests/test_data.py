@@ -395,7 +395,11 @@ def test_what_is_no_data_is_refused(data):
     [
         (torch.tensor(3.0), "a tensor without dimensions has no examples"),
         ({}, "this dict holds none"),
-        ({"x": INPUTS, "y": [0, 1]}, r"data\['y'\]\[0\] is the number 0\. Make a tensor of it"),
+        (
+            {"x": INPUTS, "y": [0, 1]},
+            r"one entry per example, but data\['y'\] has 2 for 7 examples",
+        ),
+        ({"x": INPUTS, "y": 0}, r"data\['y'\] is the number 0\. Make a tensor of it"),
         ({"x": INPUTS, "y": Squares()}, r"data\['y'\] is a Squares"),
         (np.array(["a", "b"]), "which no tensor can hold"),
     ],

@@ -20,7 +20,7 @@ from tracin.errors import QueryError, RunFileError
 from tracin.plain_text import plain
 
 if TYPE_CHECKING:
-    from tracin import WithIds
+    from tracin.data import Examples
 
 SHOWN = 10
 
@@ -289,7 +289,7 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
 class _Asked:
     """The queries of a command line."""
 
-    queries: "WithIds"
+    queries: "Examples"
     positions: list[int]
     where: str
 
@@ -299,13 +299,12 @@ class _Asked:
 
 
 def _asked(task: Task, query: str) -> _Asked:
-    from tracin.data import WithIds, open_examples
+    from tracin.data import open_examples
 
     where = "train" if task.test is None else "test"
     test = open_examples(getattr(task, where), name=where)
     positions = _positions(query, len(test), where)
-    queries = WithIds(test.take(positions), [test.ids[at] for at in positions])
-    return _Asked(queries, positions, where)
+    return _Asked(test.subset(positions), positions, where)
 
 
 def _positions(text: str, examples: int, where: str) -> list[int]:

@@ -1,6 +1,8 @@
 """Data as tracin sees it: examples in a fixed order, with ids, handed out in batches."""
 
 from tracin.data.batches import Batch as Batch
+from tracin.data.batches import content_of as content_of
+from tracin.data.batches import copied as copied
 from tracin.data.batches import length as length
 from tracin.data.batches import move as move
 from tracin.data.batches import part as part
@@ -8,3 +10,4 @@ from tracin.data.examples import Examples as Examples
 from tracin.data.examples import open_examples as open_examples
 from tracin.data.ids import WithIds as WithIds
 from tracin.data.numbered import with_ids as with_ids
+from tracin.data.repeatable import warn_if_changing as warn_if_changing

@@ -3,53 +3,132 @@
 Everything behind the door walks batches with these few functions and never looks inside one.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from tracin.errors import DataError
 
 Batch = Any
-"""A tensor, or a tuple, list or mapping of batches; tensors have the examples first.
+"""A tensor or array, or a tuple, list or mapping of batches; the examples come first.
 
-Tensors without dimensions belong to all examples; so does whatever is no tensor, but for a list
-of texts with one text an example (torch's own collate makes those), which goes with the tensors.
+Tensors without dimensions belong to all examples. A list of anything but tensors (numbers, texts,
+objects) has one entry per example; a list of texts of another length belongs to all. So does
+whatever is neither.
 """
 
 
-def is_texts(value: object) -> bool:
-    """Whether `value` is a list of texts: one column, not a nest of single values."""
+@final
+class Entries(list[Any]):
+    """A list with one entry per example, whatever the entries are: boxes of images, say."""
+
+
+@final
+class Shared(list[Any]):
+    """A list that belongs to all examples, even where it is as long as there are examples."""
+
+
+@final
+@dataclass(frozen=True)
+class Single:
+    """One example in a form that has no example dimension: a graph, an image with its boxes.
+
+    Attributes:
+        content: What the data gave, and what a loss is called with.
+    """
+
+    content: Any
+
+
+def content_of(batch: Batch) -> Any:
+    """What a loss is called with."""
+    return batch.content if isinstance(batch, Single) else batch
+
+
+_NESTED = (Tensor, np.ndarray, Mapping, list, tuple)
+
+
+def is_plain_list(value: object) -> bool:
+    """Whether `value` lists single values that are no tensors: a column, not a nest of them."""
+    is_list = isinstance(value, list | tuple) and not isinstance(value, torch.Size)
     return (
-        isinstance(value, list | tuple)
+        is_list
         and len(value) > 0
-        and all(isinstance(text, str | bytes) for text in value)
+        and not hasattr(value, "_fields")
+        and not any(isinstance(entry, _NESTED) for entry in value)
     )
+
+
+def is_texts(value: object) -> bool:
+    """Whether `value` is a list of texts."""
+    return is_plain_list(value) and all(isinstance(text, str | bytes) for text in value)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def has_rows(leaf: object) -> bool:
+    """Whether `leaf` is a tensor or array with dimensions, of which the examples are the first."""
+    return isinstance(leaf, Tensor | np.ndarray) and leaf.ndim > 0
+
+
+def is_leaf(batch: Batch) -> bool:
+    """Whether `batch` is no nest of other batches."""
+    if isinstance(batch, Entries | Shared | torch.Size):
+        return True
+    return is_plain_list(batch) or not isinstance(batch, Mapping | list | tuple)
 
 
 def leaves(batch: Batch, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf with the path that leads to it, such as `['inputs'][0]`."""
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Single):
+        yield from leaves(batch.content, path)
+    elif is_leaf(batch):
+        yield path, batch
+    elif isinstance(batch, Mapping):
         for key, value in batch.items():
             yield from leaves(value, f"{path}[{key!r}]")
-    elif isinstance(batch, list | tuple) and not is_texts(batch):
+    else:
         for position, value in enumerate(batch):
             yield from leaves(value, f"{path}[{position}]")
-    else:
-        yield path, batch
 
 
 def mapped(function: Callable[[Any], Any], batch: Batch) -> Batch:
     """The same nest with `function(leaf)` in place of every leaf; `batch` itself is not changed."""
-    if isinstance(batch, Mapping):
-        return _like(batch, {key: mapped(function, value) for key, value in batch.items()})
-    if isinstance(batch, list | tuple) and not is_texts(batch):
-        values = [mapped(function, value) for value in batch]
-        if isinstance(batch, list):
-            return values
-        return type(batch)(*values) if hasattr(batch, "_fields") else tuple(values)
-    return function(batch)
+    return mapped_with_paths(lambda _, leaf: function(leaf), batch)
+
+
+def mapped_within(function: Callable[[Any], Any], batch: Batch) -> Batch:
+    """As `mapped`, for the leaves of each entry of a list, too."""
+
+    def each(leaf: Any) -> Any:
+        if isinstance(leaf, Entries):
+            return Entries(mapped_within(function, entry) for entry in leaf)
+        return function(leaf)
+
+    return mapped(each, batch)
+
+
+def mapped_with_paths(function: Callable[[str, Any], Any], batch: Batch, path: str = "") -> Batch:
+    """As `mapped`, with `function(path, leaf)`."""
+    if isinstance(batch, Single):
+        return Single(mapped_with_paths(function, batch.content, path))
+    if is_leaf(batch):
+        return function(path, batch)
+    return rebuilt(batch, lambda key, value: mapped_with_paths(function, value, f"{path}[{key!r}]"))
+
+
+def rebuilt(nest: Any, function: Callable[[Any, Any], Any]) -> Any:
+    """A mapping, list or tuple of the same kind, with `function(key, value)` for every value."""
+    if isinstance(nest, Mapping):
+        return _like(nest, {key: function(key, value) for key, value in nest.items()})
+    values = [function(position, value) for position, value in enumerate(nest)]
+    if isinstance(nest, list):
+        return values
+    return type(nest)(*values) if hasattr(nest, "_fields") else tuple(values)
 
 
 def _like(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
@@ -75,16 +154,18 @@ def length(batch: Batch) -> int:
         >>> length((torch.zeros(3, 2), {"labels": torch.zeros(3)}))
         3
     """
+    if isinstance(batch, Single):
+        return 1
     first: tuple[str, int] | None = None
     for path, leaf in leaves(batch):
-        if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+        if not has_rows(leaf) and not isinstance(leaf, Entries):
             continue
         if first is None:
-            first = path, leaf.shape[0]
-        elif leaf.shape[0] != first[1]:
+            first = path, len(leaf)
+        elif len(leaf) != first[1]:
             raise DataError(
                 "All tensors of a batch have the examples first, so their first sizes are equal, "
-                f"but batch{first[0]} has {first[1]} and batch{path} has {leaf.shape[0]}. "
+                f"but batch{first[0]} has {first[1]} and batch{path} has {len(leaf)}. "
                 "Make every tensor [examples, ...]."
             )
     if first is None:
@@ -104,10 +185,16 @@ def structure(batch: Batch) -> list[tuple[str, Any]]:
         >>> structure((torch.zeros(3, 2), "kept"))
         [('[0]', (torch.float32, (2,))), ('[1]', 'kept')]
     """
-    return [
-        (path, (leaf.dtype, tuple(leaf.shape[1:])) if isinstance(leaf, Tensor) else leaf)
-        for path, leaf in leaves(batch)
-    ]
+    return [(path, _kind(leaf)) for path, leaf in leaves(batch)]
+
+
+def _kind(leaf: Any) -> Any:
+    if has_rows(leaf):
+        return leaf.dtype, tuple(leaf.shape[1:])
+    if isinstance(leaf, Tensor | np.ndarray):
+        return leaf.dtype, ()
+    # Comparing objects of unknown kinds may mean anything.
+    return leaf if isinstance(leaf, str | bytes | int | float | None) else type(leaf)
 
 
 def part(batch: Batch, index: slice | Tensor | list[int]) -> Batch:
@@ -117,7 +204,10 @@ def part(batch: Batch, index: slice | Tensor | list[int]) -> Batch:
 
     Args:
         batch: any batch.
-        index: a slice, positions, or one boolean an example.
+        index: a slice, positions, or one boolean per example.
+
+    Raises:
+        DataError: A list has neither one entry per example nor texts for all of them.
 
     Example:
         >>> import torch
@@ -125,26 +215,70 @@ def part(batch: Batch, index: slice | Tensor | list[int]) -> Batch:
         {'labels': tensor([7, 5])}
     """
     examples = length(batch)
+    chosen = torch.arange(examples)[index.cpu() if isinstance(index, Tensor) else index].tolist()
+    if isinstance(batch, Single):
+        if chosen != [0]:
+            raise DataError(
+                f"A batch without an example dimension is one example, but {chosen} were picked."
+            )
+        return batch
 
-    def pick(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            if leaf.dim() == 0:
-                return leaf
+    def pick(path: str, leaf: Any) -> Any:
+        if has_rows(leaf):
+            if isinstance(leaf, np.ndarray):
+                return leaf[index if isinstance(index, slice) else chosen]
             return leaf[index.to(leaf.device) if isinstance(index, Tensor) else index]
-        if is_texts(leaf) and len(leaf) == examples:
-            on_cpu = index.cpu() if isinstance(index, Tensor) else index
-            return [leaf[position] for position in torch.arange(examples)[on_cpu].tolist()]
-        return leaf
+        if isinstance(leaf, Shared) or not (isinstance(leaf, Entries) or is_plain_list(leaf)):
+            return leaf
+        if len(leaf) == examples:
+            return Entries(leaf[position] for position in chosen)
+        if is_texts(leaf):
+            return leaf
+        raise unlike_list(path, len(leaf), examples)
 
-    return mapped(pick, batch)
+    return mapped_with_paths(pick, batch)
+
+
+def unlike_list(path: str, entries: int, examples: int, name: str = "batch") -> DataError:
+    """A list that has another length than there are examples."""
+    return DataError(
+        f"A list in a batch has one entry per example, but {name}{path} has {entries} for "
+        f"{examples} examples. Make it as long; what all examples share is a number, a text or a "
+        "tensor without dimensions, or belongs to the model or the loss."
+    )
 
 
 def move(batch: Batch, device: torch.device | str) -> Batch:
-    """`batch` with its tensors on `device`; whatever is no tensor stays as it is.
+    """`batch` with its tensors on `device`, and objects that know how to move (`.to(device)`).
 
     Example:
         >>> import torch
         >>> move((torch.ones(2), "kept"), "cpu")
         (tensor([1., 1.]), 'kept')
     """
-    return mapped(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+    return mapped_within(lambda leaf: leaf.to(device) if can_move(leaf) else leaf, batch)
+
+
+def can_move(leaf: object) -> bool:
+    """Whether `leaf` has a `.to(device)`: tensors, and the batches of graph libraries."""
+    return callable(getattr(leaf, "to", None)) and not isinstance(leaf, Module | type)
+
+
+def copied(batch: Batch) -> Batch:
+    """`batch` with tensors of its own, apart from any graph: for code that may write into them.
+
+    Example:
+        >>> import torch
+        >>> given = torch.ones(2)
+        >>> copied(given).zero_(), given
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+
+    def copy_of(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.detach().clone()
+        if isinstance(leaf, np.ndarray):
+            return leaf.copy()
+        return copy.deepcopy(leaf) if can_move(leaf) else leaf
+
+    return mapped_within(copy_of, batch)

@@ -19,18 +19,21 @@ class Examples:
 
     Attributes:
         ids: [examples]; positions (int64), or what a `WithIds` gave: int64 or texts.
+        name: What they are called in errors.
+        is_compared: Whether two fetches of some examples were compared (see `repeatable.py`).
     """
 
     def __init__(self, source: Source, ids: np.ndarray, name: str) -> None:
         self._source = source
-        self._name = name
+        self.name = name
         self.ids = ids
+        self.is_compared = False
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        return f"Examples({self._name}, {len(self)} examples)"
+        return f"Examples({self.name}, {len(self)} examples)"
 
     def take(self, positions: Sequence[int]) -> Batch:
         """The examples at `positions`, in that order, as one batch.
@@ -47,17 +50,31 @@ class Examples:
         for position in chosen:
             if not 0 <= position < len(self):
                 raise DataError(
-                    f"{self._name} holds {len(self)} examples, at positions 0 to {len(self) - 1}, "
+                    f"{self.name} holds {len(self)} examples, at positions 0 to {len(self) - 1}, "
                     f"but position {position} was asked for."
                 )
         if not chosen:
-            raise DataError(f"At least one position in {self._name} is needed to make a batch.")
+            raise DataError(f"At least one position in {self.name} is needed to make a batch.")
         return self._source.take(chosen)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether batches are cut from columns in memory, the same ones each time."""
+        return self._source.is_stored
+
+    @property
+    def alone(self) -> str | None:
+        """Why examples come one at a time, if they do: their batches have no example dimension."""
+        return self._source.alone
+
+    def few(self, positions: Sequence[int]) -> Batch:
+        """The examples at `positions` as one batch; the first of them where each comes alone."""
+        return self.take(positions if self.alone is None else positions[:1])
 
     def subset(self, positions: Sequence[int]) -> "Examples":
         """The examples at `positions`, in that order and with their ids, as data of their own."""
         chosen = [index(position) for position in positions]
-        return Examples(Chosen(self._source, chosen), self.ids[chosen], self._name)
+        return Examples(Chosen(self._source, chosen), self.ids[chosen], self.name)
 
     def batches(
         self, size: int, *, start: int = 0, stop: int | None = None, as_views: bool = False
@@ -68,7 +85,8 @@ class Examples:
         every example has a score.
 
         Args:
-            size: examples a batch; the last one may be smaller.
+            size: examples per batch; the last one may be smaller, and examples that come one at a
+                time make batches of their own.
             start: the first position, as in a slice.
             stop: the position after the last, as in a slice; None is the end.
             as_views: give the user's own memory where that saves a copy: only for what is known
@@ -81,7 +99,7 @@ class Examples:
             raise DataError(f"A batch holds at least one example, but size {size} was asked for.")
         positions = range(len(self))[start:stop]
         groups = [positions[at : at + size] for at in range(0, len(positions), size)]
-        return zip(groups, self._source.batches(groups, as_views=as_views), strict=True)
+        return iter(self._source.batches(groups, as_views=as_views))
 
 
 def open_examples(data: Any, *, name: str = "data") -> Examples:

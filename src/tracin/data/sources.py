@@ -3,7 +3,9 @@
 What a user passes as data is understood here, once; behind it there are only these two kinds.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -19,8 +21,29 @@ from torch.utils.data import (
     default_collate,
 )
 
-from tracin.data.batches import Batch, is_texts, leaves, length, mapped, part
+from tracin.data.arrangement import (
+    COUNTS,
+    Arrangement,
+    arrangement_of,
+    checked,
+    with_listed_texts,
+)
+from tracin.data.batches import (
+    Batch,
+    Entries,
+    Single,
+    copied,
+    has_rows,
+    length,
+    mapped,
+    mapped_within,
+    part,
+)
+from tracin.data.columns import as_tensor, columns_of, is_table, table_error
+from tracin.data.random_state import same_random_state
 from tracin.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 Collate = Callable[[list[Any]], Batch]
 
@@ -29,8 +52,12 @@ Collate = Callable[[list[Any]], Batch]
 class Columns:
     """Tensors that hold all examples: a batch is a piece of each."""
 
+    is_stored = True
+    # Why examples come one at a time: never here.
+    alone = None
+
     def __init__(self, columns: Batch, name: str, rows: Sequence[int] | None = None) -> None:
-        self.columns = _tensors(columns, name)
+        self.columns = columns_of(columns, name)
         # The rows that a torch Subset chose; None is all of them, in order.
         self.rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self.size = length(self.columns) if self.rows is None else len(self.rows)
@@ -40,29 +67,26 @@ class Columns:
 
     def example(self, position: int) -> Any:
         """One example, without the example dimension."""
-        row = part(self.columns, self._index([position]))
 
         def only(leaf: Any) -> Any:
-            is_row = isinstance(leaf, Tensor) and leaf.dim() > 0
-            return leaf[0] if is_row or (is_texts(leaf) and len(leaf) == 1) else leaf
+            return leaf[0] if has_rows(leaf) or isinstance(leaf, Entries) else leaf
 
-        return mapped(only, row)
+        return mapped(only, self._piece([position]))
 
     def take(self, positions: Sequence[int]) -> Batch:
         """The examples at `positions` as one batch; a copy, so that a model may write into it."""
-        batch = part(self.columns, self._index(positions))
-        return mapped(
-            lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, batch
-        )
+        return copied(self._piece(positions))
 
-    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[Batch]:
-        """One batch a group of positions; views of the columns if the model writes into none."""
-        if not as_views:
-            return (self.take(group) for group in groups)
-        columns = mapped(
-            lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, self.columns
-        )
-        return (part(columns, self._index(group)) for group in groups)
+    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[tuple[range, Batch]]:
+        """One batch per group of positions; views of the columns if the model writes into none."""
+        for group in groups:
+            yield group, self._view(group) if as_views else self.take(group)
+
+    def _view(self, group: range) -> Batch:
+        return mapped_within(_outside_graphs, self._piece(group))
+
+    def _piece(self, positions: Sequence[int]) -> Batch:
+        return mapped(as_tensor, part(self.columns, self._index(positions)))
 
     def _index(self, positions: Sequence[int]) -> slice | Tensor:
         if self.rows is None and isinstance(positions, range) and positions.step == 1:
@@ -75,17 +99,39 @@ class Columns:
 class Items:
     """A map-style dataset: a batch is made of examples fetched one by one and collated."""
 
+    is_stored = False
+
     def __init__(
         self, dataset: Any, name: str, collate: Collate, loader: DataLoader[Any] | None = None
     ) -> None:
         self.dataset = dataset
         self.name = name
-        self.collate = stacked if collate is default_collate else collate
+        self._is_stacked = collate is default_collate
+        self.collate = stacked if self._is_stacked else collate
         # Only its way of running workers is used; the batches are ours.
         self.loader = loader
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @cached_property
+    def _arrangement(self) -> Arrangement:
+        """Where the examples are in what the collate_fn makes."""
+        few = [at % len(self) for at in range(max(COUNTS))]
+        with same_random_state():
+            found = arrangement_of(lambda count: self._collated(few[:count]), self.name)
+        if found.alone is not None:
+            logger.info(
+                "Examples of %s come one at a time, each by a backward pass of its own: %s.",
+                self.name,
+                found.alone,
+            )
+        return found
+
+    @property
+    def alone(self) -> str | None:
+        """Why examples come one at a time, if they do: their batches have no example dimension."""
+        return None if self._is_stacked else self._arrangement.alone
 
     def example(self, position: int) -> Any:
         """One example as the dataset gives it."""
@@ -93,20 +139,24 @@ class Items:
 
     def take(self, positions: Sequence[int]) -> Batch:
         """The examples at `positions` as one collated batch."""
-        many = getattr(self.dataset, "__getitems__", None)
-        if callable(many):
-            examples: Any = many(list(positions))
-        else:
-            examples = [self.dataset[position] for position in positions]
-        return self._checked(self.collate(examples), len(positions))
+        if self.alone is not None and len(positions) > 1:
+            raise DataError(
+                f"{len(positions)} examples of {self.name} do not make a batch, since they come "
+                f"one at a time: {self.alone}."
+            )
+        return self._known(self._collated(positions), len(positions))
 
-    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[Batch]:
-        """One batch a group of positions, always new, from the loader's workers if it has some."""
+    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[tuple[range, Batch]]:
+        """One batch per group of positions, new ones, from the loader's workers if it has some."""
+        if self.alone is not None:
+            groups = [range(at, at + 1) for group in groups for at in group]
         if self.loader is None or self.loader.num_workers == 0:
-            return (self.take(group) for group in groups)
+            return ((group, self.take(group)) for group in groups)
         return self._from_workers(groups, self.loader)
 
-    def _from_workers(self, groups: Sequence[range], loader: DataLoader[Any]) -> Iterator[Batch]:
+    def _from_workers(
+        self, groups: Sequence[range], loader: DataLoader[Any]
+    ) -> Iterator[tuple[range, Batch]]:
         workers = DataLoader(
             self.dataset,
             batch_sampler=[list(group) for group in groups],
@@ -120,29 +170,23 @@ class Items:
             generator=torch.Generator().manual_seed(0),
         )
         for group, batch in zip(groups, workers, strict=True):
-            yield self._checked(batch, len(group))
+            yield group, self._known(batch, len(group))
 
-    def _checked(self, batch: Batch, examples: int) -> Batch:
-        found = False
-        for path, leaf in leaves(batch):
-            if not isinstance(leaf, Tensor) or leaf.dim() == 0:
-                continue
-            found = True
-            if leaf.shape[0] != examples:
-                raise DataError(
-                    f"Every tensor of a batch has the examples first, but after collating "
-                    f"{examples} examples of {self.name}, batch{path} has shape "
-                    f"{tuple(leaf.shape)}. Let the collate_fn return [examples, ...]; a value "
-                    "that all examples share has to be a tensor without dimensions, or no tensor."
-                )
-        if not found:
-            raise DataError(
-                f"A batch is a tensor, or a tuple, list or mapping of tensors with the examples "
-                f"first, but collating {examples} examples of {self.name} gave a "
-                f"{type(batch).__name__} without any. Pass a DataLoader with a collate_fn that "
-                "returns tensors."
-            )
-        return batch
+    def _collated(self, positions: Sequence[int]) -> Batch:
+        many = getattr(self.dataset, "__getitems__", None)
+        if callable(many):
+            examples: Any = many(list(positions))
+        else:
+            examples = [self.dataset[position] for position in positions]
+        return self.collate(examples)
+
+    def _known(self, batch: Batch, examples: int) -> Batch:
+        """A batch with its lists as what they are, and its examples first."""
+        if self._is_stacked:
+            return checked(with_listed_texts(batch, examples), examples, self.name)
+        if self._arrangement.alone is not None:
+            return Single(batch)
+        return checked(self._arrangement.marked(batch), examples, self.name)
 
 
 @final
@@ -155,6 +199,16 @@ class Chosen:
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the source holds columns."""
+        return self.source.is_stored
+
+    @property
+    def alone(self) -> str | None:
+        """Why examples come one at a time, if they do."""
+        return self.source.alone
+
     def example(self, position: int) -> Any:
         """One example as the source gives it."""
         return self.source.example(self.positions[position])
@@ -163,12 +217,22 @@ class Chosen:
         """The examples at `positions` as one batch."""
         return self.source.take([self.positions[position] for position in positions])
 
-    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[Batch]:
-        """One batch a group of positions."""
-        return (self.take(group) for group in groups)
+    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[tuple[range, Batch]]:
+        """One batch per group of positions."""
+        if self.alone is not None:
+            groups = [range(at, at + 1) for group in groups for at in group]
+        return ((group, self.take(group)) for group in groups)
 
 
 Source = Columns | Items | Chosen
+
+
+def _outside_graphs(leaf: Any) -> Any:
+    """A view of a tensor that autograd may save, apart from the graph that it may come from."""
+    if not isinstance(leaf, Tensor):
+        return leaf
+    # Inference tensors keep no count of writes, which autograd needs: a copy does.
+    return leaf.clone() if leaf.is_inference() else leaf.detach()
 
 
 def stacked(examples: list[Any]) -> Batch:
@@ -207,6 +271,8 @@ def _understood(data: Any, name: str) -> Columns | Items:
         if isinstance(whole, Columns) and whole.rows is None:
             return Columns(whole.columns, name, rows=data.indices)
         return Items(data, name, default_collate)
+    if is_table(data):
+        raise table_error(name, data)
     if isinstance(data, Tensor | np.ndarray | Mapping):
         return Columns(data, name)
     if isinstance(data, list | tuple) and _are_columns(data, name):
@@ -277,53 +343,3 @@ def _are_columns(data: Sequence[Any], name: str) -> bool:
                 "is one example, or a tuple if each is a column with the examples first."
             )
     return True
-
-
-def _tensors(columns: Batch, name: str) -> Batch:
-    """`columns` with arrays as tensors that share their memory, each checked to be a column."""
-
-    def column(leaf: Any) -> Any:
-        if isinstance(leaf, np.ndarray):
-            try:
-                # Torch warns of memory that it might write to though it must not.
-                return torch.from_numpy(leaf if leaf.flags.writeable else leaf.copy())
-            except TypeError as error:
-                raise DataError(
-                    f"A column of {name} is an array of {leaf.dtype}, which no tensor can hold. "
-                    "Pass numbers, or a Dataset whose collate_fn makes tensors."
-                ) from error
-        return leaf
-
-    made = mapped(column, columns)
-    first: tuple[str, int] | None = None
-    for path, leaf in leaves(made):
-        if isinstance(leaf, Tensor):
-            if leaf.dim() == 0:
-                continue
-            if first is None:
-                first = path, leaf.shape[0]
-            elif leaf.shape[0] != first[1]:
-                raise DataError(
-                    f"The columns of {name} have one entry an example, so their first sizes are "
-                    f"equal, but {name}{first[0]} has {first[1]} and {name}{path} has "
-                    f"{leaf.shape[0]}. Make them equal; if each tensor is one example, pass a "
-                    "Dataset or a list of (inputs, labels) pairs."
-                )
-        elif not (leaf is None or isinstance(leaf, bool | str | bytes) or is_texts(leaf)):
-            raise DataError(
-                f"A column of {name} is a tensor with the examples first, but {name}{path} is "
-                f"{_described(leaf)}. Make a tensor of it (torch.tensor, or "
-                "return_tensors='pt' from a tokenizer)."
-            )
-    if first is None:
-        raise DataError(
-            f"{name} has to hold tensors with the examples first, but this "
-            f"{type(columns).__name__} holds none: a tensor without dimensions has no examples."
-        )
-    return made
-
-
-def _described(leaf: Any) -> str:
-    if isinstance(leaf, int | float):
-        return f"the number {leaf}"
-    return f"a {type(leaf).__name__}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, final
 
+import numpy as np
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
@@ -11,7 +12,7 @@ from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tracin.data import Batch
-from tracin.data.batches import leaves, mapped
+from tracin.data.batches import Entries, leaves, mapped
 from tracin.errors import UnsupportedModelError
 from tracin.gradients.fast import Compute
 from tracin.losses import Outcome
@@ -66,7 +67,14 @@ def refuse_sharded(parameters: Mapping[str, Tensor]) -> None:
 
 
 def columns(batch: Batch) -> tuple[list[Tensor], Callable[[list[Tensor]], Batch]]:
-    """The tensors of a batch that hold examples, and how to put others in their places."""
+    """The tensors of a batch that hold examples, and how to put others in their places.
+
+    Raises:
+        RuntimeError: The batch holds examples in lists or arrays, which vmap does not take apart.
+    """
+    for path, leaf in leaves(batch):
+        if isinstance(leaf, Entries | np.ndarray):
+            raise RuntimeError(f"vmap takes tensors apart alone, and batch{path} is none")
     tensors = [leaf for _, leaf in leaves(batch) if _is_column(leaf)]
 
     def filled(values: list[Tensor]) -> Batch:
