@@ -1,6 +1,7 @@
 """The slow twin of the engine: one plain forward and backward pass an example, no cleverness.
 
-Everything fast is tested against it, so it shares no code with what it judges.
+Everything fast is tested against it, so it shares no code with what it judges; neither does
+`tracin.slow_twin`, which `verify` ships, and which this one judges in its turn.
 """
 
 from __future__ import annotations

@@ -360,7 +360,7 @@ def test_mixed_precision_is_as_near_as_its_numbers(ranks, folder):
     [
         ("engine", "engine=tracin.engines.Mesh"),
         ("whole", "Mesh was given for a model that is whole"),
-        ("verify", "silently wrong under DTensor"),
+        ("verify", "divided over ranks averages over them"),
         ("device", "stays on their devices"),
         ("parts", "every rank needs a whole checkpoint"),
         ("tensor parallel", "tensor parallel layers are not supported"),

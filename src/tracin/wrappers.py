@@ -42,7 +42,7 @@ def _within(model: Module) -> Module | None:
     """What one wrapper holds; None where the model is none."""
     if isinstance(model, DataParallel | DistributedDataParallel) or _is_deepspeed(model):
         return model.module  # type: ignore[return-value]
-    return model._modules.get(COMPILED)
+    return dict(model.named_children()).get(COMPILED)  # a scripted module keeps no dict of them
 
 
 def _is_deepspeed(model: Module) -> bool:

@@ -304,16 +304,32 @@ class TracIn:
         return self._covered(walk)
 
     def verify(self, data: Any, examples: int = 8) -> Verification:
-        """Measure the gradients on the first `examples` of `data` against plain autograd.
+        """Measure gradients and scores of the first `examples` of `data` against plain autograd.
+
+        What they are compared with shares no code with what is measured: one ordinary backward
+        pass per example, on copies of the weights in float64 if the model runs in it.
+
+        Args:
+            data: The same kinds of data as elsewhere.
+            examples: How many of its first examples, at most all.
 
         Returns:
-            For each parameter, the largest relative error over examples and checkpoints against
-            one ordinary backward pass an example; printable.
+            For each parameter, the largest error over examples and checkpoints, relative to the
+            example's whole gradient; printable.
+
+        Raises:
+            QueryError: `examples` is below 1.
+            NonFiniteError: A loss or a gradient is NaN or infinite.
         """
+        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+            raise QueryError(
+                f"examples={examples!r} were to be verified. Give a whole number of at least 1."
+            )
         source = open_examples(data, name="data")
         walk = self._walk()
-        errors = verified(walk, len(self.checkpoints), source, min(examples, len(source)))
-        return Verification(errors, self._covered(walk), self._dtype())
+        names = [checkpoint.name for checkpoint in self.checkpoints]
+        many = min(examples, len(source))
+        return verified(walk, names, source, many, lambda: self._covered(walk))
 
     def index(
         self,

@@ -1,33 +1,34 @@
-"""The measured error of the per-example gradients, parameter by parameter."""
+"""The measured error of the per-example gradients and scores, against plain autograd."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-import torch
-from torch import Tensor
-
 from tracin.data import Examples, move
 from tracin.gradients import Coverage
-from tracin.gradients.forms import Form
-from tracin.gradients.loop import loop_pass
+from tracin.influence.comparison import Comparison, allowed, copied
 from tracin.influence.walk import Walk
 from tracin.plain_text import plain
-
-# Half precision anywhere (autocast) makes errors of a few per cent; the user sees the figures.
-ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-4}
+from tracin.precision import FLOAT64, Precision, lowest
 
 
 @final
 @dataclass(frozen=True)
 class Verification:
-    """For each parameter, the largest relative error against one backward pass an example.
+    """How far gradients and scores are from one ordinary backward pass per example.
+
+    Errors are relative to the length of the example's whole gradient, over all traced parameters:
+    a parameter whose true gradient is zero, such as the bias of the keys in attention, has only
+    rounding errors of its own.
 
     Attributes:
-        errors: Parameter name -> largest error over examples and checkpoints, relative to the
-            largest length of that parameter's gradients.
-        coverage: The way that each parameter takes.
-        dtype: The precision of the computation.
+        errors: Parameter name -> largest error over examples and checkpoints.
+        scores: The largest error of a score between two of the examples, relative to the product
+            of their lengths.
+        coverage: How each parameter's gradients are computed.
+        precision: The lowest that the model computes in; errors up to `allowed` are explained by
+            it.
+        compared: How the other gradients were computed, in words.
 
     Example:
         >>> import torch, tracin
@@ -39,18 +40,20 @@ class Verification:
     """
 
     errors: Mapping[str, float]
+    scores: float
     coverage: Coverage
-    dtype: torch.dtype
+    precision: Precision
+    compared: str
 
     @property
     def allowed(self) -> float:
         """The largest error that rounding explains."""
-        return ALLOWED[self.dtype]
+        return allowed(self.precision)
 
     @property
     def worst(self) -> float:
         """The largest error of all."""
-        return max(self.errors.values())
+        return max(self.scores, *self.errors.values())
 
     @property
     def is_exact(self) -> bool:
@@ -58,44 +61,55 @@ class Verification:
         return self.worst <= self.allowed
 
     def __str__(self) -> str:
-        width = max(len(plain(name)) for name in self.errors)
+        width = max(len(plain(name)) for name in [*self.errors, "(scores)"])
         lines = [
             f"{plain(name):<{width}}  {error:8.1e}  {self.coverage.entries[name].way}"
             for name, error in self.errors.items()
         ]
         verdict = "exact" if self.is_exact else "NOT exact"
         return "\n".join(
-            [*lines, f"largest {self.worst:.1e}, allowed {self.allowed:.0e}: {verdict}"]
+            [
+                *lines,
+                f"{'(scores)':<{width}}  {self.scores:8.1e}",
+                f"relative to each example's whole gradient, by autograd {plain(self.compared)}",
+                f"largest {self.worst:.1e}, allowed {self.allowed:.0e} since the model computes in "
+                f"{self.precision.name}: {verdict}",
+            ]
         )
 
 
-def verified(walk: Walk, checkpoints: int, data: Examples, examples: int) -> dict[str, float]:
-    """The largest relative error of each parameter over the first examples and all checkpoints."""
-    gradients = walk.gradients
-    errors = dict.fromkeys(gradients.parameters, 0.0)
-    for number in range(checkpoints):
+def verified(
+    walk: Walk,
+    names: Sequence[str],
+    data: Examples,
+    examples: int,
+    covered: Callable[[], Coverage],
+) -> Verification:
+    """Compare the first examples at all checkpoints.
+
+    Args:
+        walk: The model at its checkpoints.
+        names: Of the checkpoints.
+        data: Where the examples are from.
+        examples: How many.
+        covered: Gives the coverage, once the passes are done.
+
+    Raises:
+        NonFiniteError: A loss or a gradient is NaN or infinite.
+    """
+    errors = dict.fromkeys(walk.gradients.parameters, 0.0)
+    scores, precision, compared = 0.0, FLOAT64, ""
+    for number, name in enumerate(names):
         with walk.at(number) as device:
-            batch = move(data.take(range(examples)), device)
-            gradients.check(batch)
-            found: dict[str, Tensor] = {}
-
-            def keep(name: str, form: Form, row: int, found: dict[str, Tensor] = found) -> None:
-                rows = form.dense()
-                found.setdefault(name, rows.new_zeros(examples, rows.shape[1]))
-                found[name][row : row + form.examples] += rows
-
-            gradients.visit(batch, keep)
-            expected: dict[str, Tensor] = {}
-
-            def expect(name: str, form: Form, expected: dict[str, Tensor] = expected) -> None:
-                expected[name] = form.dense()
-
-            loop_pass(gradients.model, gradients.compute, batch, gradients.parameters, expect)
-            largest = max(float(rows.norm(dim=1).max()) for rows in expected.values())
-            for name, rows in expected.items():
-                gap = rows - found[name].to(rows) if name in found else rows
-                # Below a millionth of the whole gradient a parameter's own is rounding noise.
-                size = max(float(rows.norm(dim=1).max()), 1e-6 * largest)
-                error = float(gap.norm(dim=1).max()) / size if size else 0.0
-                errors[name] = max(errors[name], error)
-    return errors
+            # Examples that come alone make several batches.
+            for positions, batch in data.batches(examples, stop=examples):
+                batch = move(batch, device)
+                ids = data.ids[positions.start : positions.stop]
+                walk.gradients.check(copied(batch))
+                comparison = Comparison(walk.gradients, batch, name, ids)
+                for gaps in comparison.gaps():
+                    scores = max(scores, gaps.scores)
+                    errors = {each: max(error, gaps.errors[each]) for each, error in errors.items()}
+                precision = lowest([precision, comparison.precision], device)
+                compared = comparison.compared
+    return Verification(errors, scores, covered(), precision, compared)
