@@ -1,5 +1,6 @@
 """Named losses give one value an example that is the example's own, or say why they cannot."""
 
+import math
 from collections import UserDict
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tracin import losses
-from tracin.errors import LabelError, LossError
+from tracin.errors import DataWarning, LabelError, LossError
 from tracin.losses import CausalLM, CrossEntropy, MeanSquaredError, Outcome, open_loss
 
 CLASSES, WORDS = 3, 11
@@ -358,13 +359,13 @@ def test_a_label_outside_the_classes_is_named_with_its_position():
         CrossEntropy()(Fixed(torch.zeros(2, 3, 2)), (LOGITS, labels))
 
 
-def test_an_example_without_a_label_at_any_position_is_named():
+def test_an_example_without_a_label_at_any_position_has_loss_zero_and_is_named():
     labels = torch.tensor([[0, 1], [-100, -100]])
 
-    with pytest.raises(
-        LossError, match=r"example at position 1 of the batch has no label to score"
-    ):
-        CrossEntropy()(Fixed(torch.zeros(2, 3, 2)), (LOGITS, labels))
+    with pytest.warns(DataWarning, match=r"the example at position 1 of the batch: each of its"):
+        losses = CrossEntropy()(Fixed(torch.zeros(2, 3, 2)), (LOGITS, labels))
+
+    assert losses.tolist() == [pytest.approx(math.log(3)), 0.0]
 
 
 @pytest.mark.parametrize(
@@ -530,11 +531,14 @@ def test_the_loss_is_that_of_transformers_for_a_single_example():
     ],
     ids=["labels", "mask"],
 )
-def test_a_text_without_a_token_to_predict_is_named(batch):
-    with pytest.raises(
-        LossError, match=r"position 1 of the batch has no label to score.*Leave such examples out"
+def test_a_text_without_a_token_to_predict_has_loss_zero_and_is_named(batch):
+    with pytest.warns(
+        DataWarning, match=r"No label to score in the example at position 1 .*Leave such examples"
     ):
-        CausalLM()(Words(), batch)
+        losses = CausalLM()(Words(), batch)
+
+    assert losses[1] == 0
+    assert losses[0] > 0
 
 
 def test_a_label_that_is_no_word_is_named():
@@ -584,3 +588,66 @@ def test_an_output_that_does_not_fit_the_tokens_is_refused(shape):
         CausalLM()(Fixed(torch.zeros(shape)), tokens([1, 2, 3]))
 
     assert f"for input_ids (1, 3), but the model gave {shape}" in str(error.value)
+
+
+# --- what a model is called with ------------------------------------------------------------
+
+NARROW = [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.uint32]
+
+
+class Language(nn.Module):
+    """An embedding, which takes two types of integers alone; notes what it was called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(WORDS, WORDS)
+        self.called = []
+
+    def forward(self, input_ids, attention_mask=None):
+        self.called.append(attention_mask)
+        return self.words(input_ids)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("form", ["tensor", "tuple", "mapping"])
+def test_tokens_of_any_integer_type_are_scored(dtype, form):
+    torch.manual_seed(0)
+    model, ids = Language(), tokens([1, 2, 3], [3, 2, 1])
+    narrow = ids.to(dtype)
+    batch = {"tensor": narrow, "tuple": (narrow,), "mapping": {"input_ids": narrow}}[form]
+
+    assert torch.equal(CausalLM()(model, batch), CausalLM()(model, ids))
+
+
+def test_columns_that_the_model_does_not_take_are_left_out():
+    model, ids = Language(), tokens([1, 2, 3], [3, 2, 1])
+    mask = torch.ones_like(ids)
+    extra = {"length": torch.tensor([3, 3]), "text": ["a", "b"], "idx": torch.tensor([0, 1])}
+
+    losses = CausalLM()(model, {"input_ids": ids, "attention_mask": mask, **extra})
+
+    assert torch.equal(losses, CausalLM()(model, ids))
+    assert model.called[0] is mask
+
+
+def test_a_model_that_takes_any_name_gets_every_column():
+    class Any(nn.Module):
+        def forward(self, **columns):
+            self.names = sorted(columns)
+            return columns["x"]
+
+    model = Any()
+    CrossEntropy()(model, {"x": LOGITS, "extra": LOGITS, "labels": GOLD})
+
+    assert model.names == ["extra", "x"]
+
+
+def test_models_of_transformers_get_what_their_forward_names():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=WORDS, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    ids = tokens([1, 2, 3, 4])
+
+    found = CausalLM()(model, {"input_ids": ids.to(torch.uint8), "special_tokens_mask": ids})
+
+    torch.testing.assert_close(found, model(input_ids=ids, labels=ids).loss[None])

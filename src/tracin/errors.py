@@ -1,5 +1,8 @@
 """Every error that tracin raises on purpose: what was promised, what came, and the way out."""
 
+from collections.abc import Callable
+from typing import Any
+
 from tracin.plain_text import plain_lines
 
 
@@ -16,7 +19,15 @@ class DataError(TracInError):
 
 
 class LabelError(DataError):
-    """A label has the wrong type, or lies outside the classes that the model scores."""
+    """A label has the wrong type, or lies outside the classes that the model scores.
+
+    Attributes:
+        whose: How the message calls the example, where it knows no more than its row.
+        row_in: The row of a batch that the error is about; None where it is about none.
+    """
+
+    whose: str | None = None
+    row_in: Callable[[Any], int | None] | None = None
 
 
 class LossError(TracInError):

@@ -5,8 +5,13 @@ example alone, never on its batch. Each says when model and batch do not fit, in
 something else.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -16,13 +21,18 @@ from torch.nn import Module
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
-from tracin.errors import LabelError, LossError
+from tracin.errors import DataWarning, LabelError, LossError
 
 PerExampleLoss = Callable[[Module, Any], Tensor]
 """`loss(model, batch)`: one value an example, [examples]."""
 
 IGNORED = -100
 """The label of a position that has no loss: the convention of torch and of transformers."""
+
+# Integers that embeddings do not take, though tokens are stored so.
+_NARROW = frozenset(
+    {torch.int8, torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.uint64}
+)
 
 # No label is ever this, so a stray -100 where nothing may be ignored is an error in torch, too.
 _NOTHING_IGNORED = -(2**62)
@@ -50,15 +60,15 @@ class Outcome:
 class CrossEntropy:
     """Cross-entropy of the labels under the softmax of the model's output, in nats.
 
-    One label an example: its loss, with no reduction. A label a position (segmentation, tagging):
-    the mean over the example's own positions whose label is not -100; for their sum, pass a
-    callable.
+    One label per example: its loss, with no reduction. One label per position (segmentation,
+    tagging): the mean over the example's own positions whose label is not -100, and 0 where there
+    is none; for their sum, pass a callable.
 
     The batch is `(inputs, labels)`, and the model is called as `model(inputs)`, `model(*inputs)`
     or `model(**inputs)` when inputs are a tensor, a tuple or a mapping; or the batch is a mapping
-    with "labels", and the model is called with all the rest by name. The output is a tensor
-    [examples, classes] or [examples, classes, positions...], or has one as `.logits` or
-    ["logits"].
+    with "labels", and the model is called by name with all the rest that its forward takes. The
+    output is a tensor [examples, classes] or [examples, classes, positions...], or has one as
+    `.logits` or ["logits"].
 
     Example:
         >>> import torch
@@ -90,12 +100,12 @@ class CrossEntropy:
         _require_classes(logits, labels)
         labels = labels.long()
         if labels.dim() == 1:
-            _check_labels(labels, logits.shape[1], ignored=None)
+            _check_labels(labels, logits.shape[1], None, _class_labels)
             losses = F.cross_entropy(
                 logits, labels, reduction="none", ignore_index=_NOTHING_IGNORED
             )
             return Outcome(losses, logits, labels)
-        _check_labels(labels, logits.shape[1], ignored=IGNORED)
+        _check_labels(labels, logits.shape[1], IGNORED, _class_labels)
         each = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
         return Outcome(_mean_of_kept(each, labels), logits, labels)
 
@@ -151,11 +161,12 @@ class CausalLM:
     change nothing.
 
     The batch is a mapping with "input_ids" [examples, positions], and "attention_mask" and
-    "labels" where there are any; the model is called with all but the labels by name. Or it is a
-    tensor of tokens, and the model is called as `model(tokens)`. The shift by one is made here:
-    labels are aligned with input_ids, -100 is ignored. Without labels they are the input_ids,
-    where neither the token nor the one it is predicted from is masked, so padding on the left
-    gives the same loss as padding on the right. The output is a tensor
+    "labels" where there are any; the model is called by name with all but the labels that its
+    forward takes. Or it is a tensor of tokens, and the model is called as `model(tokens)`. Tokens
+    may be of any integer type. The shift by one is made here: labels are aligned with input_ids,
+    -100 is ignored, and an example without a token to predict has loss 0. Without labels they are
+    the input_ids, where neither the token nor the one it is predicted from is masked, so padding on
+    the left gives the same loss as padding on the right. The output is a tensor
     [examples, positions, words], or has one as `.logits` or ["logits"].
 
     Example:
@@ -169,11 +180,14 @@ class CausalLM:
         """The loss of every example, [examples].
 
         Raises:
-            LossError: the batch has another form, the output does not fit it, or an example has
-                no token to predict.
+            LossError: the batch has another form, or the output does not fit it.
             LabelError: tokens or labels that are no integers, or lie outside the words.
         """
-        following, output = self._following(model, batch)
+        following = next_tokens(batch)
+        if isinstance(batch, Mapping):
+            output = _by_name(model, {key: batch[key] for key in batch if key != "labels"})
+        else:
+            output = model(_as_index(batch if isinstance(batch, Tensor) else _only(batch)))
         logits = _logits(output, "causal_lm")
         if logits.dim() != 3 or logits.shape[:2] != following.shape:
             raise LossError(
@@ -181,36 +195,12 @@ class CausalLM:
                 f"{tuple(following.shape)}, but the model gave {tuple(logits.shape)}. "
                 "Pass a callable if the model works otherwise."
             )
-        _check_labels(following, logits.shape[2], ignored=IGNORED)
+        _check_labels(following, logits.shape[2], IGNORED, next_tokens)
         # The labels are shifted and not the logits, which would have to be copied to be flat.
         each = F.cross_entropy(
             logits.flatten(0, 1), following.flatten(), reduction="none", ignore_index=IGNORED
         )
         return _mean_of_kept(each.view_as(following), following)
-
-    def _following(self, model: Module, batch: Any) -> tuple[Tensor, Any]:
-        """The label that each position has to predict [examples, positions], and the output."""
-        if isinstance(batch, Tensor | list | tuple):
-            tokens = batch if isinstance(batch, Tensor) else _only(batch)
-            _require_tokens(tokens, "the tensor of tokens")
-            return _shifted(tokens.long()), model(tokens)
-        if not isinstance(batch, Mapping) or "input_ids" not in batch:
-            raise _form_error("causal_lm", "a mapping with 'input_ids', or a tensor of them", batch)
-        tokens = batch["input_ids"]
-        _require_tokens(tokens, "input_ids")
-        arguments = {str(key): value for key, value in batch.items() if key != "labels"}
-        labels, mask = batch.get("labels"), batch.get("attention_mask")
-        if labels is not None:
-            _require_tokens(labels, "labels")
-            _require_alike(labels, "labels", tokens)
-            return _shifted(labels.long()), model(**arguments)
-        following = _shifted(tokens.long())
-        if mask is not None:
-            _require_alike(mask, "attention_mask", tokens)
-            kept = mask != 0
-            kept = kept & F.pad(kept[:, 1:], (0, 1), value=False)
-            following = torch.where(kept, following, IGNORED)
-        return following, model(**arguments)
 
 
 _NAMED: dict[str, Callable[[], PerExampleLoss]] = {
@@ -256,21 +246,97 @@ def open_loss(loss: str | PerExampleLoss) -> PerExampleLoss:
     return loss
 
 
+def next_tokens(batch: Any) -> Tensor:
+    """The label that each position of a `causal_lm` batch has to predict: [examples, positions].
+
+    Raises:
+        LossError: The batch has another form.
+        LabelError: Tokens or labels that are no integers.
+    """
+    if isinstance(batch, Tensor | list | tuple):
+        tokens = batch if isinstance(batch, Tensor) else _only(batch)
+        _require_tokens(tokens, "the tensor of tokens")
+        return _shifted(tokens.long())
+    if not isinstance(batch, Mapping) or "input_ids" not in batch:
+        raise _form_error("causal_lm", "a mapping with 'input_ids', or a tensor of them", batch)
+    tokens = batch["input_ids"]
+    _require_tokens(tokens, "input_ids")
+    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    if labels is not None:
+        _require_tokens(labels, "labels")
+        _require_alike(labels, "labels", tokens)
+        return _shifted(labels.long())
+    following = _shifted(tokens.long())
+    if mask is None:
+        return following
+    _require_alike(mask, "attention_mask", tokens)
+    kept = mask != 0
+    kept = kept & F.pad(kept[:, 1:], (0, 1), value=False)
+    return torch.where(kept, following, IGNORED)
+
+
 def _called(model: Module, batch: Any, name: str) -> tuple[Any, Tensor]:
     """The model's output on the inputs of a batch, and the batch's labels."""
+    labels = _labels_in(batch, name)
     if isinstance(batch, Mapping):
-        if "labels" not in batch:
-            raise _form_error(name, _BATCH_FORM, batch)
-        labels = _label_tensor(batch["labels"], name)
-        return model(**{str(key): batch[key] for key in batch if key != "labels"}), labels
-    if not isinstance(batch, list | tuple) or len(batch) != 2:
-        raise _form_error(name, _BATCH_FORM, batch)
-    inputs, labels = batch[0], _label_tensor(batch[1], name)
+        return _by_name(model, {key: batch[key] for key in batch if key != "labels"}), labels
+    inputs = batch[0]
     if isinstance(inputs, Mapping):
-        return model(**{str(key): value for key, value in inputs.items()}), labels
+        return _by_name(model, inputs), labels
     if isinstance(inputs, list | tuple):
         return model(*inputs), labels
     return model(inputs), labels
+
+
+def _labels_in(batch: Any, name: str) -> Tensor:
+    if isinstance(batch, Mapping):
+        if "labels" not in batch:
+            raise _form_error(name, _BATCH_FORM, batch)
+        return _label_tensor(batch["labels"], name)
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise _form_error(name, _BATCH_FORM, batch)
+    return _label_tensor(batch[1], name)
+
+
+def _class_labels(batch: Any) -> Tensor:
+    return _labels_in(batch, "cross_entropy")
+
+
+def _by_name(model: Module, inputs: Mapping[Any, Any]) -> Any:
+    """Call the model with the inputs that its forward takes, as transformers' Trainer does."""
+    named = {
+        str(key): _as_index(value) if str(key).endswith("_ids") else value
+        for key, value in inputs.items()
+    }
+    taken = _names_taken(model)
+    return model(**named if taken is None else {key: named[key] for key in named if key in taken})
+
+
+def _names_taken(model: Module) -> frozenset[str] | None:
+    """The names that the model's forward takes; None where it takes any."""
+    # An adapter takes anything, and hands it on to the model that it is around.
+    base = getattr(model, "get_base_model", None)
+    inner = base() if callable(base) else model
+    try:
+        parameters = inspect.signature(inner.forward).parameters.values()
+    except (TypeError, ValueError):  # compiled code has no signature to read
+        return None
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    # Models of transformers hand further names on to their kernels; Trainer never gives any.
+    if takes_any and not _is_of_transformers(inner):
+        return None
+    return frozenset(each.name for each in parameters)
+
+
+def _is_of_transformers(model: Module) -> bool:
+    return any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__)
+
+
+def _as_index(tokens: Any) -> Any:
+    """Tokens in a type that an embedding takes; other values as they are."""
+    if not isinstance(tokens, Tensor) or tokens.dtype not in _NARROW:
+        return tokens
+    return tokens.long()
 
 
 def _form_error(name: str, form: str, batch: Any) -> LossError:
@@ -345,8 +411,17 @@ def _require_classes(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _check_labels(labels: Tensor, classes: int, ignored: int | None) -> None:
-    """Look at the values of the labels, in one transfer from the device."""
+def _check_labels(
+    labels: Tensor, classes: int, ignored: int | None, find: Callable[[Any], Tensor]
+) -> None:
+    """Look at the values of the labels, in one transfer from the device.
+
+    Args:
+        labels: [examples, ...].
+        classes: How many there are.
+        ignored: The label of positions without a loss; None where each has one.
+        find: The labels of a batch, to find the example in another batch.
+    """
     # Inside vmap a tensor has no values to look at; the same labels are seen outside of it.
     if is_functorch_wrapped_tensor(labels) or labels.numel() == 0:
         return
@@ -359,30 +434,90 @@ def _check_labels(labels: Tensor, classes: int, ignored: int | None) -> None:
         fewest_kept = kept.flatten(1).sum(1).min()
         low, high, fewest = torch.stack([*seen, fewest_kept]).tolist()
     if low < 0 or high >= classes:
-        outside = (labels < 0) | (labels >= classes)
-        if ignored is not None:
-            outside &= labels != ignored
-        where = outside.nonzero()[0].tolist()
-        hint = "" if ignored is None else f", or {ignored} for a position without a loss"
-        place = f", at its position {', '.join(map(str, where[1:]))}" if len(where) > 1 else ""
-        raise LabelError(
-            f"Labels are classes from 0 to {classes - 1}{hint}, since the model scores {classes}, "
-            f"but the example at position {where[0]} of the batch has "
-            f"{labels[tuple(where)].item()}{place}. Renumber the labels, or give the model an "
-            "output for each class."
-        )
+        raise _outside(labels, classes, ignored, find)
     if fewest == 0:
-        empty = int((labels != ignored).flatten(1).sum(1).argmin())
-        raise LossError(
-            f"The example at position {empty} of the batch has no label to score: each of its "
-            f"positions is {ignored} or masked, so its mean loss does not exist. Leave such "
-            "examples out of the data."
-        )
+        noted = _UNLABELLED.get()
+        if noted is None:
+            _warn_unlabelled(labels)
+        else:
+            noted.append(partial(_rows_without, find=find))
+
+
+def _outside(
+    labels: Tensor, classes: int, ignored: int | None, find: Callable[[Any], Tensor]
+) -> LabelError:
+    where = _is_outside(labels, classes, ignored).nonzero()[0].tolist()
+    hint = "" if ignored is None else f", or {ignored} for a position without a loss"
+    place = f", at its position {', '.join(map(str, where[1:]))}" if len(where) > 1 else ""
+    whose = f"the example at position {where[0]} of the batch"
+    error = LabelError(
+        f"Labels are classes from 0 to {classes - 1}{hint}, since the model scores {classes}, "
+        f"but {whose} has {labels[tuple(where)].item()}{place}. Renumber the labels, or give the "
+        "model an output for each class."
+    )
+    error.whose = whose
+    error.row_in = partial(_row_outside, classes=classes, ignored=ignored, find=find)
+    return error
+
+
+def _is_outside(labels: Tensor, classes: int, ignored: int | None) -> Tensor:
+    outside = (labels < 0) | (labels >= classes)
+    return outside if ignored is None else outside & (labels != ignored)
+
+
+def _row_outside(
+    batch: Any, *, classes: int, ignored: int | None, find: Callable[[Any], Tensor]
+) -> int | None:
+    """The first row of a batch whose labels are no classes."""
+    rows = _is_outside(find(batch).long(), classes, ignored).nonzero()[:, 0]
+    return int(rows[0]) if len(rows) else None
+
+
+# Where a pass wants to know of examples without labels: functions of a batch that give their rows.
+_UNLABELLED: ContextVar[list[Callable[[Any], list[int]]] | None] = ContextVar(
+    "unlabelled", default=None
+)
+
+
+@contextmanager
+def noting_unlabelled() -> Iterator[list[Callable[[Any], list[int]]]]:
+    """Collect what losses find out about examples without labels, instead of warnings.
+
+    Yields:
+        Functions of a batch, one for each pass that met such an example: they give its rows.
+    """
+    noted: list[Callable[[Any], list[int]]] = []
+    token = _UNLABELLED.set(noted)
+    try:
+        yield noted
+    finally:
+        _UNLABELLED.reset(token)
+
+
+def _rows_without(batch: Any, *, find: Callable[[Any], Tensor]) -> list[int]:
+    """The rows of a batch that have no label to score."""
+    kept = find(batch) != IGNORED
+    return (~kept.flatten(1).any(1)).nonzero()[:, 0].tolist()
+
+
+def unlabelled_warning(examples: str) -> str:
+    """What to say of examples without a label."""
+    return (
+        f"No label to score in {examples}: each of its positions is {IGNORED} or masked, so its "
+        "loss and its scores are 0. Leave such examples out of the data."
+    )
+
+
+def _warn_unlabelled(labels: Tensor) -> None:
+    row = int((labels != IGNORED).flatten(1).sum(1).argmin())
+    warnings.warn(
+        unlabelled_warning(f"the example at position {row} of the batch"), DataWarning, stacklevel=4
+    )
 
 
 def _mean_of_kept(each: Tensor, labels: Tensor) -> Tensor:
-    """The mean over an example's positions that are not ignored: [examples]."""
-    return each.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1)
+    """The mean over an example's positions that are not ignored, 0 where none is: [examples]."""
+    return each.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1).clamp(min=1)
 
 
 def _columns(values: Tensor) -> Tensor:
