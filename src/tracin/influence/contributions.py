@@ -167,7 +167,7 @@ def sums_of(
     run: TracIn, train: Any, test: Any, batch_size: int | None, progress: bool | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Self-influence by checkpoint, and the two sums of the influence on queries."""
-    examples = open_examples(train, name="train")
+    examples = run.open_data(train, "train")
     queries = None if test is None else open_examples(test, name="test")
     count = len(run.checkpoints)
     own = torch.zeros(count, len(examples), dtype=run._dtype())

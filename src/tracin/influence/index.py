@@ -170,7 +170,7 @@ class Index:
                 "all comes from the index: leave train out, or give exact=True as well."
             )
         examples = self._examples(run, train) if exact else None
-        queries = open_examples(test, name="test")
+        queries = run.open_data(test, "test")
         asked = self._asked(run, queries, batch_size)
         reading = Reading(self.store, self.plan, asked, memory, left, progress)
         notes: list[str] = []
@@ -300,7 +300,7 @@ class Index:
         Raises:
             IndexingError: As from `explain`.
         """
-        queries = open_examples(test, name="test")
+        queries = run.open_data(test, "test")
         asked = self._asked(run, queries, batch_size)
         return scores_of(Reading(self.store, self.plan, asked, memory, progress=progress))
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tracin.data import open_examples
 from tracin.engines import Engine, Mesh
 from tracin.errors import IndexingError
 from tracin.influence.batch_size import BatchSize, checked_size
@@ -57,7 +56,7 @@ def begun(
             f"rows_a_shard is a whole number of at least 1; {rows_a_shard!r} was given."
         )
     size = checked_size(batch_size)
-    examples = open_examples(train, name="train")
+    examples = run.open_data(train, "train")
     where = absolute(folder)
     projection = projection or Projection()
     known = partial(_known_plan, where, projection)

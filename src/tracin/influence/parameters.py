@@ -1,7 +1,8 @@
-"""Which parameters are traced: all that are trained, the last layer, or names and globs."""
+"""Which parameters are traced: all that are trained, or those of some names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch.nn import Module, Parameter
 
@@ -10,14 +11,17 @@ from tracin.errors import ParametersError
 
 Selection = str | Sequence[str] | None
 
+LAST = "last"  # the layer used last
+
 
 def chosen_parameters(model: Module, selection: Selection) -> dict[str, Parameter]:
     """The parameters to trace, by name, in the model's order.
 
     Args:
         model: Tied parameters count once, under their first name.
-        selection: None for every trainable parameter, "last" for those of the last layer that
-            has any, or names and globs such as ["fc.*"].
+        selection: None for every trainable parameter, names and globs such as ["fc.*"], or
+            "last": every one that the last layer may have, for a forward pass shows which layer
+            is used last (see `last_used.py`).
 
     Raises:
         ParametersError: Nothing is trainable, or a name matches no trainable parameter.
@@ -31,11 +35,9 @@ def chosen_parameters(model: Module, selection: Selection) -> dict[str, Paramete
             "gradients of trained parameters; call model.requires_grad_(True) for those that were "
             "trained."
         )
-    if selection is None:
+    if selection is None or selection == LAST:
         return trainable
-    if selection == "last":
-        return last_layer(model)
-    patterns = [selection] if isinstance(selection, str) else list(selection)
+    patterns = _patterns(selection)
     if not patterns:
         raise ParametersError(
             "parameters=[] chooses nothing. Leave it out to trace every trainable parameter."
@@ -49,14 +51,18 @@ def chosen_parameters(model: Module, selection: Selection) -> dict[str, Paramete
     return {name: parameter for name, parameter in trainable.items() if name in found}
 
 
-def last_layer(model: Module) -> dict[str, Parameter]:
-    """The trainable parameters of the last module that has some of its own."""
-    trainable = {id(p): (n, p) for n, p in model.named_parameters() if p.requires_grad}
-    last: dict[str, Parameter] = {}
-    for module in model.modules():
-        own = [trainable[id(p)] for p in module.parameters(recurse=False) if id(p) in trainable]
-        last = dict(own) or last
-    return last
+def _patterns(selection: object) -> list[str]:
+    if isinstance(selection, str):
+        return [selection]
+    is_list = isinstance(selection, Iterable) and not isinstance(selection, bytes | Mapping)
+    patterns: list[Any] = list(selection) if is_list else [selection]  # pyright: ignore[reportGeneralTypeIssues]
+    other = [each for each in patterns if not isinstance(each, str)]
+    if other:
+        raise ParametersError(
+            'parameters is None, "last", or a list of names and globs such as ["fc.*"], but '
+            f"{other[0]!r} ({type(other[0]).__name__}) came. Give the names of parameters."
+        )
+    return patterns
 
 
 def _matches(name: str, pattern: str) -> bool:

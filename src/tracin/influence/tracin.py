@@ -7,12 +7,18 @@ from typing import Any, Literal, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
-from tracin.checkpoints import bare_name, checkpoint_weights, open_checkpoints
+from tracin.checkpoints import (
+    bare_name,
+    checkpoint_weights,
+    loaded,
+    open_checkpoints,
+    untouched,
+)
 from tracin.checkpoints.discover import Checkpoints
 from tracin.checkpoints.learning_rates import LearningRates
-from tracin.data import move, open_examples
+from tracin.data import Examples, content_of, move, open_examples
 from tracin.engines import Engine, Serial
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Coverage, Covered, Way
@@ -21,14 +27,16 @@ from tracin.influence.explanations import Explanations
 from tracin.influence.index import Index
 from tracin.influence.index_about import checkpoint_key
 from tracin.influence.index_build import begun, finished
+from tracin.influence.last_used import last_foreseen, last_used
 from tracin.influence.mislabelled import Judgement
-from tracin.influence.parameters import Selection, chosen_parameters, last_layer
+from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.influence.ranking import Ranking
 from tracin.influence.suspects import Suspects, check_ranking
 from tracin.influence.update import scaling_of
 from tracin.influence.verification import Verification, verified
 from tracin.influence.walk import Question, Walk
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.sharding import device_of
 from tracin.sketches import Projection
 from tracin.wrappers import unwrapped
 
@@ -55,8 +63,8 @@ class TracIn:
             example, [examples].
         checkpoints: A folder written by `tracin.Recorder`, a glob, or a list of paths, state dicts
             or `tracin.Checkpoint`. Their order is kept.
-        parameters: None for every trainable parameter, "last" for the last layer with weights, or
-            names and globs such as ["fc.*"].
+        parameters: None for every trainable parameter, "last" for the layer that a forward pass
+            uses last, or names and globs such as ["fc.*"].
         learning_rates: None for the recorded ones, one a checkpoint, "equal" (every weight 1), or
             "span" (the recorded rates of all steps that a checkpoint stands for).
         device: Where to compute; by default where the model is.
@@ -100,7 +108,9 @@ class TracIn:
     ) -> None:
         self.model = unwrapped(model)
         self.loss = open_loss(loss)
-        self.parameters = chosen_parameters(self.model, parameters)
+        self._chosen = chosen_parameters(self.model, parameters)
+        self._is_last = parameters == LAST
+        self._last: dict[str, Parameter] | None = None
         self.checkpoints = open_checkpoints(checkpoints)
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
         self.device = device
@@ -125,7 +135,7 @@ class TracIn:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             CoupledExamplesError: An example's loss depends on the rest of its batch.
         """
-        examples = open_examples(train, name="train")
+        examples = self.open_data(train, "train")
         total = torch.zeros(len(examples), dtype=torch.float64)
         steps = self._walk().steps(
             examples,
@@ -161,7 +171,7 @@ class TracIn:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             CoupledExamplesError: An example's loss depends on the rest of its batch.
         """
-        examples, queries = open_examples(train, name="train"), open_examples(test, name="test")
+        examples, queries = self.open_data(train, "train"), open_examples(test, name="test")
         total = torch.zeros(len(examples), len(queries), dtype=self._dtype())
         walk = self._walk()
         for span in self._query_spans(len(queries)):
@@ -212,7 +222,7 @@ class TracIn:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             LossError: drop_misclassified without a loss that tells classes apart.
         """
-        examples, queries = open_examples(train, name="train"), open_examples(test, name="test")
+        examples, queries = self.open_data(train, "train"), open_examples(test, name="test")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(examples):
@@ -271,8 +281,8 @@ class TracIn:
             QueryError: An unknown column in rank_by.
         """
         check_ranking(rank_by)
-        examples = open_examples(train, name="train")
-        last = last_layer(self.model)
+        examples = self.open_data(train, "train")
+        last = self._last_layer(examples)
         traced = {**self.parameters, **last}
         walk = self._walk(with_outcome=True, parameters=traced)
         question = Question(
@@ -297,7 +307,7 @@ class TracIn:
 
         Every parameter of the model is there; those that are not traced are "excluded".
         """
-        examples = open_examples(batch, name="batch")
+        examples = self.open_data(batch, "batch")
         walk = self._walk()
         with walk.at(len(self.checkpoints) - 1) as device:
             walk.gradients.check(move(examples.take(range(min(3, len(examples)))), device))
@@ -325,7 +335,7 @@ class TracIn:
             raise QueryError(
                 f"examples={examples!r} were to be verified. Give a whole number of at least 1."
             )
-        source = open_examples(data, name="data")
+        source = self.open_data(data, "data")
         walk = self._walk()
         names = [checkpoint.name for checkpoint in self.checkpoints]
         many = min(examples, len(source))
@@ -369,6 +379,36 @@ class TracIn:
         """
         job = begun(self, train, folder, projection, number_format, rows_a_shard, batch_size)
         return finished(job, engine or Serial(), progress, recall_queries)
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The traced parameters, by name, in the model's order.
+
+        Raises:
+            ParametersError: They are those of the last layer, and neither data nor the model's code
+                has shown which that is.
+        """
+        if not self._is_last:
+            return self._chosen
+        return last_foreseen(self.model) if self._last is None else self._last
+
+    def open_data(self, data: Any, name: str) -> Examples:
+        """Data to be walked; the first shows which layer is used last, if that is asked for."""
+        examples = open_examples(data, name=name)
+        if self._is_last:
+            self._last_layer(examples)
+        return examples
+
+    def _last_layer(self, examples: Examples) -> dict[str, Parameter]:
+        """The trainable parameters of the layer that a forward pass over an example uses last."""
+        if self._last is None:
+            with (
+                untouched(self.model),
+                loaded(self.model, self.checkpoints[-1], self.device),
+            ):
+                batch = content_of(move(examples.few([0]), device_of(self.model)))
+                self._last = last_used(self.model, lambda: self.loss(self.model, batch))
+        return self._last
 
     def checkpoint_keys(self) -> list[str]:
         """A fingerprint of each checkpoint's weights, in the order of the checkpoints."""

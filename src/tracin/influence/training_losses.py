@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from tracin.checkpoints import loaded, untouched
-from tracin.data import move, open_examples
+from tracin.data import move
 from tracin.influence.batch_size import BatchSize, checked_size, fitting_size
 from tracin.influence.progress import bar
 from tracin.influence.tracin import TracIn
@@ -37,7 +37,7 @@ def training_losses(
         >>> tracin.training_losses(run, (torch.ones(2, 1), torch.tensor([1.0, 3.0])))
         [5.0, 2.0]
     """
-    examples = open_examples(train, name="train")
+    examples = run.open_data(train, "train")
     size = checked_size(batch_size)
     gradients = run._walk().gradients
     means = []

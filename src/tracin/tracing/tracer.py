@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed import get_world_size
-from torch.nn import DataParallel, Module
+from torch.nn import DataParallel, Module, Parameter
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from tracin.checkpoints import untouched
 from tracin.checkpoints.hooked_optimizer import bare_optimizer
 from tracin.checkpoints.state_dicts import listed
-from tracin.data import move, open_examples
+from tracin.data import content_of, move, open_examples
 from tracin.errors import TracingError, TracingWarning, UnsupportedModelError
 from tracin.gradients.forms import Memo
-from tracin.influence.parameters import Selection, chosen_parameters
+from tracin.influence.last_used import last_used
+from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.tracing.asked import Asked, Questions, weights_at
 from tracin.tracing.fingerprints import (
@@ -318,7 +320,7 @@ class Tracer:
         if flags == self._flags:
             return
         self._flags = flags
-        chosen: dict[str, Tensor] = dict(chosen_parameters(self._model, self._selection))
+        chosen: dict[str, Tensor] = dict(self._chosen())
         self._moving = {
             name: parameter
             for name, parameter in self._model.named_parameters()
@@ -340,6 +342,17 @@ class Tracer:
             self._grad_handles[name] = chosen[name].register_post_accumulate_grad_hook(
                 lambda parameter, name=name: self._see(name, parameter)
             )
+
+    def _chosen(self) -> dict[str, Parameter]:
+        """The parameters to trace, as far as they are trainable now."""
+        if self._selection != LAST:
+            return chosen_parameters(self._model, self._selection)
+        with self._busy(), untouched(self._model):
+            for module in self._model.modules():
+                module.training = False  # not through eval(), which some layers override
+            device = next(self._model.parameters()).device
+            example = content_of(move(self._train.few([0]), device))
+            return last_used(self._model, lambda: self._compute(self._model, example))
 
     def _see(self, name: str, parameter: Tensor) -> None:
         if not self._is_busy and parameter.grad is not None and self._handles:
