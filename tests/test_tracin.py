@@ -13,7 +13,9 @@ import slow_twin
 import tracin
 from tracin import errors
 from tracin.gradients.functional import refuse_sharded
+from tracin.influence import mislabelled
 from tracin.influence import tracin as front_door
+from tracin.influence.mislabelled import Judgement
 
 CLASSES = 3
 
@@ -265,6 +267,29 @@ def test_the_last_layer_is_judged_even_where_it_is_not_traced():
 
     assert close(table.self_influence, run(parameters=["0.*"]).self_influence(train)[at])
     assert close(table.self_influence_last, run(parameters="last").self_influence(train)[at])
+
+
+@pytest.mark.parametrize("held", [1, 2 * CLASSES, 5 * CLASSES + 1])
+def test_suspects_are_judged_in_blocks_of_bounded_memory(monkeypatch, held):
+    train = data(12)
+    whole = run().find_mislabelled(train)
+    blocks = []
+
+    class Watched(Judgement):
+        def open(self, block, classes):
+            super().open(block, classes)
+            blocks.append(self._probabilities.numel())
+
+    monkeypatch.setattr(mislabelled, "HELD", held)
+    monkeypatch.setattr(front_door, "Judgement", Watched)
+    in_blocks = run().find_mislabelled(train)
+
+    assert max(blocks) <= max(held, CLASSES)
+    assert sum(blocks) == 12 * CLASSES
+    assert np.array_equal(in_blocks.positions, whole.positions)
+    assert np.array_equal(in_blocks.suggested_labels, whole.suggested_labels)
+    for name in ("self_influence", "self_influence_last", "loss", "el2n", "margin"):
+        assert close(getattr(in_blocks, name), getattr(whole, name), 1e-6)
 
 
 def test_labels_cannot_be_judged_by_a_loss_without_classes():

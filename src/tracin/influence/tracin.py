@@ -1,7 +1,8 @@
 """The front door: which training examples made the model say this?"""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, final
 
 import numpy as np
@@ -18,17 +19,18 @@ from tracin.checkpoints import (
 )
 from tracin.checkpoints.discover import Checkpoints
 from tracin.checkpoints.learning_rates import LearningRates
-from tracin.data import Examples, content_of, move, open_examples
+from tracin.data import Batch, Examples, content_of, move, open_examples
 from tracin.engines import Engine, Serial
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Coverage, Covered, Way
+from tracin.influence import mislabelled
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.explanations import Explanations
 from tracin.influence.index import Index
 from tracin.influence.index_about import checkpoint_key
 from tracin.influence.index_build import begun, finished
 from tracin.influence.last_used import last_foreseen, last_used
-from tracin.influence.mislabelled import Judgement
+from tracin.influence.mislabelled import Judgement, classes_of
 from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.influence.ranking import Ranking
 from tracin.influence.suspects import Suspects, check_ranking
@@ -290,16 +292,18 @@ class TracIn:
             apart=frozenset(last),
             only_apart=frozenset(set(last) - set(self.parameters)),
         )
+        with self._first(examples) as batch:
+            classes = classes_of(walk.gradients.compute(self.model, batch))
         judgement = Judgement(len(examples), len(self.checkpoints))
-        for step in walk.steps(
-            examples,
-            range(len(examples)),
-            question,
-            checked_size(batch_size),
-            progress,
-            "mislabelled",
-        ):
-            judgement.take(step)
+        size = max(1, mislabelled.HELD // classes)
+        for start in range(0, len(examples), size):
+            block = range(start, min(start + size, len(examples)))
+            judgement.open(block, classes)
+            for step in walk.steps(
+                examples, block, question, checked_size(batch_size), progress, "mislabelled"
+            ):
+                judgement.take(step)
+            judgement.close()
         return judgement.suspects(examples.ids, rank_by)
 
     def coverage(self, batch: Any) -> Coverage:
@@ -402,13 +406,15 @@ class TracIn:
     def _last_layer(self, examples: Examples) -> dict[str, Parameter]:
         """The trainable parameters of the layer that a forward pass over an example uses last."""
         if self._last is None:
-            with (
-                untouched(self.model),
-                loaded(self.model, self.checkpoints[-1], self.device),
-            ):
-                batch = content_of(move(examples.few([0]), device_of(self.model)))
+            with self._first(examples) as batch:
                 self._last = last_used(self.model, lambda: self.loss(self.model, batch))
         return self._last
+
+    @contextmanager
+    def _first(self, examples: Examples) -> Iterator[Batch]:
+        """Put the last checkpoint in place, and give the first example as its loss takes it."""
+        with untouched(self.model), loaded(self.model, self.checkpoints[-1], self.device):
+            yield content_of(move(examples.few([0]), device_of(self.model)))
 
     def checkpoint_keys(self) -> list[str]:
         """A fingerprint of each checkpoint's weights, in the order of the checkpoints."""
