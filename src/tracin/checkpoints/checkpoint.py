@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tracin.checkpoints.formats import read_weights
+from tracin.checkpoints.formats import files_of, read_weights
 from tracin.checkpoints.optimizer_states import OptimizerState
 from tracin.checkpoints.rate import Rate, valid_rate
 from tracin.checkpoints.sealed_tensors import refuse_other_file
-from tracin.checkpoints.state_dicts import weights_within
+from tracin.checkpoints.stamps import Stamp, stamp_of
+from tracin.checkpoints.state_dicts import refuse_other_kinds, weights_within
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointError
 
@@ -36,6 +37,7 @@ class Checkpoint:
             nothing.
         checksum: That of the weights' file, as a `tracin.Recorder` lists it; "" if it is unknown.
         optimizer_checksum: That of the optimizer's file.
+        stamp: The sizes and times of its files when it was opened; None to read whatever is there.
 
     Raises:
         LearningRateError: The learning rate is zero, negative, NaN, infinite, or no number.
@@ -59,6 +61,7 @@ class Checkpoint:
     trained: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
     checksum: str = field(default="", kw_only=True, repr=False)
     optimizer_checksum: str = field(default="", kw_only=True, repr=False)
+    stamp: Stamp | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.source, str | PathLike):
@@ -82,13 +85,30 @@ class Checkpoint:
 
         Raises:
             CheckpointError: The file is missing, truncated, damaged or not the one that its record
-                lists, holds code, or holds no state dict.
+                lists, holds code, holds no state dict, or was written anew since it was opened.
         """
-        if isinstance(self.source, Path):
-            if self.checksum:
-                refuse_other_file(self.source, self.checksum)
-            return read_weights(self.source)
-        return weights_within(self.source, self.name)
+        if not isinstance(self.source, Path):
+            weights = weights_within(self.source, self.name)
+            refuse_other_kinds(weights, self.name)
+            return weights
+        before = self._unchanged(self.source, self.stamp)
+        if self.checksum:
+            refuse_other_file(self.source, self.checksum)
+        weights = read_weights(self.source)
+        self._unchanged(self.source, before)
+        return weights
+
+    def _unchanged(self, path: Path, expected: Stamp | None) -> Stamp | None:
+        """The stamp of the files now, which must be the expected one."""
+        if not path.exists():
+            return None  # the reader has the words
+        now = stamp_of(files_of(path))
+        if expected is not None and now != expected:
+            raise CheckpointError(
+                f"{path} was written anew after it was opened, so it may hold other weights now. "
+                "Copy checkpoints that a training overwrites, and open them again."
+            )
+        return now
 
     def optimizer_state(self) -> OptimizerState | None:
         """Read what the optimizer remembered then; None where it was not written.

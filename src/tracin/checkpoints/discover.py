@@ -2,7 +2,6 @@
 
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from glob import glob, has_magic
@@ -14,12 +13,19 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.formats import is_checkpoint, read_recorded
+from tracin.checkpoints.divided import refuse_divided
+from tracin.checkpoints.formats import files_of, is_checkpoint, read_recorded
 from tracin.checkpoints.hugging_face import step_of, weight_file
 from tracin.checkpoints.rate import number
 from tracin.checkpoints.record import FILE, has_record, read_record
 from tracin.checkpoints.safetensors_files import memory
-from tracin.checkpoints.state_dicts import Recorded, rate_within, weights_within
+from tracin.checkpoints.stamps import stamp_of
+from tracin.checkpoints.state_dicts import (
+    Recorded,
+    rate_within,
+    refuse_other_kinds,
+    weights_within,
+)
 from tracin.errors import CheckpointError, CheckpointWarning
 
 One: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Checkpoint
@@ -62,7 +68,7 @@ def open_checkpoints(checkpoints: Checkpoints) -> list[Checkpoint]:
         found += found_in(cast(One, one), len(found))
     if not found:
         raise CheckpointError("At least one checkpoint is needed; the list is empty.")
-    found = told_apart(found)
+    found = [stamped(one) for one in told_apart(found)]
     warn_of_duplicates(found)
     return found
 
@@ -73,7 +79,7 @@ def found_in(one: One, position: int) -> list[Checkpoint]:
         return [completed(one)]
     if isinstance(one, Mapping):
         name = f"checkpoint {position}"
-        weights_within(one, name)
+        refuse_other_kinds(weights_within(one, name), name)
         return [of_file(one, name, rate_within(one))]
     if not isinstance(one, str | PathLike):
         raise not_one(one)
@@ -104,11 +110,12 @@ def found_at(path: Path) -> list[Checkpoint]:
         return [at_path(inner) for inner in sorted(folders, key=natural)]
     if weight_file(path):
         return [at_path(path)]
+    refuse_divided(path)
     files = [inner for inner in path.iterdir() if inner.is_file() and is_checkpoint(inner)]
     if not files:
         raise CheckpointError(
             f"{path} holds no checkpoint: neither {FILE} of a Recorder, nor checkpoint-* folders, "
-            "nor weights (.safetensors, .pt, .pth, .bin, .ckpt)."
+            "nor weights (.safetensors, .pt, .pth, .bin, .ckpt, .tar)."
         )
     return [at_path(inner) for inner in sorted(files, key=natural)]
 
@@ -118,6 +125,8 @@ def found_by(pattern: str) -> list[Checkpoint]:
     matched = [Path(name) for name in glob(pattern, recursive=True)]
     paths = sorted((path for path in matched if is_checkpoint(path)), key=natural)
     if not paths:
+        for path in matched:
+            refuse_divided(path)
         among = f" among the {len(matched)} files it matches" if matched else ""
         raise CheckpointError(
             f"The glob {pattern!r} finds no checkpoint{among}. It is looked for from {Path.cwd()}."
@@ -163,14 +172,34 @@ def completed(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def told_apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """Files of one name in several folders are called by folder and name."""
-    taken = Counter(one.name for one in checkpoints)
+    """Files of one name are called by as many of their folders, and name, as tell them apart."""
+    alike: dict[str, list[Path]] = {}
+    for one in checkpoints:
+        if isinstance(one.source, Path) and one.name == one.source.name:
+            alike.setdefault(one.name, []).append(one.source)
     return [
-        replace(one, name=f"{one.source.parent.name}/{one.name}")
-        if isinstance(one.source, Path) and taken[one.name] > 1 and one.name == one.source.name
+        replace(one, name=name_among(one.source, alike[one.name]))
+        if isinstance(one.source, Path) and len(alike.get(one.name, ())) > 1
         else one
         for one in checkpoints
     ]
+
+
+def name_among(path: Path, others: list[Path]) -> str:
+    """The end of a path that no other path has."""
+    theirs = {other.absolute().parts for other in others}
+    parts = path.absolute().parts
+    for length in range(2, len(parts) + 1):
+        if sum(other[-length:] == parts[-length:] for other in theirs) == 1:
+            return "/".join(parts[-length:])
+    return str(path)
+
+
+def stamped(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint of these files as they are now."""
+    if not isinstance(checkpoint.source, Path):
+        return checkpoint
+    return replace(checkpoint, stamp=stamp_of(files_of(checkpoint.source)))
 
 
 def warn_of_duplicates(checkpoints: list[Checkpoint]) -> None:

@@ -1,35 +1,49 @@
 """From a path to what it holds: which reader belongs to which kind of file or folder."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from tracin.checkpoints.adapters import ADAPTER_FILES
+from tracin.checkpoints.divided import refuse_divided
 from tracin.checkpoints.hugging_face import (
     CONFIG_FILE,
+    INDEX_SUFFIX,
     WEIGHT_FILES,
     found_weight_file,
     hugging_face_rate,
     is_hugging_face,
     read_hugging_face,
+    shards,
     weight_file,
 )
 from tracin.checkpoints.lightning import is_lightning, lightning_rate
-from tracin.checkpoints.names import without_wrappers
 from tracin.checkpoints.safetensors_files import read_safetensors, read_shapes
-from tracin.checkpoints.state_dicts import Recorded, listed, rate_within, weights_within
-from tracin.checkpoints.torch_files import read_torch
+from tracin.checkpoints.state_dicts import (
+    Recorded,
+    listed,
+    rate_within,
+    refuse_other_kinds,
+    weights_within,
+)
+from tracin.checkpoints.torch_files import look_into, read_torch
 from tracin.errors import CheckpointError
 
 SAFETENSORS = ".safetensors"
-TORCH = (".pt", ".pth", ".bin", ".ckpt")
+TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # best.pth.tar is torch's, not an archive of tar
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether this path, by its name, is one checkpoint."""
     if path.is_dir():
         return is_hugging_face(path)
-    return path.suffix in (SAFETENSORS, *TORCH)
+    return suffix_of(path) in (SAFETENSORS, *TORCH)
+
+
+def suffix_of(path: Path) -> str:
+    """How a file's name ends, in small letters."""
+    return path.suffix.lower()
 
 
 def is_adapter(path: Path) -> bool:
@@ -52,10 +66,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     known(path)
     if path.is_dir():
-        return without_wrappers(read_hugging_face(path))
-    if path.suffix == SAFETENSORS:
-        return without_wrappers(weights_within(read_safetensors(path), str(path)))
-    return weights_within(read_torch(path), str(path))
+        weights = weights_within(read_hugging_face(path), str(path))
+    elif suffix_of(path) == SAFETENSORS:
+        weights = weights_within(read_safetensors(path), str(path))
+    else:
+        weights = weights_within(read_torch(path), str(path))
+    refuse_other_kinds(weights, str(path))
+    return weights
 
 
 def read_recorded(path: Path) -> Recorded:
@@ -68,12 +85,32 @@ def read_recorded(path: Path) -> Recorded:
     if path.is_dir():
         found_weight_file(path)
         return hugging_face_rate(path)
-    if path.suffix == SAFETENSORS:
+    if suffix_of(path) == SAFETENSORS:
         read_shapes(path)
         return Recorded()
-    content = read_torch(path)
+    content = look_into(path)
     weights_within(content, str(path))
+    try:
+        return recorded_in(content)
+    except RuntimeError:  # a rate or a step that is a tensor, of which the shape alone was read
+        return recorded_in(read_torch(path))
+
+
+def recorded_in(content: Any) -> Recorded:
+    """The rate and step in what `torch.save` wrote."""
     return lightning_rate(content) if is_lightning(content) else rate_within(content)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights.
+
+    Raises:
+        CheckpointError: A folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    file = found_weight_file(path)
+    return [file, *shards(file)] if file.name.endswith(INDEX_SUFFIX) else [file]
 
 
 def known(path: Path) -> None:
@@ -83,6 +120,7 @@ def known(path: Path) -> None:
             f"{path} does not exist. Checkpoints are looked for from {Path.cwd()}."
         )
     if not is_checkpoint(path):
+        refuse_divided(path)
         raise CheckpointError(
             f"{path} is no kind of checkpoint that can be read: a file ending in "
             f"{listed((SAFETENSORS, *TORCH), most=9)}, or a checkpoint folder of Hugging Face."

@@ -1,6 +1,5 @@
 """Checkpoint folders of Hugging Face's Trainer: weights, perhaps in shards, and the logged rate."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from tracin.checkpoints.adapters import ADAPTER_FILES, adapter_file, inner_adapter_file
+from tracin.checkpoints.checksum import read_object
+from tracin.checkpoints.divided import refuse_divided
 from tracin.checkpoints.rate import number
 from tracin.checkpoints.safetensors_files import read_safetensors
 from tracin.checkpoints.state_dicts import Recorded, recorded, weights_within, whole
@@ -21,7 +22,9 @@ WEIGHT_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "pytorch_model_fsdp.bin",  # accelerate's name for the whole weights of an FSDP model
 )
+INDEX_SUFFIX = ".index.json"
 STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "config.json"
 # Releases before this one logged a step's rate after the scheduler had gone on to the next step.
@@ -69,6 +72,7 @@ def found_weight_file(folder: Path) -> Path:
     """
     file = weight_file(folder)
     if file is None:
+        refuse_divided(folder)
         known = ", ".join([*WEIGHT_FILES, *ADAPTER_FILES])
         raise CheckpointError(
             f"{folder} has no weights ({known}): point to the folder that has one of them."
@@ -82,8 +86,9 @@ def read_hugging_face(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The weights, or one of their shards, are missing or unreadable.
     """
+    refuse_quantised(folder)
     file = found_weight_file(folder)
-    if not file.name.endswith(".index.json"):
+    if not file.name.endswith(INDEX_SUFFIX):
         return read_shard(file)
     weights: dict[str, Tensor] = {}
     for shard in shards(file):
@@ -97,8 +102,13 @@ def shards(index: Path) -> list[Path]:
     Raises:
         CheckpointError: One of them is missing.
     """
-    files = read_json(index).get("weight_map", {}).values()
-    paths = [index.parent / name for name in dict.fromkeys(files)]
+    files = read_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(map(is_file_name, files.values())):
+        raise CheckpointError(
+            f"{index} must hold a weight_map, from names to files in its own folder. Copy the "
+            "folder again, or leave this checkpoint out."
+        )
+    paths = [index.parent / name for name in dict.fromkeys(files.values())]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise CheckpointError(
@@ -106,6 +116,23 @@ def shards(index: Path) -> list[Path]:
             "shards are missing. Copy the whole folder, or leave this checkpoint out."
         )
     return paths
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether this names a file in the same folder, and none elsewhere."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def refuse_quantised(folder: Path) -> None:
+    """Quantised weights cannot be put into a model that has gradients."""
+    file = folder / CONFIG_FILE
+    method = read_object(file).get("quantization_config") if file.is_file() else None
+    if method:
+        named = method.get("quant_method") if isinstance(method, dict) else method
+        raise CheckpointError(
+            f"{folder} holds quantised weights ({named}), which have no gradients. Give the "
+            "checkpoints in floating point, model.dequantize() and save_pretrained."
+        )
 
 
 def read_shard(file: Path) -> dict[str, Tensor]:
@@ -133,7 +160,7 @@ def hugging_face_rate(folder: Path) -> Recorded:
 def saved_step(folder: Path) -> int | None:
     """How many steps came before a checkpoint, by its own account or else by its name."""
     file = folder / STATE_FILE
-    step = whole(read_json(file).get("global_step")) if file.is_file() else None
+    step = whole(read_object(file).get("global_step")) if file.is_file() else None
     return step_of(folder) if step is None else step
 
 
@@ -143,10 +170,12 @@ def logged_rate(folder: Path) -> LoggedRate | None:
     if not file.is_file():
         return None
     step, late = saved_step(folder), lateness(folder)
+    history = read_object(file).get("log_history")
     logged = [
         LoggedRate(at + late, rate)
-        for entry in read_json(file).get("log_history", ())
-        if (rate := number(entry.get("learning_rate"))) is not None
+        for entry in (history if isinstance(history, list) else ())
+        if isinstance(entry, dict)
+        and (rate := number(entry.get("learning_rate"))) is not None
         and (at := whole(entry.get("step"))) is not None
         and (step is None or at + late <= step)
     ]
@@ -160,26 +189,8 @@ def lateness(folder: Path) -> int:
     an adapter alone, the log is taken for one of today's.
     """
     file = folder / CONFIG_FILE
-    version = read_json(file).get("transformers_version") if file.is_file() else None
+    version = read_object(file).get("transformers_version") if file.is_file() else None
     named = re.match(r"(\d+)\.(\d+)", str(version))
     if not named:
         return 0
     return 1 if (int(named.group(1)), int(named.group(2))) < TRUE_RATE_SINCE else 0
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
-
-    Raises:
-        CheckpointError: It does not.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): it is truncated or damaged. Write it again, or "
-            "leave this checkpoint out."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, but holds a list or a value.")
-    return content

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tracin.checkpoints.rate import number
-from tracin.checkpoints.state_dicts import Recorded, recorded, whole
+from tracin.checkpoints.state_dicts import Recorded, optimizer_rate, whole
 
 
 def is_lightning(content: Any) -> bool:
@@ -20,19 +19,6 @@ def lightning_rate(content: Mapping[str, Any]) -> Recorded:
     not of the last one: then none is known.
     """
     step = whole(content.get("global_step"))
-    if content.get("lr_schedulers"):
-        reason = "its optimizer state holds the next step's rate, since a scheduler changes it"
-        return Recorded(None, step, reason)
-    found = {
-        number(group.get("lr"))
-        for state in content.get("optimizer_states") or ()
-        for group in state.get("param_groups", ())
-    }
-    if not found:
-        return Recorded(None, step, "it has no optimizer state")
-    if len(found) > 1:
-        return Recorded(None, step, "its parameter groups have different rates and no names")
-    rate = found.pop()
-    if rate is None:
-        return Recorded(None, step, "the rate in its optimizer state is no number")
-    return recorded(rate, step, "the rate in its optimizer state")
+    states = content.get("optimizer_states")
+    has_states = isinstance(states, list | tuple)
+    return optimizer_rate(states if has_states else (), bool(content.get("lr_schedulers")), step)

@@ -1,6 +1,6 @@
 """A checkpoint's weights in a person's model, for a while and without a trace."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,19 @@ from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.formats import is_adapter, is_saved_pretrained
 from tracin.checkpoints.names import bare_name
 from tracin.checkpoints.pretrained import as_in_memory, has_other_layouts, pretrained_parts
-from tracin.checkpoints.state_dicts import listed, weights_within
+from tracin.checkpoints.state_dicts import (
+    AVERAGE_COUNT,
+    listed,
+    refuse_other_kinds,
+    weights_within,
+)
 from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
 from tracin.sharding import is_sharded, local, own, recover, rest, whole
 
 Device = torch.device | str | int | None
 Shape = tuple[int, ...]
+# Of batches and of averaged models: nothing depends on them in eval mode, and some files lack them.
+COUNTS = ("num_batches_tracked", AVERAGE_COUNT)
 
 
 @contextmanager
@@ -72,6 +79,7 @@ def loaded(
     else:
         name, path = "the state dict", None
         weights = weights_within(checkpoint, name)
+        refuse_other_kinds(weights, name)
     is_own = path is not None
     if is_sharded(model):
         whole(model)  # refuses what is divided in another way
@@ -135,9 +143,8 @@ class Places:
         for prefix, module in model.named_modules(remove_duplicate=False):
             for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
                 key = f"{prefix}.{name}" if prefix else name
-                # A count of batches, of which nothing depends in eval mode, came with torch 0.4.1.
                 is_kept = name not in module._non_persistent_buffers_set
-                kind = required if is_kept and name != "num_batches_tracked" else optional
+                kind = required if is_kept and name not in COUNTS else optional
                 kind[key] = buffer
         return cls(required, optional)
 
@@ -174,6 +181,13 @@ def fitted(
     for first, *others in by_tensor.values():
         refuse_untied(first, others, found, name)
     pairs = [(keys[0], tensors[keys[0]], found[keys[0]]) for keys in by_tensor.values()]
+    empty = [key for key, tensor, values in pairs if tensor.numel() and not values.numel()]
+    if empty:
+        raise CheckpointError(
+            f"{name} holds no numbers for {listed(empty)}: DeepSpeed's ZeRO-3 leaves such empty "
+            "tensors, and keeps the weights in its global_step* folder. Merge them by python "
+            "zero_to_fp32.py . output in the checkpoint's folder, and give what that writes."
+        )
     shapes = [
         f"{key} is {list(values.shape)} and not {list(tensor.shape)}"
         for key, tensor, values in pairs
@@ -274,22 +288,30 @@ def hint(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     """What would make the names meet."""
     ours = {bare_name(key) for key in tensors}
     theirs = {bare_name(key) for key in weights}
-    for prefix in sorted({key.split(".")[0] + "." for key in theirs}):
-        within = {key.removeprefix(prefix) for key in theirs if key.startswith(prefix)}
-        if within and within <= ours:
+    for prefix, within in sorted(by_first_part(theirs).items()):
+        if within <= ours:
             return (
                 f"Its names that begin with {prefix!r} fit once that is taken away: give "
                 f"{{name.removeprefix({prefix!r}): tensor, ...}}, or as model the one that was "
                 "saved, with this one inside."
             )
-    for prefix in sorted({key.split(".")[0] + "." for key in ours}):
-        within = {key.removeprefix(prefix) for key in ours if key.startswith(prefix)}
-        if within and theirs <= within:
+    for prefix, within in sorted(by_first_part(ours).items()):
+        if theirs <= within:
             return (
                 f"Its names fit the model's part {prefix[:-1]!r}: give that part as the model, or "
                 f"put {prefix!r} before them."
             )
     return "Give the model that these weights were saved from."
+
+
+def by_first_part(names: Iterable[str]) -> dict[str, set[str]]:
+    """The names within each part: "fc." -> {"weight", "bias"}."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        part, dot, rest = name.partition(".")
+        if dot:
+            found.setdefault(part + dot, set()).add(rest)
+    return found
 
 
 def refuse_unfit(model: Module, device: Device) -> None:

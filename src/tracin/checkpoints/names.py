@@ -1,5 +1,6 @@
 """Parameter names without the prefixes that wrappers add, so that wrapped and bare models meet."""
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -8,6 +9,7 @@ from tracin.wrappers import COMPILED
 Value = TypeVar("Value")
 
 DATA_PARALLEL = "module."
+WRAPPED = re.compile(r"\A(?:module\.)+")
 
 
 def bare_name(name: str) -> str:
@@ -20,9 +22,7 @@ def bare_name(name: str) -> str:
     'encoder.weight'
     """
     kept = ".".join(part for part in name.split(".") if part != COMPILED)
-    while kept.startswith(DATA_PARALLEL):
-        kept = kept.removeprefix(DATA_PARALLEL)
-    return kept
+    return WRAPPED.sub("", kept, count=1)
 
 
 def without_wrappers(named: Mapping[str, Value]) -> dict[str, Value]:

@@ -4,46 +4,39 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tracin.checkpoints.sealed_tensors import check_seal, refuse_unsavable, write_sealed
+from tracin.checkpoints.safetensors_header import ALIASES, Header
+from tracin.checkpoints.sealed_tensors import CRC, check_seal, refuse_unsavable, write_sealed
 from tracin.errors import CheckpointError
-
-# The file format wants every tensor once: further names of one tensor stand in the metadata.
-ALIASES = "tracin.aliases"
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, on the CPU.
+    """The tensors of a `.safetensors` file, on the CPU, in memory that the file does not share.
 
     Raises:
-        CheckpointError: The file is truncated or damaged, or is of another kind.
+        CheckpointError: The file is truncated, damaged, or of another kind.
     """
-    check_seal(path)
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+        with path.open("rb") as file:
+            header = Header.read(file)
+            if CRC in header.metadata:
+                check_seal(path)
+            weights = {name: entry.tensor(file) for name, entry in header.entries.items()}
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
-    for alias, name in aliases.items():
-        weights[alias] = weights[name]
-    return weights
+    return weights | {alias: weights[name] for alias, name in header.aliases.items()}
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes alone, from the head of the file: name -> shape."""
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            shapes = {
-                name: tuple(file.get_slice(name).get_shape())
-                for name in file.keys()  # noqa: SIM118
-            }
-            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
+        with path.open("rb") as file:
+            header = Header.read(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
-    return shapes | {alias: shapes[name] for alias, name in aliases.items()}
+    shapes = {name: entry.shape for name, entry in header.entries.items()}
+    return shapes | {alias: shapes[name] for alias, name in header.aliases.items()}
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> str:
@@ -76,6 +69,8 @@ def memory(tensor: Tensor) -> tuple[object, ...]:
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that is damaged or something else than its name says."""
+    if isinstance(error, OSError):
+        return CheckpointError(f"{path} cannot be read: {error.strerror or error}.")
     return CheckpointError(
         f"{path} cannot be read as safetensors ({error}): it is truncated, damaged or of another "
         "kind. Write it again, or leave it out."

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints.atomic import flush, replacing
-from tracin.checkpoints.hugging_face import read_json
+from tracin.checkpoints.checksum import read_object
 from tracin.data.ids import checked_ids
 from tracin.errors import TracingError
 from tracin.tracing.paths import Path
@@ -176,7 +176,7 @@ def read_about(folder: FilePath) -> About:
     """
     if not (folder / ABOUT).is_file():
         raise TracingError(f"{folder} holds no trace ({ABOUT}). Give the folder of a Tracer.")
-    content = read_json(folder / ABOUT)
+    content = read_object(folder / ABOUT)
     if content.pop("format", None) != FORMAT:
         raise TracingError(f"The trace in {folder} was written by another release of tracin.")
     lists = {name: tuple(content.get(name, ())) for name in ("paths", "parameters")}
@@ -185,14 +185,14 @@ def read_about(folder: FilePath) -> About:
 
 def read_ids(folder: FilePath) -> tuple[np.ndarray, np.ndarray]:
     """The ids of training examples and queries."""
-    content = read_json(folder / IDS)
+    content = read_object(folder / IDS)
     return checked_ids(content["train"]), checked_ids(content["queries"])
 
 
 def read_saves(folder: FilePath) -> list[Save]:
     """What was saved in a folder, oldest first."""
     files = (folder / SAVED).glob(f"[0-9]*/{SAVE}")
-    return sorted((Save(**read_json(file)) for file in files), key=lambda save: save.step)
+    return sorted((Save(**read_object(file)) for file in files), key=lambda save: save.step)
 
 
 def open_steps(folder: FilePath, about: About, rows: int) -> Steps:

@@ -1,0 +1,200 @@
+"""What `torch.load` leaves unchecked: the checksums of its archives and the sizes of storages.
+
+It reads a storage as long as the pickle says, whatever the file holds, and never compares the
+CRC-32 that `torch.save` writes beside each. Here both are looked at before it is called.
+"""
+
+import io
+import pickle
+import zipfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from tracin.checkpoints.stamps import Stamp
+from tracin.errors import CheckpointError
+
+PICKLE = "data.pkl"
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of files from before torch 1.6
+LEGACY_HEADERS = 2  # its protocol version and its machine's properties come before the content
+BLOCK = 1 << 20
+
+
+class Inert:
+    """Stands for whatever a pickle names, so that nothing in it is imported or run."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __call__(self, *args: object, **kwargs: object) -> "Inert":
+        """Take what a pickle would call a function with."""
+        return self
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, value: object) -> None:
+        """Take what a pickled list subclass holds."""
+
+    def extend(self, values: object) -> None:
+        """Take what a pickled list subclass holds."""
+
+    def add(self, value: object) -> None:
+        """Take what a pickled set subclass holds."""
+
+
+class StorageKind(str):
+    """The name of a storage's class."""
+
+    __slots__ = ()
+
+    def __call__(self, *args: object, **kwargs: object) -> Inert:
+        """Take what a pickle would make a storage of."""
+        return Inert()
+
+
+# The one written in C takes as much memory as a damaged file tells it to.
+class StorageNames(pickle._Unpickler):
+    """Reads from a pickle which storages it asks for, by key, and of how many bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file, encoding="latin1")
+        self.asked: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The name itself for a kind of storage; nothing that could run for all else."""
+        return StorageKind(name) if name.endswith("Storage") else Inert
+
+    def persistent_load(self, pid: Any) -> Inert:
+        """Take down one storage."""
+        if isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage":
+            _, kind, key, _, count = pid[:5]
+            size = count * item_size(kind)
+            if not isinstance(size, int) or size < 0:
+                raise pickle.UnpicklingError(f"a storage of {count!r} numbers")
+            self.asked[str(key)] = max(size, self.asked.get(str(key), 0))
+        return Inert()
+
+
+def item_size(kind: Any) -> int:
+    """How many bytes one number takes in a storage such as "FloatStorage"."""
+    sizes = {
+        "DoubleStorage": 8,
+        "FloatStorage": 4,
+        "HalfStorage": 2,
+        "BFloat16Storage": 2,
+        "LongStorage": 8,
+        "IntStorage": 4,
+        "ShortStorage": 2,
+        "ComplexDoubleStorage": 16,
+        "ComplexFloatStorage": 8,
+        "QInt32Storage": 4,
+    }
+    return sizes.get(str(kind), 1)
+
+
+def refuse_unsound(path: Path) -> None:
+    """Refuse a file of `torch.save` whose storages are compressed, cut short, or absurdly large.
+
+    Raises:
+        CheckpointError: So it is.
+        Exception: Whatever the pickle or zip module stumbles over in a damaged file.
+    """
+    if not zipfile.is_zipfile(path):
+        refuse_cut(path, legacy_storages(path), path.stat().st_size)
+        return
+    with zipfile.ZipFile(path) as archive:
+        drop_unused_checksums(archive)
+        records = {name_within(entry.filename): entry for entry in archive.infolist()}
+        squeezed = [one for one in records.values() if one.compress_type != zipfile.ZIP_STORED]
+        if squeezed:
+            raise CheckpointError(
+                f"{path} is compressed ({squeezed[0].filename}), as torch.save never writes it: "
+                "its numbers cannot be read in place. Write it again: "
+                "torch.save(torch.load(path, weights_only=True), path)."
+            )
+        if PICKLE not in records:
+            return  # of another kind, which torch names
+        # Read whole, and so compared with its checksum, before anything in it is believed.
+        unpickler = StorageNames(io.BytesIO(archive.read(records[PICKLE])))
+        unpickler.load()
+    for key, size in unpickler.asked.items():
+        held = records.get(f"data/{key}")
+        if held is None or held.file_size < size:
+            there = None if held is None else held.file_size
+            raise cut(path, f"storage {key} needs {size:,} bytes", there)
+
+
+def drop_unused_checksums(archive: zipfile.ZipFile) -> None:
+    """Forget the zeros that stand for checksums under `set_crc32_options(False)`."""
+    entries = archive.infolist()
+    if not any(entry.CRC for entry in entries):
+        for entry in entries:
+            del entry.CRC  # then zipfile compares none
+
+
+def name_within(name: str) -> str:
+    """The name of a record without the folder that all of them lie in."""
+    return name.partition("/")[2]
+
+
+def legacy_storages(path: Path) -> Mapping[str, int]:
+    """The storages of a file from before torch 1.6: several pickles, then the numbers."""
+    with path.open("rb") as file:
+        if pickle_number(file) != LEGACY_MAGIC:
+            return {}  # of another kind, which torch names
+        for _ in range(LEGACY_HEADERS):
+            StorageNames(file).load()
+        unpickler = StorageNames(file)
+        unpickler.load()
+    return unpickler.asked
+
+
+def pickle_number(file: IO[bytes]) -> Any:
+    """What the first pickle of a file holds, or nothing."""
+    try:
+        return StorageNames(file).load()
+    except Exception:  # whatever is no pickle, which torch refuses in its own words
+        return None
+
+
+def refuse_cut(path: Path, asked: Mapping[str, int], held: int) -> None:
+    """Refuse storages that are larger than the file, before memory is taken for them."""
+    total = sum(asked.values())
+    if total > held:
+        raise cut(path, f"its tensors need {total:,} bytes", held)
+
+
+def cut(path: Path, needed: str, held: int | None) -> CheckpointError:
+    """The error for a file that holds less than it says."""
+    there = f"{held:,} are there" if held is not None else "it is not there"
+    return CheckpointError(
+        f"{path} is truncated or damaged: {needed}, and {there}. Write it again, or leave it out."
+    )
+
+
+@lru_cache(maxsize=256)
+def refuse_other_checksums(path: Path, stamp: Stamp) -> None:
+    """Compare every record of an archive with its CRC-32, once for each version of a file.
+
+    Raises:
+        CheckpointError: One differs.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # from before torch 1.6: without checksums
+    with zipfile.ZipFile(path) as archive:
+        drop_unused_checksums(archive)
+        for entry in archive.infolist():
+            try:
+                with archive.open(entry) as file:
+                    while file.read(BLOCK):
+                        pass
+            except (zipfile.BadZipFile, EOFError) as error:
+                raise CheckpointError(
+                    f"{path} is damaged: {entry.filename} is not as torch.save wrote it ({error}). "
+                    "Write it again, or leave it out."
+                ) from error
