@@ -3,11 +3,15 @@
 python -m experiments.index_faults --engine serial --kills 100
 python -m experiments.index_faults --engine processes --kills 100
 python -m experiments.index_faults --engine ray --kills 100
+python -m experiments.index_faults --flips 200
+python -m experiments.index_faults --hostile
 
 An undisturbed build is made first. Then builds of the same are started, broken off by SIGKILL and
 started again: of several processes, now a worker is killed and now the one that gives them work.
 Each build that is finished is compared, file by file, and another begins in an empty folder.
 Exits with 1 at the first difference. Reads /proc: Linux alone.
+
+The last two damage the files of a finished one, see `experiments.index_damage`.
 """
 
 import argparse
@@ -30,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 import tracin
+from experiments.index_damage import built, report
 from tracin.engines import Engine, Processes, RayCluster, Serial
 
 ROWS, FEATURES, CLASSES, CHECKPOINTS = 400, 20, 5, 3
@@ -101,6 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.into:
         Building(options.engine, options.rows, options.address).into(options.into)
         return 0
+    if options.flips or options.hostile:
+        return damaged(options.flips, options.seed, is_hostile=options.hostile)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, cluster(options.engine) as address:
         building = Building(options.engine, options.rows, address)
@@ -112,6 +119,18 @@ def main(arguments: list[str] | None = None) -> int:
         + (f"DIFFERENT: {', '.join(toll.different)}" if toll.different else "all bytes equal")
     )
     return 1 if toll.different else 0
+
+
+def damaged(flips: int, seed: int, *, is_hostile: bool) -> int:
+    """Damage an index, tell; 1 where something was silently wrong, or crashed."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        damage = built(Path(folder), run_of(), data(60))
+        damage.flips(flips, seed)
+        if is_hostile:
+            damage.hostile()
+    print(f"{report(damage)}\n{time.perf_counter() - began:.0f} s")
+    return 1 if damage.bad else 0
 
 
 def killed(building: Building, folder: Path, kills: int, seed: int = 0) -> Toll:
@@ -309,6 +328,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=ENGINES, default="serial")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--rows", type=int, default=ROWS, help=f"examples, {A_SHARD} a file")
+    parser.add_argument("--flips", type=int, default=0, help="bits of each kind of file")
+    parser.add_argument("--hostile", action="store_true", help="fields of a manifest")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and who is killed")
     parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--address", help=argparse.SUPPRESS)

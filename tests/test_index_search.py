@@ -291,7 +291,7 @@ def test_a_recall_that_is_missing_or_outdated_is_said_to_be(tmp_path):
     assert "measured at other checkpoints" in str(index.explain(second, TEST, k=1))
     assert "recall.json" not in index.gc().files
     (tmp_path / "index" / "recall.json").write_text("{")
-    assert "not measured" in str(Index.open(tmp_path / "index").explain(run, TEST, k=1))
+    assert "recall: not known; " in str(Index.open(tmp_path / "index").explain(run, TEST, k=1))
     with pytest.raises(QueryError, match="queries is a whole number"):
         index.measure_recall(run, queries=0)
     with pytest.raises(QueryError, match="k=70 hits were asked for, but the index has 69"):

@@ -488,7 +488,7 @@ def test_rows_and_descriptions_that_do_not_fit_are_refused():
 
     with pytest.raises(IndexingError, match=r"Rows of 2 numbers .* got \[4, 3\]"):
         columns.scores(rand(4, 3), rand(4, 2))
-    with pytest.raises(IndexingError, match=r"cannot be read .*'blocks'"):
+    with pytest.raises(IndexingError, match=r"cannot be read .*columns\.blocks is missing"):
         Columns.from_json({"width": 2})
     with pytest.raises(IndexingError, match=r"cannot be read .*Build the index again"):
         Plan.from_json({"parameters": {"a": {"kind": "folded", "numbers": 1, "group": 0}}})

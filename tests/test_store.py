@@ -23,10 +23,11 @@ import tracin
 from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.influence import index_data
 from tracin.influence.index import Index
-from tracin.store import Column, Entry, Manifest, Store, number_format, place_of
+from tracin.store import Added, Column, Entry, Manifest, Store, number_format, place_of
 from tracin.store.mounts import is_on_network, kind_of
 from tracin.store.number_format import NumberFormat
 from tracin.store.place import Folder
+from tracin.store.shard import Layout
 
 ROWS, CLASSES = 40, 3
 
@@ -322,9 +323,7 @@ def test_rows_are_compared_with_their_checksum_once(tmp_path, monkeypatch):
     built(tmp_path)
     store = Index.open(tmp_path).store
     count = []
-    monkeypatch.setattr(
-        "tracin.store.store.refuse_changed_rows", lambda content, found: count.append(1)
-    )
+    monkeypatch.setattr(Layout, "refuse_changed_rows", lambda layout, content: count.append(1))
     for _ in range(3):
         store.read(store.manifest.units()[0]).rows(0, 2)
 
@@ -339,9 +338,10 @@ def test_a_damaged_manifest_is_told(tmp_path):
         path.write_bytes(content)
         with pytest.raises(IndexingError, match=r"manifest\.json cannot be read .* from a copy"):
             Index.open(tmp_path)
-    path.write_bytes(whole.replace(b'"format": 1', b'"format": 99'))
-    with pytest.raises(IndexingError, match="written by another release"):
-        built(tmp_path)
+    for number in (1, 99):
+        path.write_bytes(whole.replace(b'"format": 2', b'"format": %d' % number))
+        with pytest.raises(IndexingError, match=r"by another release .* Build the index again"):
+            built(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1", "changed"])
@@ -662,4 +662,4 @@ def test_equal_manifests_are_equal_bytes_and_come_back():
 
 
 def built_manifest():
-    return bare("ab", about={"projection": {"dim": 4}})
+    return bare("ab", about={"projection": {"dim": 4}}, added=(Added("0" * 32),))

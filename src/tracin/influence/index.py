@@ -17,8 +17,14 @@ from tracin.errors import IndexingError, QueryError
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.explanations import Explanations, Hits
 from tracin.influence.finder import Finder
+from tracin.influence.index_about import plan_in
 from tracin.influence.index_candidates import best_of, proposed
-from tracin.influence.index_data import losses_at, refuse_other_data, refuse_other_losses
+from tracin.influence.index_data import (
+    losses_at,
+    refuse_other_data,
+    refuse_other_losses,
+    unmoved,
+)
 from tracin.influence.index_exact import cut_at, exact_hits
 from tracin.influence.index_fan import Scan, strongest
 from tracin.influence.index_info import described
@@ -31,17 +37,18 @@ from tracin.influence.index_recall import (
     QUERIES,
     Kept,
     chosen_rows,
+    is_known,
     told,
     without,
 )
 from tracin.influence.index_rows import RowMaker, group_weights
 from tracin.influence.index_search import Best, Search, best, scores_of
 from tracin.influence.index_strongest import Strongest
-from tracin.influence.index_table import table_of
+from tracin.influence.index_table import add_weights, table_of, weights_of
 from tracin.influence.recall import Recall, share_found
+from tracin.influence.table import distinct
 from tracin.sharding import is_sharded
-from tracin.sketches import Plan
-from tracin.store import Removed, Report, Store
+from tracin.store import Removed, Report, Store, Unit
 
 if TYPE_CHECKING:
     from tracin.influence.tracin import TracIn
@@ -77,7 +84,7 @@ class Index:
     def __init__(self, store: Store, train: Any = None, built_by: "TracIn | None" = None) -> None:
         self.store, self._train = store, train
         self._agreed: WeakSet[TracIn] = WeakSet([built_by] if built_by else [])
-        self.plan = Plan.from_json(store.manifest.about["plan"])
+        self.plan = plan_in(store)
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], train: Any = None) -> "Index":
@@ -101,6 +108,7 @@ class Index:
         """The ids of the rows: [train]."""
         return self.store.ids()
 
+    @unmoved()
     def explain(
         self,
         run: "TracIn",
@@ -198,12 +206,13 @@ class Index:
             )
             ids = self.ids
             sides = found[0].to_hits(ids), found[1].to_hits(ids)
-            known, said = told(Kept.read(self.store.place), len(self), asked.keys)
+            known, said = told(self.store, asked.keys)
             recall = recall or known
             notes.append(said)
         names = tuple(run.checkpoints[number].name for number in asked.numbers)
         return Explanations(queries.ids, sides[0], sides[1], names, recall, tuple(notes))
 
+    @unmoved()
     def measure_recall(
         self,
         run: "TracIn",
@@ -261,7 +270,8 @@ class Index:
             shares.append(share_found(without(rough, own), without(exact.positions, own)))
             certain.append(0 if exact.is_certain is None else int(exact.is_certain.sum()))
         recall = Recall(k, len(own), shares[0], shares[1], AGAINST)
-        Kept(recall, (certain[0], certain[1]), len(self), asked.keys).write(self.store.place)
+        of, keys = self.store.manifest.of, asked.merged().keys
+        Kept(recall, (certain[0], certain[1]), len(self), keys, of).write(self.store.place)
         return recall
 
     def is_recall_due(self, run: "TracIn") -> bool:
@@ -269,16 +279,15 @@ class Index:
 
         Never where the model is sharded: exact scores of single examples are for whole ones.
         """
-        keys = [entry.key for entry in self.store.manifest.checkpoints]
-        before = Kept.read(self.store.place)
         return (
             len(self) > HITS
-            and set(run.checkpoint_keys()) == set(keys)
-            and (before is None or not before.is_of(len(self), keys))
+            and set(run.checkpoint_keys()) == set(self.store.manifest.keys)
+            and not is_known(self.store)
             and not is_sharded(run.model)
             and not self.store.missing()
         )
 
+    @unmoved()
     def influence(
         self,
         run: "TracIn",
@@ -313,12 +322,13 @@ class Index:
         Raises:
             IndexingError: The index is incomplete, or has other checkpoints than the run.
         """
+        self.store.refuse_missing()
         total = torch.zeros(len(self), dtype=torch.float64)
         for key, weights in self._weights(run).items():
-            for shard in self.store.shards(key):
-                rows = slice(shard.unit.start, shard.unit.stop)
-                norms = shard.tensors["squared_norms"].double()
-                total[rows] += norms @ torch.tensor(weights, dtype=torch.float64)
+            for span in self.store.manifest.ranges():
+                found = self.store.columns(Unit(key, span.start, span.stop))
+                norms = found["squared_norms"].double()
+                total[span.start : span.stop] += norms @ torch.tensor(weights, dtype=torch.float64)
         return total.float()
 
     def table(self) -> dict[str, np.ndarray]:
@@ -337,17 +347,20 @@ class Index:
     def drop(self, checkpoint: str) -> "Index":
         """The index without a checkpoint, by its name; its files stay until `gc`.
 
+        Of several with one name, the second is called "NAME (2)", and so on, as in results.
+
         Raises:
             IndexingError: There is none of this name.
         """
-        entries = [e for e in self.store.manifest.checkpoints if e.name == checkpoint]
-        if len(entries) != 1 or len(self.store.manifest.checkpoints) == 1:
-            names = ", ".join(e.name for e in self.store.manifest.checkpoints)
+        entries = self.store.manifest.checkpoints
+        names = distinct([each.name for each in entries])
+        if checkpoint not in names or len(entries) == 1:
             raise IndexingError(
-                f"One checkpoint of several can be dropped by its name; the index has {names}, and "
-                f"{checkpoint!r} was given."
+                "One checkpoint of several can be dropped by its name; the index has "
+                f"{', '.join(names)}, and {checkpoint!r} was given."
             )
-        return Index(self.store.drop(entries[0].key), self._train)
+        dropped = entries[names.index(checkpoint)]
+        return Index(self.store.drop(dropped.key, dropped.name), self._train)
 
     def verify(self) -> Report:
         """Read every byte, and compare with the checksums."""
@@ -367,7 +380,7 @@ class Index:
     def _asked(self, run: "TracIn", queries: Examples, batch_size: BatchSize) -> Asked:
         """The queries' rows at each checkpoint of the run, and what each weighs."""
         keys = self._keys(run)
-        weights = self._weights(run)
+        weights = self._weights_of(run)
         self.refuse_other_model(run)
         if self._train is not None and run not in self._agreed:
             self._examples(run, None)
@@ -376,14 +389,16 @@ class Index:
         numbers = [entry.number for entry in entries]
         size = checked_size(batch_size)
         with RowMaker(run.walk_for_rows(), self.plan, numbers, names, size) as maker:
-            made = [
-                maker.sketched(at, queries, range(len(queries)), "query") for at in range(len(keys))
-            ]
+            known = {
+                key: maker.sketched(keys.index(key), queries, range(len(queries)), "query")
+                for key in dict.fromkeys(keys)
+            }
+        made = [known[key] for key in keys]
         return Asked(
             tuple(keys),
             tuple(range(len(keys))),
             tuple(one.rows for one in made),
-            tuple(weights.values()),
+            tuple(weights),
             tuple(one.squared_norms for one in made),
         )
 
@@ -490,13 +505,18 @@ class Index:
     def _weights(self, run: "TracIn | None") -> dict[str, list[float]]:
         """What each group weighs at each checkpoint that counts, by the checkpoint's key."""
         if run is None:
-            return {e.key: list(e.weights) for e in self.store.manifest.checkpoints}
-        return {
-            key: group_weights(weight, self.plan.groups, checkpoint.name)
-            for key, weight, checkpoint in zip(
-                self._keys(run), run.weights, run.checkpoints, strict=True
-            )
-        }
+            return weights_of(self.store.manifest)
+        found: dict[str, list[float]] = {}
+        for key, weights in zip(self._keys(run), self._weights_of(run), strict=True):
+            add_weights(found, key, weights)
+        return found
+
+    def _weights_of(self, run: "TracIn") -> list[list[float]]:
+        """What each group weighs at each checkpoint of the run."""
+        return [
+            group_weights(weight, self.plan.groups, checkpoint.name)
+            for weight, checkpoint in zip(run.weights, run.checkpoints, strict=True)
+        ]
 
     def _examples(self, run: "TracIn", train: Any) -> Examples:
         """The training data, if it and the run are those of the build as far as a few rows tell."""

@@ -2,13 +2,28 @@
 
 import hashlib
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint
+from tracin.errors import IndexingError
+from tracin.influence.index_table import columns_beside
+from tracin.schema import MOST, AnyMapping, Fields, Items, Maybe, Named, Whole
 from tracin.sketches import Plan, Projection
+from tracin.store import Store
+
+SCHEMA = Fields(
+    {
+        "parameters": Named(Items(Whole(0, 1 << 40), most=64)),
+        "projection": Fields(
+            {"dim": Whole(1), "seed": Whole(-MOST), "split": Maybe(Named(Whole(1)))}
+        ),
+        "plan": AnyMapping(),
+    }
+)
 
 
 def about_of(shapes: Mapping[str, list[int]], projection: Projection, plan: Plan) -> dict[str, Any]:
@@ -24,6 +39,36 @@ def about_of(shapes: Mapping[str, list[int]], projection: Projection, plan: Plan
         "projection": projection_of(projection),
         "plan": plan.to_json(),
     }
+
+
+def plan_in(store: Store) -> Plan:
+    """How the gradients of an index became its rows.
+
+    Raises:
+        IndexingError: Its manifest does not say, or contradicts itself.
+    """
+    manifest = store.manifest
+    try:
+        about = SCHEMA(manifest.about, "about")
+        plan = Plan.from_json(about["plan"])
+        shapes = about["parameters"].values()
+        if sorted(map(prod, shapes)) != sorted(plan.numbers.values()):
+            raise ValueError("the plan is of other parameters")
+        pieces = tuple((side.start, side.stop) for side in plan.columns.sides)
+        if (plan.width, pieces) != (manifest.width, manifest.pieces):
+            raise ValueError("the plan makes other columns than are kept")
+        groups = plan.columns.groups
+        if dict(manifest.beside) != columns_beside(groups):
+            raise ValueError("what is kept beside the rows is not what an index keeps")
+        if any(len(each.weights) != groups for each in manifest.checkpoints):
+            raise ValueError(f"a checkpoint has not {groups} weights")
+        return plan
+    except (ValueError, IndexingError) as error:
+        raise IndexingError(
+            f"{store.place.url} holds files of rows, but not those of an index of gradients "
+            f"({error}): its manifest was changed. Put it back from a copy, or build the index in "
+            "a new folder."
+        ) from error
 
 
 def projection_of(projection: Projection) -> dict[str, Any]:
@@ -47,7 +92,7 @@ def checkpoint_key(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def bytes_of(tensor: Tensor) -> bytes:
-    """A tensor's numbers as they lie in memory."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as they lie in memory; not copied where that is the CPU's."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -9,13 +9,14 @@ from tracin.engines import Engine, Mesh
 from tracin.errors import IndexingError
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.index import Index
-from tracin.influence.index_about import about_of, draw_of, projection_of
+from tracin.influence.index_about import about_of, draw_of, plan_in, projection_of
 from tracin.influence.index_data import (
     Losses,
     added_of,
     losses_at,
     refuse_other_data,
     refuse_other_losses,
+    unmoved,
     with_losses,
 )
 from tracin.influence.index_job import IndexJob
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from tracin.influence.tracin import TracIn
 
 
+@unmoved()
 def begun(
     run: "TracIn",
     train: Any,
@@ -99,6 +101,7 @@ def begun(
     return IndexJob(run, train, where, size, manifest)
 
 
+@unmoved()
 def finished(
     job: IndexJob, engine: Engine, progress: bool | None, recall_queries: int = QUERIES
 ) -> Index:
@@ -143,7 +146,6 @@ def _known_plan(folder: str, projection: Projection) -> Plan | None:
     """
     if place_of(folder).size(FILE) is None:
         return None
-    about = Store.open(folder).manifest.about
-    known = about["projection"]
-    is_same = known == projection_of(projection)
-    return Plan.from_json(about["plan"]) if is_same else None
+    store = Store.open(folder)
+    plan = plan_in(store)
+    return plan if store.manifest.about["projection"] == projection_of(projection) else None

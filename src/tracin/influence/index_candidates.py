@@ -8,6 +8,7 @@ from tracin.errors import QueryError
 from tracin.influence.finder import Finder
 from tracin.influence.index_reading import Asked, Reading
 from tracin.influence.index_search import Best, errors_of
+from tracin.influence.top_k import top_k
 
 
 def proposed(
@@ -64,7 +65,7 @@ def _best_of(reading: Reading, candidates: np.ndarray, k: int, sign: int) -> Bes
         shares[:, :, at] = scores[places, queries]
     totals = shares.sum(2)
     ranked = (sign * totals).masked_fill(given < 0, -torch.inf)
-    order = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
+    order = top_k(ranked, k).places
     positions = given.gather(1, order)
     return Best(
         positions.numpy(),

@@ -6,29 +6,44 @@ each build, and the losses of a few of those.
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from tracin.checkpoints import loaded, untouched
+from tracin.checkpoints.random_state import RandomState
 from tracin.data import Examples, move
 from tracin.data.batches import leaves
 from tracin.errors import IndexingError
 from tracin.influence.index_about import bytes_of
 from tracin.store import Added, Entry, Manifest
+from tracin.store.checksums import checksum
 
 if TYPE_CHECKING:
     from tracin.influence.tracin import TracIn
 
 EACH = 8  # examples of an extent that have a fingerprint
 MOST = 256  # of them all that a build looks at again
+WHOLE = 1 << 30  # bytes of tensors in memory that are compared whole: a tenth of a second
+AT_ONCE = 4096  # examples
 WITNESSES = 4  # examples whose losses are compared
 # How far losses may differ, of their sum: processors round unlike, and so a little more where
 # numbers are short. Another loss, or GELU for ReLU, is further off; a leaky ReLU may not be.
 TOLERANCE, SHORT_TOLERANCE = 0.01, 0.1
 LEAST = 1e-4
+
+
+@contextmanager
+def unmoved() -> Iterator[None]:
+    """Leave the random state as it was, also where a dataset draws numbers for its examples."""
+    state = RandomState.now()
+    try:
+        yield
+    finally:
+        state.restore()
 
 
 Losses = Callable[[int, int], tuple[float, ...]]  # (number of a checkpoint, rows) -> a few
@@ -49,7 +64,7 @@ def places_in(span: range, count: int) -> list[int]:
 def added_of(examples: Examples, span: range, data: Any) -> Added:
     """What is known of rows that are new; their ids are the store's matter."""
     found = {str(at): example_fingerprint(examples, at) for at in places_in(span, EACH)}
-    return Added("", found, source_fingerprint(data))
+    return Added("", found, data_checksum(examples, span), source_fingerprint(data))
 
 
 def example_fingerprint(examples: Examples, position: int) -> str:
@@ -57,7 +72,7 @@ def example_fingerprint(examples: Examples, position: int) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in leaves(examples.take([position])):
         digest.update(path.encode())
-        if isinstance(leaf, Tensor) and not leaf.is_meta:
+        if is_plain(leaf):
             digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             digest.update(bytes_of(leaf))
         elif isinstance(leaf, str | bytes | int | float | list | tuple | None):
@@ -66,6 +81,31 @@ def example_fingerprint(examples: Examples, position: int) -> str:
             # What such an object prints as may hold its place in memory.
             digest.update(type(leaf).__qualname__.encode())
     return digest.hexdigest()
+
+
+def data_checksum(examples: Examples, span: range) -> str | None:
+    """Equal for equal examples; None for a dataset, or where there is too much to look at."""
+    if not examples.is_stored:
+        return None
+    size, found = 0, []
+    for _, batch in examples.batches(AT_ONCE, start=span.start, stop=span.stop, as_views=True):
+        pieces: list[bytes | memoryview] = []
+        for path, leaf in leaves(batch):
+            if is_plain(leaf):
+                pieces.append(f"{path} {leaf.dtype} {tuple(leaf.shape)}".encode())
+                pieces.append(bytes_of(leaf))
+            else:
+                pieces.append(f"{path} {type(leaf).__qualname__}".encode())
+        size += sum(map(len, pieces))
+        if size > WHOLE:
+            return None
+        found.append(checksum(*pieces).encode())
+    return checksum(*found)
+
+
+def is_plain(leaf: Any) -> TypeGuard[Tensor]:
+    """Whether a leaf is a tensor whose numbers lie in memory as they are."""
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided and not leaf.is_meta
 
 
 def source_fingerprint(data: Any) -> str | None:
@@ -100,6 +140,16 @@ def refuse_other_data(there: Manifest, examples: Examples, data: Any, where: str
             f"its row was built{sources}. Give the data that it was built from, with new rows "
             "after the old ones, and without random changes to its examples; or another folder."
         )
+    for span, added in zip(there.spans(), there.added, strict=True):
+        if added.data is None or span.stop > len(examples):
+            continue
+        if data_checksum(examples, span) not in (None, added.data):
+            raise IndexingError(
+                f"{where} holds rows of other data: of examples {span.start} to {span.stop - 1}, "
+                "some are not those that were there when their rows were built, if only in a "
+                "label. Give the data that it was built from, with new rows after the old ones; "
+                "or another folder."
+            )
 
 
 def losses_at(run: "TracIn", examples: Examples, number: int, rows: int) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tracin.data import Examples
 from tracin.influence.explanations import Hits
+from tracin.influence.top_k import top_k
 from tracin.influence.walk import Question, Walk
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _best(
 ) -> Hits:
     totals = scores.sum(2)
     ranked = (sign * totals).masked_fill(torch.from_numpy(candidates < 0), -torch.inf)
-    order = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
+    order = top_k(ranked, k).places
     positions = np.take_along_axis(candidates, order.numpy(), 1)
     best = totals.gather(1, order)
     shares = scores.gather(1, order[:, :, None].expand(-1, -1, scores.shape[2]))

@@ -7,10 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from tracin.data import open_examples
+from tracin.influence.index_about import plan_in
 from tracin.influence.index_rows import RowMaker
 from tracin.influence.index_table import sketched_squared_norms
 from tracin.sharding import by_first
-from tracin.sketches import Plan
 from tracin.store import Manifest, Store, Unit, place_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class IndexJob:
         store = Store.open(self.folder)
         examples = open_examples(self.train, name="train")
         keys = self.run.checkpoint_keys()
-        plan = Plan.from_json(store.manifest.about["plan"])
+        plan = plan_in(store)
         names = [one.name for one in self.run.checkpoints]
         draws = [store.manifest.entry(key).number for key in keys]
         walk = self.run.walk_for_rows()

@@ -89,6 +89,7 @@ def limits(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[
     The estimate and Z standard errors to each side, but never beyond the product of the gradients'
     lengths, which no score exceeds.
     """
+    reading = reading.merged()
     asked, columns = reading.asked, reading.plan.columns
     rounding = _rounding(reading.store)
     short = [

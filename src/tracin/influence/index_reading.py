@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor
 
+from tracin.influence.index_table import add_weights
 from tracin.influence.progress import bar
 from tracin.sketches import Plan
 from tracin.store import Shard, Store
@@ -17,7 +18,7 @@ class Asked:
     """Queries, sketched.
 
     Attributes:
-        keys: The checkpoints that count.
+        keys: The checkpoints that count; some may have one key.
         numbers: Their places in the run.
         rows: [queries, width] at each of them.
         weights: [groups] at each of them.
@@ -33,6 +34,23 @@ class Asked:
 
     def __len__(self) -> int:
         return len(self.rows[0])
+
+    def merged(self) -> "Asked":
+        """Checkpoints with equal weights as one, which weighs what they weigh together.
+
+        Their rows are the same, and so are the errors of these.
+        """
+        weights: dict[str, list[float]] = {}
+        for key, each in zip(self.keys, self.weights, strict=True):
+            add_weights(weights, key, each)
+        places = [self.keys.index(key) for key in weights]
+        return Asked(
+            tuple(weights),
+            tuple(self.numbers[at] for at in places),
+            tuple(self.rows[at] for at in places),
+            tuple(weights.values()),
+            tuple(self.squared_norms[at] for at in places if self.squared_norms),
+        )
 
     def some(self, which: slice | Tensor) -> "Asked":
         """Some of the queries."""
@@ -113,6 +131,10 @@ class Reading:
                     block = Block(shards, start, min(start + step, len(span)), span.start + start)
                     yield block
                     shown.update(len(block) * len(keys))
+
+    def merged(self) -> "Reading":
+        """For the same queries, of which equal checkpoints are one."""
+        return replace(self, asked=self.asked.merged())
 
     def parts(self, each: int) -> Iterator[tuple[slice, "Reading"]]:
         """The queries in parts, so that `each` bytes of every query of a part are in memory.

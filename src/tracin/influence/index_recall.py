@@ -1,20 +1,38 @@
 """The recall of an index's sketched answers: measured on some of its rows, and kept beside them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
+from tracin.errors import IndexingError
 from tracin.influence.recall import Recall
+from tracin.schema import Fields, Items, Number, Text, Whole
 from tracin.sketches.random_numbers import integers, key
+from tracin.store import Manifest, Store, sealed_json
 from tracin.store.place import Place
+from tracin.store.store import RECALL
 
-FILE = "recall.json"
 HITS, QUERIES = 10, 16
 AGAINST = "training rows, by the model's own scores"
 HOW = "index.measure_recall(run, train=...) measures it"
+
+
+SHARE = Number(0, 1)
+SCHEMA = Fields(
+    {
+        "k": Whole(1),
+        "queries": Whole(1),
+        "proponents": SHARE,
+        "opponents": SHARE,
+        "certain proponents": Whole(),
+        "certain opponents": Whole(),
+        "rows": Whole(1),
+        "checkpoints": Items(Text(), 1),
+        "index": Text(),
+    }
+)
 
 
 @final
@@ -27,16 +45,18 @@ class Kept:
         certain: For how many queries the true proponents, and opponents, were certain.
         rows: How many rows the index had.
         checkpoints: The keys of its checkpoints.
+        index: A fingerprint of the index and its data, as they were.
     """
 
     recall: Recall
     certain: tuple[int, int]
     rows: int
     checkpoints: tuple[str, ...]
+    index: str
 
-    def is_of(self, rows: int, keys: Sequence[str]) -> bool:
+    def is_of(self, manifest: Manifest, keys: Sequence[str]) -> bool:
         """Whether it holds for these rows at these checkpoints."""
-        return self.rows == rows and set(self.checkpoints) == set(keys)
+        return self.index == manifest.of and set(self.checkpoints) == set(keys)
 
     def write(self, place: Place) -> None:
         """Keep it beside the rows; equal for equal figures."""
@@ -49,41 +69,61 @@ class Kept:
             "certain opponents": self.certain[1],
             "rows": self.rows,
             "checkpoints": list(self.checkpoints),
+            "index": self.index,
         }
-        place.write(FILE, (json.dumps(content, indent=1) + "\n").encode())
+        place.write(RECALL, sealed_json.written(content))
 
     @classmethod
     def read(cls, place: Place) -> "Kept | None":
-        """What was kept; None where nothing that can be read was."""
-        if place.size(FILE) is None:
+        """What was kept; None where nothing was.
+
+        Raises:
+            IndexingError: The file was changed.
+        """
+        if place.size(RECALL) is None:
             return None
         try:
-            held = json.loads(bytes(place.read(FILE)))
-            return cls(
-                Recall(
-                    int(held["k"]),
-                    int(held["queries"]),
-                    float(held["proponents"]),
-                    float(held["opponents"]),
-                    AGAINST,
-                ),
-                (int(held["certain proponents"]), int(held["certain opponents"])),
-                int(held["rows"]),
-                tuple(map(str, held["checkpoints"])),
-            )
-        except (KeyError, TypeError, ValueError):
-            return None
+            held = sealed_json.read(bytes(place.read(RECALL)), SCHEMA)
+        except ValueError as error:
+            raise IndexingError(
+                f"{place.url}/{RECALL} cannot be read ({error}). Delete it, or build again: the "
+                "recall is measured again."
+            ) from error
+        return cls(
+            Recall(held["k"], held["queries"], held["proponents"], held["opponents"], AGAINST),
+            (held["certain proponents"], held["certain opponents"]),
+            held["rows"],
+            held["checkpoints"],
+            held["index"],
+        )
 
 
-def told(kept: Kept | None, rows: int, keys: Sequence[str]) -> tuple[Recall | None, str]:
+def told(store: Store, keys: Sequence[str]) -> tuple[Recall | None, str]:
     """The recall of an answer, where it is known, and what to say of it."""
+    try:
+        kept = Kept.read(store.place)
+    except IndexingError as error:
+        return None, f"recall: not known; {error}"
     if kept is None:
         return None, f"recall: not measured; {HOW}"
-    if kept.rows != rows:
-        return None, f"recall: measured when there were {kept.rows} of {rows} rows; {HOW}"
-    if not kept.is_of(rows, keys):
+    if kept.rows != store.manifest.rows:
+        return None, (
+            f"recall: measured when there were {kept.rows} of {store.manifest.rows} rows; {HOW}"
+        )
+    if kept.index != store.manifest.of:
+        return None, f"recall: measured in another index, or with other data; {HOW}"
+    if not kept.is_of(store.manifest, keys):
         return None, f"recall: measured at other checkpoints than these; {HOW}"
     return kept.recall, str(kept.recall)
+
+
+def is_known(store: Store) -> bool:
+    """Whether a recall at all checkpoints of a store, as it is now, is kept."""
+    try:
+        kept = Kept.read(store.place)
+    except IndexingError:
+        return False
+    return kept is not None and kept.is_of(store.manifest, store.manifest.keys)
 
 
 def chosen_rows(seed: int, rows: int, count: int) -> np.ndarray:

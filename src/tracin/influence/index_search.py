@@ -85,11 +85,14 @@ def _near_scores(reading: Reading, at: int, shard: Shard, rows: range) -> Tensor
     """A function of its own, so that one block's rows are gone before the next is decoded."""
     kept, scales = shard.unscaled(rows.start, rows.stop)
     asked = reading.asked
-    return reading.plan.columns.scores(kept, asked.rows[at], asked.weights[at], scales)
+    scores = reading.plan.columns.scores(kept, asked.rows[at], asked.weights[at], scales)
+    shard.refuse_non_finite(scores)
+    return scores
 
 
 def scores_of(reading: Reading) -> Tensor:
     """All scores: [train, queries]."""
+    reading.store.refuse_missing()
     total = torch.empty(reading.store.manifest.rows, len(reading.asked))
     for block in scored(reading):
         total[block.first : block.first + block.scores.shape[2]] = block.scores.sum(0).T
@@ -143,17 +146,19 @@ def errors_of(reading: Reading, positions: Tensor) -> Tensor:
         reading: The rows, and the queries.
         positions: [queries, k].
     """
+    reading = reading.merged()
     asked, plan = reading.asked, reading.plan
     found = torch.empty(positions.shape)
-    each = 4 * max(1, positions.shape[1]) * (2 * plan.width + 4 * len(asked))
+    each = 4 * max(1, positions.shape[1]) * 3 * plan.width
     for part, some in reading.parts(each):
         here = positions[part]
         unique, places = here.unique(return_inverse=True)
-        queries = torch.arange(len(here))[:, None].expand_as(here)
         variance = torch.zeros(here.shape)
         for at, key in enumerate(asked.keys):
-            rows = reading.store.rows_at(key, unique)
-            errors = standard_error(plan.columns, rows, some.asked.rows[at], some.asked.weights[at])
-            variance += errors[places, queries].square()
+            # Each query with its own hits alone: [queries, k, width] with [queries, 1, width].
+            rows = reading.store.rows_at(key, unique)[places]
+            queries = some.asked.rows[at].unsqueeze(1)
+            errors = standard_error(plan.columns, rows, queries, some.asked.weights[at])
+            variance += errors.squeeze(2).square()
         found[part] = variance.sqrt()
     return found

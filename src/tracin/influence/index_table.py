@@ -1,20 +1,35 @@
 """The table of an index's rows: in memory, and in `table.parquet` once the index is complete."""
 
-import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.schema import parsed
 from tracin.sketches import Columns
 from tracin.store import Column, Manifest, Store, Unit
-from tracin.store.ids import arrow
-from tracin.store.shard import checksum
+from tracin.store.checksums import checksum
+from tracin.store.parquet import read, written
 from tracin.store.store import TABLE
 
-OF = b"tracin"  # the key of what a table is of, in the file's own metadata
+OF = "tracin"  # the key of what a table is of, in the file's own metadata
+
+
+def weights_of(manifest: Manifest) -> dict[str, list[float]]:
+    """What each group weighs in the build, by key: weights of equal checkpoints add."""
+    found: dict[str, list[float]] = {}
+    for each in manifest.checkpoints:
+        add_weights(found, each.key, each.weights)
+    return found
+
+
+def add_weights(found: dict[str, list[float]], key: str, weights: Sequence[float]) -> None:
+    """Add a checkpoint's weights to those of others with its key."""
+    before = found.get(key, [0.0] * len(weights))
+    found[key] = [one + other for one, other in zip(before, weights, strict=True)]
 
 
 def columns_beside(groups: int) -> dict[str, Column]:
@@ -47,8 +62,9 @@ def table_of(
         IndexingError: The index is incomplete, or a file is damaged.
     """
     manifest = store.manifest
+    store.refuse_missing()
     if weights is None:
-        weights = {each.key: list(each.weights) for each in manifest.checkpoints}
+        weights = weights_of(manifest)
     last = manifest.checkpoints[-1].key
     kept: dict[str, list[Tensor]] = {"label": [], "is_right": [], "loss": []}
     sums = {"self_influence": "squared_norms", "self_influence_sketched": "sketched_squared_norms"}
@@ -71,26 +87,19 @@ def write_table(store: Store) -> None:
     """Write the table, unless the one that is there is of the same; equal indexes, equal bytes."""
     if table_is_fresh(store):
         return
-    pyarrow, parquet = arrow()
-    columns = table_of(store)
-    ids = pyarrow.array(columns.pop("id").tolist())
-    table = pyarrow.table({"id": ids, **columns})
-    table = table.replace_schema_metadata({OF: json.dumps(of(store.manifest))})
-    held = io.BytesIO()
-    parquet.write_table(table, held)
-    store.place.write(TABLE, held.getvalue())
+    columns: dict[str, Any] = dict(table_of(store))
+    columns["id"] = columns["id"].tolist()
+    store.place.write(TABLE, written(columns, {OF: json.dumps(of(store.manifest))}))
 
 
 def table_is_fresh(store: Store) -> bool:
-    """Whether the table is there, and of these rows, checkpoints and weights."""
-    pyarrow, parquet = arrow()
+    """Whether the table is there, undamaged, and of these rows, checkpoints and weights."""
     if not store.place.size(TABLE):
         return False
     try:
-        held = io.BytesIO(bytes(store.place.read(TABLE)))
-        metadata = parquet.read_schema(held).metadata or {}
-        return json.loads(metadata[OF]) == of(store.manifest)
-    except (pyarrow.ArrowException, KeyError, OSError, ValueError):
+        about = read(bytes(store.place.read(TABLE))).metadata.metadata
+        return parsed(about[OF.encode()]) == of(store.manifest)
+    except (KeyError, ValueError):
         return False
 
 

@@ -15,12 +15,24 @@ import torch
 from tracin.errors import IndexingError, QueryError
 from tracin.influence.index import Index
 from tracin.influence.index_reading import Asked
+from tracin.schema import Fields, Items, Text, Whole, parsed
 from tracin.sketches.flat import WIDEST, Flat
 from tracin.store import Store
-from tracin.store.shard import checksum
+from tracin.store.checksums import body_of, headed
 
 FILE = "candidates/ivf-sq8.faiss"
-FORMAT = 1
+FORMAT = 2
+SCHEMA = Fields(
+    {
+        "format": Whole(FORMAT, FORMAT),
+        "index": Text(),
+        "data": Items(Text(), 1),
+        "extents": Items(Whole(1), 1),
+        "checkpoints": Items(Text(), 1),
+        "widest": Whole(1),
+        "lists": Whole(1),
+    }
+)
 MEMORY = 1 << 28  # bytes
 # faiss asks for at least 39 rows a list to find its centre; more than twice that is of little use.
 _FEWEST, _ENOUGH = 39, 80
@@ -32,8 +44,8 @@ class _Head:
     """What the kept vectors are of.
 
     Attributes:
-        index: A checksum of what the rows are of.
-        ids: Checksums of the rows' ids, one for each time that rows were added.
+        index: A fingerprint of how the rows are made.
+        data: Fingerprints of the examples, one for each time that rows were added.
         extents: How many rows there were after each time.
         checkpoints: The keys of the checkpoints whose rows lie side by side.
         widest: See `Flat`.
@@ -41,7 +53,7 @@ class _Head:
     """
 
     index: str
-    ids: tuple[str, ...]
+    data: tuple[str, ...]
     extents: tuple[int, ...]
     checkpoints: tuple[str, ...]
     widest: int
@@ -51,18 +63,6 @@ class _Head:
     def rows(self) -> int:
         """How many rows were added."""
         return self.extents[-1]
-
-    @classmethod
-    def from_json(cls, held: dict[str, Any]) -> "_Head":
-        """What `asdict` gave, and JSON made lists of."""
-        return cls(
-            str(held["index"]),
-            tuple(held["ids"]),
-            tuple(held["extents"]),
-            tuple(held["checkpoints"]),
-            int(held["widest"]),
-            int(held["lists"]),
-        )
 
 
 @final
@@ -195,10 +195,8 @@ class Nearest:
 
 def _head_of(store: Store, widest: int, lists: int) -> _Head:
     manifest = store.manifest
-    about = json.dumps([manifest.about, manifest.width], sort_keys=True).encode()
-    ids = tuple(each.ids for each in manifest.added)
-    keys = tuple(each.key for each in manifest.checkpoints)
-    return _Head(checksum(about), ids, manifest.extents, keys, widest, lists)
+    keys = tuple(manifest.keys)
+    return _Head(manifest.index, manifest.data, manifest.extents, keys, widest, lists)
 
 
 def _goes_on(there: _Head, wanted: _Head) -> bool:
@@ -217,7 +215,7 @@ def _lists_of(rows: int, chosen: int | None) -> int:
 
 def _trained(faiss: ModuleType, store: Store, flat: Flat, lists: int, memory: int) -> Any:
     """An empty index, its lists and ranges found from a sample spread over all rows."""
-    keys = [each.key for each in store.manifest.checkpoints]
+    keys = store.manifest.keys
     width, rows = flat.width * len(keys), store.manifest.rows
     room = max(1, memory // (4 * width))
     count = min(rows, _ENOUGH * lists, max(_FEWEST * lists, room))
@@ -240,7 +238,7 @@ def _trained(faiss: ModuleType, store: Store, flat: Flat, lists: int, memory: in
 
 def _add(kept: Any, store: Store, flat: Flat, before: int, memory: int) -> None:
     """Add the rows from `before` on, block by block."""
-    keys = [each.key for each in store.manifest.checkpoints]
+    keys = store.manifest.keys
     step = max(1, memory // (8 * flat.width * len(keys)))
     for span in store.manifest.ranges():
         if span.stop <= before:
@@ -253,11 +251,9 @@ def _add(kept: Any, store: Store, flat: Flat, before: int, memory: int) -> None:
 
 
 def _write(faiss: ModuleType, store: Store, kept: Any, head: _Head) -> None:
-    """A line of JSON with a checksum of all that follows, a line of JSON, and faiss's bytes."""
-    body = faiss.serialize_index(kept).tobytes()
-    told = json.dumps(asdict(head)).encode() + b"\n"
-    first = json.dumps({"format": FORMAT, "xxh3_128": checksum(told, body)}).encode() + b"\n"
-    store.place.write(FILE, b"".join((first, told, body)))
+    """A line with a checksum of all that follows, a line of JSON, and faiss's bytes."""
+    told = json.dumps({"format": FORMAT, **asdict(head)}).encode() + b"\n"
+    store.place.write(FILE, headed(told, faiss.serialize_index(kept).tobytes()))
 
 
 def _read(faiss: ModuleType, store: Store) -> tuple[Any, _Head] | None:
@@ -271,36 +267,27 @@ def _read(faiss: ModuleType, store: Store) -> tuple[Any, _Head] | None:
     where = f"{store.place.url}/{FILE}"
     content = store.place.read(FILE)
     try:
-        first, told, body = _lines(content)
-        head = json.loads(first)
-        if head["xxh3_128"] != checksum(told, body):
-            raise ValueError("its checksum differs")
-        if head["format"] != FORMAT:
-            raise ValueError("another release of tracin wrote it")
-        there = _Head.from_json(json.loads(told))
-    except (KeyError, TypeError, ValueError) as error:
+        body = body_of(content)
+        end = bytes(body[: 1 << 20]).index(b"\n") + 1
+        held = SCHEMA(parsed(bytes(body[:end])), "it")
+        del held["format"]
+        there = _Head(**held)
+    except ValueError as error:
         raise IndexingError(
             f"{where} cannot be read ({error}): it was truncated or changed. Delete it, and open "
             "again: it is made from the index's rows."
         ) from error
     here = _head_of(store, there.widest, there.lists)
-    if (there.index, there.ids, there.extents) != (
+    if (there.index, there.data, there.extents) != (
         here.index,
-        here.ids[: len(there.ids)],
+        here.data[: len(there.data)],
         here.extents[: len(there.extents)],
     ):
         raise IndexingError(
             f"{where} holds vectors of another index: of other parameters, another projection or "
             "rows with other ids. Delete it, and open again: it is made from the index's rows."
         )
-    return faiss.deserialize_index(np.frombuffer(body, np.uint8)), there
-
-
-def _lines(content: memoryview) -> tuple[bytes, bytes, memoryview]:
-    start = bytes(content[: 1 << 20])
-    first = start.index(b"\n") + 1
-    second = start.index(b"\n", first) + 1
-    return start[:first], start[first:second], content[second:]
+    return faiss.deserialize_index(np.frombuffer(body[end:], np.uint8)), there
 
 
 def _faiss() -> ModuleType:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import IndexingError
+from tracin.schema import Fields, Items, Kinds, Number, Truth, Whole
 
 
 @final
@@ -31,8 +32,8 @@ class Side:
         return self.numbers <= self.width
 
     def of(self, rows: Tensor) -> Tensor:
-        """These columns in float32: [examples, width]."""
-        return rows[:, self.start : self.stop].float()
+        """These columns in float32: [..., width]."""
+        return rows[..., self.start : self.stop].float()
 
 
 @final
@@ -163,18 +164,20 @@ class Columns:
         return {"width": self.width, "blocks": blocks}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Columns":
+    def from_json(cls, content: Any) -> "Columns":
         """What `to_json` gave.
 
         Raises:
             IndexingError: It is something else.
         """
         try:
-            blocks = tuple(_block(block) for block in content["blocks"])
-            return cls(blocks, int(content["width"]))
-        except (KeyError, TypeError, ValueError) as error:
+            held = SCHEMA(content, "columns")
+            found = cls(tuple(map(_block, held["blocks"])), held["width"])
+            _refuse_odd(found)
+            return found
+        except ValueError as error:
             raise IndexingError(
-                f"The description of the columns of an index cannot be read ({error!r}): it was "
+                f"The description of the columns of an index cannot be read ({error}): it was "
                 "changed, or written by another version. Build the index again."
             ) from error
 
@@ -242,17 +245,39 @@ def _squares(rows: Tensor) -> Tensor:
 
 
 _NAMES = {Dot: "dot", Product: "product"}
+_SIDE = Fields({"start": Whole(), "stop": Whole(), "numbers": Whole()})
+SCHEMA = Fields(
+    {
+        "width": Whole(1, 1 << 31),
+        "blocks": Items(
+            Kinds(
+                {
+                    "dot": {"side": _SIDE, "group": Whole(), "spread": Number(0)},
+                    "product": {
+                        "left": _SIDE,
+                        "right": _SIDE,
+                        "has_bias": Truth(),
+                        "group": Whole(),
+                    },
+                }
+            ),
+            1,
+        ),
+    }
+)
 
 
 def _block(content: Mapping[str, Any]) -> Block:
-    kind, group = content["kind"], int(content["group"])
-    if kind == "dot":
-        return Dot(_side(content["side"]), group, float(content["spread"]))
-    if kind == "product":
-        left, right = _side(content["left"]), _side(content["right"])
-        return Product(left, right, bool(content["has_bias"]), group)
-    raise ValueError(f"no block is of the kind {kind!r}")
+    group = content["group"]
+    if content["kind"] == "dot":
+        return Dot(Side(**content["side"]), group, content["spread"])
+    left, right = Side(**content["left"]), Side(**content["right"])
+    return Product(left, right, content["has_bias"], group)
 
 
-def _side(content: Mapping[str, Any]) -> Side:
-    return Side(int(content["start"]), int(content["stop"]), int(content["numbers"]))
+def _refuse_odd(columns: Columns) -> None:
+    if any(not side.start <= side.stop <= columns.width for side in columns.sides):
+        raise ValueError(f"a block has columns beyond the {columns.width} of a row")
+    groups = {block.group for block in columns.blocks}
+    if groups != set(range(len(groups))):
+        raise ValueError("the groups of the blocks are not counted from 0")

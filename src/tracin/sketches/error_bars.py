@@ -11,7 +11,7 @@ from tracin.sketches.columns import Columns, Product, Side
 def standard_error(
     columns: Columns, rows: Tensor, queries: Tensor, weights: Sequence[float] | None = None
 ) -> Tensor:
-    """The standard deviation over seeds of every row's score with every query: [rows, queries].
+    """The standard deviation over seeds of each score of a row with a query: [..., rows, queries].
 
     A sketched dot product varies by (|u|^2 |v|^2 + (u . v)^2) x spread, where the spread of d
     columns is about 1 / d; a product of factors by what its two dot products do (method M19); and
@@ -19,8 +19,8 @@ def standard_error(
 
     Args:
         columns: How the rows are laid out.
-        rows: [rows, width].
-        queries: [queries, width].
+        rows: [..., rows, width].
+        queries: [..., queries, width], with as many leading dimensions.
         weights: What each group's share of the score is multiplied by, [groups]; None for 1.
 
     Example:
@@ -30,7 +30,7 @@ def standard_error(
         >>> standard_error(columns, rows, queries)
         tensor([[2.8284]])
     """
-    variance = torch.zeros(len(rows), len(queries), device=rows.device)
+    variance = torch.zeros(*rows.shape[:-1], queries.shape[-2], device=rows.device)
     queries = queries.to(rows.device)
     for block in columns.blocks:
         weight = 1.0 if weights is None else weights[block.group] ** 2
@@ -64,7 +64,8 @@ def _moments(side: Side, spread: float, rows: Tensor, queries: Tensor) -> tuple[
     """A side's dot products and their variances: [rows, queries] each."""
     these, those = side.of(rows), side.of(queries)
     products = these @ those.mT
-    lengths = torch.linalg.vecdot(these, these).unsqueeze(1) * torch.linalg.vecdot(those, those)
+    lengths = torch.linalg.vecdot(these, these).unsqueeze(-1)
+    lengths = lengths * torch.linalg.vecdot(those, those).unsqueeze(-2)
     return products, (lengths + products.square()) * spread
 
 

@@ -2,11 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, final
 
 from tracin.errors import IndexingError
+from tracin.schema import MOST, AnyMapping, Fields, Items, Kinds, Named, Text, Whole
 from tracin.sketches.columns import Columns
-from tracin.sketches.ways import KINDS, Way
+from tracin.sketches.ways import (
+    KINDS,
+    Beside,
+    Convolved,
+    Factored,
+    Hashed,
+    TwoSided,
+    Way,
+    Written,
+)
 
 
 @final
@@ -48,28 +59,74 @@ class Plan:
         return {"seed": self.seed, "columns": self.columns.to_json(), "parameters": parameters}
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Plan":
+    def from_json(cls, content: Any) -> "Plan":
         """What `to_json` gave.
 
         Raises:
             IndexingError: It is something else.
         """
         try:
-            parameters = {name: dict(each) for name, each in content["parameters"].items()}
-            numbers = {name: int(each.pop("numbers")) for name, each in parameters.items()}
-            groups = {name: int(each.pop("group")) for name, each in parameters.items()}
-            ways = {name: _way(each) for name, each in parameters.items()}
-            columns = Columns.from_json(content["columns"])
-            return cls(int(content["seed"]), columns, ways, numbers, groups)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            held = SCHEMA(content, "plan")
+            parameters = held["parameters"]
+            numbers = {name: each.pop("numbers") for name, each in parameters.items()}
+            groups = {name: each.pop("group") for name, each in parameters.items()}
+            ways = {name: KINDS[each.pop("kind")](**each) for name, each in parameters.items()}
+            columns = Columns.from_json(held["columns"])
+            found = cls(held["seed"], columns, ways, numbers, groups)
+            for name, way in ways.items():
+                _refuse_odd(found, name, way)
+            return found
+        except ValueError as error:
             raise IndexingError(
-                f"The plan of an index cannot be read ({error!r}): it was changed, or written by "
+                f"The plan of an index cannot be read ({error}): it was changed, or written by "
                 "another version. Build the index again."
             ) from error
 
 
-def _way(content: dict[str, Any]) -> Way:
-    kind = KINDS[content.pop("kind")]
-    if "shape" in content:
-        content["shape"] = tuple(content["shape"])
-    return kind(**content)
+_SIDES = Items(Whole(1), 2, 2)
+_EACH = {"numbers": Whole(), "group": Whole()}
+_BLOCK = {**_EACH, "block": Whole()}
+SCHEMA = Fields(
+    {
+        "seed": Whole(-MOST),
+        "columns": AnyMapping(),
+        "parameters": Named(
+            Kinds(
+                {
+                    "written": {**_EACH, "start": Whole()},
+                    "hashed": _BLOCK,
+                    "two-sided": {**_BLOCK, "left": Whole(1), "right": Whole(1), "shape": _SIDES},
+                    "convolved": {**_BLOCK, "shape": _SIDES},
+                    "factored": _BLOCK,
+                    "beside": {**_EACH, "weight": Text()},
+                }
+            )
+        ),
+    }
+)
+
+
+def _refuse_odd(plan: Plan, name: str, way: Way) -> None:
+    """What becomes of a parameter must be possible.
+
+    Raises:
+        ValueError: It is not.
+    """
+    blocks, numbers = plan.columns.blocks, plan.numbers[name]
+    if plan.groups[name] >= plan.columns.groups:
+        raise ValueError(f"no block is of the group of '{name}'")
+    match way:
+        case Written(start) if start + numbers > plan.width:
+            raise ValueError(f"the columns of '{name}' end beyond the {plan.width} of a row")
+        case Beside(weight) if not isinstance(plan.ways.get(weight), Factored):
+            raise ValueError(f"'{name}' goes with '{weight}', which keeps no factors")
+        case Hashed(block) | Factored(block) if block >= len(blocks):
+            raise ValueError(f"'{name}' goes to block {block} of {len(blocks)}")
+        case Convolved(block, shape) if block >= len(blocks) or prod(shape) != numbers:
+            raise ValueError(f"'{name}' has not {list(shape)} numbers, or no block")
+        case TwoSided(block, left, right, shape) if (
+            block >= len(blocks) or prod(shape) != numbers or left > shape[0] or right > shape[1]
+        ):
+            raise ValueError(f"'{name}' has not {list(shape)} numbers, or no block")
+        case _:
+            pass

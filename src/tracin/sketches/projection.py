@@ -40,6 +40,8 @@ class Projection:
         _check_count("dim", self.dim)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise IndexingError(f"A projection's seed is a whole number; got {self.seed!r}.")
+        if self.seed.bit_length() > 63:
+            raise IndexingError("A projection's seed is a whole number of at most 63 bits.")
         if self.split is None:
             return
         for name, numbers in self.split.items():

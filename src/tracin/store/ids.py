@@ -1,14 +1,14 @@
 """The ids of an index's rows, in Parquet; one file for each time that rows were added."""
 
-import io
 import json
 from typing import Any
 
 import numpy as np
 
 from tracin.errors import IndexingError
+from tracin.store.checksums import checksum
+from tracin.store.parquet import arrow, read, written
 from tracin.store.place import Place
-from tracin.store.shard import checksum
 
 
 def ids_file(span: range, sum_of_ids: str) -> str:
@@ -28,10 +28,7 @@ def ids_checksum(ids: np.ndarray) -> str:
 
 def write_ids(place: Place, span: range, ids: np.ndarray) -> None:
     """Write the ids of these rows."""
-    pyarrow, parquet = arrow()
-    held = io.BytesIO()
-    parquet.write_table(pyarrow.table({"id": ids.tolist()}), held)
-    place.write(ids_file(span, ids_checksum(ids)), held.getvalue())
+    place.write(ids_file(span, ids_checksum(ids)), written({"id": ids.tolist()}, {}))
 
 
 def read_ids(place: Place, span: range, sum_of_ids: str) -> np.ndarray:
@@ -40,11 +37,10 @@ def read_ids(place: Place, span: range, sum_of_ids: str) -> np.ndarray:
     Raises:
         IndexingError: The file is missing or damaged.
     """
-    pyarrow, parquet = arrow()
+    pyarrow, _ = arrow()
     name = ids_file(span, sum_of_ids)
     try:
-        held = io.BytesIO(bytes(place.read(name)))
-        found: list[Any] = parquet.read_table(held)["id"].to_pylist()
+        found: list[Any] = read(bytes(place.read(name))).read()["id"].to_pylist()
         is_text = bool(found) and isinstance(found[0], str)
         ids = np.array(found, dtype=object if is_text else np.int64)
         if len(ids) != len(span) or ids_checksum(ids) != sum_of_ids:
@@ -55,20 +51,3 @@ def read_ids(place: Place, span: range, sum_of_ids: str) -> np.ndarray:
             f"{place.url}/{name} cannot be read ({one}): it is missing or damaged. Build again "
             "with the same data: the ids are written again, and nothing else."
         ) from one
-
-
-def arrow() -> tuple[Any, Any]:
-    """Pyarrow and its Parquet.
-
-    Raises:
-        IndexingError: It is not installed.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise IndexingError(
-            "The table of an index's rows is a Parquet file, but pyarrow is not installed: pip "
-            "install 'tracin[index]'."
-        ) from error
-    return pyarrow, parquet

@@ -1,16 +1,65 @@
 """What an index holds: `manifest.json`, and the errors where another index is expected."""
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, final
 
 from tracin.errors import IndexingError
-from tracin.store.shard import Column
+from tracin.schema import AnyMapping, Fields, Items, Maybe, Named, Number, Text, Whole
+from tracin.store import sealed_json
+from tracin.store.checksums import checksum
+from tracin.store.number_format import FORMATS
+from tracin.store.shard import DTYPES, Column
 
 FILE = "manifest.json"
-FORMAT = 1
+MOST_ROWS = 1 << 36
+MOST_UNITS = 1 << 22  # files: 2,000 checkpoints of 16 million rows, at the default size
+# Names folders, so nothing that leads out of one.
+KEY = r"[0-9A-Za-z_-]{1,64}"
+SUM = r"[0-9a-f]{32}"
+_ROWS = Whole(1, MOST_ROWS)
+SCHEMA = Fields(
+    {
+        "about": AnyMapping(),
+        "width": Whole(1, 1 << 31),
+        "pieces": Items(Items(Whole(), 2, 2)),
+        "number_format": Text("|".join(FORMATS)),
+        "rows_a_shard": _ROWS,
+        "extents": Items(_ROWS, 1),
+        "checkpoints": Items(
+            Fields(
+                {
+                    "key": Text(KEY),
+                    "name": Text(),
+                    "number": Whole(),
+                    "weights": Items(Number(), 1),
+                    "losses": Items(Number(), most=64),
+                }
+            ),
+            1,
+        ),
+        "beside": Named(
+            Fields(
+                {"dtype": Text("|".join(DTYPES)), "shape": Items(Whole(0, 1 << 31), most=8)},
+            ),
+            r"(?!rows$|scales$)\w{1,64}",
+        ),
+        "added": Items(
+            Fields(
+                {
+                    "ids": Text(SUM),
+                    "examples": Named(Text(r"[0-9a-f]{1,64}"), r"\d{1,12}"),
+                    "data": Maybe(Text(SUM)),
+                    "source": Maybe(Text()),
+                }
+            )
+        ),
+    }
+)
 
 
 @final
@@ -34,7 +83,8 @@ class Entry:
     """One checkpoint of an index.
 
     Attributes:
-        key: A fingerprint of its weights.
+        key: A fingerprint of its weights. Checkpoints with equal weights have one key, and share
+            their rows.
         name: What results call it.
         number: Of its random numbers. It follows from the weights, so that rows that were dropped
             and come again are the same.
@@ -58,11 +108,13 @@ class Added:
     Attributes:
         ids: A checksum of their ids.
         examples: Position -> a fingerprint of the example there, for some of them.
+        data: A checksum of all of them, where tensors in memory held them.
         source: The data set's own fingerprint, if it has one; kept for people, never compared.
     """
 
     ids: str
     examples: Mapping[str, str] = field(default_factory=dict)
+    data: str | None = None
     source: str | None = None
 
 
@@ -106,13 +158,18 @@ class Manifest:
             for start in range(before, after, self.rows_a_shard)
         ]
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the checkpoints, each once."""
+        return list(dict.fromkeys(each.key for each in self.checkpoints))
+
     def units(self) -> list[Unit]:
         """All units, one checkpoint after the other."""
         ranges = self.ranges()
-        return [Unit(e.key, at.start, at.stop) for e in self.checkpoints for at in ranges]
+        return [Unit(key, at.start, at.stop) for key in self.keys for at in ranges]
 
     def entry(self, key: str) -> Entry:
-        """The checkpoint with these weights.
+        """The first checkpoint with these weights.
 
         Raises:
             IndexingError: There is none.
@@ -124,6 +181,41 @@ class Manifest:
             f"The index holds no checkpoint with the weights {key}; it holds "
             f"{', '.join(f'{each.name} ({each.key})' for each in self.checkpoints)}."
         )
+
+    @cached_property
+    def index(self) -> str:
+        """A fingerprint of what all rows have in common: how they are made and kept."""
+        names = ("about", "width", "pieces", "number_format", "rows_a_shard", "beside")
+        fixed = asdict(self)
+        return fingerprint({name: fixed[name] for name in names})
+
+    @cached_property
+    def plan(self) -> str:
+        """A fingerprint of how gradients become rows."""
+        return fingerprint(self.about.get("plan"))
+
+    @cached_property
+    def data(self) -> tuple[str, ...]:
+        """A fingerprint of the examples of each extent."""
+        known = [{**asdict(each), "source": None} for each in self.added]
+        return tuple(map(fingerprint, known))
+
+    @property
+    def of(self) -> str:
+        """A fingerprint of how rows are made and of all their examples: what answers rest on."""
+        return fingerprint([self.index, self.extents, self.data])
+
+    def identity(self, unit: Unit) -> dict[str, str]:
+        """What a unit's file must say of itself, or it is another's."""
+        extent = bisect_right(self.extents, unit.start)
+        return {
+            "index": self.index,
+            "plan": self.plan,
+            "data": self.data[extent] if extent < len(self.data) else "",
+            "checkpoint": unit.checkpoint,
+            "number": str(self.entry(unit.checkpoint).number),
+            "rows": f"{unit.start}-{unit.stop}",
+        }
 
     def extended(self, later: "Manifest") -> "Manifest":
         """With the rows and checkpoints of a later build, which come to those that are there.
@@ -138,11 +230,9 @@ class Manifest:
             )
         extents = self.extents if later.rows == self.rows else (*self.extents, later.rows)
         added = (*self.added, *later.added[len(self.added) :])
-        entries = {each.key: each for each in self.checkpoints}
-        for each in later.checkpoints:
-            losses = entries[each.key].losses if each.key in entries else each.losses
-            entries[each.key] = replace(each, losses=losses or each.losses)
-        return replace(self, extents=extents, added=added, checkpoints=tuple(entries.values()))
+        return replace(
+            self, extents=extents, added=added, checkpoints=met(self.checkpoints, later.checkpoints)
+        )
 
     def spans(self) -> list[range]:
         """The rows of each extent."""
@@ -152,16 +242,16 @@ class Manifest:
         """With these checkpoints in place of its own."""
         return replace(self, checkpoints=tuple(checkpoints))
 
-    def without(self, key: str) -> "Manifest":
-        """Without a checkpoint."""
-        dropped = self.entry(key)
-        return replace(
-            self, checkpoints=tuple(each for each in self.checkpoints if each != dropped)
-        )
+    def without(self, key: str, name: str | None = None) -> "Manifest":
+        """Without the first checkpoint of this key, and of this name if it is given."""
+        for at, each in enumerate(self.checkpoints):
+            if each.key == key and name in (None, each.name):
+                return self.with_checkpoints(self.checkpoints[:at] + self.checkpoints[at + 1 :])
+        return self
 
     def to_bytes(self) -> bytes:
         """As the file holds it; equal for equal manifests."""
-        return (json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode()
+        return sealed_json.written(asdict(self))
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str) -> "Manifest":
@@ -171,38 +261,73 @@ class Manifest:
             IndexingError: It is damaged, or another release wrote it.
         """
         try:
-            held = json.loads(content)
-            if held.pop("format") != FORMAT:
-                raise IndexingError(
-                    f"{where} was written by another release of tracin. Read it with that one."
-                )
-            return cls(
-                held["about"],
-                int(held["width"]),
-                tuple((int(start), int(stop)) for start, stop in held["pieces"]),
-                held["number_format"],
-                int(held["rows_a_shard"]),
-                tuple(map(int, held["extents"])),
-                tuple(map(_entry, held["checkpoints"])),
-                {
-                    name: Column(each["dtype"], tuple(map(int, each["shape"])))
-                    for name, each in held["beside"].items()
-                },
-                tuple(
-                    Added(each["ids"], dict(each["examples"]), each["source"])
-                    for each in held["added"]
-                ),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            held = sealed_json.read(content, SCHEMA)
+            held["checkpoints"] = tuple(Entry(**each) for each in held["checkpoints"])
+            held["beside"] = {name: Column(**each) for name, each in held["beside"].items()}
+            held["added"] = tuple(Added(**each) for each in held["added"])
+            found = cls(**held)
+            refuse_odd(found)
+            return found
+        except sealed_json.OtherFormatError as error:
             raise IndexingError(
-                f"{where} cannot be read ({error!r}): it was damaged or changed by hand. Put it "
+                f"{where} was written by another release of tracin: {error}. Build the index again "
+                "in a new folder, or read it with that release."
+            ) from error
+        except ValueError as error:
+            raise IndexingError(
+                f"{where} cannot be read ({error}): it was damaged or changed by hand. Put it "
                 "back from a copy, or build the index in a new folder."
             ) from error
 
 
-def _entry(content: Mapping[str, Any]) -> Entry:
-    weights, losses = (tuple(map(float, content[name])) for name in ("weights", "losses"))
-    return Entry(content["key"], content["name"], int(content["number"]), weights, losses)
+def met(there: Sequence[Entry], later: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Checkpoints that are there, as a later build has them, and then those that are new.
+
+    Of several with equal weights, the one of the same name is meant, or else the next.
+    """
+    found, free = list(there), list(range(len(there)))
+    for each in later:
+        same = [at for at in free if there[at].key == each.key]
+        same.sort(key=lambda at: there[at].name != each.name)
+        if not same:
+            found.append(each)
+            continue
+        at = same[0]
+        free.remove(at)
+        found[at] = replace(each, losses=there[at].losses or each.losses)
+    return tuple(found)
+
+
+def refuse_odd(manifest: Manifest) -> None:
+    """Fields that are each what they should be must go together.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if any(before >= after for before, after in pairwise((0, *manifest.extents))):
+        raise ValueError("it.extents do not rise")
+    each = manifest.rows_a_shard
+    files = sum(-(-(b - a) // each) for a, b in pairwise((0, *manifest.extents)))
+    if files * len(manifest.checkpoints) > MOST_UNITS:
+        raise ValueError(f"it names {files * len(manifest.checkpoints)} files, over {MOST_UNITS}")
+    if len(manifest.added) != len(manifest.extents):
+        raise ValueError("it.added has not an entry for each of it.extents")
+    if any(int(at) >= manifest.rows for one in manifest.added for at in one.examples):
+        raise ValueError("it.added knows examples beyond the last row")
+    edges = (0, *(edge for piece in manifest.pieces for edge in piece), manifest.width)
+    if any(edges[at] != edges[at + 1] for at in range(0, len(edges), 2)) or any(
+        start > stop for start, stop in manifest.pieces
+    ):
+        raise ValueError(f"it.pieces do not divide the {manifest.width} columns")
+    if len({len(one.weights) for one in manifest.checkpoints}) > 1:
+        raise ValueError("it.checkpoints have unlike numbers of weights")
+    if len({(one.key, one.number) for one in manifest.checkpoints}) > len(manifest.keys):
+        raise ValueError("it.checkpoints with one key have unlike numbers")
+
+
+def fingerprint(content: Any) -> str:
+    """A checksum of anything that JSON can hold."""
+    return checksum(json.dumps(content, sort_keys=True).encode())
 
 
 def refuse_other(there: Manifest, here: Manifest, where: str) -> None:

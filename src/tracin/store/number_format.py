@@ -55,7 +55,7 @@ class NumberFormat:
     def _encode(
         self, rows: Tensor, pieces: Sequence[tuple[int, int]], kept: Tensor, scales: Tensor
     ) -> None:
-        if not bool(torch.isfinite(rows.sum())) and not bool(torch.isfinite(rows).all()):
+        if not is_finite(rows):
             raise IndexingError(
                 "Rows of an index must be finite, but one holds NaN or infinity: gradients this "
                 "large overflow float32. Leave the example or the checkpoint out."
@@ -116,3 +116,8 @@ def number_format(name: str) -> NumberFormat:
             f"number_format is one of {', '.join(map(repr, FORMATS))}; {name!r} was given."
         )
     return FORMATS[name]
+
+
+def is_finite(numbers: Tensor) -> bool:
+    """Whether all are; a finite sum says so at once."""
+    return bool(torch.isfinite(numbers.sum())) or bool(torch.isfinite(numbers).all())

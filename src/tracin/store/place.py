@@ -1,7 +1,9 @@
 """Where an index lies: a folder on a disk, or any URL that fsspec knows."""
 
 import os
+import re
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,6 +24,8 @@ UNFINISHED = ".unfinished"
 OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2"})
 # What fsspec's file systems raise, such as botocore's own errors.
 ANY = (Exception,)
+_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+")  # fsspec chains them, as in simplecache::s3
+_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _PIECE = 1 << 28  # bytes that one system call reads; Linux gives at most 2 GiB
 
 
@@ -46,6 +50,10 @@ class Place(Protocol):
 
     def size(self, name: str) -> int | None:
         """A file's bytes; None where there is none."""
+        ...
+
+    def version(self, name: str) -> object | None:
+        """Equal as long as a file is not replaced; None where the place does not tell."""
         ...
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
@@ -91,17 +99,68 @@ class Place(Protocol):
 
 
 def place_of(folder: str | os.PathLike[str]) -> Place:
-    """The place at a path or URL."""
-    text = os.fspath(folder)
-    if "://" in text and not text.startswith("file://"):
-        return Remote(text)
-    return Folder(Path(text.removeprefix("file://")).expanduser())
+    """The place at a path or URL; a relative path is one of the working directory of this moment.
+
+    Raises:
+        IndexingError: It can be the name of no folder, or is half a URL.
+    """
+    text = absolute(folder)
+    return Remote(text) if "://" in text else Folder(Path(text))
 
 
 def absolute(folder: str | os.PathLike[str]) -> str:
-    """A folder or URL as text that means the same in another process."""
-    text = os.fspath(folder)
-    return text if "://" in text else str(Path(text).expanduser().absolute())
+    """A folder or URL as text that means the same in another process, and later.
+
+    Raises:
+        IndexingError: It can be the name of no folder, or is half a URL.
+
+    Example:
+        >>> absolute("s3://bucket/index"), absolute("/data/index")
+        ('s3://bucket/index', '/data/index')
+    """
+    text = _named(folder)
+    protocol, is_url, rest = text.partition("://")
+    if is_url and protocol != "file":
+        if not _PROTOCOL.fullmatch(protocol) or not rest.strip("/"):
+            raise _odd(text, "a URL needs a protocol and a name, such as s3://bucket/index")
+        return text
+    # What pathlib makes of a URL, or a slip.
+    if _ONE_SLASH.match(text):
+        raise _odd(text, "a URL has two slashes after its protocol; give it as a text, not a Path")
+    try:
+        found = Path(text.removeprefix("file://")).expanduser().absolute()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.stat()
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, FileNotFoundError):
+            why = "it is relative, and the working directory was deleted"
+        raise _odd(text, why) from error
+    return str(found)
+
+
+def _named(folder: Any) -> str:
+    """The text of a path, which a system could take."""
+    try:
+        text = os.fsdecode(folder)
+        os.fsencode(text)
+    except TypeError as error:
+        raise _odd(folder, f"a path or URL is a text, and this is a {type(folder).__name__}") from (
+            error
+        )
+    except UnicodeEncodeError as error:
+        raise _odd(folder, "it holds a character that no name of a file can") from error
+    if not text or "\0" in text:
+        raise _odd(text, "it is empty" if not text else "it holds a NUL character")
+    return text
+
+
+def _odd(folder: Any, why: str) -> IndexingError:
+    text = ascii(folder)
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    return IndexingError(
+        f"{text} names no folder for an index: {why}. Give the path of a folder, or a URL."
+    )
 
 
 @final
@@ -117,8 +176,14 @@ class Folder:
         self._on_network: bool | None = None
 
     def size(self, name: str) -> int | None:
-        place = self.path / name
-        return place.stat().st_size if place.is_file() else None
+        found = self._stat(name)
+        return None if found is None else found.st_size
+
+    def version(self, name: str) -> object | None:
+        if self._is_on_network():  # what is read is a copy, and each is another
+            return None
+        found = self._stat(name)
+        return found and (found.st_ino, found.st_size, found.st_mtime_ns)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         with said(f"{self.path / name} cannot be read"):
@@ -181,6 +246,14 @@ class Folder:
         finally:
             os.close(folder)
 
+    def _stat(self, name: str) -> os.stat_result | None:
+        with said(f"{self.path / name} cannot be looked up"):
+            try:
+                found = (self.path / name).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return found if stat.S_ISREG(found.st_mode) else None
+
     def _is_on_network(self) -> bool:
         if self._on_network is None:
             self._on_network = is_on_network(self.path)
@@ -230,8 +303,13 @@ class Remote:
             self._files.invalidate_cache()
             try:
                 return int(self._files.size(self._at(name)))
-            except FileNotFoundError:
-                return None
+            except FileNotFoundError as error:
+                if is_missing(error):
+                    return None
+                raise (error.__cause__ or error) from None
+
+    def version(self, name: str) -> object | None:
+        return None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         with said(f"{self.url}/{name} cannot be read", ANY):
@@ -316,6 +394,24 @@ def read_into_memory(path: Path, start: int, stop: int) -> memoryview:
                 break
             at += count
     return held[:at]
+
+
+def is_missing(error: BaseException | None) -> bool:
+    """Whether a file is not there, rather than out of reach.
+
+    Of HTTP, fsspec says that a file is missing also where no server answered, or one refused.
+    """
+    if isinstance(error, FileNotFoundError):
+        return error.__cause__ is None or is_missing(error.__cause__)
+    return _status(error) in (404, 410)
+
+
+def _status(error: BaseException | None) -> Any:
+    found = getattr(error, "status", None)
+    response = getattr(error, "response", None)  # botocore's
+    if found is None and isinstance(response, Mapping):
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return found
 
 
 def _is_running(process: int) -> bool:

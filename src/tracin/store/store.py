@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 import numpy as np
@@ -12,27 +13,26 @@ from torch import Tensor
 
 from tracin.errors import IndexingError
 from tracin.plain_text import plain
+from tracin.store import sealed_json
+from tracin.store.checksums import body_of
 from tracin.store.ids import ids_checksum, ids_file, read_ids, write_ids
 from tracin.store.manifest import FILE, Added, Manifest, Unit, refuse_other, short
-from tracin.store.number_format import number_format
-from tracin.store.place import UNFINISHED, File, Place, absolute, is_abandoned, place_of
+from tracin.store.number_format import is_finite, number_format
+from tracin.store.parquet import read as read_parquet
+from tracin.store.place import UNFINISHED, File, Place, absolute, is_abandoned, is_missing, place_of
 from tracin.store.shard import (
     NAMES,
     ROWS,
     Column,
-    Draft,
-    Unpacked,
+    Layout,
     damaged,
-    front_of,
-    problem_in,
-    refuse_changed_columns,
-    refuse_changed_rows,
-    size_of,
-    unpacked,
+    new_file,
+    refuse_non_finite,
 )
 
 SCALES = "scales"
 TABLE = "table.parquet"
+RECALL = "recall.json"
 # Seconds after which an unfinished file of another machine is taken to be abandoned.
 ABANDONED = 3600.0
 _TRIES = 100
@@ -47,13 +47,15 @@ class Shard:
         unit: Which rows, at which checkpoint.
         tensors: By name: "rows", "scales", and what was written beside them.
         manifest: Of the index.
-        check: Compares the rows with their checksum, if that was not done yet.
+        check: Compares the rows with their checksum, if that was not done since the file changed.
+        name: Of the file, for errors.
     """
 
     unit: Unit
     tensors: Mapping[str, Tensor]
     manifest: Manifest
     check: Callable[[], None]
+    name: str
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start` to `stop`, counted from its first: [n, width], float32.
@@ -82,9 +84,20 @@ class Shard:
         """The rows at these places: [places, width], float32; a few, so nothing is compared."""
         return self._decoded(self.tensors[ROWS][places], self.tensors[SCALES][places])
 
+    def refuse_non_finite(self, numbers: Tensor) -> None:
+        """What is made of the rows must be finite, as all is that is written.
+
+        Raises:
+            IndexingError: It is not.
+        """
+        if not is_finite(numbers):
+            raise damaged(self.name, "its rows hold NaN or infinity, or their scores overflow")
+
     def _decoded(self, kept: Tensor, scales: Tensor) -> Tensor:
         how = number_format(self.manifest.number_format)
-        return how.decode(kept, scales, self.manifest.pieces)
+        rows = how.decode(kept, scales, self.manifest.pieces)
+        self.refuse_non_finite(rows)
+        return rows
 
 
 @final
@@ -99,7 +112,7 @@ class Store:
     def __init__(self, place: Place, manifest: Manifest) -> None:
         self.place, self.manifest = place, manifest
         self._columns = columns_of(manifest)
-        self._checked: set[str] = set()
+        self._checked: dict[str, object] = {}  # file -> what it was when its rows were compared
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[str, Manifest]]:
         """Another process opens the same files anew, and sees them by the same manifest."""
@@ -148,7 +161,9 @@ class Store:
         place = place_of(folder)
         there = manifest_at(place)
         for _ in range(_TRIES):
-            if there is not None:
+            if there is None:
+                refuse_lost_manifest(place)
+            else:
                 cls(place, there).refuse_other_ids(ids)
             manifest = with_ids(proposed(there), ids)
             spans = list(zip(manifest.spans(), manifest.added, strict=True))
@@ -178,6 +193,7 @@ class Store:
         place = place_of(folder)
         manifest = manifest_at(place)
         if manifest is None:
+            refuse_lost_manifest(place)
             raise IndexingError(
                 f"{place.url} holds no index: it has no {FILE}. Build one by run.index(train, "
                 "folder), or tracin index build."
@@ -186,14 +202,24 @@ class Store:
 
     def size_of(self, unit: Unit) -> int:
         """How long a unit's file is, to the byte."""
-        return size_of(self._columns, unit.stop - unit.start)
+        return self._layout(unit).size
 
     def is_done(self, unit: Unit) -> bool:
-        """Whether a unit's file is there, and as long as it must be.
+        """Whether a unit's file is there, as long as it must be, and says that it is this one.
 
         Files are written whole, but a disk may fail, or a copy of the folder be broken off.
         """
-        return self.place.size(unit.file) == self.size_of(unit)
+        layout = self._layout(unit)
+        if self.place.size(unit.file) != layout.size:
+            return False
+        try:
+            layout.refuse_other(self.place.read(unit.file, 0, len(layout.header)))
+        except ValueError:
+            return False
+        return True
+
+    def _layout(self, unit: Unit) -> Layout:
+        return Layout(self._columns, unit.stop - unit.start, self.manifest.identity(unit))
 
     def missing(self) -> list[Unit]:
         """The units that are still to be built, those with a file of another length too."""
@@ -237,53 +263,75 @@ class Store:
                 raise IndexingError(
                     f"{unit.file} has {len(rows)} rows; {name} came for {len(one)}."
                 )
-        draft = Draft(self._columns, len(rows))
+        layout = self._layout(unit)
+        content, tensors = new_file(layout)
         how = number_format(self.manifest.number_format)
-        how.encode(rows, self.manifest.pieces, draft.tensors[ROWS], draft.tensors[SCALES])
+        how.encode(rows, self.manifest.pieces, tensors[ROWS], tensors[SCALES])
         for name, one in beside.items():
-            draft.tensors[name].copy_(one)
-        self.place.write(unit.file, draft.finished())
+            tensors[name].copy_(one)
+        with telling(self._name(unit)):
+            refuse_non_finite(beside)
+        layout.finish(content)
+        self.place.write(unit.file, content)
 
     def read(self, unit: Unit) -> Shard:
         """A unit's file; on a disk it is mapped, and read where it is looked at.
 
-        What is beside the rows is compared with its checksum now, the rows when `Shard.rows` is
-        first asked for some of them.
+        Its header is compared with what it must be, and what is beside the rows with its checksum,
+        now; the rows when `Shard.rows` is first asked for some of them, and again once the file was
+        replaced.
 
         Raises:
-            IndexingError: It is missing, truncated or changed.
+            IndexingError: It is missing, truncated, changed, or another file.
         """
-        content, found = self._opened(unit)
+        version = self.place.version(unit.file)
+        content, layout = self._opened(unit)
 
         def check() -> None:
-            if unit.file not in self._checked:
+            if version is None or self._checked.get(unit.file) != version:
                 with telling(self._name(unit)):
-                    refuse_changed_rows(content, found)
-                self._checked.add(unit.file)
+                    layout.refuse_changed_rows(content)
+                self._checked[unit.file] = version
 
-        return Shard(unit, found.tensors, self.manifest, check)
+        return Shard(unit, layout.tensors(content), self.manifest, check, self._name(unit))
 
     def columns(self, unit: Unit) -> Mapping[str, Tensor]:
         """What a unit's file holds beside its rows; the rows are not even fetched.
 
         Raises:
-            IndexingError: It is missing, truncated or changed.
+            IndexingError: It is missing, truncated, changed, or another file.
         """
-        return self._opened(unit, has_rows=False)[1].tensors
+        content, layout = self._opened(unit, has_rows=False)
+        return layout.tensors(content, has_rows=False)
 
-    def _opened(self, unit: Unit, *, has_rows: bool = True) -> tuple[memoryview, Unpacked]:
-        name, size, rows = self._name(unit), self.place.size(unit.file), unit.stop - unit.start
+    def _opened(self, unit: Unit, *, has_rows: bool = True) -> tuple[memoryview, Layout]:
+        name, layout = self._name(unit), self._layout(unit)
+        self._refuse_other_size(unit, layout)
+        content = self.place.read(unit.file, 0, None if has_rows else layout.front)
+        with telling(name):
+            if len(content) != (layout.size if has_rows else layout.front):
+                raise ValueError("it was truncated while it was read")
+            layout.refuse_changed_columns(content)
+            refuse_non_finite(layout.tensors(content, has_rows=False))
+        return content, layout
+
+    def refuse_missing(self) -> None:
+        """All files must be there: before memory is taken for what they hold.
+
+        Raises:
+            IndexingError: One is not, or is too short.
+        """
+        for unit in self.missing():
+            self._refuse_other_size(unit, self._layout(unit))
+
+    def _refuse_other_size(self, unit: Unit, layout: Layout) -> None:
+        name, size = self._name(unit), self.place.size(unit.file)
         if size is None:
             raise IndexingError(
                 f"{name} is missing: the index is not complete. Build again; what is there stays."
             )
-        if size != self.size_of(unit):
-            raise damaged(name, f"it has {size} bytes, and should have {self.size_of(unit)}")
-        content = self.place.read(unit.file, 0, None if has_rows else front_of(self._columns, rows))
-        with telling(name):
-            found = unpacked(content, has_rows=has_rows)
-            refuse_changed_columns(content, found)
-        return content, found
+        if size != layout.size:
+            raise damaged(name, f"it has {size} bytes, and should have {layout.size}")
 
     def _name(self, unit: Unit) -> str:
         return f"{self.place.url}/{unit.file}"
@@ -299,11 +347,13 @@ class Store:
     def rows_at(self, checkpoint: str, positions: Tensor) -> Tensor:
         """Some rows, at rising positions: [positions, width], float32."""
         found = torch.empty(len(positions), self.manifest.width)
-        for rows in self.manifest.ranges():
-            here = (positions >= rows.start) & (positions < rows.stop)
-            if bool(here.any()):
+        ranges = self.manifest.ranges()
+        ends = torch.tensor([rows.stop for rows in ranges])
+        cuts = torch.searchsorted(positions, ends).tolist()
+        for rows, start, stop in zip(ranges, [0, *cuts], cuts, strict=False):
+            if start < stop:
                 shard = self.read_range(checkpoint, rows)
-                found[here] = shard.chosen(positions[here] - rows.start)
+                found[start:stop] = shard.chosen(positions[start:stop] - rows.start)
         return found
 
     def ids(self) -> np.ndarray:
@@ -339,40 +389,67 @@ class Store:
                 "after the old ones; or another folder."
             )
 
-    def drop(self, key: str) -> "Store":
-        """Take a checkpoint out; its files stay until `gc`."""
+    def drop(self, key: str, name: str | None = None) -> "Store":
+        """Take a checkpoint out; its files stay until `gc`.
+
+        Args:
+            key: A fingerprint of its weights.
+            name: Which of several with these weights; None for the first.
+        """
         with self.place.locked():
             # What others have added meanwhile stays.
-            manifest = (manifest_at(self.place) or self.manifest).without(key)
+            manifest = (manifest_at(self.place) or self.manifest).without(key, name)
             put(self.place, manifest)
         return Store(self.place, manifest)
 
     def verify(self) -> "Report":
-        """Read every byte of every file that the manifest knows.
+        """Read every byte of every file that belongs to the index.
 
         Returns:
             What is wrong: file -> why. Missing files are told apart: they are just not built yet.
         """
-        problems: dict[str, str] = {}
         files = self.place.files()
-        units = self.manifest.units()
-        there = [unit for unit in units if unit.file in files]
-        total = 0
-        for unit in there:
-            content = self.place.read(unit.file)
-            total += len(content)
-            problem = problem_in(content)
-            if not problem and len(content) != self.size_of(unit):
-                problem = "a shard, but not the one that its name says"
-            if problem:
-                problems[unit.file] = problem
-        for span, added in zip(self.manifest.spans(), self.manifest.added, strict=True):
+        checks = self._checks(files)
+        problems: dict[str, str] = {}
+        for name, check in checks.items():
             try:
-                read_ids(self.place, span, added.ids)
-            except IndexingError as error:
-                problems[ids_file(span, added.ids)] = str(error.__cause__ or error)
-        gone = tuple(unit.file for unit in units if unit.file not in files)
-        return Report(len(there), total, problems, gone)
+                check()
+            except (IndexingError, ValueError) as error:
+                problems[name] = str(error.__cause__ or error)
+        gone = tuple(unit.file for unit in self.manifest.units() if unit.file not in files)
+        size = sum(files[name].size for name in checks if name in files)
+        return Report(len(checks), size, problems, gone)
+
+    def _checks(self, files: Mapping[str, File]) -> dict[str, Callable[[], object]]:
+        """What reads each file, and raises where it is not as it was written."""
+        others: dict[str, Callable[[bytes], object]] = {
+            FILE: partial(Manifest.from_bytes, where=FILE),
+            TABLE: read_parquet,
+            RECALL: sealed_json.unsealed,
+            **{name: body_of for name in files if name.startswith("candidates/")},
+        }
+        found: dict[str, Callable[[], object]] = {
+            name: partial(self._read_by, name, read)
+            for name, read in others.items()
+            if name in files and not name.endswith(UNFINISHED)
+        }
+        for span, added in zip(self.manifest.spans(), self.manifest.added, strict=True):
+            found[ids_file(span, added.ids)] = partial(read_ids, self.place, span, added.ids)
+        there = (unit for unit in self.manifest.units() if unit.file in files)
+        return found | {unit.file: partial(self._read_whole, unit) for unit in there}
+
+    def _read_by(self, name: str, read: Callable[[bytes], object]) -> None:
+        read(bytes(self.place.read(name)))
+
+    def _read_whole(self, unit: Unit) -> None:
+        content, layout = self.place.read(unit.file), self._layout(unit)
+        if len(content) >= len(layout.header):
+            layout.refuse_other(content)
+        if len(content) != layout.size:
+            raise ValueError(f"it was truncated: it has {len(content)} of {layout.size} bytes")
+        layout.refuse_changed_columns(content)
+        layout.refuse_changed_rows(content)
+        refuse_non_finite(layout.tensors(content))
 
     def stale(self, abandoned: float = ABANDONED) -> dict[str, int]:
         """The files that belong to no index, with their sizes: what `gc` deletes."""
@@ -422,9 +499,41 @@ def columns_of(manifest: Manifest) -> dict[str, Column]:
 
 def manifest_at(place: Place) -> Manifest | None:
     """The manifest there; None where there is none."""
-    if place.size(FILE) is None:
+    size = place.size(FILE)
+    if size is None:
         return None
+    if size > sealed_json.MOST:
+        raise IndexingError(
+            f"{place.url}/{FILE} has {size:,} bytes, and a manifest has at most "
+            f"{sealed_json.MOST:,}: it is no manifest. Put it back from a copy, or build the index "
+            "in a new folder."
+        )
     return Manifest.from_bytes(bytes(place.read(FILE)), f"{place.url}/{FILE}")
+
+
+def refuse_lost_manifest(place: Place) -> None:
+    """Where there are rows there is a manifest, or nothing says any more which rows they are.
+
+    Raises:
+        IndexingError: There are rows alone.
+    """
+    try:
+        left = [
+            name
+            for name in place.names()
+            if name.startswith("rows/") and not name.endswith(UNFINISHED)
+        ]
+    except IndexingError as error:
+        if is_missing(error.__cause__):  # such as a bucket
+            return
+        raise
+    # A builder that began at this moment has written its manifest before its rows.
+    if left and place.size(FILE) is None:
+        raise IndexingError(
+            f"{place.url} holds files of rows ({len(left)}), but no {FILE}: it was lost, and with "
+            f"it which data the rows are of. Put {FILE} back from a copy; or delete "
+            f"{place.url}/rows, or take a new folder, and build again."
+        )
 
 
 def put(place: Place, manifest: Manifest, *, is_new: bool = False) -> bool:
@@ -497,7 +606,11 @@ class Report:
         said = [f"{self.files} files read, {self.bytes:,} bytes."]
         said += [f"{plain(name)}: {plain(why)}" for name, why in self.problems.items()]
         if self.problems:
-            said.append("Delete these files and build again: only they are built.")
+            said.append(
+                f"Put {FILE} back from a copy."
+                if FILE in self.problems
+                else "Delete these files and build again: only they are built."
+            )
         if self.missing:
             said.append(f"{len(self.missing)} files are still to be built: build again.")
         return "\n".join(said if len(said) > 1 else [*said, "All as written."])
