@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracin
+from tracin import precision
 from tracin.checkpoints import untouched
 from tracin.precision import (
     BFLOAT16,
@@ -22,6 +24,7 @@ from tracin.precision import (
     TF32,
     Precision,
     exact_matmuls,
+    in_double,
     lowest_precision,
     precision_of,
     precision_of_products,
@@ -374,3 +377,21 @@ def test_a_model_made_in_inference_mode_is_refused_in_words():
         untouched(model),
     ):
         pass
+
+
+def test_float64_is_made_on_the_cpu_where_the_device_has_none(monkeypatch: pytest.MonkeyPatch):
+    moved: list[str] = []
+    monkeypatch.setattr(precision, "_WITHOUT_FLOAT64", ("cpu",))
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: moved.append("cpu") or tensor)
+
+    found = in_double(torch.ones(2))
+
+    assert found.dtype == torch.float64
+    assert moved == ["cpu"]
+
+
+def test_no_tensor_is_made_float64_on_its_device_first():
+    source = Path(tracin.__file__).parent
+    early = [path.name for path in source.rglob("*.py") if ".double().cpu()" in path.read_text()]
+
+    assert early == []

@@ -49,6 +49,8 @@ BFLOAT16 = Precision("bfloat16", 0.05)
 BFLOAT16_PRODUCTS = Precision("float32 with products in bfloat16", 0.05)
 FLOAT8 = Precision("float8", 0.25)
 
+_WITHOUT_FLOAT64 = ("mps",)
+
 _EXACT_FIRST = (FLOAT64, FLOAT32, TF32, FLOAT16, BFLOAT16_PRODUCTS, BFLOAT16, FLOAT8)
 
 # Torch's own names of what has a float32 precision, and of the defaults of these.
@@ -87,6 +89,16 @@ def precision_of(dtype: torch.dtype) -> Precision:
     """
     real = dtype.to_real() if dtype.is_complex else dtype
     return _BY_DTYPE.get(real, FLOAT8)
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """In float64, where the tensor is or, if that device has none, on the CPU.
+
+    Example:
+        >>> in_double(torch.ones(1)).dtype
+        torch.float64
+    """
+    return (tensor.cpu() if tensor.device.type in _WITHOUT_FLOAT64 else tensor).double()
 
 
 def lowest_precision(losses: Tensor) -> Precision:

@@ -55,7 +55,7 @@ def training_losses(
                     refuse_non_finite(
                         losses, positions, examples.ids, checkpoint.name, "loss", "example"
                     )
-                    total += float(losses.double().sum())
+                    total += float(losses.cpu().double().sum())
                     shown.update(len(positions))
             means.append(total / len(examples))
     return means

@@ -18,6 +18,7 @@ from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import ChangedPlacesError, Gradients
 from tracin.gradients.fast import Compute, Pass
 from tracin.gradients.forms import Form, Memo
+from tracin.gradients.wording import worded
 from tracin.influence.batch_size import fitting_size
 from tracin.influence.progress import bar
 from tracin.influence.queries import FEW, Queries
@@ -82,7 +83,7 @@ class Walk:
         device: torch.device | str | None,
         scaling_of: ScalingOf | None = None,
     ) -> None:
-        self.gradients = Gradients(model, compute, parameters)
+        self.gradients = Gradients(model, worded(compute), parameters)
         self._model = model
         self._checkpoints = checkpoints
         self._weights = weights

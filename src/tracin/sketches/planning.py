@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tracin.errors import IndexingError
 from tracin.gradients.forms import Dense, Form, Outer, Total, as_query, pairs
+from tracin.precision import in_double
 from tracin.sketches.budget import Layer, Need, Shares, divided
 from tracin.sketches.columns import Block, Columns, Dot, Product, Side
 from tracin.sketches.error_bars import fill
@@ -221,7 +222,7 @@ def _without(names: Sequence[str], chosen: Sequence[_Candidate]) -> list[str]:
 
 def _layer(form: Outer, *, has_bias: bool) -> Layer:
     """The variance of (A + bias) E, of which A and E have errors of their own (method M19)."""
-    left, right = form.left[:, 0].double(), form.right[:, 0].double()
+    left, right = in_double(form.left[:, 0]), in_double(form.right[:, 0])
     lefts, rights = left @ left.mT, right @ right.mT
     around_left, around_right = _around(lefts), _around(rights)
     return Layer(
@@ -233,7 +234,7 @@ def _layer(form: Outer, *, has_bias: bool) -> Layer:
 
 def _seen(form: Form) -> Tensor:
     """The products of a parameter's gradients among the first examples: [examples, examples]."""
-    return pairs(form, as_query(form)).double().cpu()
+    return pairs(form, as_query(form)).cpu().double()
 
 
 def _cost(products: Tensor) -> float:
@@ -313,7 +314,7 @@ def _with_spreads(plan: Plan, pilot: Mapping[str, Form], seen: Mapping[str, Tens
         for name, form in pilot.items():
             sketcher.add(name, form, 0)
         rows = sketcher.rows()
-        found = plan.columns.parts(rows, rows).double().cpu()
+        found = plan.columns.parts(rows, rows).cpu().double()
         for number in sketched:
             if exact[number] is not None:
                 errors[number] += _mean((found[number] - exact[number]).square()) / len(_DRAWS)

@@ -77,7 +77,7 @@ class Asked:
             for row, query in self.forms.get(name, []):
                 # As many examples as there are queries, and the direction as the only query.
                 products = pairs(query, Dense(direction.reshape(1, -1)))[:, 0]
-                result[row : row + len(products)] += products.double().cpu()
+                result[row : row + len(products)] += products.cpu().double()
         return result
 
 
@@ -158,7 +158,7 @@ class Questions:
         return self._queries
 
     def _checked(self, losses: Tensor, chunk: range) -> Tensor:
-        losses = losses.detach().double().cpu()
+        losses = losses.detach().cpu().double()
         if not bool(torch.isfinite(losses).all()):
             row = int((~torch.isfinite(losses)).nonzero()[0])
             raise NonFiniteError(

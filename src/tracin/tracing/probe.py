@@ -10,6 +10,7 @@ from tracin.data import Examples, move
 from tracin.gradients.fast import Compute
 from tracin.gradients.loop import summed_gradients
 from tracin.losses import CrossEntropy, MeanSquaredError
+from tracin.precision import in_double
 from tracin.tracing.shares import Share, buffers_kept
 
 PROBED = 4  # examples
@@ -45,10 +46,10 @@ def loss_factor(
             own, _ = summed_gradients(model, compute, batch, parameters)
         inner = squares = 0.0
         for name, gradient in own.items():
-            squares += float(gradient.double().square().sum())
+            squares += float(in_double(gradient).square().sum())
             if name in share.forms:
                 part = share.forms[name].part(row, row + 1).dense()[0]
-                inner += float(part.double() @ gradient.double().flatten())
+                inner += float(in_double(part) @ in_double(gradient).flatten())
         if squares > 0:
             factors.append(inner / squares * examples / share.scale)
     if not factors:

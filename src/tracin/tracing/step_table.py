@@ -135,7 +135,7 @@ class StepWriter:
         parts = [row.parts[path][part] for path in self._paths for part in PARTS]
         blocks = [row.before, row.after, row.buffers, *parts]
         head = np.array([row.step, row.examples, row.first], dtype=np.float64)
-        values = [head, *(block.double().cpu().numpy() for block in blocks)]
+        values = [head, *(block.cpu().double().numpy() for block in blocks)]
         with self._path.open("ab") as file:
             file.write(np.concatenate(values).tobytes())
         self.rows += 1

@@ -6,6 +6,7 @@ from typing import Any, final
 
 from torch import Tensor
 
+from tracin.precision import in_double
 from tracin.tracing.gradient_use import GradientUse, examined
 from tracin.tracing.shares import Share
 from tracin.tracing.updates import Update
@@ -60,11 +61,10 @@ class Made:
             if use.rest is not None
         }
         whole = (
-            sum(float(g.double().square().sum()) for g in taken.gradients.values()) if rest else 0
+            sum(float(in_double(g).square().sum()) for g in taken.gradients.values()) if rest else 0
         )
-        left = sum(
-            float(use.rest.double().square().sum()) for use in uses.values() if use.rest is not None
-        )
+        rests = [use.rest for use in uses.values() if use.rest is not None]
+        left = sum(float(in_double(each).square().sum()) for each in rests)
         self.rest = (left / whole) ** 0.5 if whole else 0.0
         self.own = {"weight_decay": decay, "momentum": carried, "unattributed": rest}
 

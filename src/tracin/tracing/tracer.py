@@ -206,7 +206,7 @@ class Tracer:
         if not self._repeats:
             self._places.refuse_repeats(positions)
         if weights is not None:
-            weights = torch.as_tensor(weights).detach().double().cpu().flatten()
+            weights = torch.as_tensor(weights).detach().cpu().double().flatten()
             if weights.shape != (len(positions),) or not bool((weights > 0).all()):
                 raise TracingError(
                     f"weights needs one number above 0 for each of the {len(positions)} ids."
@@ -593,7 +593,7 @@ class Tracer:
                 add_rows(
                     self._tables.scores[path][:, chunk.start : chunk.stop], share.positions, rows
                 )
-                total += rows.sum(0).double().cpu()
+                total += rows.sum(0).cpu().double()
             parts[path] = {
                 part: torch.stack([weight * own[at][part] for at, weight in path.points]).sum(0)
                 for part in PARTS[1:]
@@ -684,7 +684,7 @@ class Tracer:
                         norms = form.squared_norm_under(scale.flatten())
                     else:
                         norms = form.squared_norm().mul_(scale)
-                    total += norms.double().cpu()
+                    total += norms.cpu().double()
             add_rows(self._tables.self_influence, share.positions, total / (weights * share.scale))
 
 

@@ -1,0 +1,62 @@
+"""Torch's errors that a user can cure at the data, said in words of the data."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn import Module
+
+from tracin.data import Batch
+from tracin.data.batches import content_of, leaves
+from tracin.errors import DataError
+from tracin.gradients.fast import Compute
+
+# "mat1 and mat2 must have the same dtype", "expected scalar type Double", "Input type (double) and
+# bias type (float) should be the same": torch has no error of its own for these.
+_UNLIKE = re.compile(r"dtype|scalar type|type \(\w+\) and .*type \(\w+\)", re.IGNORECASE)
+
+
+def worded(compute: Compute) -> Compute:
+    """The same loss; where its numbers are of two kinds, the error names the column of the data.
+
+    Raises:
+        DataError: Torch could not compute with the data's kind of floating point numbers.
+    """
+
+    def compute_or_say(model: Module, batch: Batch) -> Any:
+        try:
+            return compute(model, batch)
+        except (RuntimeError, ValueError) as error:  # RNNs raise the latter
+            said = _said(dict(model.named_parameters()), batch, str(error))
+            if said is None:
+                raise
+            raise DataError(said) from error
+
+    return compute_or_say
+
+
+def _said(parameters: Mapping[str, Tensor], batch: Batch, error: str) -> str | None:
+    kinds = {each.dtype for each in parameters.values() if each.is_floating_point()}
+    if not _UNLIKE.search(error) or not kinds or _is_transformed(parameters):
+        return None
+    for path, leaf in leaves(content_of(batch)):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype not in kinds:
+            came, wanted = _name(leaf), " and ".join(sorted(str(kind)[6:] for kind in kinds))
+            return (
+                f"batch{path} of the data is {came}, but the model's weights are {wanted}, and "
+                f"torch does not compute with both: {error.strip().splitlines()[0]}. Convert the "
+                f"data, with .to(torch.{wanted.split(' ')[0]}), or the model, with "
+                f".to(torch.{came})."
+            )
+    return None
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _is_transformed(parameters: Mapping[str, Tensor]) -> bool:
+    """Within torch.func, where an error means that there is another way."""
+    return any(is_functorch_wrapped_tensor(each) for each in parameters.values())
