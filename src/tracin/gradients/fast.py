@@ -25,6 +25,7 @@ from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.tap import new_anchor
 from tracin.gradients.watch import Watch, reached
 from tracin.losses import Outcome
+from tracin.sharding import is_sharded
 
 Compute = Callable[[Module, Batch], Any]  # the loss, or a loss with its logits: an Outcome
 
@@ -58,17 +59,21 @@ def fast_pass(
         visit: Called with (name, form) inside the backward pass, once a parameter.
     """
     anchor = new_anchor(next(iter(parameters.values())).device)
-    ledger = Ledger(parameters, visit)
-    with torch.enable_grad(), Watch(parameters, trial, length(batch), anchor, ledger):
-        outcome = compute(model, batch)
-    losses = checked_losses(outcome, length(batch))
-    missed = dict.fromkeys(reached(losses, parameters), "used in a call that has no rule")
-    ledger.leave_out(missed)
-    if losses.requires_grad:
-        # Whatever leads to these is walked, and nothing else: no weight gradient of covered calls.
-        ends = [anchor, *(parameters[name] for name in missed)]
-        torch.autograd.grad(losses.sum(), ends, allow_unused=True)
-    ledger.close()
+    # Whole weights of a sharded model are gone as soon as their module's turn is over.
+    ledger = Ledger(parameters, visit, is_settled=is_sharded(model))
+    try:
+        with torch.enable_grad(), Watch(parameters, trial, length(batch), anchor, ledger):
+            outcome = compute(model, batch)
+        losses = checked_losses(outcome, length(batch))
+        missed = dict.fromkeys(reached(losses, parameters), "used in a call that has no rule")
+        ledger.leave_out(missed)
+        if losses.requires_grad:
+            # Whatever leads to these is walked, nothing else: no weight gradient of covered calls.
+            ends = [anchor, *(parameters[name] for name in missed)]
+            torch.autograd.grad(losses.sum(), ends, allow_unused=True)
+        ledger.close()
+    finally:
+        ledger.let_go()
     missed |= {name: f"its rule failed: {error}" for name, error in ledger.failures.items()}
     return Pass(outcome, losses.detach(), missed)
 

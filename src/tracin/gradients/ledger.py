@@ -12,20 +12,32 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.batching import quiet_batching
-from tracin.gradients.forms import Dense, Form, Outer, total
+from tracin.gradients.forms import Computed, Dense, Form, total
+from tracin.gradients.forms.form import BLOCK
 from tracin.gradients.rules import Leaf, Use
+from tracin.gradients.rules.rule import full
 
 Visit = Callable[[str, Form], None]
 
 
 @final
 class Ledger:
-    """The account of one pass; `visit(name, form)` is called once a parameter that was used."""
+    """The account of one pass; `visit(name, form)` is called once a parameter that was used.
 
-    def __init__(self, parameters: Mapping[str, Tensor], visit: Visit) -> None:
+    Args:
+        parameters: Those that are traced, by name.
+        visit: Takes each one's gradients.
+        is_settled: Whether these must not need the weights any more, since they will have changed
+            by the time that the gradients are read.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], visit: Visit, *, is_settled: bool = False
+    ) -> None:
         self.failures: dict[str, Exception] = {}
         self._parameters = parameters
-        self._visit = visit
+        self._visit: Visit | None = visit
+        self._is_settled = is_settled
         self._left_out: Collection[str] = ()
         self._pending: Counter[str] = Counter()
         self._forms: defaultdict[str, list[Form]] = defaultdict(list)
@@ -34,8 +46,8 @@ class Ledger:
     def derive(self, leaf: Leaf) -> None:
         """A tensor made of parameters alone: they wait for its gradient."""
         self._derived[leaf.name] = leaf
-        for source in _sources(leaf):
-            self._pending[source] += 1
+        for source in self._sources(leaf):
+            self._pending[source.name] += 1
 
     def meet(self, use: Use) -> Callable[[Tensor], None]:
         """Parameters met data: they wait for the gradient of the call's output."""
@@ -64,13 +76,34 @@ class Ledger:
             if self._pending[name] > 0:
                 self._hand_on(name)
 
+    def let_go(self) -> None:
+        """Keep nothing: the graph may live on, and its hooks know this account.
+
+        A cycle through the graph's nodes, which are not Python's, would never be collected.
+        """
+        self._visit = None
+        self._forms.clear()
+        self._derived.clear()
+
     def _receive(self, leaf: Leaf, form: Form | Exception) -> None:
         if isinstance(form, Exception):
-            for root in leaf.roots:
-                self.failures[root] = form
+            self._fail(leaf, form)
         else:
-            self._forms[leaf.name].append(form)
+            self._put(leaf, form)
         self._settle(leaf)
+
+    def _fail(self, leaf: Leaf, error: Exception) -> None:
+        for root in leaf.roots:
+            self.failures[root] = error
+
+    def _put(self, leaf: Leaf, form: Form) -> None:
+        forms = self._forms[leaf.name]
+        if self._is_settled:
+            form = form.settled()
+        if forms and isinstance(form, Dense) and isinstance(forms[-1], Dense):
+            # A recurrent cell is used at every position: one sum is held, not all of them.
+            form = Dense(forms.pop().dense() + form.dense())
+        forms.append(form)
 
     def _settle(self, leaf: Leaf) -> None:
         self._pending[leaf.name] -= 1
@@ -85,45 +118,53 @@ class Ledger:
 
     def _hand_on(self, name: str) -> None:
         forms = self._forms.pop(name, [])
-        if forms and name not in self._left_out and name not in self.failures:
+        is_wanted = name not in self._left_out and name not in self.failures
+        if forms and is_wanted and self._visit is not None:
             self._visit(name, total(forms))
 
     def _pull_back(self, leaf: Leaf) -> None:
-        """From a derived tensor's gradients to those of the parameters that it is made of."""
+        """From a derived tensor's gradients to those of what it is made of."""
         forms = self._forms.pop(leaf.name, [])
-        if leaf.transpose_of is not None:
-            for form in forms:
-                self._forms[leaf.transpose_of.name].append(_transposed(form, leaf.tensor))
-            self._settle(leaf.transpose_of)
-            return
-        roots = [Leaf(name, self._parameters[name], (name,)) for name in leaf.roots]
-        if forms:
-            rows = total(forms).dense()
-            rows = rows.view(rows.shape[0], *leaf.tensor.shape).to(leaf.tensor.dtype)
-            for root, gradient in zip(roots, _pulled(leaf.tensor, roots, rows), strict=True):
-                if gradient is not None:
-                    self._forms[root.name].append(Dense(gradient))
-        for root in roots:
-            self._settle(root)
+        sources = self._sources(leaf)
+        if forms and leaf.is_overwritten and any(s.name in self._derived for s in sources):
+            self._fail(leaf, RuntimeError("a tensor made of it was changed in place"))
+        elif forms:
+            form = total(forms)
+            moves = [] if leaf.is_overwritten else leaf.steps
+            kept = {step.source.name: moved for step in moves if (moved := step.move(form))}
+            for source in sources:
+                self._put(source, kept.get(source.name) or _pulled(leaf.tensor, source, form))
+        for source in sources:
+            self._settle(source)
+
+    def _sources(self, leaf: Leaf) -> list[Leaf]:
+        if leaf.steps:
+            return [step.source for step in leaf.steps]
+        return [Leaf(name, self._parameters[name], (name,)) for name in leaf.roots]
 
 
-def _sources(leaf: Leaf) -> list[str]:
-    return [leaf.transpose_of.name] if leaf.transpose_of else list(leaf.roots)
+def _pulled(tensor: Tensor, source: Leaf, form: Form) -> Form:
+    """By autograd through the parameter-only graph, in blocks of examples."""
 
+    def make(start: int, stop: int) -> Tensor:
+        rows = form.part(start, stop).dense()
+        rows = rows.view(stop - start, *tensor.shape).to(tensor.dtype)
+        with torch.enable_grad(), quiet_batching():
+            (gradient,) = torch.autograd.grad(
+                tensor,
+                [source.tensor],
+                rows,
+                is_grads_batched=True,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        if gradient is None:
+            gradient = source.tensor.new_zeros(stop - start, *source.tensor.shape)
+        gradient = full(gradient)
+        return gradient.flatten(1) if gradient.ndim > 1 else gradient.unsqueeze(1)
 
-def _transposed(form: Form, tensor: Tensor) -> Form:
-    if isinstance(form, Outer):
-        return form.transposed()
-    return Dense(form.dense().view(form.examples, *tensor.shape).mT)
-
-
-def _pulled(tensor: Tensor, roots: list[Leaf], rows: Tensor) -> tuple[Tensor | None, ...]:
-    with torch.enable_grad(), quiet_batching():
-        return torch.autograd.grad(
-            tensor,
-            [root.tensor for root in roots],
-            rows,
-            is_grads_batched=True,
-            retain_graph=True,
-            allow_unused=True,
-        )
+    numbers = source.tensor.numel()
+    written = form.written + numbers
+    if form.examples * written <= BLOCK:
+        return Dense(make(0, form.examples))
+    return Computed(make, form.examples, numbers, written, form.device)

@@ -21,7 +21,7 @@ from tracin.gradients.layouts import (
 )
 from tracin.gradients.opening import opened
 from tracin.gradients.refusals import refuse, refuse_live
-from tracin.gradients.rules import Leaf, Use, mark, plain
+from tracin.gradients.rules import Leaf, Use, mark, plain, steps_of
 from tracin.gradients.scattering import Scattering, puts_back
 from tracin.gradients.tap import tap
 
@@ -163,11 +163,16 @@ class Watch(TorchFunctionMode):
     ) -> Any:
         output = func(*args, **kwargs)
         roots = tuple(dict.fromkeys(root for leaf in leaves for root in leaf.roots))
+        marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
+        steps = steps_of(func, marked, marked_by_name, output)
         for place, tensor in enumerate(tensors_in((output,), {})):
             if tensor.requires_grad and id(tensor) not in self._leaves:
-                source = leaves[0] if _transposes(func, args, leaves) else None
                 leaf = Leaf(
-                    output_name(name, place, isinstance(output, Tensor)), tensor, roots, source
+                    output_name(name, place, isinstance(output, Tensor)),
+                    tensor,
+                    roots,
+                    steps,
+                    tensor._version,
                 )
                 self._leaves[id(tensor)] = leaf
                 self._ledger.derive(leaf)
@@ -232,15 +237,3 @@ def reached(losses: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
 _ADDS = frozenset(
     {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.add_}
 )
-
-# A property reaches the mode as its getter.
-_GETTERS = tuple(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT"))
-_TRANSPOSES = frozenset({torch.t, Tensor.t, *_GETTERS, torch.transpose, Tensor.transpose})
-
-
-def _transposes(func: Callable[..., Any], args: Sequence[Any], leaves: list[Leaf]) -> bool:
-    """Whether a call swaps the two sides of one matrix, so that its gradient keeps its factors."""
-    if func not in _TRANSPOSES or len(leaves) != 1 or leaves[0].tensor.ndim != 2:
-        return False
-    dims = [dim % 2 for dim in args[1:] if isinstance(dim, int)]
-    return not dims or sorted(dims) == [0, 1]

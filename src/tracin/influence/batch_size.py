@@ -53,7 +53,9 @@ def _held(gradients: Gradients, batch: Batch) -> int:
 
     def note(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        # A loss may go back through the graph on its own, so the numbers must stay. The tensor
+        # itself knows the graph: kept within it, the two would never be let go.
+        return tensor.detach()
 
     weights = {local(p).untyped_storage().data_ptr() for p in gradients.model.parameters()}
     with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):

@@ -69,10 +69,12 @@ class Watcher:
         Raises:
             TracingError: The pass is not one over the examples that were announced.
         """
-        ledger = Ledger(self._parameters, share.forms.__setitem__)
+        # The shares are read after the step, when the weights have changed.
+        ledger = Ledger(self._parameters, share.forms.__setitem__, is_settled=True)
 
         def settle() -> None:
             ledger.close()
+            ledger.let_go()
             if ledger.failures:
                 name, error = next(iter(ledger.failures.items()))
                 raise TracingError(

@@ -6,18 +6,22 @@ from torch import Tensor
 from tracin.gradients.forms.form import Form, blocks
 from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.scaled_rows import ScaledRows
 
 
 def aligned(form: Form, other: Form) -> Tensor:
     """The dot product of each example's gradient with the same example's other one: [examples]."""
-    if isinstance(form, Outer) and isinstance(other, Rows):
+    if isinstance(form, Outer):
         form, other = other, form
     if isinstance(form, Rows) and isinstance(other, Outer):
         return _aligned_rows_outer(form, other)
+    if isinstance(form, ScaledRows) and isinstance(other, Outer):
+        return _aligned_scaled_rows_outer(form, other)
+    most = max(form.written, other.written)
     return torch.cat(
         [
             torch.linalg.vecdot(form.part(*at).dense(), other.part(*at).dense())
-            for at in blocks(form.examples, form.numbers, form.device)
+            for at in blocks(form.examples, most, form.device)
         ]
     )
 
@@ -32,3 +36,11 @@ def _aligned_rows_outer(form: Rows, other: Outer) -> Tensor:
         )  # [examples, there, here]
         out.append((products * picked.mT).sum((1, 2)))
     return torch.cat(out)
+
+
+def _aligned_scaled_rows_outer(form: ScaledRows, other: Outer) -> Tensor:
+    if other.left.shape[2] != form.matrix.shape[0]:
+        raise ValueError("the outer products' left sides are no rows of the matrix")
+    moved = other.right.flatten(0, 1) @ form.matrix.mT.to(other.right)  # [.., rows]
+    met = (moved.view_as(other.left) * other.left).sum(1)  # [examples, rows]
+    return torch.linalg.vecdot(met, form.scales.to(met))

@@ -34,5 +34,9 @@ class Dense(Form):
     def dense(self) -> Tensor:
         return self.values.flatten(1) if self.values.ndim > 1 else self.values.unsqueeze(1)
 
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        rows = self.dense()
+        return weights.to(rows) @ rows
+
     def squared_norm(self) -> Tensor:
         return squared_lengths(self.dense())

@@ -49,6 +49,22 @@ class Form(ABC):
     def squared_norm(self) -> Tensor:
         """The squared length of each example's gradient: [examples]."""
 
+    def settled(self) -> "Form":
+        """The same gradients, if need be written out: the weights may change from here on."""
+        return self
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """The sum over examples of weight x gradient: [numbers].
+
+        Args:
+            weights: [examples].
+        """
+        sums = []
+        for start, stop in blocks(self.examples, self.written, self.device):
+            rows = self.part(start, stop).dense()
+            sums.append(weights[start:stop].to(rows) @ rows)
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+
     def squared_norm_under(self, metric: Tensor) -> Tensor:
         """The sum over entries of metric x gradient^2, [examples]: a length in scaled units.
 

@@ -57,6 +57,10 @@ class Outer(Form):
     def dense(self) -> Tensor:
         return torch.bmm(self.left.mT, self.right).flatten(1)
 
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        left = (self.left * weights.to(self.left).view(-1, 1, 1)).flatten(0, 1)
+        return (left.mT @ self.right.flatten(0, 1)).flatten()
+
     def squared_norm(self) -> Tensor:
         if self.positions == 1:
             return squared_lengths(self.left[:, 0]) * squared_lengths(self.right[:, 0])

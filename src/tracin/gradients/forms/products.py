@@ -10,6 +10,8 @@ from tracin.gradients.forms.form import Form, blocks
 from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.patches import Patches
 from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.scaled_entries import ScaledEntries
+from tracin.gradients.forms.stacked import Stacked
 from tracin.gradients.forms.total import Total
 
 # One query's product as a convolution costs about one forward convolution, writing the gradients
@@ -73,6 +75,9 @@ def pairs(form: Form, query: Form, memo: Memo | None = None) -> Tensor:
         return _rows_outer(form, query)
     if isinstance(form, Outer) and isinstance(query, Rows):
         return _rows_outer(query, form).mT
+    if isinstance(form, Stacked) and isinstance(query, Stacked):
+        each = zip(form.each, query.each, strict=True)
+        return torch.stack([_outer_outer(one, other) for one, other in each]).sum(0)
     return _with_dense(form, query.dense())
 
 
@@ -88,6 +93,9 @@ def as_query(form: Form) -> Form:
         factored = form.examples * form.positions**2 * sides
         written = (form.positions + form.examples) * form.numbers
         return form if factored < written else Dense(form.dense())
+    if isinstance(form, Stacked):
+        kept = [as_query(each) for each in form.each[:1]]
+        return form if isinstance(kept[0], Outer) else Dense(form.dense())
     if isinstance(form, Rows):
         return Dense(form.dense()) if form.examples * form.numbers <= SMALL else form
     if isinstance(form, Total):
@@ -98,17 +106,10 @@ def as_query(form: Form) -> Form:
 
 def added(form: Form) -> Form:
     """The sum of all examples' gradients, as the gradients of one example."""
-    if isinstance(form, Outer):
-        left, right = form.left.flatten(0, 1), form.right.flatten(0, 1)
-        return Dense((left.mT @ right).unsqueeze(0))
     if isinstance(form, Rows):
         return Rows(form.index.reshape(1, -1), form.values.flatten(0, 1).unsqueeze(0), form.size)
-    if isinstance(form, Total):
-        return Dense(torch.stack([added(each).dense() for each in form.forms]).sum(0))
-    parts = [
-        form.part(*at).dense().sum(0) for at in blocks(form.examples, form.numbers, form.device)
-    ]
-    return Dense(torch.stack(parts).sum(0, keepdim=True))
+    ones = torch.ones(form.examples, device=form.device)
+    return Dense(form.weighted_sum(ones).unsqueeze(0))
 
 
 def _shared(form: Form, query: Dense | Outer, memo: Memo) -> Tensor | None:
@@ -170,11 +171,21 @@ def _with_dense(form: Form, query: Tensor) -> Tensor:  # query [queries, numbers
         return _rows_dense(form, query)
     if isinstance(form, Patches) and queries <= FEW_QUERIES:
         return torch.stack([form.along(each) for each in query], 1)
+    if isinstance(form, ScaledEntries) and queries <= FEW_QUERIES:
+        return _with_dense(form.inner, query * form.factors.to(query))
+    if isinstance(form, Stacked):
+        return _stacked_dense(form, query)
     if isinstance(form, Outer):
         here = form.positions
         if queries * here < 1.5 * (queries + here):
             return _outer_dense(form, query)
     return form.project(query)
+
+
+def _stacked_dense(form: Stacked, query: Tensor) -> Tensor:
+    matrices = query.view(query.shape[0], form.matrices, -1)
+    each = [_with_dense(one, matrices[:, m]) for m, one in enumerate(form.each)]
+    return torch.stack(each).sum(0)
 
 
 def _outer_dense(form: Outer, query: Tensor) -> Tensor:

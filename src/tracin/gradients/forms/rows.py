@@ -39,6 +39,11 @@ class Rows(Form):
         out.scatter_add_(1, self.index.unsqueeze(2).expand(-1, -1, width), self.values)
         return out.flatten(1)
 
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        values = (self.values * weights.to(self.values).view(-1, 1, 1)).flatten(0, 1)
+        out = values.new_zeros(self.size, values.shape[1])
+        return out.index_add_(0, self.index.flatten(), values).flatten()
+
     def squared_norm(self) -> Tensor:
         positions = self.index.shape[1]
         return torch.cat(

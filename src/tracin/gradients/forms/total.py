@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.aligned import aligned
+from tracin.gradients.forms.computed import summed
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import Form
 from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.scaled_rows import ScaledRows
 
 
 @final
@@ -34,13 +36,19 @@ class Total(Form):
 
     @property
     def written(self) -> int:
-        return self.numbers * len(self.forms)
+        return sum(form.written for form in self.forms)
+
+    def settled(self) -> "Total":
+        return Total(tuple(form.settled() for form in self.forms))
 
     def part(self, start: int, stop: int) -> "Total":
         return Total(tuple(form.part(start, stop) for form in self.forms))
 
     def dense(self) -> Tensor:
         return torch.stack([form.dense() for form in self.forms]).sum(0)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        return torch.stack([form.weighted_sum(weights) for form in self.forms]).sum(0)
 
     def squared_norm(self) -> Tensor:
         norms = torch.stack([form.squared_norm() for form in self.forms]).sum(0)
@@ -54,13 +62,17 @@ def total(forms: list[Form]) -> Form:
     """Add forms of the same parameter and the same examples, keeping factors where they add up.
 
     Outer products and rows of several uses are joined along positions, which adds the cross
-    terms between uses by itself; all else is written out and added.
+    terms between uses by itself; all else is added up, where it is too large in blocks.
     """
     if len(forms) == 1:
         return forms[0]
     outers = [form for form in forms if isinstance(form, Outer)]
     rows = [form for form in forms if isinstance(form, Rows)]
-    others = [form for form in forms if not isinstance(form, Outer | Rows)]
+    scales = [form for form in forms if isinstance(form, ScaledRows)]
+    dense = [form.values for form in forms if isinstance(form, Dense)]
+    others = [
+        form for form in forms if not isinstance(form, Outer | Rows | ScaledRows | Dense)
+    ]
     joined: list[Form] = []
     if outers:
         left = torch.cat([form.left for form in outers], 1)
@@ -68,6 +80,9 @@ def total(forms: list[Form]) -> Form:
     if rows:
         index = torch.cat([form.index for form in rows], 1)
         joined.append(Rows(index, torch.cat([form.values for form in rows], 1), rows[0].size))
+    joined += scales
+    if dense:
+        others.append(Dense(torch.stack([each.flatten(1) for each in dense]).sum(0)))
     if others:
-        joined.append(Dense(torch.stack([form.dense() for form in others]).sum(0)))
+        joined.append(others[0] if len(others) == 1 else summed(others))
     return joined[0] if len(joined) == 1 else Total(tuple(joined))

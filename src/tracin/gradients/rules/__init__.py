@@ -8,6 +8,7 @@ from tracin.gradients.rules import (  # noqa: F401  # importing a file registers
     local,
     normalisation,
 )
-from tracin.gradients.rules.rule import Leaf, NoRule, Use, mark, plain, rule_for
+from tracin.gradients.rules.rule import Leaf, NoRule, Step, Use, mark, plain, rule_for
+from tracin.gradients.rules.steps import steps_of
 
-__all__ = ["Leaf", "NoRule", "Use", "mark", "plain", "rule_for"]
+__all__ = ["Leaf", "NoRule", "Step", "Use", "mark", "plain", "rule_for", "steps_of"]

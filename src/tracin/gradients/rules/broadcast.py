@@ -109,7 +109,7 @@ def _partner(use: Use, value: Any, other: Any) -> Any:
     shape = torch.broadcast_shapes(value.shape, other.tensor.shape)
     name = getattr(use.func, "__name__", "")
     is_in_place = name.endswith("_") and (not name.endswith("__") or name.startswith("__i"))
-    kept = value.detach().clone() if is_in_place else value
+    kept = value.detach().clone() if is_in_place else value.detach()
     if not is_in_place:
         use.watch(kept)
     return use.output.split(kept.expand(shape), use.examples)

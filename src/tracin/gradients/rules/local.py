@@ -1,13 +1,18 @@
 """Any other function: its own vector-Jacobian product, by vmap over this one call."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.func import vjp, vmap
 
 from tracin.gradients.batching import quiet_batching
-from tracin.gradients.forms import Dense, Form
+from tracin.gradients.forms import Computed, Dense, Form
 from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, last_resort, leaves_in
+
+# Numbers of gradients that one call writes out for all parameters and examples at once, 16 MB in
+# float32; beyond, each parameter's are written out in blocks when they are asked for.
+AT_ONCE = 1 << 22
 
 
 @last_resort
@@ -27,12 +32,13 @@ def local(use: Use, *args: Any, **kwargs: Any) -> Parts:
             batched[id(tensor)] = use.data(tensor)
     made: list[Form] = []
 
-    def forms(delta: Tensor) -> list[Form]:
+    def gradients(wanted: Sequence[Leaf], delta: Tensor, data: Sequence[Tensor]) -> Sequence[Tensor]:
         def one(delta: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
             known = dict(zip(batched, data, strict=True))
 
             def output(*tensors: Tensor) -> Tensor:
-                values = dict(zip(leaves, tensors, strict=True))
+                values = {leaf: leaf.tensor.detach() for leaf in leaves}
+                values |= dict(zip(wanted, tensors, strict=True))
                 return full(
                     use.func(
                         *_filled(args, known, values),
@@ -40,16 +46,27 @@ def local(use: Use, *args: Any, **kwargs: Any) -> Parts:
                     )
                 )
 
-            return vjp(output, *(leaf.tensor.detach() for leaf in leaves))[1](delta)
+            return vjp(output, *(leaf.tensor.detach() for leaf in wanted))[1](delta)
 
         with quiet_batching():
-            gradients = vmap(one)(delta, *batched.values())
-        return [Dense(full(gradient)) for gradient in gradients]
+            return [full(gradient) for gradient in vmap(one)(delta, *data)]
 
     def form(place: int, delta: Tensor) -> Form:
-        if not made:
-            made.extend(forms(delta))
-        return made[place]
+        data = list(batched.values())
+        examples = len(delta)
+        if examples * sum(leaf.tensor.numel() for leaf in leaves) <= AT_ONCE:
+            if not made:
+                made.extend(Dense(rows) for rows in gradients(leaves, delta, data))
+            return made[place]
+        leaf = leaves[place]
+
+        def make(start: int, stop: int) -> Tensor:
+            few = [tensor[start:stop] for tensor in data]
+            return gradients([leaf], delta[start:stop], few)[0].reshape(stop - start, -1)
+
+        numbers = leaf.tensor.numel()
+        each = delta[0].numel() + sum(tensor[0].numel() for tensor in data)
+        return Computed(make, examples, numbers, numbers + each, delta.device)
 
     return [
         (leaf, lambda delta, place=place: form(place, delta)) for place, leaf in enumerate(leaves)

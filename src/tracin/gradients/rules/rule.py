@@ -25,7 +25,34 @@ class Leaf:
     name: str
     tensor: Tensor
     roots: tuple[str, ...]  # the parameters it is made of
-    transpose_of: "Leaf | None" = None
+    steps: tuple["Step", ...] = ()  # the way back to what it is made of, where that is known
+    version: int = 0  # the tensor's count of changes in place when it was made
+
+    @property
+    def is_overwritten(self) -> bool:
+        """Whether it, or what it was made of, was changed in place since."""
+        return self.tensor._version != self.version or any(
+            step.source.tensor._version != step.version for step in self.steps
+        )
+
+
+Move = Callable[[Form], Form | None]  # from the gradients of what was made to those of its source
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Step:
+    """From a tensor that was made of parameters alone back to one of its sources.
+
+    Attributes:
+        source: A parameter, or a tensor made of parameters alone.
+        move: Gives the source's gradients; None where that form has no short way.
+        version: The source's count of changes in place at the time.
+    """
+
+    source: Leaf
+    move: Move
+    version: int = 0
 
 
 class NoRule(Exception):  # noqa: N818  # not an error: the next rule is tried
@@ -96,8 +123,8 @@ class Use:
         if layout.copies > 1 and self.output.copies == 1:
             raise NoRule("the argument's merged examples cannot be told apart by the output")
         self._versions.append((tensor, tensor._version))
-        # Beneath a training step data may be part of the user's graph, which would stay alive.
-        return layout.split(tensor.detach() if self.is_live else tensor, self.examples)
+        # What knew the graph would keep it alive, and the graph's hooks whoever took the gradients.
+        return layout.split(tensor.detach(), self.examples)
 
     def watch(self, tensor: Tensor) -> None:
         """Note a tensor that must stay as it is until the backward pass."""
