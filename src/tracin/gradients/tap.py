@@ -25,8 +25,7 @@ class _Tap(Function):
 
     @staticmethod
     def backward(ctx: Any, *deltas: Any) -> tuple[Tensor, None, None]:
-        deliver, ctx.deliver = ctx.deliver, _nothing
-        deliver(deltas[0])
+        ctx.deliver(deltas[0])
         return deltas[0], None, None
 
 
@@ -49,10 +48,6 @@ def tap(output: Tensor, anchor: Tensor, deliver: Deliver) -> Tensor:
     # A view may not be marked as changed; the same memory under a new name may.
     tapped: Any = _Tap.apply(output.data if output._is_view() else output, anchor, deliver)
     return tapped
-
-
-def _nothing(delta: Tensor) -> None:
-    """A gradient is delivered once; the graph may live on, and must not keep what read it."""
 
 
 def new_anchor(device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tracin.errors import IndexingError
 from tracin.gradients.forms import Dense, Form, Outer, Patches, Rows, Total
-from tracin.gradients.forms.form import blocks, squared_lengths
+from tracin.gradients.forms.form import blocks, by_blocks, squared_lengths
 from tracin.sketches.columns import Dot, Product
 from tracin.sketches.hashing import Buckets, Folds, folded
 from tracin.sketches.plan import Plan
@@ -289,13 +289,14 @@ def _hashed(folds: Folds, form: Form, into: Tensor) -> Tensor:
         for each in form.forms:
             _hashed(folds, each, into)
         return form.squared_norm()
-    norms = []
-    most = max(_BLOCK, _ROWS * form.written)
-    for start, stop in blocks(form.examples, form.written, form.device, most):
+
+    def one(start: int, stop: int) -> Tensor:
         dense = form.part(start, stop).dense()
         folds.add(dense, into[start:stop])
-        norms.append(squared_lengths(dense))
-    return torch.cat(norms)
+        return squared_lengths(dense)
+
+    most = max(_BLOCK, _ROWS * form.written)
+    return by_blocks(form.examples, form.written, form.device, one, most)
 
 
 def _project(

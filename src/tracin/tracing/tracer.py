@@ -1,9 +1,11 @@
 """First-order, path and ideal TracIn while a model trains, inside a person's own loop."""
 
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path as FilePath
 from types import TracebackType
 from typing import Any, Self, final
@@ -340,7 +342,7 @@ class Tracer:
             self._grad_handles.pop(name).remove()
         for name in set(chosen) - set(self._grad_handles):
             self._grad_handles[name] = chosen[name].register_post_accumulate_grad_hook(
-                lambda parameter, name=name: self._see(name, parameter)
+                partial(_see, weakref.ref(self), name)
             )
 
     def _chosen(self) -> dict[str, Parameter]:
@@ -705,6 +707,17 @@ class _ChunkRow:
     after: Tensor
     buffers: Tensor
     parts: dict[Path, dict[str, Tensor]]
+
+
+def _see(tracer: "weakref.ref[Tracer]", name: str, parameter: Tensor) -> None:
+    """Shows a gradient to its Tracer, which the hook must not keep.
+
+    The parameter holds the hook where Python's collector does not look: a Tracer in it, which
+    holds the model, would never be collected if it is left unclosed.
+    """
+    watching = tracer()
+    if watching is not None:
+        watching._see(name, parameter)
 
 
 def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor:

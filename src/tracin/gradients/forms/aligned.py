@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, blocks
+from tracin.gradients.forms.form import Form, by_blocks
 from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.rows import Rows
 from tracin.gradients.forms.scaled_rows import ScaledRows
@@ -18,24 +18,23 @@ def aligned(form: Form, other: Form) -> Tensor:
     if isinstance(form, ScaledRows) and isinstance(other, Outer):
         return _aligned_scaled_rows_outer(form, other)
     most = max(form.written, other.written)
-    return torch.cat(
-        [
-            torch.linalg.vecdot(form.part(*at).dense(), other.part(*at).dense())
-            for at in blocks(form.examples, most, form.device)
-        ]
-    )
+
+    def one(start: int, stop: int) -> Tensor:
+        return torch.linalg.vecdot(form.part(start, stop).dense(), other.part(start, stop).dense())
+
+    return by_blocks(form.examples, most, form.device, one)
 
 
 def _aligned_rows_outer(form: Rows, other: Outer) -> Tensor:
-    out = []
-    for at in blocks(form.examples, form.index.shape[1] * other.positions, form.device):
-        rows, outer = form.part(*at), other.part(*at)
+    def one(start: int, stop: int) -> Tensor:
+        rows, outer = form.part(start, stop), other.part(start, stop)
         products = torch.bmm(rows.values, outer.right.mT)  # [examples, here, there]
         picked = torch.gather(
             outer.left, 2, rows.index.unsqueeze(1).expand(-1, outer.positions, -1)
         )  # [examples, there, here]
-        out.append((products * picked.mT).sum((1, 2)))
-    return torch.cat(out)
+        return (products * picked.mT).sum((1, 2))
+
+    return by_blocks(form.examples, form.index.shape[1] * other.positions, form.device, one)
 
 
 def _aligned_scaled_rows_outer(form: ScaledRows, other: Outer) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form, blocks, squared_lengths
+from tracin.gradients.forms.form import Form, by_blocks
 
 Make = Callable[[int, int], Tensor]
 
@@ -59,19 +59,14 @@ class Computed(Form):
         return replace(self, count=max(0, stop - start), first=self.first + start)
 
     def dense(self) -> Tensor:
-        made = [
-            self.make(self.first + start, self.first + stop).reshape(stop - start, self.size)
-            for start, stop in blocks(self.count, self.effort, self.place)
-        ]
-        return made[0] if len(made) == 1 else torch.cat(made)
+        def one(start: int, stop: int) -> Tensor:
+            rows = self.make(self.first + start, self.first + stop)
+            return rows.reshape(stop - start, self.size)
+
+        return by_blocks(self.count, self.effort, self.place, one)
 
     def squared_norm(self) -> Tensor:
-        return torch.cat(
-            [
-                squared_lengths(self.part(*at).dense())
-                for at in blocks(self.count, self.effort, self.place)
-            ]
-        )
+        return self.written_norm()
 
 
 def summed(forms: list[Form]) -> Computed:

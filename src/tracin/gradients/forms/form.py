@@ -1,6 +1,7 @@
 """A form: what a parameter's per-example gradients are held as, factored where that is cheaper."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -59,11 +60,12 @@ class Form(ABC):
         Args:
             weights: [examples].
         """
-        sums = []
+        total: Tensor | None = None
         for start, stop in blocks(self.examples, self.written, self.device):
             rows = self.part(start, stop).dense()
-            sums.append(weights[start:stop].to(rows) @ rows)
-        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+            total = rows.new_zeros(rows.shape[1]) if total is None else total
+            total.addmv_(rows.mT, weights[start:stop].to(rows))
+        return torch.zeros(self.numbers) if total is None else total
 
     def squared_norm_under(self, metric: Tensor) -> Tensor:
         """The sum over entries of metric x gradient^2, [examples]: a length in scaled units.
@@ -71,11 +73,21 @@ class Form(ABC):
         Args:
             metric: What each entry counts: [numbers].
         """
-        norms = []
-        for at in blocks(self.examples, self.written, metric.device):
-            squares = self.part(*at).dense().square()
-            norms.append(squares @ metric.to(squares))
-        return torch.cat(norms)
+
+        def one(start: int, stop: int) -> Tensor:
+            squares = self.part(start, stop).dense().square()
+            return squares @ metric.to(squares)
+
+        return by_blocks(self.examples, self.written, metric.device, one)
+
+    def written_norm(self) -> Tensor:
+        """The squared lengths from gradients that are written out, block by block: [examples]."""
+        return by_blocks(
+            self.examples,
+            self.written,
+            self.device,
+            lambda start, stop: squared_lengths(self.part(start, stop).dense()),
+        )
 
     def project(self, matrix: Tensor) -> Tensor:
         """Each gradient times a projection [columns, numbers]: [examples, columns]."""
@@ -99,3 +111,28 @@ def blocks(
     """Cut `examples` into runs of at most `most` numbers, so that memory stays bounded."""
     step = max(1, (most if device.type == "cpu" else GPU_BLOCK) // max(1, numbers))
     return [(start, min(start + step, examples)) for start in range(0, examples, step)]
+
+
+def by_blocks(
+    examples: int,
+    numbers: int,
+    device: torch.device,
+    one: Callable[[int, int], Tensor],
+    most: int = BLOCK,
+) -> Tensor:
+    """What `one(start, stop)` gives for every run of examples, joined: [examples, ..].
+
+    Results are put in one place at once. Kept apart until the end, each would lie in the memory
+    that its block had, the next block would not fit there, and all blocks would be held after all.
+    """
+    first, *others = blocks(examples, numbers, device, most)
+    values = one(*first)
+    if not others:
+        return values
+    out = values.new_empty(examples, *values.shape[1:])
+    out[: first[1]] = values
+    for start, stop in others:
+        del values
+        values = one(start, stop)
+        out[start:stop] = values
+    return out

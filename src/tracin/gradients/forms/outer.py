@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, blocks, squared_lengths
+from tracin.gradients.forms.form import Form, by_blocks, squared_lengths
 
 # Numbers in one block of Gram matrices: small enough for a core's own cache.
 GRAM = 1 << 17
@@ -65,18 +65,14 @@ class Outer(Form):
         if self.positions == 1:
             return squared_lengths(self.left[:, 0]) * squared_lengths(self.right[:, 0])
         if self.is_thin:
-            return torch.cat(
-                [
-                    _gram_norm(self.part(*at))
-                    for at in blocks(self.examples, self.positions**2, self.device, GRAM)
-                ]
+            return by_blocks(
+                self.examples,
+                self.positions**2,
+                self.device,
+                lambda start, stop: _gram_norm(self.part(start, stop)),
+                GRAM,
             )
-        return torch.cat(
-            [
-                squared_lengths(self.part(*at).dense())
-                for at in blocks(self.examples, self.numbers, self.device)
-            ]
-        )
+        return self.written_norm()
 
     def squared_norm_under(self, metric: Tensor) -> Tensor:
         if self.positions > 1:

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, blocks, squared_lengths
+from tracin.gradients.forms.form import Form
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,7 @@ class Patches(Form):
         return rows[:, 0] if self.copies == 1 else rows.sum(1)
 
     def squared_norm(self) -> Tensor:
-        norms = []
-        for at in blocks(self.examples, self.written, self.device):
-            norms.append(squared_lengths(self.part(*at).dense()))
-        return torch.cat(norms)
+        return self.written_norm()
 
     def along(self, weight: Tensor) -> Tensor:
         """Each gradient's product with one dense gradient, as one ordinary convolution: [examples].

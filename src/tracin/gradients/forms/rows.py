@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, blocks
+from tracin.gradients.forms.form import Form, by_blocks
 
 
 @final
@@ -46,20 +46,20 @@ class Rows(Form):
 
     def squared_norm(self) -> Tensor:
         positions = self.index.shape[1]
-        return torch.cat(
-            [
-                _met(self.part(*at), self.values[slice(*at)])
-                for at in blocks(self.examples, positions**2, self.device)
-            ]
-        )
+
+        def one(start: int, stop: int) -> Tensor:
+            return _met(self.part(start, stop), self.values[start:stop])
+
+        return by_blocks(self.examples, positions**2, self.device, one)
 
     def squared_norm_under(self, metric: Tensor) -> Tensor:
         positions, width = self.values.shape[1:]
-        norms = []
-        for at in blocks(self.examples, positions * max(positions, width), self.device):
-            form = self.part(*at)
-            norms.append(_met(form, form.scaled(metric).values))
-        return torch.cat(norms)
+
+        def one(start: int, stop: int) -> Tensor:
+            form = self.part(start, stop)
+            return _met(form, form.scaled(metric).values)
+
+        return by_blocks(self.examples, positions * max(positions, width), self.device, one)
 
     def scaled(self, metric: Tensor) -> "Rows":
         """Each entry multiplied by its own factor, of which there are [numbers]."""

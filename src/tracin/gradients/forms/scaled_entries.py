@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form, blocks, squared_lengths
+from tracin.gradients.forms.form import Form
 from tracin.gradients.forms.outer import Outer
 
 
@@ -52,9 +52,8 @@ class ScaledEntries(Form):
     def squared_norm(self) -> Tensor:
         if isinstance(self.inner, Outer) and self.inner.positions == 1:
             return self.inner.squared_norm_under(self.factors.square())
-        return torch.cat(
-            [
-                squared_lengths(self.part(*at).dense())
-                for at in blocks(self.examples, self.written, self.device)
-            ]
-        )
+        return self.written_norm()
+
+    def squared_norm_under(self, metric: Tensor) -> Tensor:
+        factors = self.factors.square()
+        return self.inner.squared_norm_under(factors * metric.to(factors))

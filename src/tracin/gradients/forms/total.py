@@ -70,9 +70,7 @@ def total(forms: list[Form]) -> Form:
     rows = [form for form in forms if isinstance(form, Rows)]
     scales = [form for form in forms if isinstance(form, ScaledRows)]
     dense = [form.values for form in forms if isinstance(form, Dense)]
-    others = [
-        form for form in forms if not isinstance(form, Outer | Rows | ScaledRows | Dense)
-    ]
+    others = [form for form in forms if not isinstance(form, Outer | Rows | ScaledRows | Dense)]
     joined: list[Form] = []
     if outers:
         left = torch.cat([form.left for form in outers], 1)

@@ -32,7 +32,9 @@ def local(use: Use, *args: Any, **kwargs: Any) -> Parts:
             batched[id(tensor)] = use.data(tensor)
     made: list[Form] = []
 
-    def gradients(wanted: Sequence[Leaf], delta: Tensor, data: Sequence[Tensor]) -> Sequence[Tensor]:
+    def gradients(
+        wanted: Sequence[Leaf], delta: Tensor, data: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
         def one(delta: Tensor, *data: Tensor) -> tuple[Tensor, ...]:
             known = dict(zip(batched, data, strict=True))
 

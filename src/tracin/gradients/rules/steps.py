@@ -5,7 +5,6 @@ comes out is already a sum of outer products, and so is, but for a few terms, th
 Where no step is known, autograd pulls written-out gradients back, in blocks (see the ledger).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
