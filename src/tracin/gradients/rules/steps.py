@@ -6,7 +6,7 @@ Where no step is known, autograd pulls written-out gradients back, in blocks (se
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -203,7 +203,7 @@ def dot(output: Tensor, input: Any, other: Any) -> Steps:
     return [(input, times(right)), (other, times(left))]
 
 
-@steps_for(torch._weight_norm)
+@steps_for(torch._weight_norm)  # type: ignore[reportPrivateImportUsage]  # no public name
 def weight_norm(output: Tensor, v: Any, g: Any, dim: int = 0) -> Steps:
     """Out = g x v / |v|, row by row."""
     matrix, lengths = _value(v), _value(g)
@@ -338,7 +338,7 @@ def _row_products(form: Outer, matrix: Tensor) -> Tensor:
     return (moved * form.left).sum(1)
 
 
-def _is_outer(form: Form, shape: Sequence[int]) -> bool:
+def _is_outer(form: Form, shape: Sequence[int]) -> TypeGuard[Outer]:
     """Whether a form is a sum of outer products with the sides of this matrix."""
     if not isinstance(form, Outer) or len(shape) != 2:
         return False
