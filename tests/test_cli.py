@@ -475,3 +475,112 @@ def test_the_index_commands_say_what_is_wrong(begun, capsys, arguments, message)
 
     assert code == 2
     assert message in err
+
+
+COMMANDS = [
+    ["self-influence"],
+    ["mislabelled"],
+    ["explain", "--query", "0"],
+    ["explain", "--query", "0", "--index", "index", "--engine", "processes"],
+    ["verify"],
+    ["replay", "--query", "0"],
+    ["index", "build", "--engine", "processes"],
+    ["index", "append"],
+]
+
+
+@pytest.mark.slow
+def test_a_missing_run_is_said_before_torch_is_imported(tmp_path):
+    missing = str(tmp_path / "RUN.toml")
+    code = (
+        "import sys\n"
+        "from tracin.cli.main import main\n"
+        f"for command in {COMMANDS!r}:\n"
+        f"    at = 2 if command[0] == 'index' else 1\n"
+        f"    try:\n        main([*command[:at], {missing!r}, *command[at:]])\n"
+        "    except SystemExit as stop:\n"
+        "        print(stop.code, [name for name in ('torch', 'numpy') if name in sys.modules])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines() == ["2 []"] * len(COMMANDS)
+    assert done.stderr.count("cannot be read: No such file or directory. 'tracin init") == 8
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+@pytest.mark.parametrize(
+    "command", [["explain", "--query", "0", "--index", "i"], ["index", "build"]]
+)
+def test_no_worker_processes_are_refused(begun, capsys, command, workers):
+    at = 2 if command[0] == "index" else 1
+
+    code, _, err = call(
+        capsys, *command[:at], begun, *command[at:], "--engine", "processes", "--workers", workers
+    )
+
+    assert code == 2
+    assert f"--workers is a number of processes, at least 1; {workers} was given" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + "[" * 5000, "nests its values too deeply"),
+        ("a = " + "{a=" * 5000, "nests its values too deeply"),
+        ("\x00", "is no TOML file"),
+        ('[task]\nfunction = "task.py:task"\n[output]\nfolder = "a\\u0000b"', "cannot be a folder"),
+        (
+            f'[task]\nfunction = "task.py:task"\n[output]\nfolder = "{"x" * 300}"',
+            "cannot be a folder",
+        ),
+        ('[task]\nfunction = "task.py:task"\n[tracin]\ndevice = "meta"', "has no numbers"),
+        ('[task]\nfunction = "task.py:task"\n[tracin]\ndevice = "cudaa"', "no such device here"),
+    ],
+    ids=["lists", "tables", "nul", "nul in a folder", "long folder", "meta", "device"],
+)
+def test_a_run_that_cannot_be_is_refused_in_words(begun, capsys, tmp_path, text, said):
+    run = altered(begun, tmp_path, run=text, task="raise RuntimeError('the work began')")
+
+    code, _, err = call(capsys, "self-influence", run)
+
+    assert code == 2
+    assert said in err
+
+
+def test_a_setting_nested_too_deeply_is_refused(begun, capsys):
+    code, _, err = call(capsys, "self-influence", begun, "--set", "explain.k=" + "[" * 5000)
+
+    assert code == 2
+    assert "--set explain.k: the value is nested too deeply" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", ["--version", "--help", "init"])
+def test_a_screen_that_takes_nothing_more_is_no_traceback(tmp_path, command):
+    arguments = [command, *([str(tmp_path / "begun")] if command == "init" else [])]
+    code = f"from tracin.cli.main import main; main({arguments!r})"
+
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "error: standard output cannot be written to: No space left on device."
+    )
+
+
+@pytest.mark.slow
+def test_a_pager_that_is_closed_ends_the_command_quietly():
+    code = "import time; time.sleep(0.3); from tracin.cli.main import main; main(['--help'])"
+
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+
+    assert (process.returncode, said) == (1, "")

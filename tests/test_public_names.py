@@ -33,6 +33,7 @@ PUBLIC = [
     "NonFiniteError",
     "OptimizerState",
     "Outcome",
+    "OutputError",
     "ParametersError",
     "Path",
     "Projection",

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tracin import Explanations, QueryError, Suspects
+from tracin import Explanations, OutputError, QueryError, Suspects
 from tracin.checkpoints import atomic
 from tracin.influence.explanations import Hits
 
@@ -159,3 +159,14 @@ def test_without_pyarrow_the_way_out_is_told(suspects, tmp_path, monkeypatch):
         suspects.save(tmp_path / "suspects.parquet")
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["file/within.parquet", "x" * 300, "a\0b"])
+def test_a_place_that_cannot_be_written_to_is_named(suspects, explanations, tmp_path, place):
+    (tmp_path / "file").write_text("")
+
+    for result in (suspects, explanations):
+        with pytest.raises(OutputError, match=r"cannot be written to: .*name another place"):
+            result.save(tmp_path / place)
+
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]

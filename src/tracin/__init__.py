@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tracin.errors import LearningRateError as LearningRateError
     from tracin.errors import LossError as LossError
     from tracin.errors import NonFiniteError as NonFiniteError
+    from tracin.errors import OutputError as OutputError
     from tracin.errors import ParametersError as ParametersError
     from tracin.errors import QueryError as QueryError
     from tracin.errors import RunFileError as RunFileError
@@ -87,6 +88,7 @@ _HOMES = {
         "LearningRateError",
         "LossError",
         "NonFiniteError",
+        "OutputError",
         "ParametersError",
         "QueryError",
         "RunFileError",
@@ -160,6 +162,7 @@ __all__ = [
     "NonFiniteError",
     "OptimizerState",
     "Outcome",
+    "OutputError",
     "ParametersError",
     "Path",
     "Projection",

@@ -70,6 +70,10 @@ class TracingError(TracInError):
     """A training loop and its trace do not fit: ids, a step, the optimizer, what is resumed."""
 
 
+class OutputError(TracInError):
+    """A result cannot be written where it should go."""
+
+
 class RunFileError(TracInError):
     """A RUN.toml names something that is not there, or a setting that does not exist."""
 

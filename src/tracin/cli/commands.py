@@ -14,6 +14,7 @@ from tracin.cli.keep import keep_of
 from tracin.cli.opened import Opened
 from tracin.cli.opened import opened as opened_run
 from tracin.cli.results import check_writable, write
+from tracin.cli.settings import read_settings
 from tracin.cli.task import Task
 from tracin.cli.template import RUN, TASK
 from tracin.errors import QueryError, RunFileError
@@ -95,12 +96,13 @@ def init(folder: Annotated[Path, typer.Argument(help="Where to write them.")] = 
 @app.command("self-influence")
 def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Out = None) -> None:
     """Each training example's influence on itself: high is mislabelled, rare or memorised."""
+    opened = opened_run(run, sets, out)
+    # Imported only now: torch takes its time, and a missing RUN.toml is said at once.
     import numpy as np
 
     from tracin.data import open_examples
     from tracin.influence.table import aligned, numbers, save_parquet
 
-    opened = opened_run(run, sets, out)
     if index is None:
         train = open_examples(opened.task.train, name="train")
         ids, size = train.ids, opened.settings.tracin.batch_size
@@ -153,8 +155,10 @@ def explain(
         raise QueryError("--exact is for --index FOLDER: without an index scores are exact.")
     if index is None and (keep or engine != "serial"):
         raise QueryError("--keep and --engine are for --index FOLDER: they are about its rows.")
+    changed = [*(sets or []), *([f"explain.k={k}"] if k is not None else [])]
+    read_settings(run, changed)  # what is missing is said before torch is imported
     chosen: Any = engine_of(engine, workers, address)
-    opened = opened_run(run, [*(sets or []), *([f"explain.k={k}"] if k is not None else [])], out)
+    opened = opened_run(run, changed, out)
     options = opened.settings.explain
     asked = _asked(opened.task, query)
     if index is not None:
@@ -263,11 +267,11 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
 
     The figures go to the screen; with --out, to a file too.
     """
+    opened = opened_run(run, sets, out)
     import numpy as np
 
     from tracin.influence.table import save_parquet
 
-    opened = opened_run(run, sets, out)
     found = opened.tracer.verify(opened.task.train)
     entries = [found.coverage.entries[name] for name in found.errors]
     columns = {

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tracin.cli.settings import read_settings
 from tracin.errors import RunFileError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def build(
     """Build the index that [index] in RUN.toml names; what is there already is not done again."""
     from tracin.cli.opened import opened
 
+    read_settings(run, sets or [])  # what is missing is said before torch is imported
     chosen = engine_of(engine, workers, address)
     found = opened(run, sets, None)
     options = found.settings.index
@@ -108,6 +110,8 @@ def engine_of(name: str, workers: int | None, address: str | None) -> "Engine":
     Raises:
         RunFileError: There is none of this name, or an option is another's.
     """
+    if workers is not None and workers < 1:
+        raise RunFileError(f"--workers is a number of processes, at least 1; {workers} was given.")
     from tracin import engines
 
     options: dict[str, Any] = {"workers": workers, "address": address}
@@ -119,7 +123,7 @@ def engine_of(name: str, workers: int | None, address: str | None) -> "Engine":
         if value is not None and option not in taken[name]:
             raise RunFileError(f"--{option} is not for --engine {name}; leave it out.")
     if name == "processes":
-        return engines.Processes(workers or 2)
+        return engines.Processes(2 if workers is None else workers)
     if name == "ranks":
         return engines.Ranks.from_environment()
     if name == "mesh":

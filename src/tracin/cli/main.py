@@ -1,15 +1,17 @@
 """The entry point: runs a command, and turns errors into one readable message."""
 
+import errno
+import os
 import sys
 
 from tracin.errors import TracInError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+CLOSED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _INTERRUPTED = "interrupted; nothing half-written is left behind"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, 2 for bad input, 130 for Ctrl-C.
+    """Run the command line; exits with 0, 2 for bad input, 130 for Ctrl-C, 1 for a closed pipe.
 
     Errors that are bugs keep their traceback and exit with 1.
     """
@@ -26,17 +28,33 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         # Not standalone: errors and Ctrl-C come here, where their words and codes are settled.
         code = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
     except TracInError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except OSError as error:
+        # Files have words of their own; what is left without a file's name is the screen's.
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        sys.exit(_screen_is_gone(error))
     except Exception as error:
         sys.exit(_usage(error))
     if code == INTERRUPTED:
         print(_INTERRUPTED, file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _screen_is_gone(error: OSError) -> int:
+    """End where nobody reads on: a pager was closed, or the output's disk is full."""
+    # Python would flush once more as it ends, and say that it cannot.
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # open until the end
+    if error.errno == errno.EPIPE:
+        return CLOSED
+    print(f"error: standard output cannot be written to: {error.strerror}.", file=sys.stderr)
+    return BAD_INPUT
 
 
 def _usage(error: Exception) -> int:

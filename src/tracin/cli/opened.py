@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tracin.cli.results import check_writable
 from tracin.cli.settings import Settings, read_settings
 from tracin.cli.task import Task, load_task
-from tracin.errors import RunFileError
+from tracin.errors import DeviceError, RunFileError
 
 if TYPE_CHECKING:
     from tracin import TracIn
@@ -33,8 +33,7 @@ def opened(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
     folder = run.parent / settings.output.folder if out is None else out
     check_writable(folder)
     options = settings.tracin
-    if options.device is not None:
-        _check_device(options.device, run)
+    _check_device(options.device, run)
     task = load_task(settings.task.function, run)
     from tracin import TracIn
 
@@ -50,14 +49,10 @@ def opened(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
     return Opened(settings, task, tracer, folder)
 
 
-def _check_device(device: str, run: Path) -> None:
-    import torch
+def _check_device(device: str | None, run: Path) -> None:
+    from tracin.influence.device import checked_device
 
     try:
-        torch.empty(0, device=device)
-    # Without CUDA built in torch raises an AssertionError; for other kinds, NotImplementedError.
-    except (RuntimeError, AssertionError) as error:
-        raise RunFileError(
-            f"{run}: 'tracin.device' = {device!r}, but there is no such device here: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+        checked_device(device)
+    except DeviceError as error:
+        raise RunFileError(f"{run}: 'tracin.device' = {device!r}: {error}") from error

@@ -23,11 +23,21 @@ def check_writable(folder: Path) -> None:
             "Results are written as Parquet files, but pyarrow is not installed: "
             "pip install 'tracin[cli]'."
         )
+    _check_name(folder)
     there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
     if not there.is_dir():
         raise RunFileError(f"{folder} cannot be written to: {there} is a file, not a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise RunFileError(f"{folder} cannot be written to: {there} does not allow it.")
+
+
+def _check_name(folder: Path) -> None:
+    try:
+        os.lstat(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # a name that may be, and what is in its way is said by the caller
+    except (OSError, ValueError) as error:  # too long, or with a NUL or half a character
+        raise RunFileError(f"{str(folder)!r} cannot be a folder: {error}.") from error
 
 
 def write(

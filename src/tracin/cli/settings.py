@@ -101,14 +101,18 @@ def read_settings(path: Path, overrides: Sequence[str]) -> Settings:
         RunFileError: There is no such file, it is no TOML, or a setting is unknown or wrong.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        text = path.read_bytes()
+    except (OSError, ValueError) as error:  # a ValueError where the path itself holds a NUL
+        reason = getattr(error, "strerror", None) or error
         raise RunFileError(
-            f"{path} cannot be read: {error.strerror}. 'tracin init FOLDER' writes one to start "
-            "from."
+            f"{path} cannot be read: {reason}. 'tracin init FOLDER' writes one to start from."
         ) from error
+    try:
+        tables = tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RunFileError(f"{path} is no TOML file: {error}.") from error
+    except RecursionError as error:
+        raise RunFileError(f"{path} nests its values too deeply for a RUN.toml.") from error
     for override in overrides:
         _apply(tables, override)
     try:
@@ -126,6 +130,8 @@ def _apply(tables: dict[str, Any], override: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
+    except RecursionError as error:
+        raise RunFileError(f"--set {name}: the value is nested too deeply.") from error
     except tomllib.TOMLDecodeError as error:
         value = text.strip()  # a bare word is a text
         if value[:1] in ("[", "{", '"', "'"):

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tracin.checkpoints.atomic import replacing
-from tracin.errors import QueryError
+from tracin.errors import OutputError, QueryError
 from tracin.plain_text import plain
 
 Columns = Mapping[str, np.ndarray]
@@ -37,14 +37,25 @@ def arrow_table(columns: Columns) -> Any:
 
 
 def save_parquet(columns: Columns, path: str | os.PathLike[str]) -> None:
-    """Write the columns to a Parquet file: whole, or not at all."""
+    """Write the columns to a Parquet file: whole, or not at all.
+
+    Raises:
+        OutputError: It cannot be written there.
+    """
     table = arrow_table(columns)
     from pyarrow import parquet
 
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as unfinished:
-        parquet.write_table(table, unfinished)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as unfinished:
+            parquet.write_table(table, unfinished)
+    except (OSError, ValueError) as error:  # a ValueError where the name holds a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(
+            f"{str(target)!r} cannot be written to: {reason}. Nothing half-written is left behind: "
+            "free some space, or name another place."
+        ) from error
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from tracin.errors import LossError, QueryError
 from tracin.gradients import Coverage, Covered, Way
 from tracin.influence import mislabelled
 from tracin.influence.batch_size import BatchSize, checked_size
+from tracin.influence.device import checked_device
 from tracin.influence.explanations import Explanations
 from tracin.influence.index import Index
 from tracin.influence.index_about import checkpoint_key
@@ -82,6 +83,7 @@ class TracIn:
         ParametersError: No trainable parameter, or a name that matches none.
         LossError: An unknown loss.
         QueryError: An unknown update.
+        DeviceError: There is no such device here.
         UnsupportedModelError: The model, or a part of it, is wrapped by FSDP1.
 
     Example:
@@ -115,7 +117,7 @@ class TracIn:
         self._last: dict[str, Parameter] | None = None
         self.checkpoints = open_checkpoints(checkpoints)
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
-        self.device = device
+        self.device = checked_device(device)
         self.update = update
         self._scaling_of = scaling_of(update, self.checkpoints)
         self._keys: list[str] | None = None
