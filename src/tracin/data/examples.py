@@ -20,6 +20,7 @@ class Examples:
     Attributes:
         ids: [examples]; positions (int64), or what a `WithIds` gave: int64 or texts.
         name: What they are called in errors.
+        unlabelled: The positions of those that a warning has said to have no label.
         is_compared: Whether two fetches of some examples were compared (see `repeatable.py`).
     """
 
@@ -28,6 +29,7 @@ class Examples:
         self.name = name
         self.ids = ids
         self.is_compared = False
+        self.unlabelled: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.ids)
