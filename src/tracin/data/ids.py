@@ -54,7 +54,13 @@ def checked_ids(ids: Iterable[Any]) -> np.ndarray:
         DataError: two are alike, or they are neither all integers nor all texts.
     """
     to_list = getattr(ids, "tolist", None)  # arrays, tensors and pandas columns
-    values = list(to_list() if callable(to_list) else ids)  # pyright: ignore[reportArgumentType]
+    listed = to_list() if callable(to_list) else ids
+    if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
+        raise DataError(
+            f"Ids are a list with one integer or text per example, but {listed!r} came. Pass such "
+            "a list, or leave WithIds out: an id is then the example's position."
+        )
+    values = list(listed)
     integers = [isinstance(value, int | np.integer) and type(value) is not bool for value in values]
     if not all(integers) and not all(isinstance(value, str) for value in values):
         kinds = sorted({type(value).__name__ for value in values})

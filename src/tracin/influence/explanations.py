@@ -226,9 +226,10 @@ class Explanations:
 
     def _held(self, k: int) -> int:
         held = self.proponents.ids.shape[1]
-        if not 1 <= k <= held:
+        is_number = isinstance(k, int | np.integer) and not isinstance(k, bool)
+        if not is_number or not 1 <= k <= held:
             raise QueryError(
-                f"{k} hits were asked for, but {held} were kept for each query. Ask for 1 to "
+                f"{k!r} hits were asked for, but {held} were kept for each query. Ask for 1 to "
                 f"{held}, or explain again with a larger k."
             )
-        return k
+        return int(k)

@@ -105,11 +105,13 @@ class Suspects:
         return f"ranked by {self.ranked_by}\n{aligned(names, rows)}{more}"
 
     def _held(self, k: int) -> int:
-        if not 1 <= k <= len(self):
+        is_number = isinstance(k, int | np.integer) and not isinstance(k, bool)
+        if not is_number or not 1 <= k <= len(self):
             raise QueryError(
-                f"{k} suspects were asked for, but there are {len(self)}. Ask for 1 to {len(self)}."
+                f"{k!r} suspects were asked for, but there are {len(self)}. Ask for 1 to "
+                f"{len(self)}."
             )
-        return k
+        return int(k)
 
     def _picked(self, order: Tensor) -> "Suspects":
         at = order.numpy()
@@ -126,6 +128,6 @@ def check_ranking(by: str) -> None:
     Raises:
         QueryError: Names those that do.
     """
-    if by not in RANKINGS:
+    if not isinstance(by, str) or by not in RANKINGS:
         listed = ", ".join(f'"{name}"' for name in RANKINGS)
         raise QueryError(f"Suspects are ranked by one of {listed}; {by!r} was given.")

@@ -45,6 +45,11 @@ def save_parquet(columns: Columns, path: str | os.PathLike[str]) -> None:
     table = arrow_table(columns)
     from pyarrow import parquet
 
+    if not isinstance(path, str | os.PathLike):
+        raise OutputError(
+            f"A table is written to a path such as 'scores.parquet', but {path!r} came. Name a "
+            "file."
+        )
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
