@@ -1023,11 +1023,21 @@ def test_resumed_with_other_parameters(tmp_path, train, queries):
 
 def test_resumed_with_other_weights(tmp_path, train, queries):
     begun(tmp_path / "a", train, queries)
+    model = mlp()  # without the seed
+    optimizer = sgd(model.parameters())
+    tracer = Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a")
+    with pytest.raises(TracingError, match="saved after 0 and 2 steps, but the model holds other"):
+        fit(tracer, model, optimizer, train, batches(1))
+
+
+def test_a_finished_trace_is_not_begun_anew(tmp_path, train, queries):
+    begun(tmp_path / "a", train, queries)
     model = seeded(mlp)
     optimizer = sgd(model.parameters())
     tracer = Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a")
-    with pytest.raises(TracingError, match="saved after 2 steps, but the model holds other"):
+    with pytest.raises(TracingError, match="holds the finished trace of 2 steps"):
         fit(tracer, model, optimizer, train, batches(1))
+    assert len(tracin.Trace.open(tmp_path / "a").steps) == 2
 
 
 def test_a_cut_off_file_is_told(tmp_path, train, queries):
@@ -1035,7 +1045,7 @@ def test_a_cut_off_file_is_told(tmp_path, train, queries):
     path = tmp_path / "a" / "steps.f64"
     path.write_bytes(path.read_bytes()[:-8])
     tracer = Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a")
-    with pytest.raises(TracingError, match="fewer than the 2 steps"):
+    with pytest.raises(TracingError, match="does not hold the 2 steps"):
         fit(tracer, model, optimizer, train, batches(1))
 
 

@@ -1,6 +1,7 @@
 """Short texts that are equal for equal ids, queries or weights, to know them again by."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ def query_fingerprint(queries: Examples) -> str:
     for _, batch in queries.batches(256):
         for path, leaf in leaves(batch):
             digest.update(path.encode())
-            is_read = isinstance(leaf, Tensor) and not leaf.is_meta
-            digest.update(_bytes(leaf) if is_read else repr(type(leaf)).encode())
+            digest.update(_content(leaf))
     return digest.hexdigest()
 
 
@@ -38,5 +38,17 @@ def weights_fingerprint(model: Module) -> str:
     return digest.hexdigest()
 
 
+def _content(leaf: Any) -> bytes:
+    """What tells a leaf of a batch from another: its numbers or texts, else its class alone."""
+    if isinstance(leaf, Tensor) and not leaf.is_meta and leaf.layout == torch.strided:
+        return _bytes(leaf)
+    if isinstance(leaf, np.ndarray) and leaf.dtype != object:
+        return f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes()
+    if isinstance(leaf, str | bytes | int | float | list | tuple):
+        return repr(leaf).encode()
+    return repr(type(leaf)).encode()
+
+
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    held = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return held.reshape(-1).view(torch.uint8).numpy().tobytes()  # also where there are no dims

@@ -2,19 +2,23 @@
 
     trace.json            what is traced: the fields that a resumed run must share
     ids.json              the ids of the training examples and of the queries
-    steps.f64             one row a step (step_table.py)
+    steps.f64             one row a step (step_table.py), only ever added to
     scores-PATH.f32       [train, queries] for each path, memory-mapped while training goes on
     self_influence.f64    [train]
     saved/STEP/           copies of the tables as they were at that step, and saved.json
 
-A save is a folder that appears whole, by one rename; the last two are kept.
+A save is a folder that appears whole, by one rename; the last two are kept. Readers see saves
+alone, never the tables that are being written. The first save is made before the first step: its
+tables are zeros, and no files stand for them.
 """
 
 import json
 import os
+import secrets
 import shutil
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, final
 
@@ -22,14 +26,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.checkpoints.atomic import flush, replacing
-from tracin.checkpoints.checksum import read_object
+from tracin.checkpoints.atomic import flush, remove_unfinished, replacing
+from tracin.checkpoints.checksum import (
+    blocks,
+    checked_fields,
+    read_sealed,
+    sealed,
+    text_of,
+)
+from tracin.checkpoints.disk import made_folder, writing
+from tracin.checkpoints.folder_lock import FolderLock
 from tracin.data.ids import checked_ids
-from tracin.errors import TracingError
+from tracin.errors import DataError, TracingError
 from tracin.tracing.paths import Path
-from tracin.tracing.step_table import Steps, StepWriter, read_steps
+from tracin.tracing.step_table import StepWriter, columns, has_steps
 
-FORMAT = 1
+FORMAT = 2
 ABOUT, IDS, STEPS, SELF, SAVED, SAVE = (
     "trace.json",
     "ids.json",
@@ -84,6 +96,8 @@ class Save:
         factor: What a probe found of the loss: its factor to the mean over the batch; or None.
         weights: A fingerprint of the model's weights.
         has_self: Whether self-influence was known for all steps so far.
+        is_final: Whether the Tracer was closed with it, and not broken off later.
+        files: Table -> its checksum.
     """
 
     step: int
@@ -92,131 +106,335 @@ class Save:
     factor: float | None
     weights: str
     has_self: bool
+    is_final: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @final
 class Tables:
-    """The tables of a trace that is being written."""
+    """The tables of a trace that is being written; one writer a folder.
+
+    Raises:
+        TracingError: The folder holds another trace, another Tracer writes to it, or it cannot be
+            written to.
+    """
 
     def __init__(
-        self, folder: FilePath, about: About, ids: np.ndarray, query_ids: np.ndarray
+        self, folder: str | FilePath, about: About, ids: np.ndarray, query_ids: np.ndarray
     ) -> None:
-        self.folder, self.about = folder, about
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / ABOUT).is_file():
-            _refuse_other(read_about(folder), about, folder)
-        else:
-            write_json(folder / IDS, {"train": ids.tolist(), "queries": query_ids.tolist()})
-            write_json(folder / ABOUT, {"format": FORMAT, **asdict(about)})
+        self.folder, self.about = made_folder(folder, TracingError), about
+        self._steps: StepWriter | None = None
+        self._tables: dict[str, np.ndarray] = {}
+        with writing(self.folder, TracingError):
+            self._lock = FolderLock(self.folder, "Tracer", TracingError)
+            try:
+                self._begin(ids, query_ids)
+            except BaseException:
+                self.release()
+                raise
+
+    def trim(self) -> None:
+        """Give back the room for steps that were not taken."""
+        if self._steps is not None:
+            self._steps.trim()
+
+    def release(self) -> None:
+        """Let others write to the folder."""
+        self._lock.release()
 
     def saves(self) -> list[Save]:
         """What was saved, oldest first."""
-        return read_saves(self.folder)
+        return read_saves(self.folder, self.about)
 
-    def open(self, save: Save | None) -> None:
-        """Begin afresh, or as things were at a save."""
-        shape = (self.about.train, self.about.queries)
-        for name in self._names():
+    def has_unsaved_steps(self) -> bool:
+        """Whether a run that broke off took steps, whatever was saved of them."""
+        return has_steps(self.folder / STEPS, self.about.queries, self.about.members)
+
+    def open(self, save: Save) -> None:
+        """Bring the tables to where they were at a save, and reserve their space on the disk."""
+        for name, shape, kind in tables_of(self.about):
             place = self.folder / name
-            if save is None:
-                place.unlink(missing_ok=True)
-            else:
-                shutil.copyfile(self.folder / SAVED / str(save.step) / name, place)
-        self.scores = {path: _table(self._scores(path), shape) for path in self._paths}
-        self.self_influence = _table(self.folder / SELF, (self.about.train,), np.float64)
-        rows = 0 if save is None else save.rows
-        self.steps = StepWriter(self.folder / STEPS, self.about.queries, self.about.members, rows)
+            place.unlink(missing_ok=True)
+            if save.rows:
+                source = self.folder / SAVED / str(save.step) / name
+                if _copied(source, place) != save.files.get(name):
+                    raise _damaged(source)
+            reserve(place, int(np.prod(shape)) * kind.itemsize)
+        self._tables = {
+            name: np.memmap(self.folder / name, kind, "r+", shape=shape)
+            for name, shape, kind in tables_of(self.about)
+        }
+        self._steps = StepWriter(
+            self.folder / STEPS,
+            self.about.queries,
+            self.about.members,
+            save.rows,
+            save.files.get(STEPS, text_of(0)),
+        )
+        for later in self.saves():
+            if later.step > save.step:  # training repeats what came after
+                shutil.rmtree(self.folder / SAVED / str(later.step))
+
+    def scores(self, path: Path) -> np.ndarray:
+        """The scores of one path, to be added to: [train, queries]."""
+        return self._tables[scores_name(path)]
+
+    @property
+    def self_influence(self) -> np.ndarray:
+        """Self-influence, to be added to: [train]."""
+        return self._tables[SELF]
+
+    @property
+    def rows(self) -> int:
+        """How many steps were noted."""
+        return self._steps.rows if self._steps is not None else 0
+
+    @property
+    def steps(self) -> StepWriter:
+        """The steps, to be added to."""
+        if self._steps is None:
+            raise RuntimeError("add to tables before they are open")
+        return self._steps
+
+    def reserve_step(self) -> None:
+        """Take the space of one more row of steps on the disk.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        if missing := self.steps.missing:
+            reserve(self.folder / STEPS, missing)
+            self.steps.grown(missing)
 
     def save(self, save: Save) -> None:
         """Keep the tables as they are now."""
-        self.flush()
         root = self.folder / SAVED
         root.mkdir(exist_ok=True)
-        unfinished = root / f".{save.step}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        for name in self._names():
-            shutil.copyfile(self.folder / name, unfinished / name)
-            flush(unfinished / name)
-        flush(self.folder / STEPS)
-        write_json(unfinished / SAVE, asdict(save))
-        final = root / str(save.step)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(unfinished, final)
-        flush(root)
+        unfinished = root / f".{secrets.token_hex(6)}"
+        try:
+            whole = self._copy(save, unfinished, is_kept=True)
+            write_json(unfinished / SAVE, asdict(whole))
+            final = root / str(save.step)
+            if final.exists():  # of this very step; the one before it is kept, too
+                os.replace(final, unfinished.with_name(unfinished.name + "-old"))
+            os.replace(unfinished, final)
+            flush(root)
+        finally:
+            for leftover in root.glob(".*"):
+                shutil.rmtree(leftover, ignore_errors=True)
         for old in self.saves()[:-KEPT]:
             shutil.rmtree(root / str(old.step), ignore_errors=True)
 
-    def flush(self) -> None:
-        """Hand what was written to the system."""
-        for table in (*self.scores.values(), self.self_influence):
-            table.flush()
+    def view(self, save: Save) -> tuple[Save, dict[str, np.ndarray]]:
+        """The tables as they are now, for a reader that looks on while they go on to change."""
+        (self.folder / SAVED).mkdir(exist_ok=True)
+        place = self.folder / SAVED / f".{secrets.token_hex(6)}"
+        try:
+            whole = self._copy(save, place, is_kept=False)
+            return whole, open_tables(self.folder, self.about, whole, place)
+        finally:
+            # What is mapped stays readable, until nobody has it any more.
+            shutil.rmtree(place, ignore_errors=True)
 
-    def _names(self) -> list[str]:
-        return [*(self._scores(path).name for path in self._paths), SELF]
+    def _begin(self, ids: np.ndarray, query_ids: np.ndarray) -> None:
+        if (self.folder / ABOUT).is_file():
+            _refuse_other(read_about(self.folder), self.about, self.folder)
+        elif (self.folder / SAVED).is_dir():
+            raise TracingError(
+                f"{self.folder} holds saves of a trace, but {ABOUT}, which says of what, is gone. "
+                "Restore it from a backup, or give a new folder."
+            )
+        else:
+            held = {"train": ids.tolist(), "queries": query_ids.tolist()}
+            write_json(self.folder / IDS, held)
+            write_json(self.folder / ABOUT, asdict(self.about))
+        remove_unfinished(self.folder)
+        for leftover in (self.folder / SAVED).glob(".*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
-    @property
-    def _paths(self) -> tuple[Path, ...]:
-        return self.about.members if self.about.queries else ()
+    def _copy(self, save: Save, place: FilePath, *, is_kept: bool) -> Save:
+        """Copy the tables, and take down their checksums."""
+        place.mkdir()
+        files = {STEPS: self.steps.checksum}
+        for table in self._tables.values() if is_kept else ():
+            if isinstance(table, np.memmap):
+                table.flush()
+        if save.rows:
+            for name in self._tables:
+                files[name] = _copied(self.folder / name, place / name)
+                if is_kept:
+                    flush(place / name)
+        if is_kept:
+            flush(self.folder / STEPS)
+        return replace(save, files=files)
 
-    def _scores(self, path: Path) -> FilePath:
-        return scores_file(self.folder, path)
+
+def scores_name(path: Path) -> str:
+    """The name of the table of one path's scores."""
+    return f"scores-{path.value}.f32"
 
 
-def scores_file(folder: FilePath, path: Path) -> FilePath:
-    """Where the scores of one path are."""
-    return folder / f"scores-{path.value}.f32"
+def tables_of(about: About) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+    """The name, shape and type of each table."""
+    paths = about.members if about.queries else ()
+    scores = [(scores_name(path), (about.train, about.queries), FLOAT32) for path in paths]
+    return [*scores, (SELF, (about.train,), FLOAT64)]
+
+
+FLOAT32, FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
 
 
 def read_about(folder: FilePath) -> About:
     """What the trace in a folder is of.
 
     Raises:
-        TracingError: There is none, or another release wrote it.
+        TracingError: There is none, it is damaged, or another release wrote it.
     """
     if not (folder / ABOUT).is_file():
         raise TracingError(f"{folder} holds no trace ({ABOUT}). Give the folder of a Tracer.")
-    content = read_object(folder / ABOUT)
-    if content.pop("format", None) != FORMAT:
-        raise TracingError(f"The trace in {folder} was written by another release of tracin.")
-    lists = {name: tuple(content.get(name, ())) for name in ("paths", "parameters")}
-    return About(**{**content, **lists})
+    content = read_sealed(folder / ABOUT, FORMAT, TracingError)
+    try:
+        held = checked_fields(
+            content,
+            train=int,
+            train_ids=str,
+            queries=int,
+            query_data=str,
+            optimizer=str,
+            paths=list,
+            every=int,
+            parameters=list,
+        )
+        values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in held]
+        about = About(*values)
+        if about.train < 1 or about.queries < 0 or about.every < 1 or not about.members:
+            raise ValueError("its numbers cannot be")
+    except (TypeError, ValueError) as error:
+        raise TracingError(
+            f"{folder / ABOUT} is not as a Tracer writes it ({error}). Restore it from a backup."
+        ) from error
+    return about
 
 
-def read_ids(folder: FilePath) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of training examples and queries."""
-    content = read_object(folder / IDS)
-    return checked_ids(content["train"]), checked_ids(content["queries"])
+def read_ids(folder: FilePath, about: About) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of training examples and queries.
+
+    Raises:
+        TracingError: They are damaged.
+    """
+    content = read_sealed(folder / IDS, FORMAT, TracingError)
+    try:
+        train, queries = checked_fields(content, train=list, queries=list)
+        if (len(train), len(queries)) != (about.train, about.queries):
+            raise ValueError(f"there are {len(train)} and {len(queries)} ids")
+        return checked_ids(train), checked_ids(queries)
+    except (TypeError, ValueError, DataError) as error:
+        raise TracingError(
+            f"{folder / IDS} is not as a Tracer writes it ({error}). Restore it from a backup."
+        ) from error
 
 
-def read_saves(folder: FilePath) -> list[Save]:
-    """What was saved in a folder, oldest first."""
-    files = (folder / SAVED).glob(f"[0-9]*/{SAVE}")
-    return sorted((Save(**read_object(file)) for file in files), key=lambda save: save.step)
+def read_saves(folder: FilePath, about: About) -> list[Save]:
+    """What was saved in a folder, oldest first.
+
+    Raises:
+        TracingError: A save is damaged.
+    """
+    found = []
+    for file in (folder / SAVED).glob(f"[0-9]*/{SAVE}"):
+        content = read_sealed(file, FORMAT, TracingError)
+        try:
+            save = Save(
+                *checked_fields(
+                    content,
+                    step=int,
+                    rows=int,
+                    skipped=int,
+                    factor=(float, int, type(None)),
+                    weights=str,
+                    has_self=bool,
+                    is_final=bool,
+                    files=dict,
+                )
+            )
+            wanted = {STEPS, *(name for name, _, _ in tables_of(about) if save.rows)}
+            if save.files.keys() != wanted or not 0 <= save.rows <= save.step:
+                raise ValueError("its tables or numbers cannot be")
+            if file.parent.name != str(save.step):
+                raise ValueError(f"it is of step {save.step}")
+        except (TypeError, ValueError) as error:
+            raise TracingError(
+                f"{file} is not as a Tracer writes it ({error}). Restore it from a backup, or "
+                f"delete {file.parent}: the other save is whole."
+            ) from error
+        found.append(save)
+    return sorted(found, key=lambda save: save.step)
 
 
-def open_steps(folder: FilePath, about: About, rows: int) -> Steps:
-    """The steps that were noted."""
-    return read_steps(folder / STEPS, about.queries, about.members, rows)
+def open_saved(folder: FilePath, about: About, save: Save) -> dict[str, np.ndarray]:
+    """The tables of a save, memory-mapped; they stay readable when the save is deleted.
+
+    Raises:
+        TracingError: A table is missing, or has another length than it was saved with.
+    """
+    return open_tables(folder, about, save, folder / SAVED / str(save.step))
 
 
-def open_scores(folder: FilePath, about: About, path: Path) -> np.ndarray:
-    """The scores of one path, memory-mapped: [train, queries]."""
-    shape = (about.train, about.queries)
-    if about.queries == 0:
-        return np.zeros(shape, np.float32)
-    return np.memmap(scores_file(folder, path), np.float32, "r", shape=shape)
+def open_tables(
+    folder: FilePath, about: About, save: Save, place: FilePath
+) -> dict[str, np.ndarray]:
+    """The tables in `place`, and the steps, which lie in the trace's folder."""
+    width = columns(about.queries, about.members)
+    found = {STEPS: _mapped(folder / STEPS, (save.rows, width), FLOAT64, is_longer=True)}
+    for name, shape, kind in tables_of(about):
+        # Before the first step all is zero, and takes no memory.
+        zeros = np.broadcast_to(np.zeros((), kind), shape)
+        found[name] = _mapped(place / name, shape, kind) if save.rows else zeros
+    return found
 
 
-def open_self_influence(folder: FilePath, about: About) -> np.ndarray:
-    """Self-influence along the trajectory: [train]."""
-    return np.memmap(folder / SELF, np.float64, "r", shape=(about.train,))
+def check_table(folder: FilePath, name: str, table: np.ndarray, save: Save) -> None:
+    """Compare a table with its checksum.
+
+    Raises:
+        TracingError: It is damaged.
+    """
+    crc = 0
+    if save.rows and table.size:
+        step = max(1, (1 << 22) // table[:1].nbytes)
+        for start in range(0, len(table), step):
+            crc = zlib.crc32(np.ascontiguousarray(table[start : start + step]).data, crc)
+    if save.rows and text_of(crc) != save.files[name]:
+        raise _damaged(folder / name)
+
+
+def reserve(path: FilePath, size: int) -> None:
+    """Make a file at least so long, of zeros, and take the space on the disk now.
+
+    A file with holes would end the process (SIGBUS) where a mapped page finds the disk full.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        held = os.fstat(descriptor).st_size
+        if size > 0 and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        for start in range(held, size, 1 << 22):  # macOS, Windows
+            os.lseek(descriptor, start, os.SEEK_SET)
+            os.write(descriptor, bytes(min(1 << 22, size - start)))
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: FilePath, content: Mapping[str, Any]) -> None:
-    """Write a small JSON file, whole or not at all."""
+    """Write a small JSON file with its checksum, whole or not at all."""
+    # Through JSON once, so that what is summed is what will be read.
+    plain = json.loads(json.dumps(dict(content)))
     with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
+        unfinished.write_text(sealed({"format": FORMAT, **plain}), encoding="utf-8")
 
 
 def add_rows(table: np.ndarray, positions: Tensor, rows: Tensor) -> None:
@@ -227,9 +445,36 @@ def add_rows(table: np.ndarray, positions: Tensor, rows: Tensor) -> None:
 _KINDS = {"float32": torch.float32, "float64": torch.float64}
 
 
-def _table(path: FilePath, shape: tuple[int, ...], kind: type = np.float32) -> np.memmap:
-    mode = "r+" if path.is_file() else "w+"  # new ones are holes in the disk, read as zeros
-    return np.memmap(path, kind, mode, shape=shape)
+def _copied(source: FilePath, target: FilePath) -> str:
+    """Copy a file, and give its checksum."""
+    crc = 0
+    with target.open("xb") as file:
+        for block in blocks(source, 0, source.stat().st_size):
+            crc = zlib.crc32(block, crc)
+            file.write(block)
+    return text_of(crc)
+
+
+def _mapped(
+    path: FilePath, shape: tuple[int, ...], kind: np.dtype[Any], *, is_longer: bool = False
+) -> np.ndarray:
+    size = int(np.prod([int(one) for one in shape], dtype=object)) * kind.itemsize
+    held = path.stat().st_size if path.is_file() else -1
+    if held < size or (held > size and not is_longer):
+        raise TracingError(
+            f"{path} has {max(held, 0)} bytes, but {size} were saved: it was cut off, replaced or "
+            "deleted. Restore it from a backup."
+        )
+    if not size:
+        return np.zeros(shape, kind)
+    return np.memmap(path, kind, "r", shape=shape)
+
+
+def _damaged(path: FilePath) -> TracingError:
+    return TracingError(
+        f"{path} is damaged: its content does not match the checksum that was saved with it. "
+        "Restore it from a backup, or trace again."
+    )
 
 
 def _refuse_other(there: About, here: About, folder: FilePath) -> None:
@@ -250,6 +495,6 @@ def _refuse_other(there: About, here: About, folder: FilePath) -> None:
                 "" if name in ("train_ids", "query_data") else f" ({was!r} there, {now!r} here)"
             )
             raise TracingError(
-                f"{folder} holds a trace that cannot be gone on with: field '{name}' differs, for "
-                f"its {said} changed{values}. Give what it was begun with, or a new folder."
+                f"Cannot resume the trace in {folder}: field '{name}' differs, since its {said} "
+                f"changed{values}. Give what it was begun with, or a new folder."
             )

@@ -1,6 +1,7 @@
 """What a trace notes of every step: the real losses of the queries, and what was predicted."""
 
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -9,6 +10,8 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
+from tracin.checkpoints.atomic import replacing
+from tracin.checkpoints.checksum import blocks, crc_of, text_of
 from tracin.errors import TracingError
 from tracin.tracing.paths import Path
 
@@ -115,35 +118,77 @@ def columns(queries: int, paths: Sequence[Path]) -> int:
 
 @final
 class StepWriter:
-    """Appends rows to a file, and knows how many there are."""
+    """Appends rows to a file, and knows how many there are.
 
-    def __init__(self, path: FilePath, queries: int, paths: Sequence[Path], rows: int) -> None:
+    Args:
+        path: The file.
+        queries: How many there are.
+        paths: Whose parts are noted.
+        rows: How many rows of the file count; what a broken run noted after them, training repeats.
+        checksum: That of these rows.
+
+    Raises:
+        TracingError: The rows are not there, or damaged.
+    """
+
+    def __init__(
+        self, path: FilePath, queries: int, paths: Sequence[Path], rows: int, checksum: str
+    ) -> None:
         self.rows = rows
-        self._path, self._queries, self._paths = path, queries, tuple(paths)
-        width = 8 * columns(queries, paths)
-        path.touch()
-        if path.stat().st_size < rows * width:
+        self._path, self._paths = path, tuple(paths)
+        self._width = 8 * columns(queries, paths)
+        held = path.stat().st_size if path.is_file() else 0
+        self._crc = crc_of(path, rows * self._width) if rows else 0
+        if held < rows * self._width or self.checksum != checksum:
             raise TracingError(
-                f"{path} holds fewer than the {rows} steps that were saved: it was cut off. Give "
-                "a new folder."
+                f"{path} does not hold the {rows} steps that were saved: it was cut off or "
+                "damaged. Restore it from a backup, or give a new folder."
             )
-        # What a broken run noted after it was saved last, training repeats.
-        os.truncate(path, rows * width)
+        # A file of its own: a reader may have mapped rows that are now written anew.
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            for block in blocks(path, 0, rows * self._width) if rows else ():
+                file.write(block)
+        self._reserved = rows * self._width
+
+    @property
+    def checksum(self) -> str:
+        """That of all rows so far."""
+        return text_of(self._crc)
+
+    @property
+    def missing(self) -> int:
+        """To how many bytes the file must grow for one more row; 0 where there is room."""
+        end = (self.rows + 1) * self._width
+        return 0 if end <= self._reserved else end + GROWTH
+
+    def grown(self, size: int) -> None:
+        """The file has so many bytes now."""
+        self._reserved = size
+
+    def trim(self) -> None:
+        """Cut the file to the rows that it has."""
+        os.truncate(self._path, self.rows * self._width)
+        self._reserved = self.rows * self._width
 
     def append(self, row: StepRow) -> None:
         """Note one step."""
         parts = [row.parts[path][part] for path in self._paths for part in PARTS]
-        blocks = [row.before, row.after, row.buffers, *parts]
+        numbers = [row.before, row.after, row.buffers, *parts]
         head = np.array([row.step, row.examples, row.first], dtype=np.float64)
-        values = [head, *(block.cpu().double().numpy() for block in blocks)]
-        with self._path.open("ab") as file:
-            file.write(np.concatenate(values).tobytes())
+        values = [head, *(one.cpu().double().numpy() for one in numbers)]
+        content = np.concatenate(values).tobytes()
+        with self._path.open("r+b") as file:
+            file.seek(self.rows * self._width)
+            file.write(content)
+        self._crc = zlib.crc32(content, self._crc)
         self.rows += 1
 
 
-def read_steps(path: FilePath, queries: int, paths: Sequence[Path], rows: int) -> Steps:
-    """The first `rows` rows of a file."""
-    shape = (rows, columns(queries, paths))
-    if rows == 0:
-        return Steps(np.zeros(shape), queries, tuple(paths))
-    return Steps(np.memmap(path, np.float64, "r", shape=shape), queries, tuple(paths))
+def has_steps(path: FilePath, queries: int, paths: Sequence[Path]) -> bool:
+    """Whether a step was ever noted in this file; unused room in it is zeros."""
+    if not path.is_file() or path.stat().st_size < 8 * columns(queries, paths):
+        return False
+    return bool(np.fromfile(path, np.float64, len(HEAD))[HEAD.index("examples")])
+
+
+GROWTH = 1 << 20  # bytes by which the file grows beyond the row that asks for it

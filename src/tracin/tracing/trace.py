@@ -1,6 +1,7 @@
 """What a Tracer found: scores on the disk, read back as influence, explanations and checks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Self, final
 
@@ -12,21 +13,23 @@ from tracin.errors import QueryError, TracingError
 from tracin.influence.explanations import Explanations, Hits
 from tracin.influence.top_k import top_k
 from tracin.tracing.folder import (
+    SELF,
+    STEPS,
     About,
     Save,
-    open_scores,
-    open_self_influence,
-    open_steps,
+    check_table,
+    open_saved,
     read_about,
     read_ids,
     read_saves,
+    scores_name,
 )
 from tracin.tracing.goodness import Goodness, goodness_of
 from tracin.tracing.paths import Path
 from tracin.tracing.step_table import Steps
 
-# Scores that are ranked at a time: 256 MB.
-HELD = 1 << 26
+# Scores that are ranked at a time: 16 MB, and as much again beside them.
+HELD = 1 << 22
 
 
 @final
@@ -34,7 +37,8 @@ HELD = 1 << 26
 class Trace:
     """The influence of every training example on every query, along a whole training.
 
-    Scores are read from the disk as they are asked for.
+    Scores are read from the disk as they are asked for, as they were at one save: what a Tracer
+    adds later changes nothing. At first use each table is compared with its checksum.
 
     Attributes:
         folder: The Tracer's folder.
@@ -42,6 +46,7 @@ class Trace:
         save: The state it was in.
         ids: [train].
         query_ids: [queries].
+        tables: Name -> the table, memory-mapped; it stays readable when its save is replaced.
     """
 
     folder: FilePath
@@ -49,23 +54,27 @@ class Trace:
     save: Save
     ids: np.ndarray
     query_ids: np.ndarray
+    tables: Mapping[str, np.ndarray] = field(repr=False)
+    _checked: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
     def open(cls, folder: str | FilePath) -> Self:
-        """The trace in a folder, once its Tracer was closed.
+        """The trace in a folder as of its last save, also while its Tracer goes on.
 
         Raises:
-            TracingError: There is none, or training broke off: go on with it first.
+            TracingError: There is none, training broke off before its first save, or a file is
+                missing or damaged.
         """
         folder = FilePath(folder).expanduser()
         about = read_about(folder)
-        saves = read_saves(folder)
-        if not saves:
+        saves = read_saves(folder, about)
+        if not saves or not saves[-1].rows:
             raise TracingError(
                 f"The trace in {folder} was never saved: its training broke off. Train again; a "
                 "Tracer saves when it is closed, and by tracer.save()."
             )
-        return cls(folder, about, saves[-1], *read_ids(folder))
+        tables = open_saved(folder, about, saves[-1])
+        return cls(folder, about, saves[-1], *read_ids(folder, about), tables)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -75,7 +84,7 @@ class Trace:
     @property
     def steps(self) -> Steps:
         """All traced steps: the queries' losses, and what was predicted."""
-        return open_steps(self.folder, self.about, self.save.rows)
+        return Steps(self._table(STEPS), self.about.queries, self.about.members)
 
     def influence(self, path: Path | None = None) -> Tensor:
         """The influence of every training example on every query: [train, queries].
@@ -84,7 +93,7 @@ class Trace:
             path: Which of the traced paths; by default the first.
 
         Raises:
-            QueryError: This path was not traced.
+            QueryError: This path was not traced, or no queries were.
         """
         return torch.from_numpy(np.array(self._scores(path)))
 
@@ -95,9 +104,10 @@ class Trace:
         only where every step had one example.
 
         Raises:
-            QueryError: A step had more. Its real drop is in `steps.actual`, and `influence` along
-                a path shares it among its examples.
+            QueryError: There are no queries, or a step had more examples. Its real drop is in
+                `steps.actual`, and `influence` along a path shares it among its examples.
         """
+        self._refuse_no_queries()
         steps = self.steps
         if bool((steps.examples != 1).any()):
             raise QueryError(
@@ -126,14 +136,16 @@ class Trace:
                 "or dropout blurs them. Give weights: tracer.batch(ids, weights=...), such as "
                 "torch.full((examples,), 1 / examples) for a mean."
             )
-        return torch.from_numpy(np.array(open_self_influence(self.folder, self.about)))
+        return torch.from_numpy(np.array(self._table(SELF)))
 
     def explain(self, k: int = 10, path: Path | None = None) -> Explanations:
         """The k strongest proponents and opponents of each query, reading the scores in blocks.
 
         Raises:
-            QueryError: k is below 1 or above the number of training examples.
+            QueryError: k is below 1 or above the number of training examples, or no queries were
+                traced.
         """
+        self._refuse_no_queries()
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.about.train:
             raise QueryError(
                 f"k={k!r} hits were asked for, but there are {self.about.train} training examples. "
@@ -146,7 +158,7 @@ class Trace:
             best = torch.zeros(self.about.queries, 0)
             at = torch.zeros(self.about.queries, 0, dtype=torch.int64)
             for start in range(0, self.about.train, step):
-                block = torch.from_numpy(np.array(scores[start : start + step])).T
+                block = torch.from_numpy(np.array(scores[start : start + step].T, order="C"))
                 found = top_k(block, k, largest=sign > 0)
                 best = torch.cat([best, found.values], 1)
                 at = torch.cat([at, found.places + start], 1)
@@ -162,7 +174,21 @@ class Trace:
         return goodness_of(self.steps, self._path(path), is_partial=is_partial)
 
     def _scores(self, path: Path | None) -> np.ndarray:
-        return open_scores(self.folder, self.about, self._path(path))
+        self._refuse_no_queries()
+        return self._table(scores_name(self._path(path)))
+
+    def _table(self, name: str) -> np.ndarray:
+        """A table, compared with its checksum once."""
+        if name not in self._checked:
+            check_table(self.folder, name, self.tables[name], self.save)
+            self._checked.add(name)
+        return self.tables[name]
+
+    def _refuse_no_queries(self) -> None:
+        if not self.about.queries:
+            raise QueryError(
+                "Without queries only self-influence was traced; give some to the Tracer."
+            )
 
     def _path(self, path: Path | None) -> Path:
         if path is None:

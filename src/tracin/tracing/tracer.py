@@ -4,7 +4,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path as FilePath
 from types import TracebackType
@@ -19,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from tracin.checkpoints import untouched
+from tracin.checkpoints.disk import unwritable, writing
 from tracin.checkpoints.hooked_optimizer import bare_optimizer
 from tracin.checkpoints.state_dicts import listed
 from tracin.data import content_of, move, open_examples
-from tracin.errors import TracingError, TracingWarning, UnsupportedModelError
-from tracin.gradients.forms import Memo
+from tracin.errors import NonFiniteError, TracingError, TracingWarning, UnsupportedModelError
+from tracin.gradients.forms import Form, Memo
 from tracin.influence.last_used import last_used
 from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.losses import PerExampleLoss, open_loss
@@ -77,11 +78,12 @@ class Tracer:
     (`tracin.update_rule`), clipping and unscaling from the gradient that it is given. Gradient
     accumulation is several blocks before one step.
 
-    Scores lie in `folder`, [train, queries] floats a path, memory-mapped, never all in memory.
-    Until its step is taken, a batch's layer inputs and output gradients are held, and one copy of
-    the weights. Call `save` with your own checkpoints: a Tracer on the same folder, with the
-    weights of a save in the model, goes on from there; with the same random state the result is
-    the same.
+    Scores lie in `folder`, [train, queries] floats a path, memory-mapped, never all in memory;
+    their space on the disk is taken before the first step. Until its step is taken, a batch's
+    layer inputs and output gradients are held, and one copy of the weights. Call `save` with your
+    own checkpoints: a Tracer on the same folder, with the weights of a save in the model, goes on
+    from there; with the same random state the result is the same. A folder has one Tracer at a
+    time.
 
     Attributes:
         step: The number of optimizer steps so far.
@@ -103,9 +105,12 @@ class Tracer:
             take less memory and, with several paths or ends, more passes.
         repeats: Whether an example may come twice in a batch, as when a sampler draws with
             replacement; it then gets a share for each time.
+        stops_training: Whether a disk that is full or fails ends the training with an error. False:
+            warn, keep what was saved last, and train on without tracing.
 
     Raises:
-        TracingError: The optimizer has no update rule, or the folder holds another trace.
+        TracingError: The optimizer has no update rule, or the folder holds another trace or has
+            another Tracer.
         UnsupportedModelError: The model is compiled, or wrapped for training on several devices.
     """
 
@@ -124,6 +129,7 @@ class Tracer:
         scaler: Any = None,
         queries_at_once: int | None = None,
         repeats: bool = False,
+        stops_training: bool = True,
     ) -> None:
         model = _traceable(model)
         _refuse_count(every, "every")
@@ -160,10 +166,9 @@ class Tracer:
             _said(parameters),
         )
         self._about = about
-        self._tables = Tables(
-            FilePath(folder).expanduser(), about, self._train.ids, self._query_ids
-        )
-        self._is_open = False
+        self._tables = Tables(folder, about, self._train.ids, self._query_ids)
+        self._stops_training = stops_training
+        self._is_open = self._is_over = self._has_failed = False
         self._skipped = 0
         self._factor: float | None = None
         self._is_probed = False
@@ -203,7 +208,9 @@ class Tracer:
             TracingError: An id is not of the training data, or comes twice; the number of ids is
                 not that of the examples; a traced batch was thrown away before its step.
         """
-        self._open()
+        if not self._open():
+            yield
+            return
         positions = self._places.of(ids)
         if not self._repeats:
             self._places.refuse_repeats(positions)
@@ -227,16 +234,30 @@ class Tracer:
         self._pending.append(share)
 
     def save(self) -> None:
-        """Keep the trace as it is now, beside your own checkpoint of the same step."""
-        self._open()
-        self._tables.save(self._state())
+        """Keep the trace as it is now, beside your own checkpoint of the same step.
+
+        Raises:
+            TracingError: The disk is full, or the last step could not be traced.
+        """
+        self._refuse_failed()
+        if not self._open():
+            return
+        with self._on_disk():
+            self._tables.save(self._state())
 
     def trace(self) -> Trace:
-        """What was traced so far."""
-        self._open()
-        self._tables.flush()
+        """What was traced so far: a copy on the disk, which later steps do not change.
+
+        Raises:
+            TracingError: The disk is full, or the last step could not be traced.
+        """
+        self._refuse_failed()
+        if not self._open():
+            return Trace.open(self._tables.folder)
+        with writing(self._tables.folder, TracingError):
+            save, tables = self._tables.view(self._state())
         return Trace(
-            self._tables.folder, self._about, self._state(), self._train.ids, self._query_ids
+            self._tables.folder, self._about, save, self._train.ids, self._query_ids, tables
         )
 
     def goodness(self, path: Path | None = None) -> Goodness:
@@ -277,43 +298,90 @@ class Tracer:
         for handle in [*self._handles, *self._grad_handles.values()]:
             handle.remove()
         self._handles, self._grad_handles = [], {}
-        if self._is_open:
+        try:
             # After an error the tables may hold half a step: what was saved before counts.
-            if not is_broken:
-                self._tables.save(self._state())
-            self._tables.flush()
+            if self._is_open and not is_broken and not self._is_over:
+                self._refuse_failed()
+                with self._on_disk():
+                    self._tables.save(replace(self._state(), is_final=True))
+                    self._tables.trim()
+        finally:
+            self._tables.release()
         return True
+
+    def _refuse_failed(self) -> None:
+        if self._has_failed:
+            raise TracingError(
+                f"Step {self.step} could not be traced to its end, so the tables hold half of it. "
+                "Load your checkpoint of the last save, and open a Tracer on the same folder."
+            )
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Word what goes wrong on the disk; training ends with it, or goes on without a trace."""
+        try:
+            yield
+        except OSError as cause:
+            words = unwritable(self._tables.folder, cause)
+            if self._stops_training:
+                raise TracingError(words) from cause
+            self._is_over = True
+            self._pending = []
+            for handle in self._grad_handles.values():
+                handle.remove()
+            warnings.warn(
+                f"{words} Training goes on, but is not traced from step {self.step} on.",
+                TracingWarning,
+                stacklevel=3,
+            )
 
     def _state(self) -> Save:
         return Save(
             self.step,
-            self._tables.steps.rows,
+            self._tables.rows,
             self._skipped,
             self._factor,
             weights_fingerprint(self._model),
             self._has_self,
         )
 
-    def _open(self) -> None:
-        """Begin, or go on from the save that has the model's weights."""
-        if self._is_open:
-            return
+    def _open(self) -> bool:
+        """Begin, or go on from the save that has the model's weights; False once that is over."""
+        if self._is_open or self._is_over:
+            return not self._is_over
         saves = self._tables.saves()
-        found = None
-        if saves:
-            weights = weights_fingerprint(self._model)
-            found = next((save for save in reversed(saves) if save.weights == weights), None)
-            if found is None:
-                steps = " and ".join(str(save.step) for save in saves)
-                raise TracingError(
-                    f"{self._tables.folder} holds a trace saved after {steps} steps, but the "
-                    "model holds other weights than then. To go on, load your own checkpoint of "
-                    "such a step before the first batch; to start afresh, give a new folder."
-                )
+        weights = weights_fingerprint(self._model)
+        found = next((save for save in reversed(saves) if save.weights == weights), None)
+        is_begun = self._tables.has_unsaved_steps() or any(save.rows for save in saves)
+        if found is not None and not found.rows and saves[-1].is_final:
+            raise TracingError(
+                f"{self._tables.folder} holds the finished trace of {saves[-1].step} steps, and "
+                "the model holds the weights that it began with. To go on, load those that it "
+                "ended with; to start afresh, give a new folder."
+            )
+        if found is None and is_begun:
+            steps = " and ".join(str(save.step) for save in saves) or "0"
+            raise TracingError(
+                f"{self._tables.folder} holds a trace saved after {steps} steps, but the "
+                "model holds other weights than then. To go on, load your own checkpoint of "
+                "such a step before the first batch (before the first save, the weights that "
+                "training began with); to start afresh, give a new folder."
+            )
+        if found is not None:
             self.step, self._skipped, self._factor = found.step, found.skipped, found.factor
             self._has_self, self._is_probed = found.has_self, found.rows > 0
-        self._tables.open(found)
-        self._is_open = True
+        with self._on_disk():
+            self._tables.open(self._state() if found is None else found)
+            if found is None:
+                self._tables.save(self._state())
+            self._is_open = True
+        return not self._is_over
+
+    def _reserve(self) -> bool:
+        """Take the space for the row of the next step; False where tracing is over."""
+        with self._on_disk():
+            self._tables.reserve_step()
+        return not self._is_over
 
     def _retrace(self) -> None:
         """Look anew where parameters were frozen or unfrozen."""
@@ -390,9 +458,13 @@ class Tracer:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
-        self._open()
+        self._refuse_failed()
+        if not self._open():
+            return
         if self.step % self._every:
             self._taken = Taken({}, {}, {}, 1.0)
+            return
+        if not self._reserve():
             return
         closures = (*args[1:], kwargs.get("closure"))  # args begin with the optimizer
         if any(closure is not None for closure in closures):
@@ -446,10 +518,14 @@ class Tracer:
         if taken is None:
             return
         if self.step % self._every == 0:
+            self._has_failed = True
             self._see_overwriting(taken)
-            with self._busy(), torch.no_grad():
+            with self._busy(), torch.no_grad(), self._on_disk():
                 self._share_out(taken)
+            self._has_failed = False
             self._pending, self._seen = [], {}
+            if self._is_over:
+                return
             if self._every == 1:
                 for name, parameter in self._moving.items():
                     self._before[name].copy_(parameter.detach())
@@ -544,7 +620,14 @@ class Tracer:
         made = Made(taken, updates, uses)
         rows = []
         for chunk in self._questions.chunks:
-            row, made = self._of_chunk(chunk, made)
+            try:
+                row, made = self._of_chunk(chunk, made)
+            except NonFiniteError:
+                # What a training example did to the weights is the reason that helps.
+                self._refuse_non_finite(
+                    [sum_of_norms(share.forms) for share in self._pending], self._pending
+                )
+                raise
             rows.append(row)
         self._tell_rest(made)
         self._add_self_influence(made)
@@ -580,6 +663,8 @@ class Tracer:
         positions = sorted({position for path in self._paths for position, _ in path.points})
         asked, before, start, after = self._asked(chunk, positions)
         scores = {at: self._scores(asked[at], made) for at in positions}
+        for found in scores.values():
+            self._refuse_non_finite(found)
         if not self._agree(asked[positions[0]], scores[positions[0]], made):
             made = made.examined(self._pending)
             scores = {at: self._scores(asked[at], made) for at in positions}
@@ -593,7 +678,7 @@ class Tracer:
             for number, share in enumerate(self._pending):
                 rows = _weighted([(weight, scores[at][number]) for at, weight in path.points])
                 add_rows(
-                    self._tables.scores[path][:, chunk.start : chunk.stop], share.positions, rows
+                    self._tables.scores(path)[:, chunk.start : chunk.stop], share.positions, rows
                 )
                 total += rows.sum(0).cpu().double()
             parts[path] = {
@@ -670,6 +755,22 @@ class Tracer:
         wanted = float(asked.only(query).along(made.directions())[0])
         return abs(found - wanted) <= AGREED * size + 1e-12
 
+    def _refuse_non_finite(
+        self, found: list[Tensor], shares: Sequence[Share] | None = None
+    ) -> None:
+        """Name the example whose numbers are NaN or infinite, before they enter the tables."""
+        for share, rows in zip(shares or self._pending, found, strict=True):
+            wrong = ~torch.isfinite(rows).reshape(len(share), -1).all(1)
+            if bool(wrong.any()):
+                one = int(share.positions[int(wrong.nonzero()[0])])
+                raise NonFiniteError(
+                    f"The gradient of training example {self._train.ids.tolist()[one]!r} is NaN or "
+                    f"infinite in step {self.step}, as are those of {int(wrong.sum())} of its "
+                    f"batch of {len(share)}: the training data or the loss is, or training "
+                    "diverges. Leave the example out, or lower the learning rate; the trace holds "
+                    "what was saved before."
+                )
+
     def _add_self_influence(self, made: Made) -> None:
         for share in self._pending:
             weights = share.weights
@@ -687,6 +788,7 @@ class Tracer:
                     else:
                         norms = form.squared_norm().mul_(scale)
                     total += norms.cpu().double()
+            self._refuse_non_finite([total], [share])
             add_rows(self._tables.self_influence, share.positions, total / (weights * share.scale))
 
 
@@ -728,6 +830,11 @@ def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     for weight, tensor in terms[1:]:
         total.add_(tensor, alpha=weight)
     return total
+
+
+def sum_of_norms(forms: Mapping[str, Form]) -> Tensor:
+    """The squared length of each example's gradient over all parameters: [examples]."""
+    return torch.stack([form.squared_norm().cpu().double() for form in forms.values()]).sum(0)
 
 
 def _joined(chunks: list[Tensor]) -> Tensor:
