@@ -278,7 +278,8 @@ def test_texts_of_other_queries_are_seen_to_differ():
     from tracin.tracing.fingerprints import query_fingerprint
 
     def of(*texts):
-        return query_fingerprint(open_examples([{"text": text, "x": X[0]} for text in texts], name="queries"))
+        examples = [{"text": text, "x": X[0]} for text in texts]
+        return query_fingerprint(open_examples(examples, name="queries"))
 
     assert of("a", "b") == of("a", "b") != of("a", "c")
 
