@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tracin.checkpoints.adapters import ADAPTER_FILES
+from tracin.checkpoints.adapters import ADAPTER_FILES, inner_adapters
 from tracin.checkpoints.divided import refuse_divided
 from tracin.checkpoints.hugging_face import (
     CONFIG_FILE,
@@ -110,6 +110,8 @@ def files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     file = found_weight_file(path)
+    if file.name in ADAPTER_FILES:
+        return [file, *inner_adapters(path).values()]
     return [file, *shards(file)] if file.name.endswith(INDEX_SUFFIX) else [file]
 
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
-from tracin.checkpoints.adapters import live_names
+from tracin.checkpoints.adapters import adapter_weights
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.formats import is_adapter, is_saved_pretrained
 from tracin.checkpoints.names import bare_name
@@ -91,7 +91,8 @@ def loaded(
         )
     places = Places.of(model)
     if path is not None and is_adapter(path):
-        weights, places = live_names(model, weights, name), places.trained(model)
+        folder = path if path.is_dir() else path.parent
+        weights, places = adapter_weights(model, folder, weights, name), places.trained(model)
     else:
         is_saved = path is not None and is_saved_pretrained(path)
         weights = under_live_names(model, places, weights, name, is_saved)
