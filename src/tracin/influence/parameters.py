@@ -32,8 +32,8 @@ def chosen_parameters(model: Module, selection: Selection) -> dict[str, Paramete
     if not trainable:
         raise ParametersError(
             "The model has no trainable parameter: none has requires_grad=True. TracIn follows "
-            "gradients of trained parameters; call requires_grad_(True) on those that were trained. "
-            "A PEFT adapter is frozen unless it is loaded with from_pretrained(..., "
+            "gradients of trained parameters; call requires_grad_(True) on those that were "
+            "trained. A PEFT adapter is frozen unless it is loaded with from_pretrained(..., "
             "is_trainable=True)."
         )
     if selection is None or selection == LAST:

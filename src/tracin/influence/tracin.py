@@ -19,6 +19,7 @@ from tracin.checkpoints import (
 )
 from tracin.checkpoints.discover import Checkpoints
 from tracin.checkpoints.learning_rates import LearningRates
+from tracin.checkpoints.traced import refuse_other_traced
 from tracin.data import Batch, Examples, content_of, move, open_examples
 from tracin.engines import Engine, Serial
 from tracin.errors import LossError, QueryError
@@ -77,8 +78,8 @@ class TracIn:
             writes. Scores, self-influence and lengths are all under these factors.
 
     Raises:
-        CheckpointError: No checkpoint, one that cannot be read, or one without Adam's moments
-            where these are needed.
+        CheckpointError: No checkpoint, one that cannot be read, one without Adam's moments
+            where these are needed, or one of a training in which other parameters were trained.
         LearningRateError: A learning rate is missing, zero, or negative.
         ParametersError: No trainable parameter, or a name that matches none.
         LossError: An unknown loss.
@@ -116,6 +117,8 @@ class TracIn:
         self._is_last = parameters == LAST
         self._last: dict[str, Parameter] | None = None
         self.checkpoints = open_checkpoints(checkpoints)
+        is_choice = parameters is not None
+        refuse_other_traced(self.model, self.checkpoints, self._chosen, is_choice)
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
         self.device = checked_device(device)
         self.update = update
