@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TRACIN_DATA ?=
 
-.PHONY: demo test test-fast mnist bench docs lint types imports clean help
+.PHONY: demo test test-fast mnist bench bench-device docs lint types imports clean help
 
 help: ## what can be made here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -57,6 +57,9 @@ mnist: .venv/demo.stamp ## the paper's MNIST experiment on all 60,000 images (re
 
 bench: .venv/bench.stamp ## ratios to a plain forward and backward pass
 	$(BIN)/python -m benchmarks
+
+bench-device: .venv/dev.stamp ## correctness, ratios and memory on the accelerator that is there
+	$(BIN)/python -m benchmarks.device
 
 docs: .venv/dev.stamp ## the documentation, into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

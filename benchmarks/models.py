@@ -111,3 +111,49 @@ class _Layer(nn.Module):
         query, key, value = mixed.unbind(0)  # [examples, heads, positions, width / heads]
         seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out(seen.transpose(1, 2).flatten(2))
+
+
+@final
+class ResNet50(nn.Module):
+    """The residual net for images of 224 x 224 of He et al. (2016), table 1: 25.6 M parameters."""
+
+    def __init__(self, width: int = 64, classes: int = 1000) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        blocks, before = [], width
+        for stage, count in enumerate((3, 4, 6, 3)):
+            within = width << stage
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                blocks.append(_Bottleneck(before, within, stride))
+                before = 4 * within
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # [examples, 3, 224, 224] -> [examples, classes]
+        """Class scores."""
+        hidden = F.max_pool2d(F.relu(self.norm(self.stem(images))), 3, 2, padding=1)
+        return self.head(self.blocks(hidden).mean((2, 3)))
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, before: int, within: int, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(before, within, 1, bias=False),
+            nn.BatchNorm2d(within),
+            nn.ReLU(),
+            nn.Conv2d(within, within, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(within),
+            nn.ReLU(),
+            nn.Conv2d(within, 4 * within, 1, bias=False),
+            nn.BatchNorm2d(4 * within),
+        )
+        self.shortcut = nn.Sequential()
+        if stride > 1 or before != 4 * within:
+            self.shortcut.append(nn.Conv2d(before, 4 * within, 1, stride, bias=False))
+            self.shortcut.append(nn.BatchNorm2d(4 * within))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.relu(self.layers(hidden) + self.shortcut(hidden))
