@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TRACIN_DATA ?=
 
-.PHONY: demo test test-fast mnist bench bench-device docs lint types imports clean help
+.PHONY: demo test test-fast test-floor mnist bench bench-device docs lint types imports clean help
 
 help: ## what can be made here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -42,6 +42,15 @@ test-fast: export PYTHONDONTWRITEBYTECODE :=
 test-fast: .venv/dev.stamp ## the tests that take under a minute together
 	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --maxprocesses 8 --dist worksteal
 
+# A wheel of that age is built for CUDA: 3 GB to fetch, 6 on the disk. What needs transformers is left out.
+FLOOR_TESTS := tests/test_zoo.py tests/test_slow_twin.py tests/test_verification.py tests/test_precision.py \
+	tests/test_eager.py tests/test_out_of_memory.py tests/test_forms.py
+test-floor: ## the engine's tests on the oldest torch that pyproject.toml allows
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --editable '.[index]' torch==2.6.0 hypothesis pytest pytest-timeout pytest-xdist
+	.venv-floor/bin/python -m pytest $(FLOOR_TESTS) -k "not (lora or gpt2 or llama or bert or vit)" \
+		--numprocesses logical --maxprocesses 8 --dist worksteal
+
 lint: .venv/dev.stamp ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,4 +74,4 @@ docs: .venv/dev.stamp ## the documentation, into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
 clean: ## remove what the targets made
-	rm -rf .venv docs/_build .pytest_cache .ruff_cache
+	rm -rf .venv .venv-floor docs/_build .pytest_cache .ruff_cache

@@ -1,5 +1,6 @@
 """Float32 products are float32's within passes, tolerances follow the lowest precision in play."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -395,3 +396,17 @@ def test_no_tensor_is_made_float64_on_its_device_first():
     early = [path.name for path in source.rglob("*.py") if ".double().cpu()" in path.read_text()]
 
     assert early == []
+
+
+def test_private_names_of_torch_are_imported_in_one_file():
+    source = Path(tracin.__file__).parent
+    private = re.compile(r"torch\._[a-zA-Z]|from torch\._|\.aten\._")
+    found = [
+        f"{path.relative_to(source)}: {line.strip()}"
+        for path in source.rglob("*.py")
+        if path.name != "torch_internals.py"
+        for line in path.read_text().splitlines()
+        if private.search(line)
+    ]
+
+    assert found == []

@@ -16,12 +16,12 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
 from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
 from tracin.errors import DataWarning, LabelError, LossError
+from tracin.torch_internals import is_functorch_wrapped_tensor
 
 PerExampleLoss = Callable[[Module, Any], Tensor]
 """`loss(model, batch)`: one value an example, [examples]."""

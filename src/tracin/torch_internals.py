@@ -1,14 +1,45 @@
-"""Every private name of torch that the package uses: what it is for, and what would replace it.
+"""Every private name of torch that the package imports: what it is for, what would replace it.
 
 A release of torch may change any of them without notice, so the engine's tests also run on the
-oldest release that pyproject.toml allows (`make test-floor`).
+oldest release that pyproject.toml allows (`make test-floor`). Attributes that torch itself
+documents or tests are used where they are needed: `Tensor._version` (which writes a tensor has
+seen), `Module._buffers` and `._non_persistent_buffers_set`, `Optimizer._optimizer_step_pre_hooks`,
+and `_orig_mod` of a compiled module.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._C._functorch import (
+    # Whether a tensor is one of torch.func's, of which no number can be read.
+    is_functorch_wrapped_tensor as is_functorch_wrapped_tensor,
+)
+
+# A property reaches a TorchFunctionMode as its getter: those of Tensor.T and Tensor.mT.
+TRANSPOSE_GETTERS: tuple[Callable[..., Any], ...] = tuple(
+    vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT")
+)
+
+# What torch.nn.utils.parametrizations.weight_norm calls; there is no public name.
+weight_norm_function: Callable[..., Any] = torch._weight_norm  # type: ignore[reportPrivateImportUsage]
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether autograd knows a tensor as a view of another; nothing public tells."""
+    return tensor._is_view()
+
+
+def renamed(tensor: Tensor) -> Tensor:
+    """The same memory in a tensor that autograd does not take for a view.
+
+    An in-place call on a view rewrites the graph of what it is a view of. A copy would do as well,
+    for more memory.
+    """
+    return torch.ops.aten._unsafe_view(tensor, tensor.shape)
+
 
 # Whether cuDNN may compute in TF32. The public property, torch.backends.cudnn.allow_tf32, cannot be
 # set after torch.backends.disable_global_flags().

@@ -13,10 +13,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 
 from tracin.gradients.arguments import tensors_in
+from tracin.torch_internals import is_functorch_wrapped_tensor
 
 Shapes = Sequence[tuple[int, ...]]
 

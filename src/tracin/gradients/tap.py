@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from tracin.torch_internals import is_view, renamed
+
 Deliver = Callable[[Tensor], None]
 
 
@@ -39,14 +41,14 @@ def tap(output: Tensor, anchor: Tensor, deliver: Deliver) -> Tensor:
         deliver: Called once, inside the backward pass.
     """
     if output.requires_grad:
-        if output._is_view():
+        if is_view(output):
             # Or an in-place call later would rewrite the graph under the hook.
-            output = torch.ops.aten._unsafe_view(output, output.shape)
+            output = renamed(output)
         # A hook gets the gradient of the values as they are now, whatever changes them later.
         output.register_hook(deliver)
         return output
     # A view may not be marked as changed; the same memory under a new name may.
-    tapped: Any = _Tap.apply(output.data if output._is_view() else output, anchor, deliver)
+    tapped: Any = _Tap.apply(output.data if is_view(output) else output, anchor, deliver)
     return tapped
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import Module
 
 from tracin.data import Batch
 from tracin.data.batches import content_of, leaves
 from tracin.errors import DataError
 from tracin.gradients.fast import Compute
+from tracin.torch_internals import is_functorch_wrapped_tensor
 
 # "mat1 and mat2 must have the same dtype", "expected scalar type Double", "Input type (double) and
 # bias type (float) should be the same": torch has no error of its own for these.

@@ -24,14 +24,12 @@ from tracin.gradients.forms import (
     total,
 )
 from tracin.gradients.rules.rule import Leaf, Move, NoRule, Step, full, leaves_in
+from tracin.torch_internals import TRANSPOSE_GETTERS, weight_norm_function
 
 Steps = Sequence[tuple[Any, Move]]  # a source and its move; entries that are no Leaf are dropped
 StepRule = Callable[..., Steps]
 
 _STEPS: dict[Callable[..., Any], StepRule] = {}
-
-# A property reaches a mode as its getter.
-_GETTERS = tuple(vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT"))
 
 
 def steps_for(
@@ -75,7 +73,7 @@ def steps_of(
     return tuple(found) if len(set(sources)) == len(leaves) == len(sources) else ()
 
 
-@steps_for(torch.t, Tensor.t, *_GETTERS, torch.transpose, Tensor.transpose)
+@steps_for(torch.t, Tensor.t, *TRANSPOSE_GETTERS, torch.transpose, Tensor.transpose)
 def transpose(output: Tensor, input: Any, *dims: int, **named: int) -> Steps:
     """The sides of one matrix are exchanged."""
     if input.tensor.ndim != 2 or sorted(dim % 2 for dim in (*dims, *named.values())) not in (
@@ -203,7 +201,7 @@ def dot(output: Tensor, input: Any, other: Any) -> Steps:
     return [(input, times(right)), (other, times(left))]
 
 
-@steps_for(torch._weight_norm)  # type: ignore[reportPrivateImportUsage]  # no public name
+@steps_for(weight_norm_function)
 def weight_norm(output: Tensor, v: Any, g: Any, dim: int = 0) -> Steps:
     """Out = g x v / |v|, row by row."""
     matrix, lengths = _value(v), _value(g)
