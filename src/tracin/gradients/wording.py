@@ -15,7 +15,9 @@ from tracin.torch_internals import is_functorch_wrapped_tensor
 
 # "mat1 and mat2 must have the same dtype", "expected scalar type Double", "Input type (double) and
 # bias type (float) should be the same": torch has no error of its own for these.
-_UNLIKE = re.compile(r"dtype|scalar type|type \(\w+\) and .*type \(\w+\)", re.IGNORECASE)
+_UNLIKE = re.compile(
+    r"dtype|scalar type|type torch\.|type \(\w+\) and .*type \(\w+\)", re.IGNORECASE
+)
 
 
 def worded(compute: Compute) -> Compute:
