@@ -1,6 +1,14 @@
 """Per-example gradients and their algebra, for any model, never materialised unless cheaper."""
 
 from tracin.gradients.coverage import Coverage, Covered, Way
-from tracin.gradients.engine import ChangedPlacesError, Gradients, LateError
+from tracin.gradients.engine import Gradients, LateError, SteppedDownError, until_settled
 
-__all__ = ["ChangedPlacesError", "Coverage", "Covered", "Gradients", "LateError", "Way"]
+__all__ = [
+    "Coverage",
+    "Covered",
+    "Gradients",
+    "LateError",
+    "SteppedDownError",
+    "Way",
+    "until_settled",
+]

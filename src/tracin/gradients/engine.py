@@ -1,36 +1,48 @@
 """Per-example gradients of any model: the fast way where it holds, an exact one for the rest."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from tracin.data import Batch, length, part
+from tracin.data.batches import copied
 from tracin.errors import LossError, TracInError, UnsupportedModelError
+from tracin.gradients.audit import Audit, Reference, audit_factors
 from tracin.gradients.coverage import Covered, Way
 from tracin.gradients.fast import Compute, Pass, checked_losses, fast_pass, learn
 from tracin.gradients.forms import Form
 from tracin.gradients.forward_mode import jvp_scores
+from tracin.gradients.graph import leaves_of, refuse_foreign
+from tracin.gradients.held import held_bytes
 from tracin.gradients.layouts import Trial
 from tracin.gradients.ledger import Visit
 from tracin.gradients.loop import loop_pass
+from tracin.gradients.reference import weighted_gradients
 from tracin.gradients.refusals import Guard
+from tracin.gradients.repeatable import refuse_unrepeatable
+from tracin.gradients.schedule import Schedule
 from tracin.gradients.self_check import (
     Alone,
     alone,
     are_apart,
     differences,
     refuse_coupled,
+    refuse_other_losses,
     tolerance_of,
     weighted_sum,
 )
 from tracin.gradients.vmapped import vmap_pass
 from tracin.gradients.watch import UnlikeTrialError
+from tracin.out_of_memory import is_out_of_memory
 from tracin.sharding import each_says, is_sharded, rest, whole
+
+T = TypeVar("T")
 
 VisitRows = Callable[
     [str, Form, int], None
@@ -39,37 +51,60 @@ VisitRows = Callable[
 # Unlike factors for the two examples of a trial, so that their places cannot be mixed up unseen.
 _FACTORS = torch.tensor([0.7, -1.3])
 
-# How far an example's squared length in a whole batch may be from that alone before it is another
-# example's: far above what rounding does at a kink, far below what two examples differ by.
-_PLACES = 0.05
+# How many pairs of examples are asked for a second opinion, at most.
+_OPINIONS = 16
 
 # Numbers in one block of written-out fallback gradients: 128 MB in float32.
 _FALLBACK_BLOCK = 1 << 25
+
+# Of the audits' random factors and pairs: the same run makes the same ones.
+_SEED = 20200219
+
+_log = logging.getLogger(__name__)
 
 
 @final
 class Gradients:
     """The per-example gradients of chosen parameters, batch by batch.
 
-    `check` must have seen a batch at the weights in place before `visit` is called. A parameter
-    that once stepped down to a slower way stays there.
+    `check` must have seen the first batch at the weights in place before `visit` is called. Every
+    pass is audited while it runs (`schedule.py` says which batches): where the gradients handed on
+    are not what autograd says, their parameters step down to a slower way, and stay there.
 
     A sharded model (see `tracin.sharding`) takes the fast way or none. Its ranks call everything
     together, `check` with the same batch; what a rank alone finds, it says after the pass.
+
+    Args:
+        model: The model, in eval mode whenever gradients are asked for.
+        compute: The per-example loss.
+        parameters: Those to trace, by name.
+        ways: Where the way of each parameter is kept; give the same one to remember what earlier
+            passes found.
     """
 
-    def __init__(self, model: Module, compute: Compute, parameters: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: Module,
+        compute: Compute,
+        parameters: Mapping[str, Tensor],
+        ways: dict[str, Covered] | None = None,
+    ) -> None:
         self.model = model
         self.is_sharded = is_sharded(model)
-        self.compute = _from_rest(compute) if self.is_sharded else compute
+        on_copies = _on_copies(compute)
+        self.compute = _from_rest(on_copies) if self.is_sharded else on_copies
         self.parameters = _at_rest(model, parameters) if self.is_sharded else dict(parameters)
         # What forward passes use in the parameters' stead.
         self._within: Mapping[str, Tensor] = self.parameters
-        self.ways: dict[str, Covered] = {}
+        self.ways: dict[str, Covered] = {} if ways is None else ways
         self._trial: Trial | None = None
         self._tolerance: float | None = None
-        self._norms_alone: Tensor | None = None
+        self._checked: tuple[list[int], Tensor] | None = None  # rows, and their losses alone
+        self._alone: tuple[list[int], Tensor] | None = None  # the same, of the batch to come
         self._has_forward_mode = True
+        self._held = 0
+        self._schedule = Schedule(0, 0)
+        self._random = torch.Generator().manual_seed(_SEED)
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -92,29 +127,34 @@ class Gradients:
                 parameter.requires_grad_(flag)
 
     def check(self, batch: Batch) -> None:
-        """Settle each parameter's way on the first and last example of `batch`, against autograd.
+        """Settle each parameter's way on two examples of `batch`, against autograd on each alone.
 
-        Where they disagree, pairs further inwards are asked for a second opinion: a ReLU whose
-        input is zero but for rounding may switch with the batch size.
+        Where they disagree, other pairs are asked for a second opinion: a ReLU whose input is zero
+        but for rounding may switch with the batch size.
 
         Raises:
-            LossError: The loss is no differentiable value an example.
+            LossError: The loss is no differentiable value per example, draws random numbers,
+                changes state, or depends on trained tensors outside the model.
             CoupledExamplesError: Examples are not independent of their batch.
             UnsupportedModelError: The model is sharded, and a parameter has no fast way.
         """
         if self.is_sharded:
             found = whole(self.model)
             self._within = {name: found[name] for name in self.parameters}
-        tolerance = self._inspect(batch)
+        tolerance = self.inspect(batch)
         for name in self.parameters:
             self.ways.setdefault(name, Covered(Way.FAST, "rules"))
-        last = length(batch) - 1
-        opinion = self._opinion(part(batch, [0, last]), tolerance)
-        self._norms_alone = opinion.apart.norms if opinion.is_finite else None
-        for start in range(1, last // 2 + 1):
+        pairs = self._pairs(length(batch))
+        opinion = self._opinion(part(batch, pairs[0]), tolerance)
+        self._checked = (pairs[0], opinion.apart.losses) if opinion.is_finite else None
+        if opinion.is_finite:
+            refuse_unrepeatable(
+                self.model, self.compute, opinion.trial, opinion.apart.losses, tolerance
+            )
+        for pair in pairs[1:]:
             if opinion.is_agreed:
                 break
-            opinion = self._opinion(part(batch, [start, last - start]), tolerance)
+            opinion = self._opinion(part(batch, pair), tolerance)
         if not opinion.is_finite:
             return  # nothing can be compared; the pass itself will name the example
         if opinion.losses is None or opinion.missed or not opinion.is_agreed:
@@ -132,8 +172,24 @@ class Gradients:
         if opinion.missed:
             self._step_down(opinion, tolerance)
 
-    def _inspect(self, trial: Batch) -> float:
-        """Look at one loss by itself; returns the tolerance that its precision asks for."""
+    def _pairs(self, examples: int) -> list[list[int]]:
+        """Pairs of rows drawn from the whole batch; ranks of a sharded model draw the same."""
+        if examples == 1:
+            return [[0, 0]]
+        pairs = []
+        for _ in range(min(_OPINIONS, examples * (examples - 1) // 2)):
+            first = int(torch.randint(examples, (), generator=self._random))
+            step = int(torch.randint(1, examples, (), generator=self._random))
+            pairs.append([first, (first + step) % examples])
+        return pairs
+
+    def inspect(self, trial: Batch) -> float:
+        """Look at one loss by itself; returns the tolerance that its precision asks for.
+
+        Raises:
+            LossError: The loss is no differentiable value per example.
+            CoupledExamplesError: BatchNorm runs in train mode.
+        """
         if self._tolerance is None:
             with torch.enable_grad(), Guard():
                 loss = checked_losses(self.compute(self.model, part(trial, [0])), 1)
@@ -142,8 +198,31 @@ class Gradients:
                     "The losses do not depend on any traced parameter through autograd. Was the "
                     "loss computed under torch.no_grad(), or from detached outputs?"
                 )
+            if not self.is_sharded:
+                self._refuse_foreign(trial, leaves_of(loss))
             self._tolerance = tolerance_of(self.parameters, loss)
+            self._held = held_bytes(self.model, self.compute, part(trial, [0]))
         return self._tolerance
+
+    def _refuse_foreign(self, trial: Batch, leaves: Sequence[Tensor]) -> None:
+        """Tell trained tensors outside the model by their being there in two passes."""
+        with torch.enable_grad():
+            again = leaves_of(checked_losses(self.compute(self.model, part(trial, [0])), 1))
+        refuse_foreign(again, self.model.parameters(), self.compute, {id(leaf) for leaf in leaves})
+
+    def begin(self, examples: int, *, is_checked: bool = False) -> int:
+        """Begin a pass over so many examples: its batches are counted, for the audit.
+
+        Args:
+            examples: How many.
+            is_checked: Whether the first batch is the one that `check` saw.
+
+        Returns:
+            The most examples that the first batch should have, for all of it is audited.
+        """
+        self._schedule = Schedule(examples, self._held)
+        self._alone = self._checked if is_checked else None
+        return self._schedule.first
 
     def visit(
         self,
@@ -151,7 +230,7 @@ class Gradients:
         visit: VisitRows,
         *,
         leave_out: Sequence[str] = (),
-        checked: Sequence[int] = (),
+        is_last: bool = False,
     ) -> Pass:
         """Hand every parameter's gradients on a batch to `visit`, each as soon as it is known.
 
@@ -159,19 +238,33 @@ class Gradients:
             batch: Examples first.
             visit: Called as visit(name, form, row): the form's first example is that row.
             leave_out: Parameters that are not wanted, of those that have no fast way.
-            checked: The rows of the two examples that `check` saw, if they are in this batch: it
-                is then made sure that their gradients are the same here as alone.
+            is_last: Whether this is the last batch of the pass; it is audited in any case.
 
         Raises:
-            ChangedPlacesError: They are not; call again, for another way is taken now.
+            SteppedDownError: The audit found parameters whose gradients are not what autograd
+                says. They take a slower way now: what the pass gave so far must be dropped, and
+                the pass be done again.
+            CoupledExamplesError: Examples are not independent of their batch.
+            LossError: The loss draws random numbers, or changes state.
             LateError: The model is sharded, and this batch has no fast way; the pass was finished,
                 so that the ranks are in step.
         """
+        window = None if self.is_sharded else self._schedule.next(length(batch), is_last)
+        if window is None:
+            return self._pass(batch, visit, leave_out)
+        audit = self._audit(batch, window)
+
+        def seen(name: str, form: Form, row: int) -> None:
+            audit.take(name, form, row)
+            visit(name, form, row)
+
+        result = self._pass(batch, seen, leave_out)
+        self._compare(batch, result, audit, frozenset(leave_out))
+        return replace(result, reference=audit.reference)
+
+    def _pass(self, batch: Batch, visit: VisitRows, leave_out: Sequence[str]) -> Pass:
         fast = self._by_way(Way.FAST)
-        watched = _Lengths(visit, checked) if checked and fast else None
-        result = self._fast_pass(batch, fast, watched or visit) if fast else self._plain_pass(batch)
-        if watched is not None and not result.missed:
-            self._compare(watched.norms, fast)
+        result = self._fast_pass(batch, fast, visit) if fast else self._plain_pass(batch)
         if self.is_sharded and result.missed:
             raise LateError(_no_way(result.missed))
         by_vmap = [name for name in self._by_way(Way.VMAP) if name not in leave_out]
@@ -182,17 +275,136 @@ class Gradients:
             self._visit_slowly(batch, [*by_loop, *result.missed], loop_pass, visit)
         return result
 
-    def _compare(self, norms: Tensor | None, fast: Mapping[str, Tensor]) -> None:
-        """Squared lengths in a whole batch against those alone, over the same parameters."""
-        if self._norms_alone is None or len(fast) < len(self.parameters):
+    def _audit(self, batch: Batch, window: range) -> Audit:
+        reference = Reference.of(
+            self.model, self.compute, batch, self.parameters, window, self._random
+        )
+        return Audit(reference, self._settled_tolerance)
+
+    @property
+    def _settled_tolerance(self) -> float:
+        if self._tolerance is None:
+            raise RuntimeError("visit before check; a bug in tracin")
+        return self._tolerance
+
+    def _compare(self, batch: Batch, result: Pass, audit: Audit, left_out: frozenset[str]) -> None:
+        """Have the audit of a batch pass, or its parameters step down."""
+        reference, tolerance = audit.reference, self._settled_tolerance
+        if not reference.is_finite or not bool(torch.isfinite(result.losses).all()):
+            return  # nothing can be compared; whoever takes the losses will name the example
+        if self._alone is not None:
+            rows, losses = self._alone
+            self._alone = None
+            refuse_other_losses(result.losses[rows], losses, tolerance)
+        at = slice(reference.window.start, reference.window.stop)
+        refuse_other_losses(result.losses[at], reference.losses, tolerance)
+        failed = audit.gaps(left_out)
+        if failed and len(reference.window) < length(batch):
+            # A stretch alone may differ by a kink that the batch size moves: ask the whole batch.
+            audit = self._audit(batch, range(length(batch)))
+            self._pass(batch, audit.take, tuple(left_out))
+            failed = audit.gaps(left_out)
+        if failed:
+            self._settle(batch, failed)
+
+    def _settle(self, batch: Batch, failed: Mapping[str, float]) -> None:
+        """Find which way is right for parameters that failed the audit of a batch.
+
+        Raises:
+            SteppedDownError: Another way than the one taken.
+            CoupledExamplesError: None is: examples depend on each other.
+        """
+        agreed = self._agreed(batch, {name: self.parameters[name] for name in failed})
+        changed = {}
+        for name, gap in failed.items():
+            before = self.ways[name]
+            reason = f"in a batch its {_OF[before.way]} and autograd differ by {gap:.1e}"
+            if before.way == Way.FAST and self._holds_by_vmap(name, agreed):
+                changed[name] = Covered(Way.VMAP, reason)
+            elif before.way != Way.LOOP:
+                changed[name] = Covered(Way.LOOP, reason)
+        if changed:
+            self._take(changed)
+            raise SteppedDownError(changed)
+
+    def _agreed(self, batch: Batch, parameters: Mapping[str, Tensor]) -> "list[_Agreed]":
+        """The stretches of a batch that give what their examples give one by one.
+
+        Raises:
+            CoupledExamplesError: There are none, or losses differ.
+            LossError: The loss draws random numbers, or changes state.
+        """
+        model, compute, tolerance = self.model, self.compute, self._settled_tolerance
+        agreed: list[_Agreed] = []
+        for rows in _stretches(length(batch)):
+            some = part(batch, rows)
+            factors = audit_factors(length(some), self._random)
+            apart = alone(model, compute, some, parameters, factors)
+            refuse_unrepeatable(model, compute, part(some, [0]), apart.losses[:1], tolerance)
+            together, losses = weighted_gradients(model, compute, some, parameters, factors)
+            refuse_other_losses(losses, apart.losses, tolerance)
+            if not differences(apart.gradients, together, tolerance, parameters):
+                agreed.append(_Agreed(some, factors, together))
+            elif not agreed and rows.stop >= length(batch):
+                refuse_coupled(model, compute, some, parameters, factors, apart, tolerance)
+        return agreed
+
+    def _holds_by_vmap(self, name: str, agreed: "Sequence[_Agreed]") -> bool:
+        one = {name: self.parameters[name]}
+        for each in agreed:
+
+            def run(visit: Visit, some: Batch = each.batch) -> None:
+                vmap_pass(self.model, self.compute, some, one, visit)
+
+            try:
+                found = weighted_sum(run, one, each.factors)
+            except Exception as error:  # torch raises all kinds here; another exact way is open
+                if is_out_of_memory(error):
+                    raise
+                return False
+            if differences(found, {name: each.gradients[name]}, self._settled_tolerance, one):
+                return False
+        return True
+
+    def _take(self, ways: Mapping[str, Covered]) -> None:
+        """Take other ways from now on."""
+        self.ways.update(ways)
+        for name, covered in ways.items():
+            _log.info("%s takes a slower way to its gradients: %s", name, covered)
+
+    def audit_scores(
+        self, result: Pass, scores: Tensor, queries: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """Compare scores by forward mode with the products that autograd's gradients give.
+
+        Args:
+            result: What `visit` gave for the same batch, which left out the queries' parameters.
+            scores: [examples, queries].
+            queries: One gradient per query, by parameter name.
+
+        Raises:
+            SteppedDownError: They differ: forward mode is not used any more.
+        """
+        reference = result.reference
+        if reference is None or not reference.is_finite:
             return
-        found = torch.zeros_like(self._norms_alone) if norms is None else norms
-        if are_apart(found, self._norms_alone, _PLACES):
-            reason = "in a whole batch examples change places"
-            if self.is_sharded:
-                raise LateError(_no_way(dict.fromkeys(fast, reason)))
-            self.ways.update(dict.fromkeys(fast, Covered(Way.LOOP, reason)))
-            raise ChangedPlacesError(reason)
+        at = slice(reference.window.start, reference.window.stop)
+        found = reference.factors.to(scores) @ scores[at]
+        products = [
+            [
+                torch.linalg.vecdot(
+                    reference.gradients[name].flatten(), query[name].to(found).flatten()
+                )
+                for name in query
+            ]
+            for query in queries
+        ]
+        wanted = torch.stack([torch.stack(each).sum() for each in products])
+        sizes = torch.stack([torch.stack(each).abs().sum() for each in products])
+        size = float(scores[at].abs().sum(0).max()) + float(sizes.max())
+        if not float((found - wanted).abs().max()) <= 100 * self._settled_tolerance * size + 1e-30:
+            self._has_forward_mode = False
+            raise SteppedDownError({})
 
     def slow_names(self) -> list[str]:
         """The parameters that have no fast way."""
@@ -212,7 +424,9 @@ class Gradients:
             return jvp_scores(self.model, self.compute, batch, parameters, queries)
         except TracInError:
             raise
-        except Exception:  # torch raises all kinds here; the caller has another exact way
+        except Exception as error:  # torch raises all kinds here; another exact way is open
+            if is_out_of_memory(error):
+                raise
             self._has_forward_mode = False
             return None
 
@@ -272,7 +486,9 @@ class Gradients:
             vmap_pass(model, compute, batch, parameters, visit)
         except TracInError:
             raise
-        except Exception:  # torch raises all kinds here; nothing was handed on yet
+        except Exception as error:  # torch raises all kinds here; nothing was handed on yet
+            if is_out_of_memory(error):
+                raise
             loop_pass(model, compute, batch, parameters, visit)
 
     def _opinion(self, trial: Batch, tolerance: float) -> "_Opinion":
@@ -301,6 +517,8 @@ class Gradients:
         except TracInError:
             raise
         except Exception as error:  # a model that cannot be watched: every exact way is still open
+            if is_out_of_memory(error):
+                raise
             reason = f"cannot be watched: {_first_line(error)}"
             if self.is_sharded:
                 raise UnsupportedModelError(_no_way(dict.fromkeys(fast, reason))) from error
@@ -333,13 +551,18 @@ class Gradients:
                 weighted_sum(run, parameters, _FACTORS), wanted, tolerance, parameters
             )
             why = "vmap and autograd differ"
-        except Exception as error:  # torch raises all kinds here; one backward an example holds
+        except Exception as error:  # torch raises all kinds here; backward passes hold
+            if is_out_of_memory(error):
+                raise
             failed, why = parameters, f"vmap: {_first_line(error)}"
-        for name, reason in missed.items():
-            if name in failed:
-                self.ways[name] = Covered(Way.LOOP, f"{reason}; {why}")
-            else:
-                self.ways[name] = Covered(Way.VMAP, reason)
+        self._take(
+            {
+                name: Covered(Way.LOOP, f"{reason}; {why}")
+                if name in failed
+                else Covered(Way.VMAP, reason)
+                for name, reason in missed.items()
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -354,8 +577,34 @@ class _Opinion:
     is_finite: bool = True  # whether there is anything to compare with
 
 
-class ChangedPlacesError(Exception):
-    """A batch gave an example another gradient than it has alone; slower ways are taken now."""
+@dataclass(frozen=True)
+class _Agreed:
+    """Examples that give in a batch what they give one by one."""
+
+    batch: Batch
+    factors: Tensor
+    gradients: dict[str, Tensor]  # the sum of factor x gradient, by parameter
+
+
+class SteppedDownError(Exception):
+    """The audit failed for some parameters, which take slower ways now: do the pass again."""
+
+    def __init__(self, ways: Mapping[str, Covered]) -> None:
+        listed = ", ".join(sorted(ways)) or "forward mode"
+        super().__init__(f"a slower way is taken for {listed}")
+
+
+def until_settled(work: Callable[[], T]) -> T:
+    """Do work that passes over data, again for as long as its audits find slower ways to take.
+
+    Args:
+        work: Begins anew whenever it is called, and keeps nothing of an earlier call.
+    """
+    while True:
+        try:
+            return work()
+        except SteppedDownError as error:
+            _log.info("the pass begins again: %s", error)
 
 
 class LateError(UnsupportedModelError):
@@ -388,18 +637,27 @@ def _no_way(missed: Mapping[str, str]) -> str:
     )
 
 
-class _Lengths:
-    """Passes gradients on, and adds up the squared lengths of a few examples' on the way."""
+def _on_copies(compute: Compute) -> Compute:
+    """The same loss on tensors of its own: models may write into their batch."""
 
-    def __init__(self, visit: VisitRows, rows: Sequence[int]) -> None:
-        self.norms: Tensor | None = None
-        self._visit = visit
-        self._rows = rows
+    def compute_on_copies(model: Module, batch: Batch) -> Any:
+        return compute(model, copied(batch))
 
-    def __call__(self, name: str, form: Form, row: int) -> None:
-        norms = torch.cat([form.part(at, at + 1).squared_norm() for at in self._rows])
-        self.norms = norms if self.norms is None else self.norms + norms
-        self._visit(name, form, row)
+    compute_on_copies.loss = compute  # type: ignore[attr-defined]  # for its name in errors
+    return compute_on_copies
+
+
+def _stretches(examples: int) -> list[slice]:
+    """A batch in up to four stretches of at least two examples, or all there are."""
+    step = max(2, -(-examples // 4))
+    starts = list(range(0, examples, step))
+    if len(starts) > 1 and examples - starts[-1] < 2:
+        starts.pop()
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], examples], strict=True)]
+
+
+# What each way goes by, for reasons in words.
+_OF = {Way.FAST: "rules", Way.VMAP: "vmap", Way.LOOP: "backward passes"}
 
 
 def _first_line(error: Exception) -> str:

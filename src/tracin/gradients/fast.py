@@ -10,6 +10,7 @@ from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.errors import LossError
+from tracin.gradients.graph import leaves_of, reached, refuse_foreign
 from tracin.gradients.layouts import (
     FEW,
     MORE,
@@ -23,7 +24,7 @@ from tracin.gradients.layouts import (
 from tracin.gradients.ledger import Ledger, Visit
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.tap import new_anchor
-from tracin.gradients.watch import Watch, reached
+from tracin.gradients.watch import Watch
 from tracin.losses import Outcome
 from tracin.sharding import is_sharded
 
@@ -38,6 +39,7 @@ class Pass:
     outcome: Any  # what the loss returned
     losses: Tensor  # [examples]
     missed: dict[str, str]  # parameters that this pass could not cover, and why
+    reference: Any = None  # what autograd says of a stretch of the batch, if it was audited
 
 
 def fast_pass(
@@ -56,16 +58,26 @@ def fast_pass(
         batch: Examples first.
         parameters: Those to trace, by name.
         trial: What `learn` found.
-        visit: Called with (name, form) inside the backward pass, once a parameter.
+        visit: Called with (name, form) inside the backward pass, once per parameter.
+
+    Raises:
+        LossError: The loss gives no value per example, or depends on trained tensors outside the
+            model.
     """
     anchor = new_anchor(next(iter(parameters.values())).device)
-    # Whole weights of a sharded model are gone as soon as their module's turn is over.
-    ledger = Ledger(parameters, visit, is_settled=is_sharded(model))
+    # Whole weights of a sharded model are others than the model's parameters, and gone as soon as
+    # their module's turn is over.
+    is_whole = is_sharded(model)
+    ledger = Ledger(parameters, visit, is_settled=is_whole)
     try:
         with torch.enable_grad(), Watch(parameters, trial, length(batch), anchor, ledger):
             outcome = compute(model, batch)
         losses = checked_losses(outcome, length(batch))
-        missed = dict.fromkeys(reached(losses, parameters), "used in a call that has no rule")
+        leaves = leaves_of(losses)
+        if not is_whole:
+            known = [anchor, *parameters.values(), *model.parameters()]
+            refuse_foreign(leaves, known, compute)
+        missed = dict.fromkeys(reached(leaves, parameters), "used in a call that has no rule")
         ledger.leave_out(missed)
         if losses.requires_grad:
             # Whatever leads to these is walked, nothing else: no weight gradient of covered calls.
@@ -138,7 +150,7 @@ def _with_orders(
     ):
         outcome = compute(model, batch)
     losses = checked_losses(outcome, MORE)
-    ends = [anchor, *(parameters[name] for name in reached(losses, parameters))]
+    ends = [anchor, *(parameters[name] for name in reached(leaves_of(losses), parameters))]
     if losses.requires_grad:
         for loss in losses:
             torch.autograd.grad(loss, ends, allow_unused=True, retain_graph=True)

@@ -36,7 +36,7 @@ def jvp_scores(
         RuntimeError: An operation of the model has no forward-mode rule; torch says which.
     """
     refuse_sharded(parameters)
-    losses = losses_of(model, compute)
+    losses = losses_of(model, compute, parameters)
     detached = {name: parameter.detach() for name, parameter in parameters.items()}
     scores = []
     with math_attention(), torch.no_grad():

@@ -2,44 +2,37 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.func import functional_call
 from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tracin.data import Batch
 from tracin.data.batches import Entries, leaves, mapped
 from tracin.errors import UnsupportedModelError
+from tracin.gradients.exchange import exchanged
 from tracin.gradients.fast import Compute
 from tracin.losses import Outcome
 
 
-@final
-class Losses(Module):
-    """Wraps model and loss, so that parameters are exchanged while the user's loss runs."""
+def losses_of(
+    model: Module, compute: Compute, parameters: Mapping[str, Tensor]
+) -> Callable[[Mapping[str, Tensor], Batch], Tensor]:
+    """A function of (tensors by name, batch) that gives the losses: [examples].
 
-    def __init__(self, model: Module, compute: Compute) -> None:
-        super().__init__()
-        self.model = model
-        self._compute = compute
+    Args:
+        model: In eval mode.
+        compute: The per-example loss.
+        parameters: In whose stead the tensors are used, by name.
+    """
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The losses: [examples]."""
-        outcome = self._compute(self.model, batch)
+    def losses(others: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        with exchanged(model, parameters, others):
+            outcome = compute(model, batch)
         return outcome.losses if isinstance(outcome, Outcome) else outcome
-
-
-def losses_of(model: Module, compute: Compute) -> Callable[[Mapping[str, Tensor], Batch], Tensor]:
-    """A function of (parameters by name, batch) that gives the losses: [examples]."""
-    whole = Losses(model, compute)
-
-    def losses(parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        exchanged = {f"model.{name}": tensor for name, tensor in parameters.items()}
-        return functional_call(whole, exchanged, (batch,))
 
     return losses
 

@@ -1,8 +1,7 @@
-"""The check that is always on: on a few examples, a fast way must agree with autograd.
+"""A few examples alone: each in a batch of its own, by one ordinary backward pass.
 
-With random factors c, the sum over examples of c_i x gradient_i must equal autograd's gradient of
-the sum of c_i x loss_i, for every parameter; and the same from batches of one, which catches
-train-mode BatchNorm and every loss that couples examples.
+What they give must be what they give inside a batch, or else their losses depend on each other:
+train-mode BatchNorm, contrastive losses, averages over the batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,15 +13,13 @@ from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.errors import CoupledExamplesError
+from tracin.gradients.audit import too_far
 from tracin.gradients.fast import Compute
 from tracin.gradients.forms import Form
 from tracin.gradients.ledger import Visit
-from tracin.gradients.loop import summed_gradients
+from tracin.gradients.reference import weighted_gradients
+from tracin.precision import lowest, lowest_precision, precision_of
 from tracin.sharding import is_divided, local, over_ranks, own
-
-# How far two computations of the same gradient may be apart, relative to its length. Attention
-# and convolution kernels change with the batch size, by a few units in the last place.
-_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.05}
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def alone(
     norms, losses = [], []
     for example in range(length(batch)):
         single = part(batch, slice(example, example + 1))
-        gradients, loss = summed_gradients(model, compute, single, parameters)
+        gradients, loss = weighted_gradients(model, compute, single, parameters)
         for name, gradient in gradients.items():
             sums[name].add_(gradient, alpha=float(factors[example]))
         norms.append(_squared_length(gradients, parameters, loss))
@@ -85,28 +82,43 @@ def refuse_coupled(
     apart: Alone,
     tolerance: float,
 ) -> None:
-    """Compare one backward pass over the batch with one an example.
+    """Compare one backward pass over the batch with one per example.
 
     Raises:
         CoupledExamplesError: They differ.
     """
-    together, losses = summed_gradients(model, compute, batch, parameters, factors)
-    if are_apart(losses, apart.losses, tolerance):
-        raise CoupledExamplesError(
-            "The loss of an example depends on the other examples of its batch: alone and "
-            f"together, the first two have losses {apart.losses.tolist()} and {losses.tolist()}. "
-            "Such are contrastive losses, averages over the batch, and BatchNorm in train mode. "
-            "Give a loss whose value for an example depends on that example alone."
-        )
+    together, losses = weighted_gradients(model, compute, batch, parameters, factors)
+    refuse_other_losses(losses, apart.losses, tolerance)
     differing = differences(apart.gradients, together, tolerance, parameters)
     if differing:
         name, gap = max(differing.items(), key=lambda item: item[1])
         raise CoupledExamplesError(
             "The loss of an example depends on the other examples of its batch, so it has no "
             f"gradient of its own: alone and together, the gradients of '{name}' differ by "
-            f"{gap:.1%}. Such are contrastive losses, averages over the batch, and BatchNorm in "
-            "train mode. Give a loss whose value for an example depends on that example alone."
+            f"{gap:.1e} of their length, and rounding explains {tolerance:.0e}. {_SUCH}"
         )
+
+
+def refuse_other_losses(together: Tensor, alone: Tensor, tolerance: float) -> None:
+    """Compare the losses of some examples in a batch with those of the same ones alone.
+
+    Raises:
+        CoupledExamplesError: They differ.
+    """
+    if not are_apart(together, alone.to(together), tolerance):
+        return
+    at = int((together - alone.to(together)).abs().argmax())
+    raise CoupledExamplesError(
+        "The loss of an example depends on the other examples of its batch: one has loss "
+        f"{float(alone[at]):.8g} alone and {float(together[at]):.8g} with others (rounding "
+        f"explains a relative gap of {tolerance:.0e}). {_SUCH}"
+    )
+
+
+_SUCH = (
+    "Such are contrastive losses, averages over the batch, and BatchNorm in train mode. Give a "
+    "loss whose value for an example depends on that example alone."
+)
 
 
 def are_apart(found: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -125,8 +137,7 @@ def weighted_sum(
     sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
 
     def visit(name: str, form: Form) -> None:
-        rows = form.dense()
-        whole = (factors.to(rows) @ rows).view(parameters[name].shape)
+        whole = form.weighted_sum(factors).view(parameters[name].shape)
         sums[name] = own(whole, parameters[name]).to(sums[name], copy=is_divided(parameters))
 
     run(visit)
@@ -139,20 +150,10 @@ def differences(
     tolerance: float,
     parameters: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """The parameters whose gradients are further apart than allowed, with their relative gap.
-
-    A gradient that is zero but for rounding (a key's bias under softmax) has no meaningful
-    relative gap, so the whole gradient's length sets a floor.
-    """
+    """The parameters whose gradients are further apart than allowed, with their relative gap."""
     sizes = _lengths(expected, parameters)
     apart = _lengths({name: found[name] - g for name, g in expected.items()}, parameters)
-    whole = sum(size * size for size in sizes.values()) ** 0.5
-    gaps = {}
-    for name, size in sizes.items():
-        gap = apart[name]
-        if not gap <= tolerance * size + 0.01 * tolerance * whole:  # NaN is a difference, too
-            gaps[name] = gap / size if size else float("inf")
-    return gaps
+    return too_far(sizes, apart, tolerance)
 
 
 def _lengths(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, float]:
@@ -164,22 +165,6 @@ def _lengths(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) ->
 
 
 def tolerance_of(parameters: Mapping[str, Tensor], losses: Tensor) -> float:
-    """The largest tolerance among the kinds of numbers in play, autocast included."""
-    kinds = {parameter.dtype for parameter in parameters.values()} | {losses.dtype}
-    kinds.add(_autocast_kind(losses))
-    return max(_TOLERANCES.get(kind, 1e-4) for kind in kinds)
-
-
-def _autocast_kind(losses: Tensor) -> torch.dtype:
-    """The lowest precision in the graph of the losses."""
-    kind, seen, nodes = losses.dtype, set(), [losses.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        for metadata in getattr(node, "_input_metadata", ()):
-            if metadata.dtype in (torch.bfloat16, torch.float16):
-                return metadata.dtype
-        nodes.extend(following for following, _ in node.next_functions)
-    return kind
+    """What rounding explains, by the lowest precision in play: autocast and casts included."""
+    kinds = {precision_of(parameter.dtype) for parameter in parameters.values()}
+    return lowest([lowest_precision(losses), *kinds], losses.device).tolerance

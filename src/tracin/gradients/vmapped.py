@@ -29,7 +29,7 @@ def vmap_pass(
         RuntimeError: vmap does not know an operation of the model; torch says which.
     """
     refuse_sharded(parameters)
-    losses = losses_of(model, compute)
+    losses = losses_of(model, compute, parameters)
     tensors, filled = columns(batch)
 
     def one(parameters: dict[str, Tensor], *example: Tensor) -> Tensor:

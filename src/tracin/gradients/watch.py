@@ -215,24 +215,6 @@ class UnlikeTrialError(Exception):
     """A call gave an output of another kind than in the trial: the batch takes another way."""
 
 
-def reached(losses: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
-    """The parameters that the graph of `losses` still leads to: used where no rule saw it."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    found: set[str] = set()
-    seen: set[Any] = set()
-    nodes = [losses.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in names:
-            found.add(names[id(variable)])
-        nodes.extend(following for following, _ in node.next_functions)
-    return found
-
-
 # How a penalty joins a loss.
 _ADDS = frozenset(
     {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, Tensor.add_}

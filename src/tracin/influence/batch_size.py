@@ -1,13 +1,11 @@
 """How many examples go through the model at once."""
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from tracin.data import Batch, length, part
 from tracin.errors import DataError
 from tracin.gradients import Gradients
-from tracin.sharding import local
+from tracin.gradients.held import held_bytes
 
 BatchSize = int | str
 
@@ -36,28 +34,13 @@ def checked_size(batch_size: BatchSize) -> int | None:
 def fitting_size(gradients: Gradients, batch: Batch, device: torch.device) -> int:
     """A batch size whose activations fit well: on the device, or in what a CPU keeps near."""
     few = part(batch, slice(0, min(2, length(batch))))
-    held = _held(gradients, few)
+    held = held_bytes(gradients.model, gradients.compute, few)
     if gradients.is_sharded:
         # Whole weights are made anew in every pass; what two examples hold beyond one is theirs.
-        held = length(few) * (held - _held(gradients, part(few, [0]))) if length(few) > 1 else held
+        one = held_bytes(gradients.model, gradients.compute, part(few, [0]))
+        held = length(few) * (held - one) if length(few) > 1 else held
     budget = CPU_BYTES
     if device.type == "cuda":
         budget = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
     each = max(1, UNITS * held // length(few))
     return max(1, min(MOST, budget // each))
-
-
-def _held(gradients: Gradients, batch: Batch) -> int:
-    """Bytes that a forward pass keeps for the way back."""
-    saved: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        # A loss may go back through the graph on its own, so the numbers must stay. The tensor
-        # itself knows the graph: kept within it, the two would never be let go.
-        return tensor.detach()
-
-    weights = {local(p).untyped_storage().data_ptr() for p in gradients.model.parameters()}
-    with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
-        gradients.compute(gradients.model, batch)
-    return sum(size for pointer, size in saved.items() if pointer not in weights)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tracin.data import open_examples
 from tracin.errors import QueryError
 from tracin.influence.batch_size import BatchSize, checked_size
+from tracin.influence.settled import settled
 from tracin.influence.table import aligned, arrow_table, numbers, save_parquet
 from tracin.influence.tracin import TracIn
 from tracin.influence.walk import Question
@@ -163,6 +164,7 @@ def column(values: Any, examples: int, name: str) -> np.ndarray | None:
     return held
 
 
+@settled
 def sums_of(
     run: TracIn, train: Any, test: Any, batch_size: int | None, progress: bool | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:

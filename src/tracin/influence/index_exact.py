@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tracin.data import Examples
 from tracin.influence.explanations import Hits
+from tracin.influence.settled import settled
 from tracin.influence.top_k import top_k
 from tracin.influence.walk import Question, Walk
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tracin.influence.index_strongest import Strongest
 
 
+@settled
 def exact_scores(
     walk: Walk,
     train: Examples,

@@ -15,7 +15,8 @@ from tracin.data import Batch, Examples, length, move
 from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
 from tracin.gradients.forms import Form
-from tracin.influence.walk import Walk, refuse_non_finite, spread
+from tracin.influence.settled import settled
+from tracin.influence.walk import Walk, refuse_non_finite
 from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import Plan, Projection, Sketcher, planned
 
@@ -120,6 +121,7 @@ class RowMaker:
             self._sketcher = Sketcher(self._plan, self._device, draw=self._draws[number])
         return self._sketcher
 
+    @settled
     def sketched(
         self, number: int, examples: Examples, span: range, whose: str = "example"
     ) -> Sketched:
@@ -139,11 +141,11 @@ class RowMaker:
         found = Sketched.empty(len(part), self._plan.width, self._plan.columns.groups)
         late: list[str] = []
 
-        def read(positions: range, batch: Batch, checked: Sequence[int]) -> None:
+        def read(positions: range, batch: Batch, is_last: bool) -> None:
             at = slice(positions.start - part.start, positions.stop - part.start)
             sketcher.begin(length(batch), found.rows[at])
             try:
-                result = gradients.visit(batch, sketcher.add, checked=checked)
+                result = gradients.visit(batch, sketcher.add, is_last=is_last)
             except LateError as error:
                 late.append(str(error))  # told once all ranks have done their passes
                 return
@@ -166,6 +168,7 @@ class RowMaker:
         return found
 
 
+@settled
 def plan_of(
     walk: Walk, examples: Examples, projection: Projection, groups: Mapping[str, int]
 ) -> Plan:
@@ -178,8 +181,10 @@ def plan_of(
 
     with walk.at(walk.checkpoints - 1) as device:
         count = min(PILOT, len(examples))
-        walk.gradients.check(move(examples.take(spread(0, count)), device))
-        walk.gradients.visit(move(examples.take(range(count)), device), keep)
+        pilot = move(examples.take(range(count)), device)
+        walk.gradients.check(pilot)
+        walk.gradients.begin(count, is_checked=True)
+        walk.gradients.visit(pilot, keep, is_last=True)
         numbers = {name: one.numel() for name, one in walk.gradients.parameters.items()}
         return planned(projection, forms, numbers, groups)
 

@@ -40,14 +40,14 @@ class Queries:
         self._blocks: list[tuple[int, dict[str, list[tuple[int, Form]]]]] = []
         self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
 
-    def add(self, gradients: Gradients, batch: Batch) -> Tensor:
+    def add(self, gradients: Gradients, batch: Batch, *, is_last: bool) -> Tensor:
         """Take up a batch of queries; returns their losses: [queries]."""
         forms: dict[str, list[tuple[int, Form]]] = {}
 
         def keep(name: str, form: Form, row: int) -> None:
             forms.setdefault(name, []).append((row, added(form) if self._together else form))
 
-        result = gradients.visit(batch, keep)
+        result = gradients.visit(batch, keep, is_last=is_last)
         with torch.no_grad():  # factors may still know the graph that they came from
             if self._together:
                 self._add_up(forms)

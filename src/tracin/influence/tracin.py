@@ -20,7 +20,7 @@ from tracin.checkpoints import (
 from tracin.checkpoints.discover import Checkpoints
 from tracin.checkpoints.learning_rates import LearningRates
 from tracin.checkpoints.traced import refuse_other_traced
-from tracin.data import Batch, Examples, content_of, move, open_examples
+from tracin.data import Batch, Examples, content_of, length, move, open_examples
 from tracin.engines import Engine, Serial
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Coverage, Covered, Way
@@ -35,6 +35,7 @@ from tracin.influence.last_used import last_foreseen, last_used
 from tracin.influence.mislabelled import Judgement, classes_of
 from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.influence.ranking import Ranking
+from tracin.influence.settled import settled
 from tracin.influence.suspects import Suspects, check_ranking
 from tracin.influence.update import scaling_of
 from tracin.influence.verification import Verification, verified
@@ -46,6 +47,8 @@ from tracin.wrappers import unwrapped
 
 # Numbers of one block that is held at once, whatever the size of the data: 256 MB in float32.
 HELD = 1 << 26
+
+COVERED = 4  # examples that coverage is told from
 
 
 @final
@@ -124,7 +127,9 @@ class TracIn:
         self.update = update
         self._scaling_of = scaling_of(update, self.checkpoints)
         self._keys: list[str] | None = None
+        self._ways: dict[str, Covered] = {}  # as far as passes have settled them
 
+    @settled
     def self_influence(
         self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
     ) -> Tensor:
@@ -156,6 +161,7 @@ class TracIn:
             total[_slice(step.positions)] += _known(step.norms).cpu()
         return total.to(self._dtype())
 
+    @settled
     def influence(
         self,
         train: Any,
@@ -194,6 +200,7 @@ class TracIn:
                 total[_slice(step.positions), _slice(span)] += _known(step.scores).cpu()
         return total
 
+    @settled
     def explain(
         self,
         test: Any,
@@ -263,6 +270,7 @@ class TracIn:
             names,
         )
 
+    @settled
     def find_mislabelled(
         self,
         train: Any,
@@ -311,6 +319,7 @@ class TracIn:
             judgement.close()
         return judgement.suspects(examples.ids, rank_by)
 
+    @settled
     def coverage(self, batch: Any) -> Coverage:
         """Which way each parameter's gradients are had, and why, on the first examples of `batch`.
 
@@ -319,9 +328,13 @@ class TracIn:
         examples = self.open_data(batch, "batch")
         walk = self._walk()
         with walk.at(len(self.checkpoints) - 1) as device:
-            walk.gradients.check(move(examples.take(range(min(3, len(examples)))), device))
+            few = move(examples.few(range(min(COVERED, len(examples)))), device)
+            walk.gradients.check(few)
+            walk.gradients.begin(length(few), is_checked=True)
+            walk.gradients.visit(few, lambda name, form, row: None, is_last=True)
         return self._covered(walk)
 
+    @settled
     def verify(self, data: Any, examples: int = 8) -> Verification:
         """Measure gradients and scores of the first `examples` of `data` against plain autograd.
 
@@ -466,6 +479,7 @@ class TracIn:
             self.weights,
             self.device,
             self._scaling_of,
+            self._ways,
         )
 
     def _dtype(self) -> torch.dtype:

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, by_parameter, loaded, untouched
-from tracin.data import Batch, Examples, length, move
-from tracin.data.batches import leaves, structure
+from tracin.data import Batch, Examples, length, move, warn_if_changing
+from tracin.data import part as part_of_batch
+from tracin.data.batches import structure
 from tracin.errors import DeviceError, NonFiniteError
-from tracin.gradients import ChangedPlacesError, Gradients
+from tracin.gradients import Covered, Gradients, until_settled
 from tracin.gradients.fast import Compute, Pass
 from tracin.gradients.forms import Form, Memo
 from tracin.gradients.wording import worded
@@ -70,7 +71,8 @@ class Walk:
     """One model, its loss and its weighted checkpoints, ready to be walked any number of times.
 
     Scores and squared lengths are those of gradients as they are, or, with `scaling_of`, under
-    what the optimizer multiplied each entry by at that checkpoint.
+    what the optimizer multiplied each entry by at that checkpoint. `ways` keeps what audits have
+    found of the parameters' ways, from one walk to the next.
     """
 
     def __init__(
@@ -82,8 +84,9 @@ class Walk:
         weights: Sequence[float | dict[str, float]],
         device: torch.device | str | None,
         scaling_of: ScalingOf | None = None,
+        ways: dict[str, Covered] | None = None,
     ) -> None:
-        self.gradients = Gradients(model, worded(compute), parameters)
+        self.gradients = Gradients(model, worded(compute), parameters, ways)
         self._model = model
         self._checkpoints = checkpoints
         self._weights = weights
@@ -119,6 +122,8 @@ class Walk:
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite.
             CheckpointError: A checkpoint has not the moments that its scaling needs.
+            SteppedDownError: An audit failed. The steps so far must be dropped, and be asked for
+                again: `until_settled` does so.
         """
         with bar(len(self._checkpoints) * len(span), what, progress) as shown:
             for number, checkpoint in enumerate(self._checkpoints):
@@ -166,12 +171,13 @@ class Walk:
         weights = by_parameter(self._weights[number], names)
         queries = Queries(weights, together=question.together, scaling=scaling)
         examples, span = question.queries, question.span
-        few = move(examples.take(spread(span.start, len(span))), reader.device)
+        few = move(examples.few(spread(span.start, len(span))), reader.device)
         if structure(few) != reader.structure:
             self.gradients.check(few)
-        size = reader.size
-        for positions, batch in examples.batches(size, start=span.start, stop=span.stop):
-            losses = queries.add(self.gradients, move(batch, reader.device))
+        self.gradients.begin(len(span))
+        for positions, batch in examples.batches(reader.size, start=span.start, stop=span.stop):
+            is_last = positions.stop == span.stop
+            losses = queries.add(self.gradients, move(batch, reader.device), is_last=is_last)
             name = self._checkpoints[number].name
             refuse_non_finite(losses, positions, examples.ids, name, "loss", "query")
             if not question.together:
@@ -187,19 +193,22 @@ class Walk:
         scaling: Scaling | None,
         positions: range,
         batch: Batch,
-        checked: Sequence[int],
+        is_last: bool,
     ) -> Step:
         weights = by_parameter(self._weights[number], self.gradients.parameters)
         sums = _Sums(length(batch), weights, queries, question, scaling)
         slow = self.gradients.slow_names()
-        leave_out: list[str] = []
+        along = None
         if queries is not None and slow and not question.norms and len(queries) <= FEW:
             shapes = {name: self.gradients.parameters[name].shape for name in slow}
-            scores = self.gradients.along(batch, queries.directions(shapes))
-            if scores is not None:
-                sums.add_scores(scores)
-                leave_out = slow
-        result = self.gradients.visit(batch, sums.visit, leave_out=leave_out, checked=checked)
+            directions = queries.directions(shapes)
+            scores = self.gradients.along(batch, directions)
+            along = None if scores is None else (scores, directions)
+        leave_out = [] if along is None else slow
+        result = self.gradients.visit(batch, sums.visit, leave_out=leave_out, is_last=is_last)
+        if along is not None:
+            self.gradients.audit_scores(result, *along)
+            sums.add_scores(along[0])
         return sums.step(number, positions, result)
 
 
@@ -228,36 +237,45 @@ class Reader:
         self._train, self._span = train, part
         self._is_sharded = gradients.is_sharded
         self.device = device
+        two = move(train.few(span[:2]), device)
+        gradients.inspect(two)
         if batch_size is None:
-            batch_size = fitting_size(gradients, move(train.take(span[:2]), device), device)
+            batch_size = fitting_size(gradients, two, device)
             if self._is_sharded:
                 batch_size = min(each_says(batch_size))
         self.batch_size, self.size = batch_size, min(batch_size, len(part))
-        self._ends = [span.start, span.start + self.size - 1]
-        first = move(train.take(spread(span.start, self.size)), device)
-        with unwritten(first) as is_unwritten:
-            gradients.check(first)
-        self._is_unwritten = is_unwritten
+        self._gradients = gradients
+        if train.alone is not None:
+            self.size = 1
+        few = min(self.size, gradients.begin(len(part)))
+        # Ranks of a sharded model check the same batch, which is no rank's own first one.
+        rows = spread(span.start, min(batch_size, len(span)))
+        chosen = rows if self._is_sharded else range(part.start, part.start + few)
+        warn_if_changing(train, chosen)
+        first = move(train.few(chosen), device)
+        self._first = None if self._is_sharded else first
+        gradients.check(first)
         self.structure = structure(first)
 
-    def read(self, each: Callable[[range, Batch, Sequence[int]], T]) -> Iterator[T]:
+    def read(self, each: Callable[[range, Batch, bool], T]) -> Iterator[T]:
         """What `each` makes of every batch, in order.
 
         Args:
-            each: (positions, batch, checked) -> anything; called again where the batch was too
-                large for memory or its examples changed places.
+            each: (positions, batch, is_last) -> anything; called again where the batch was too
+                large for memory, or where its parameters stepped down before anything was given.
+
+        Raises:
+            SteppedDownError: Some did later: what was given must be dropped.
         """
         start = self._span.start
         while start < self._span.stop:
             try:
-                for positions, batch in self._train.batches(
-                    self.size, start=start, stop=self._span.stop, as_views=self._is_unwritten()
-                ):
-                    batch = move(batch, self.device)
-                    try:
-                        found = each(positions, batch, _rows(self._ends, positions))
-                    except ChangedPlacesError:
-                        found = each(positions, batch, ())
+                for positions, batch in self._batches(start):
+                    is_last = positions.stop == self._span.stop
+                    if start == self._span.start:
+                        found = until_settled(partial(each, positions, batch, is_last))
+                    else:
+                        found = each(positions, batch, is_last)
                     yield found
                     start = positions.stop
             except Exception as error:
@@ -273,25 +291,26 @@ class Reader:
                 self.size = self.batch_size = self.size // 2
                 torch.cuda.empty_cache()
 
-
-@contextmanager
-def unwritten(batch: Batch) -> Iterator[Callable[[], bool]]:
-    """Gives a question to ask afterwards: were the batch's tensors left as they were?"""
-    before = [(leaf, leaf._version) for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
-    yield lambda: all(leaf._version == version for leaf, version in before)
+    def _batches(self, start: int) -> Iterator[tuple[range, Batch]]:
+        """Batches from a position on; the first of all has few examples, and all are audited."""
+        if start == self._span.start:
+            few = self._gradients.begin(len(self._span), is_checked=self._first is not None)
+            positions = range(start, min(start + few, start + self.size, self._span.stop))
+            first, self._first = self._first, None
+            if first is None:
+                first = move(self._train.take(positions), self.device)
+            yield positions, part_of_batch(first, slice(0, len(positions)))
+            start = positions.stop
+        for positions, batch in self._train.batches(
+            self.size, start=start, stop=self._span.stop, as_views=True
+        ):
+            yield positions, move(batch, self.device)
 
 
 def spread(start: int, size: int) -> list[int]:
     """A few positions from the two ends of a batch inwards: its first and last come outermost."""
     places = sorted({0, 1 % size, size // 3, 2 * size // 3, max(0, size - 2), size - 1})
     return [start + place for place in places]
-
-
-def _rows(ends: Sequence[int], positions: range) -> Sequence[int]:
-    """Where the checked examples are in a batch, if it holds them both."""
-    if all(end in positions for end in ends):
-        return [end - positions.start for end in ends]
-    return ()
 
 
 class _Sums:

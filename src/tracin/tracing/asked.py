@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
@@ -13,8 +14,8 @@ from tracin.checkpoints import untouched
 from tracin.data import Batch, Examples, move
 from tracin.data.batches import leaves
 from tracin.errors import DeviceError, NonFiniteError
-from tracin.gradients import Gradients
-from tracin.gradients.fast import Compute, checked_losses
+from tracin.gradients import Gradients, until_settled
+from tracin.gradients.fast import Compute, Pass, checked_losses
 from tracin.gradients.forms import Dense, Form, Memo, as_query, pairs
 
 # Numbers of scaled query gradients that are written out at once: 256 MB in float32.
@@ -133,15 +134,20 @@ class Questions:
         """
         if self._gradients is None:
             raise RuntimeError("ask before trace")
-        forms: dict[str, list[tuple[int, Form]]] = {}
+        gradients, forms = self._gradients, dict[str, list[tuple[int, Form]]]()
 
         def keep(name: str, form: Form, row: int) -> None:
             forms.setdefault(name, []).append((row, as_query(form)))
 
+        def visit(batch: Batch) -> Pass:
+            forms.clear()
+            gradients.begin(len(chunk))
+            return gradients.visit(batch, keep, is_last=True)
+
         with self._in_eval():
             batch = self._batch(chunk)
-            with self._gradients.tracing(), torch.enable_grad():
-                result = self._gradients.visit(batch, keep)
+            with gradients.tracing(), torch.enable_grad():
+                result = until_settled(partial(visit, batch))
         return Asked(self._checked(result.losses, chunk), forms)
 
     def losses(self, chunk: range) -> Tensor:

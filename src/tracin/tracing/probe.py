@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tracin.checkpoints import untouched
 from tracin.data import Examples, move
 from tracin.gradients.fast import Compute
-from tracin.gradients.loop import summed_gradients
+from tracin.gradients.reference import weighted_gradients
 from tracin.losses import CrossEntropy, MeanSquaredError
 from tracin.precision import in_double
 from tracin.tracing.shares import Share, buffers_kept
@@ -43,7 +43,7 @@ def loss_factor(
         with untouched(model), buffers_kept(model):
             for module in model.modules():
                 module.training = False
-            own, _ = summed_gradients(model, compute, batch, parameters)
+            own, _ = weighted_gradients(model, compute, batch, parameters)
         inner = squares = 0.0
         for name, gradient in own.items():
             squares += float(in_double(gradient).square().sum())

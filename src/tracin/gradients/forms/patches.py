@@ -57,6 +57,25 @@ class Patches(Form):
             self.inputs[rows], self.deltas[rows], self.weight_shape, self.geometry, self.copies
         )
 
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """As one ordinary weight gradient: no example's own is made."""
+        each = factors.to(self.deltas).repeat_interleave(self.copies)
+        deltas = self.deltas * each.view(-1, *(1,) * (self.deltas.ndim - 1))
+        geometry = self.geometry
+        return torch.ops.aten.convolution_backward(
+            deltas,
+            self.inputs,
+            self.inputs.new_empty(1).expand(self.weight_shape),  # only its shape is read
+            None,
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
+            geometry.transposed,
+            geometry.output_padding,
+            geometry.groups,
+            [False, True, False],
+        )[1].flatten()
+
     def dense(self) -> Tensor:
         """Examples become groups of one large convolution: its weight gradient holds them all."""
         images = self.inputs.shape[0]

@@ -1,0 +1,155 @@
+"""The audit: what the pass says of a batch's gradients, against what autograd says.
+
+With random factors c, one per example, the sum of c_i x gradient_i must equal autograd's gradient
+of the sum of c_i x loss_i, for each parameter by itself. Two examples whose gradients were mixed up
+change that sum by |c_i - c_j| |g_i - g_j|, far above rounding, whichever call moved them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tracin.data import Batch, length, part
+from tracin.gradients.fast import Compute
+from tracin.gradients.forms import Form
+from tracin.gradients.reference import weighted_gradients
+
+# A gradient that is zero but for rounding (a key's bias under softmax) has no meaningful relative
+# gap, so the length of the whole gradient sets a floor.
+FLOOR = 0.01
+
+
+def audit_factors(examples: int, generator: torch.Generator) -> Tensor:
+    """A random sign times a uniform number in [0.5, 1.5], per example, in float64: [examples]."""
+    signs = torch.randint(2, (examples,), generator=generator).double().mul_(2).sub_(1)
+    return signs * torch.rand(examples, generator=generator, dtype=torch.float64).add_(0.5)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What autograd says of a stretch of a batch.
+
+    Attributes:
+        window: The examples' rows in the batch.
+        factors: One per example of the window.
+        gradients: The sum of factor x gradient, by parameter.
+        losses: Those of the window, computed in a batch of its own.
+    """
+
+    window: range
+    factors: Tensor
+    gradients: dict[str, Tensor]
+    losses: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        model: Module,
+        compute: Compute,
+        batch: Batch,
+        parameters: Mapping[str, Tensor],
+        window: range,
+        generator: torch.Generator,
+    ) -> "Reference":
+        """Take one ordinary forward and backward pass over the window."""
+        is_all = len(window) == length(batch)
+        some = batch if is_all else part(batch, slice(window.start, window.stop))
+        factors = audit_factors(len(window), generator)
+        gradients, losses = weighted_gradients(model, compute, some, parameters, factors)
+        return cls(window, factors, gradients, losses)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is anything to compare with."""
+        sums = [gradient.sum() for gradient in self.gradients.values()]
+        return bool(torch.isfinite(torch.stack([self.losses.sum().abs(), *sums])).all())
+
+
+@final
+class Audit:
+    """Adds up what a pass gives for the examples of a reference, and compares.
+
+    Args:
+        reference: What is right.
+        tolerance: How far two computations of the same gradient may be apart, relative to it.
+    """
+
+    def __init__(self, reference: Reference, tolerance: float) -> None:
+        self.reference = reference
+        self._tolerance = tolerance
+        self._sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def take(self, name: str, form: Form, row: int) -> None:
+        """Take up one parameter's gradients; the form's first example is that row of the batch."""
+        window = self.reference.window
+        start, stop = max(row, window.start), min(row + form.examples, window.stop)
+        if start >= stop:
+            return
+        some = form if stop - start == form.examples else form.part(start - row, stop - row)
+        found = some.weighted_sum(
+            self.reference.factors[start - window.start : stop - window.start]
+        )
+        self._sums[name] = found if name not in self._sums else self._sums[name].add_(found)
+
+    def gaps(self, leave_out: frozenset[str] = frozenset()) -> dict[str, float]:
+        """The parameters that differ by more than rounding, with their relative gap.
+
+        Args:
+            leave_out: Parameters that the pass did not hand on.
+        """
+        wanted = {
+            name: gradient
+            for name, gradient in self.reference.gradients.items()
+            if name not in leave_out
+        }
+        found = {
+            name: self._sums[name].view_as(gradient)
+            if name in self._sums
+            else torch.zeros_like(gradient)
+            for name, gradient in wanted.items()
+        }
+        return gaps(found, wanted, self._tolerance)
+
+
+def gaps(
+    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float
+) -> dict[str, float]:
+    """The tensors that are further apart than allowed, with their gap relative to the wanted one.
+
+    Args:
+        found: By name, at least those that are wanted.
+        wanted: What is right, by name.
+        tolerance: Relative to each tensor's length; a hundredth of it relative to all together.
+    """
+    if not wanted:
+        return {}
+    lengths = torch.stack(
+        [torch.linalg.vector_norm(tensor).double() for tensor in wanted.values()]
+        + [
+            torch.linalg.vector_norm(found[name] - tensor).double()
+            for name, tensor in wanted.items()
+        ]
+    ).tolist()
+    sizes, apart = lengths[: len(wanted)], lengths[len(wanted) :]
+    return too_far(
+        dict(zip(wanted, sizes, strict=True)), dict(zip(wanted, apart, strict=True)), tolerance
+    )
+
+
+def too_far(
+    sizes: Mapping[str, float], apart: Mapping[str, float], tolerance: float
+) -> dict[str, float]:
+    """Where a distance is more than rounding explains, relative to the size."""
+    whole = sum(size * size for size in sizes.values()) ** 0.5
+    found = {}
+    for name, size in sizes.items():
+        # Written so that NaN counts as a difference.
+        if not apart[name] <= tolerance * (size + FLOOR * whole):
+            found[name] = apart[name] / size if size else float("inf")
+    return found

@@ -1,0 +1,150 @@
+"""What autograd says: the gradient of a weighted sum of a batch's losses, on leaves of our own.
+
+The weights that the model computes with are exchanged for fresh leaves, so nothing that hangs on
+the user's parameters takes part: no hooks, no `.grad`, no optimizer that steps in the backward
+pass, no reducer of DistributedDataParallel.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from tracin.data import Batch, length
+from tracin.errors import TracInError
+from tracin.gradients.exchange import exchanged
+from tracin.gradients.fast import Compute, checked_losses
+from tracin.gradients.graph import leaves_of, reached, refuse_foreign
+from tracin.out_of_memory import is_out_of_memory
+from tracin.sharding import is_divided, local
+
+
+def weighted_gradients(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    factors: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The gradient of the sum of factor x loss over a batch, and the losses.
+
+    Of a sharded model, the mean over the ranks, and of it this rank's part.
+
+    Args:
+        model: In eval mode.
+        compute: The per-example loss.
+        batch: Examples first.
+        parameters: Those to differentiate by, by name.
+        factors: One factor per example: [examples]; None for ones.
+
+    Returns:
+        The gradients by name, zeros where the loss does not use a parameter, and the losses:
+        [examples].
+
+    Raises:
+        LossError: The loss is no differentiable value per example, or depends on trained tensors
+            outside the model.
+    """
+    if is_divided(parameters):
+        return _on_the_parameters(model, compute, batch, parameters, factors)
+    leaves = {name: one.detach().requires_grad_() for name, one in parameters.items()}
+    wanted = {id(one) for one in parameters.values()}
+    rest = {
+        name: one
+        for name, one in model.named_parameters()
+        if one.requires_grad and id(one) not in wanted
+    }
+    fixed = {name: one.detach() for name, one in rest.items()}
+    try:
+        with exchanged(model, {**rest, **parameters}, {**fixed, **leaves}):
+            # The backward pass belongs inside: checkpointed parts of a model run again in it.
+            losses = _on_leaves(model, compute, batch, parameters, leaves, factors)
+    except TracInError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        losses = None  # the parameters themselves tell whether it is the model's own error
+    if losses is None:
+        return _by_grad(model, compute, batch, parameters, factors)
+    return {name: _gradient(leaf) for name, leaf in leaves.items()}, losses
+
+
+def _on_leaves(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    leaves: Mapping[str, Tensor],
+    factors: Tensor | None,
+) -> Tensor | None:
+    """The losses, after gradients were added to the leaves; None where the originals were used."""
+    with torch.enable_grad():
+        losses = checked_losses(compute(model, batch), length(batch))
+    used = leaves_of(losses)
+    if reached(used, parameters):
+        return None
+    if losses.requires_grad:
+        refuse_foreign(used, leaves.values(), compute)
+        # `.backward()`, since reentrant activation checkpointing refuses `torch.autograd.grad`.
+        _weighted(losses, factors).backward()
+    return losses.detach()
+
+
+def _by_grad(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    factors: Tensor | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """For a loss that reaches the parameters around the model, as closures over weights do."""
+    with torch.enable_grad():
+        losses = checked_losses(compute(model, batch), length(batch))
+    found = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    if losses.requires_grad:
+        refuse_foreign(leaves_of(losses), model.parameters(), compute)
+        wanted = [parameters[name] for name in parameters]
+        gradients = torch.autograd.grad(_weighted(losses, factors), wanted, allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                found[name] = _plain(gradient)
+    return found, losses.detach()
+
+
+def _on_the_parameters(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    factors: Tensor | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """For sharded parameters, whose gradients FSDP2 gathers into `.grad` as it goes."""
+    kept = {name: parameter.grad for name, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.grad = None
+        with torch.enable_grad():
+            losses = checked_losses(compute(model, batch), length(batch))
+        if losses.requires_grad:
+            _weighted(losses, factors).backward()
+        return {name: _gradient(one) for name, one in parameters.items()}, losses.detach()
+    finally:
+        for name, parameter in parameters.items():
+            parameter.grad = kept[name]
+
+
+def _weighted(losses: Tensor, factors: Tensor | None) -> Tensor:
+    return (losses if factors is None else losses * factors.to(losses)).sum()
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    if leaf.grad is None:
+        return torch.zeros_like(local(leaf))
+    return _plain(local(leaf.grad))
+
+
+def _plain(gradient: Any) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient

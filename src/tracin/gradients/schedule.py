@@ -1,0 +1,51 @@
+"""Which examples of which batches are audited: a few per cent of a long pass, all of a tiny one.
+
+The first batch, batches 2, 4, 8, ... and the last one. Whole batches are audited as long as an
+allowance lasts, which grows with the pass; after that a stretch of a few examples at a random place
+of a batch is compared with what the stretch gives as a batch of its own.
+"""
+
+import random
+from typing import final
+
+SHARE = 64  # of the examples of a pass, and of a batch: one in so many
+FEW = 4  # examples that are audited in a whole batch at least
+BYTES = 1 << 20  # of activations whose audit nobody notices
+
+
+@final
+class Schedule:
+    """Counts the batches of one pass.
+
+    Args:
+        examples: How many the pass has.
+        held: Bytes of activations that one example keeps for the backward pass.
+    """
+
+    def __init__(self, examples: int, held: int) -> None:
+        self._allowance = max(FEW, examples // SHARE, BYTES // max(1, held))
+        self._count = 0
+        self._random = random.Random(examples)
+
+    @property
+    def first(self) -> int:
+        """The most examples for the first batch, so that all of it can be audited for little."""
+        return max(FEW, self._allowance // 2)
+
+    def next(self, size: int, is_last: bool) -> range | None:
+        """Which rows of the next batch to audit; None for none.
+
+        Args:
+            size: How many examples the batch has.
+            is_last: Whether it is the last of the pass.
+        """
+        self._count += 1
+        is_due = self._count & (self._count - 1) == 0  # a power of two
+        if not (is_due or is_last):
+            return None
+        if self._count == 1 or size <= self._allowance:
+            self._allowance -= size
+            return range(size)
+        some = min(size, max(2, size // SHARE))
+        start = self._random.randrange(size - some + 1)
+        return range(start, start + some)
