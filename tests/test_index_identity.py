@@ -36,13 +36,17 @@ def data(examples=ROWS, seed=1):
 TRAIN, QUERIES = data(), data(6, 2)
 
 
-def run_of(rates=(0.1, 0.05), seeds=(1, 2), names=None):
+def twice(model, batch):
+    return 2 * nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def run_of(rates=(0.1, 0.05), seeds=(1, 2), names=None, loss="cross_entropy"):
     names = names or [f"epoch {seed}" for seed in seeds]
     checkpoints = [
         tracin.Checkpoint(mlp(seed).state_dict(), name=name)
         for seed, name in zip(seeds, names, strict=True)
     ]
-    return TracIn(mlp(), "cross_entropy", checkpoints, learning_rates=list(rates))
+    return TracIn(mlp(), loss, checkpoints, learning_rates=list(rates))
 
 
 def built(folder, run=None, train=TRAIN, dim=24, **options):
@@ -112,7 +116,7 @@ def test_swapped_files_are_refused_by_name_and_built_again(tmp_path, pair):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": data(ROWS, 7)}, "it holds rows of other data"),
+        ({"train": data(ROWS, 7)}, "it holds rows of another index"),
         ({"train": one_other_label()}, "it holds rows of other data"),
         ({"train": WithIds(TRAIN, range(100, 100 + ROWS))}, "it holds rows of other data"),
         ({"seed": 1}, "it holds rows of another index"),
@@ -201,6 +205,17 @@ def test_a_file_that_is_replaced_while_the_index_is_open_is_compared_again(tmp_p
         index.explain(run, QUERIES, k=2, exact=True)
 
 
+def test_files_of_another_loss_are_refused_where_all_else_is_equal(tmp_path):
+    built(tmp_path / "here", dim=1000)
+    built(tmp_path / "there", run_of(loss=twice), dim=1000)
+    for part in ("about", "added", "extents"):
+        here, there = (Store.open(tmp_path / one).manifest for one in ("here", "there"))
+        assert getattr(here, part) == getattr(there, part)
+    shutil.copy(shards(tmp_path / "there")[0], shards(tmp_path / "here")[0])
+
+    assert_refused(tmp_path / "here", "it holds rows of another index")
+
+
 # A manifest that was lost.
 
 
@@ -232,6 +247,33 @@ def test_the_manifest_of_another_index_makes_no_rows_its_own(tmp_path):
     shutil.copy(tmp_path / "there" / "manifest.json", tmp_path / "here" / "manifest.json")
 
     assert_refused(tmp_path / "here", "holds rows of other data")
+
+
+def test_an_earlier_manifest_put_back_takes_up_no_later_rows(tmp_path):
+    class Fetched(torch.utils.data.Dataset):
+        """Of such data a few examples alone are compared."""
+
+        def __init__(self, columns):
+            self.columns = columns
+
+        def __len__(self):
+            return len(self.columns[1])
+
+        def __getitem__(self, at):
+            return tuple(one[at] for one in self.columns)
+
+    first = tuple(one[:20] for one in TRAIN)
+    built(tmp_path, train=Fetched(first))
+    early = (tmp_path / "manifest.json").read_bytes()
+    built(tmp_path, train=Fetched(TRAIN))
+    (tmp_path / "manifest.json").write_bytes(early)
+    other = TRAIN[0].clone()
+    other[21] += 1  # none of those that are compared
+
+    index = built(tmp_path, train=Fetched((other, TRAIN[1])))
+
+    exact = run_of().self_influence((other, TRAIN[1]))
+    torch.testing.assert_close(index.self_influence(), exact, rtol=1e-4, atol=0)
 
 
 def test_one_changed_label_anywhere_is_other_data(tmp_path):
@@ -311,6 +353,10 @@ def test_hostile_manifests_end_in_an_indexing_error_before_memory_is_taken(tmp_p
     }
     contents = {name: sealed_json.written({**held, **each}) for name, each in absurd.items()}
     contents["depth"] = b"[" * 200_000
+    deep = {}
+    for _ in range(400):
+        deep = {"x": deep}
+    contents["moderate depth"] = sealed_json.written({**held, "about": deep})
     deep = path.read_bytes().replace(b'"about": {', b'"about": {"x": ' + b"[" * 100_000, 1)
     at = deep.index(b'"xxh3_128": "') + 13
     blank = deep[:at] + b"0" * 32 + deep[at + 32 :]
@@ -320,6 +366,8 @@ def test_hostile_manifests_end_in_an_indexing_error_before_memory_is_taken(tmp_p
     for content in contents.values():
         path.write_bytes(content)
 
+        with pytest.raises(IndexingError):
+            Store.open(tmp_path).refuse_missing()
         with pytest.raises(IndexingError):
             Index.open(tmp_path).self_influence()
         with pytest.raises(IndexingError):
@@ -431,15 +479,15 @@ def test_a_name_that_two_checkpoints_have_is_told_apart_to_drop_one(tmp_path):
 
 
 def test_errors_of_equal_checkpoints_go_together(tmp_path):
-    twice, once = run_of((0.1, 0.3), (1, 1), ("a", "b")), run_of((0.4,), (1,))
-    index = built(tmp_path, twice)
+    double, once = run_of((0.1, 0.3), (1, 1), ("a", "b")), run_of((0.4,), (1,))
+    index = built(tmp_path, double)
 
-    two, one = (index.explain(run, QUERIES, k=3).proponents for run in (twice, once))
+    two, one = (index.explain(run, QUERIES, k=3).proponents for run in (double, once))
 
     torch.testing.assert_close(two.errors, one.errors)
     assert (two.positions == one.positions).all()
     two, one = (
-        index.explain(run, QUERIES, k=3, exact=True).proponents.bounds for run in (twice, once)
+        index.explain(run, QUERIES, k=3, exact=True).proponents.bounds for run in (double, once)
     )
     torch.testing.assert_close(two, one)
 

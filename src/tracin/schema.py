@@ -183,12 +183,19 @@ class Maybe:
 @final
 @dataclass(frozen=True)
 class AnyMapping:
-    """A mapping whose fields somebody else checks."""
+    """A mapping whose fields somebody else checks, nested no deeper than `deepest`."""
+
+    deepest: int = 32
 
     def __call__(self, value: Any, at: str) -> dict[str, Any]:
         """As `Check` says."""
         if not isinstance(value, dict):
             raise ValueError(f"{at} is {_short(value)}, not a mapping")
+        level: list[Any] = [value]
+        for _ in range(self.deepest):
+            level = [inner for each in level for inner in _within(each)]
+        if level:
+            raise ValueError(f"{at} is nested deeper than {self.deepest}")
         return value
 
 
@@ -206,6 +213,12 @@ def parsed(content: bytes) -> Any:
         return json.loads(content, parse_constant=_refused, object_pairs_hook=_each_once)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _within(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _refused(name: str) -> Any:

@@ -13,6 +13,7 @@ from tracin.influence.index_about import about_of, draw_of, plan_in, projection_
 from tracin.influence.index_data import (
     Losses,
     added_of,
+    as_begun,
     losses_at,
     refuse_other_data,
     refuse_other_losses,
@@ -89,7 +90,7 @@ def begun(
                 refuse_other_data(there, examples, train, where)
                 refuse_other_losses(there, run, losses, where)
             later = with_losses(there, here, losses)
-            manifest = later if there is None else there.extended(later)
+            manifest = as_begun(later) if there is None else there.extended(later)
             new = manifest.spans()[len(manifest.added) :]
             added = [added_of(examples, span, train) for span in new]
             return replace(manifest, added=(*manifest.added, *added))

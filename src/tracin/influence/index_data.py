@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -182,6 +183,11 @@ def with_losses(there: Manifest | None, here: Manifest, losses: Losses) -> Manif
     found = losses(new[-1], rows)
     entries[new[-1]] = Entry(last.key, last.name, last.number, last.weights, found)
     return here.with_checkpoints(entries)
+
+
+def as_begun(manifest: Manifest) -> Manifest:
+    """A new index, with what tells it from those of other models and losses for good."""
+    return replace(manifest, witness=manifest.checkpoints[-1].losses)
 
 
 def refuse_other_losses(there: Manifest, run: "TracIn", losses: Losses, where: str) -> None:

@@ -17,7 +17,7 @@ from tracin.store.shard import DTYPES, Column
 
 FILE = "manifest.json"
 MOST_ROWS = 1 << 36
-MOST_UNITS = 1 << 22  # files: 2,000 checkpoints of 16 million rows, at the default size
+MOST_UNITS = 1 << 20  # files: 100 checkpoints of 85 million rows, at the default size
 # Names folders, so nothing that leads out of one.
 KEY = r"[0-9A-Za-z_-]{1,64}"
 SUM = r"[0-9a-f]{32}"
@@ -58,12 +58,13 @@ SCHEMA = Fields(
                 }
             )
         ),
+        "witness": Items(Number(), most=64),
     }
 )
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """One unit of work, and one file: rows `start` to `stop` at one checkpoint."""
 
@@ -133,6 +134,7 @@ class Manifest:
         checkpoints: In the order of the results.
         beside: What is kept of each row beside it, by name.
         added: What is known of the rows of each extent.
+        witness: Losses of a few examples as the index began; another model or loss has others.
     """
 
     about: Mapping[str, Any]
@@ -144,6 +146,7 @@ class Manifest:
     checkpoints: tuple[Entry, ...]
     beside: Mapping[str, Column] = field(default_factory=dict)
     added: tuple[Added, ...] = ()
+    witness: tuple[float, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -183,9 +186,13 @@ class Manifest:
         )
 
     @cached_property
+    def _numbers(self) -> dict[str, str]:
+        return {each.key: str(each.number) for each in self.checkpoints}
+
+    @cached_property
     def index(self) -> str:
         """A fingerprint of what all rows have in common: how they are made and kept."""
-        names = ("about", "width", "pieces", "number_format", "rows_a_shard", "beside")
+        names = ("about", "width", "pieces", "number_format", "rows_a_shard", "beside", "witness")
         fixed = asdict(self)
         return fingerprint({name: fixed[name] for name in names})
 
@@ -213,7 +220,7 @@ class Manifest:
             "plan": self.plan,
             "data": self.data[extent] if extent < len(self.data) else "",
             "checkpoint": unit.checkpoint,
-            "number": str(self.entry(unit.checkpoint).number),
+            "number": self._numbers[unit.checkpoint],
             "rows": f"{unit.start}-{unit.stop}",
         }
 

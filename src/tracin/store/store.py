@@ -112,6 +112,7 @@ class Store:
     def __init__(self, place: Place, manifest: Manifest) -> None:
         self.place, self.manifest = place, manifest
         self._columns = columns_of(manifest)
+        self._sizes: dict[tuple[int, int], int] = {}
         self._checked: dict[str, object] = {}  # file -> what it was when its rows were compared
 
     def __reduce__(self) -> tuple[Callable[..., "Store"], tuple[str, Manifest]]:
@@ -174,6 +175,8 @@ class Store:
                 return cls(place, manifest)
             with place.locked():
                 now = manifest_at(place)
+                if there is not None and now == there:
+                    forget(place, manifest, there.rows)
                 # Last: an index whose manifest is there has all its ids.
                 if now == there and put(place, manifest, is_new=there is None):
                     return cls(place, manifest)
@@ -202,7 +205,12 @@ class Store:
 
     def size_of(self, unit: Unit) -> int:
         """How long a unit's file is, to the byte."""
-        return self._layout(unit).size
+        identity = self.manifest.identity(unit)
+        # All that it depends on: an index may have a million files.
+        key = unit.stop - unit.start, sum(map(len, identity.values()))
+        if key not in self._sizes:
+            self._sizes[key] = self._layout(unit).size
+        return self._sizes[key]
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a unit's file is there, as long as it must be, and says that it is this one.
@@ -346,6 +354,11 @@ class Store:
 
     def rows_at(self, checkpoint: str, positions: Tensor) -> Tensor:
         """Some rows, at rising positions: [positions, width], float32."""
+        if len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < self.manifest.rows:
+            raise IndexingError(
+                f"The index has rows 0 to {self.manifest.rows - 1}; rows {int(positions[0])} to "
+                f"{int(positions[-1])} were asked for."
+            )
         found = torch.empty(len(positions), self.manifest.width)
         ranges = self.manifest.ranges()
         ends = torch.tensor([rows.stop for rows in ranges])
@@ -534,6 +547,19 @@ def refuse_lost_manifest(place: Place) -> None:
             f"it which data the rows are of. Put {FILE} back from a copy; or delete "
             f"{place.url}/rows, or take a new folder, and build again."
         )
+
+
+def forget(place: Place, manifest: Manifest, rows: int) -> None:
+    """Delete files of rows from `rows` on: the manifest that is there never knew them.
+
+    They are left of an index whose manifest was put back from an earlier copy.
+    """
+    if manifest.rows == rows:
+        return
+    files = place.files()
+    for unit in manifest.units():
+        if unit.start >= rows and unit.file in files:
+            place.delete(unit.file)
 
 
 def put(place: Place, manifest: Manifest, *, is_new: bool = False) -> bool:
