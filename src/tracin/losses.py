@@ -315,8 +315,8 @@ def _by_name(model: Module, inputs: Mapping[Any, Any]) -> Any:
 def _names_taken(model: Module) -> frozenset[str] | None:
     """The names that the model's forward takes; None where it takes any."""
     # An adapter takes anything, and hands it on to the model that it is around.
-    base = getattr(model, "get_base_model", None)
-    inner = base() if callable(base) else model
+    base: Any = getattr(model, "get_base_model", None)
+    inner: Any = base() if callable(base) else model
     try:
         parameters = inspect.signature(inner.forward).parameters.values()
     except (TypeError, ValueError):  # compiled code has no signature to read

@@ -161,8 +161,10 @@ def checked(batch: Batch, examples: int, name: str) -> Batch:
     """
     has_any = False
     for path, leaf in leaves(batch):
-        if isinstance(leaf, Entries) and len(leaf) != examples:
-            raise unlike_list(path, len(leaf), examples)
+        if isinstance(leaf, Entries):
+            if len(leaf) != examples:
+                raise unlike_list(path, len(leaf), examples)
+            continue
         if not has_rows(leaf):
             continue
         has_any = True

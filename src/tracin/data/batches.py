@@ -54,7 +54,7 @@ def content_of(batch: Batch) -> Any:
 _NESTED = (Tensor, np.ndarray, Mapping, list, tuple)
 
 
-def is_plain_list(value: object) -> bool:
+def is_plain_list(value: Any) -> bool:
     """Whether `value` lists single values that are no tensors: a column, not a nest of them."""
     is_list = isinstance(value, list | tuple) and not isinstance(value, torch.Size)
     return (
@@ -65,9 +65,9 @@ def is_plain_list(value: object) -> bool:
     )
 
 
-def is_texts(value: object) -> bool:
+def is_texts(value: Any) -> bool:
     """Whether `value` is a list of texts."""
-    return is_plain_list(value) and all(isinstance(text, str | bytes) for text in value)  # pyright: ignore[reportGeneralTypeIssues]
+    return is_plain_list(value) and all(isinstance(text, str | bytes) for text in value)
 
 
 def has_rows(leaf: object) -> bool:

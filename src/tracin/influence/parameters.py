@@ -52,11 +52,11 @@ def chosen_parameters(model: Module, selection: Selection) -> dict[str, Paramete
     return {name: parameter for name, parameter in trainable.items() if name in found}
 
 
-def _patterns(selection: object) -> list[str]:
+def _patterns(selection: Any) -> list[str]:
     if isinstance(selection, str):
         return [selection]
     is_list = isinstance(selection, Iterable) and not isinstance(selection, bytes | Mapping)
-    patterns: list[Any] = list(selection) if is_list else [selection]  # pyright: ignore[reportGeneralTypeIssues]
+    patterns: list[Any] = list(selection) if is_list else [selection]
     other = [each for each in patterns if not isinstance(each, str)]
     if other:
         raise ParametersError(
