@@ -1,5 +1,6 @@
 """What is wrong with an example is said with its id, not with its row in some batch."""
 
+import copy
 import warnings
 
 import pytest
@@ -62,7 +63,8 @@ def texts(empty=(2, 5)):
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
 def test_examples_without_labels_score_zero_and_are_named_once(batch_size):
     model = Language()
-    one = tracin.TracIn(model, "causal_lm", [model.state_dict()] * 2, learning_rates=[1.0, 0.5])
+    states = [copy.deepcopy(model.state_dict()), Language().state_dict()]
+    one = tracin.TracIn(model, "causal_lm", states, learning_rates=[1.0, 0.5])
 
     with pytest.warns(tracin.DataWarning, match="No label to score in") as caught:
         scores = one.self_influence(texts(), batch_size=batch_size)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.data import Batch, length, part
-from tracin.data.batches import copied
+from tracin.data import Batch, content_of, copied, length, part
+from tracin.data.batches import Single
 from tracin.errors import LossError, TracInError, UnsupportedModelError
 from tracin.gradients.audit import Audit, Reference, audit_factors
 from tracin.gradients.coverage import Covered, Way
@@ -142,6 +142,11 @@ class Gradients:
             found = whole(self.model)
             self._within = {name: found[name] for name in self.parameters}
         tolerance = self.inspect(batch)
+        if isinstance(batch, Single):
+            for name in self.parameters:
+                self.ways.setdefault(name, _ALONE)
+            self._checked = None
+            return
         for name in self.parameters:
             self.ways.setdefault(name, Covered(Way.FAST, "rules"))
         pairs = self._pairs(length(batch))
@@ -263,6 +268,11 @@ class Gradients:
         return replace(result, reference=audit.reference)
 
     def _pass(self, batch: Batch, visit: VisitRows, leave_out: Sequence[str]) -> Pass:
+        if isinstance(batch, Single):
+            result = self._plain_pass(batch)
+            names = [name for name in self.parameters if name not in leave_out]
+            self._visit_slowly(batch, names, loop_pass, visit)
+            return result
         fast = self._by_way(Way.FAST)
         result = self._fast_pass(batch, fast, visit) if fast else self._plain_pass(batch)
         if self.is_sharded and result.missed:
@@ -641,7 +651,7 @@ def _on_copies(compute: Compute) -> Compute:
     """The same loss on tensors of its own: models may write into their batch."""
 
     def compute_on_copies(model: Module, batch: Batch) -> Any:
-        return compute(model, copied(batch))
+        return compute(model, content_of(copied(batch)))
 
     compute_on_copies.loss = compute  # type: ignore[attr-defined]  # for its name in errors
     return compute_on_copies
@@ -655,6 +665,9 @@ def _stretches(examples: int) -> list[slice]:
         starts.pop()
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], examples], strict=True)]
 
+
+# Batches without an example dimension: a graph, an image with its boxes.
+_ALONE = Covered(Way.LOOP, "examples come one at a time: their batches have no example dimension")
 
 # What each way goes by, for reasons in words.
 _OF = {Way.FAST: "rules", Way.VMAP: "vmap", Way.LOOP: "backward passes"}

@@ -6,6 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Module
 
 from tracin.data import Batch
+from tracin.data.arrangement import is_strided
 from tracin.gradients.fast import Compute
 from tracin.sharding import local
 
@@ -15,8 +16,9 @@ def held_bytes(model: Module, compute: Compute, batch: Batch) -> int:
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        if is_strided(tensor):  # sparse and nested ones are inputs, which come one at a time
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
         # The tensor itself would be held by its own graph, in a cycle that nobody can collect.
         return tensor.detach()
 

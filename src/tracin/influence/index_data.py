@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tracin.checkpoints import loaded, untouched
 from tracin.checkpoints.random_state import RandomState
-from tracin.data import Examples, move
+from tracin.data import Examples, content_of, move
 from tracin.data.batches import leaves
 from tracin.errors import IndexingError
 from tracin.influence.index_about import bytes_of
@@ -159,7 +159,9 @@ def losses_at(run: "TracIn", examples: Examples, number: int, rows: int) -> tupl
     with untouched(run.model), loaded(run.model, run.checkpoints[number], run.device):
         device = next(iter(run.model.parameters())).device
         with torch.no_grad():
-            found = [run.loss(run.model, move(examples.take([at]), device)) for at in places]
+            found = [
+                run.loss(run.model, content_of(move(examples.take([at]), device))) for at in places
+            ]
     losses = tuple(float(one.sum()) for one in found)
     # A loss that is not is told of when its row is built, with all that is to be said.
     return losses if all(map(math.isfinite, losses)) else ()

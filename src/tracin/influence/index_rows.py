@@ -181,9 +181,9 @@ def plan_of(
 
     with walk.at(walk.checkpoints - 1) as device:
         count = min(PILOT, len(examples))
-        pilot = move(examples.take(range(count)), device)
+        pilot = move(examples.few(range(count)), device)
         walk.gradients.check(pilot)
-        walk.gradients.begin(count, is_checked=True)
+        walk.gradients.begin(length(pilot), is_checked=True)
         walk.gradients.visit(pilot, keep, is_last=True)
         numbers = {name: one.numel() for name, one in walk.gradients.parameters.items()}
         return planned(projection, forms, numbers, groups)

@@ -33,6 +33,7 @@ from tracin.influence.index_about import checkpoint_key
 from tracin.influence.index_build import begun, finished
 from tracin.influence.last_used import last_foreseen, last_used
 from tracin.influence.mislabelled import Judgement, classes_of
+from tracin.influence.named_examples import examples_named
 from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.influence.ranking import Ranking
 from tracin.influence.settled import settled
@@ -432,7 +433,9 @@ class TracIn:
     def _first(self, examples: Examples) -> Iterator[Batch]:
         """Put the last checkpoint in place, and give the first example as its loss takes it."""
         with untouched(self.model), loaded(self.model, self.checkpoints[-1], self.device):
-            yield content_of(move(examples.few([0]), device_of(self.model)))
+            batch = move(examples.few([0]), device_of(self.model))
+            with examples_named(examples, [0], batch):
+                yield content_of(batch)
 
     def checkpoint_keys(self) -> list[str]:
         """A fingerprint of each checkpoint's weights, in the order of the checkpoints."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from tracin.checkpoints import loaded, untouched
-from tracin.data import move
+from tracin.data import content_of, move
 from tracin.influence.batch_size import BatchSize, checked_size, fitting_size
 from tracin.influence.progress import bar
 from tracin.influence.tracin import TracIn
@@ -47,11 +47,11 @@ def training_losses(
             with untouched(run.model), loaded(run.model, checkpoint, run.device):
                 device = next(iter(run.model.parameters())).device
                 if size is None:
-                    few = move(examples.take(range(min(2, len(examples)))), device)
+                    few = move(examples.few(range(min(2, len(examples)))), device)
                     size = fitting_size(gradients, few, device)
                 for positions, batch in examples.batches(size):
                     with torch.no_grad():
-                        losses = run.loss(run.model, move(batch, device)).detach()
+                        losses = run.loss(run.model, content_of(move(batch, device))).detach()
                     refuse_non_finite(
                         losses, positions, examples.ids, checkpoint.name, "loss", "example"
                     )

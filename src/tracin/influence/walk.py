@@ -21,6 +21,7 @@ from tracin.gradients.fast import Compute, Pass
 from tracin.gradients.forms import Form, Memo
 from tracin.gradients.wording import worded
 from tracin.influence.batch_size import fitting_size
+from tracin.influence.named_examples import examples_named
 from tracin.influence.progress import bar
 from tracin.influence.queries import FEW, Queries
 from tracin.influence.update import Scaling, ScalingOf
@@ -173,11 +174,13 @@ class Walk:
         examples, span = question.queries, question.span
         few = move(examples.few(spread(span.start, len(span))), reader.device)
         if structure(few) != reader.structure:
-            self.gradients.check(few)
+            with examples_named(examples, spread(span.start, len(span)), few):
+                self.gradients.check(few)
         self.gradients.begin(len(span))
         for positions, batch in examples.batches(reader.size, start=span.start, stop=span.stop):
             is_last = positions.stop == span.stop
-            losses = queries.add(self.gradients, move(batch, reader.device), is_last=is_last)
+            with examples_named(examples, positions, batch):
+                losses = queries.add(self.gradients, move(batch, reader.device), is_last=is_last)
             name = self._checkpoints[number].name
             refuse_non_finite(losses, positions, examples.ids, name, "loss", "query")
             if not question.together:
@@ -238,11 +241,12 @@ class Reader:
         self._is_sharded = gradients.is_sharded
         self.device = device
         two = move(train.few(span[:2]), device)
-        gradients.inspect(two)
-        if batch_size is None:
-            batch_size = fitting_size(gradients, two, device)
-            if self._is_sharded:
-                batch_size = min(each_says(batch_size))
+        with examples_named(train, span[:2], two):
+            gradients.inspect(two)
+            if batch_size is None:
+                batch_size = fitting_size(gradients, two, device)
+                if self._is_sharded:
+                    batch_size = min(each_says(batch_size))
         self.batch_size, self.size = batch_size, min(batch_size, len(part))
         self._gradients = gradients
         if train.alone is not None:
@@ -254,7 +258,8 @@ class Reader:
         warn_if_changing(train, chosen)
         first = move(train.few(chosen), device)
         self._first = None if self._is_sharded else first
-        gradients.check(first)
+        with examples_named(train, chosen, first):
+            gradients.check(first)
         self.structure = structure(first)
 
     def read(self, each: Callable[[range, Batch, bool], T]) -> Iterator[T]:
@@ -272,10 +277,11 @@ class Reader:
             try:
                 for positions, batch in self._batches(start):
                     is_last = positions.stop == self._span.stop
-                    if start == self._span.start:
-                        found = until_settled(partial(each, positions, batch, is_last))
-                    else:
-                        found = each(positions, batch, is_last)
+                    with examples_named(self._train, positions, batch):
+                        if start == self._span.start:
+                            found = until_settled(partial(each, positions, batch, is_last))
+                        else:
+                            found = each(positions, batch, is_last)
                     yield found
                     start = positions.stop
             except Exception as error:
