@@ -200,3 +200,50 @@ def test_queries_of_the_fast_kind_meet_examples_that_come_alone():
 
     torch.testing.assert_close(alone, run.influence((x, y), (x, y)))
     torch.testing.assert_close(run.influence((x, y), nested), alone)
+
+
+def test_queries_that_come_alone_are_traced(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+    queries = DataLoader(
+        list(zip(x, y, strict=True)),
+        collate_fn=lambda items: (
+            torch.stack([x for x, _ in items]).to_sparse(),
+            torch.tensor([y for _, y in items]),
+        ),
+    )
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    def traced(queries, folder):
+        model.load_state_dict(start)
+        with tracin.Tracer(model, optimizer, loss, queries, (x, y), folder) as tracer:
+            optimizer.zero_grad()
+            with tracer.batch(torch.arange(6)):
+                value = loss(model, (x, y)).mean()
+            value.backward()
+            optimizer.step()
+        return tracin.Trace.open(folder).influence()
+
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    alone = traced(queries, tmp_path / "alone")
+
+    torch.testing.assert_close(alone, traced((x, y), tmp_path / "together"))
+
+
+def test_training_data_that_comes_alone_is_no_matter_for_a_tracer(tmp_path):
+    model = GraphNet().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train = DataLoader(graphs(), batch_size=2, collate_fn=Graph.merged)
+    loss = KINDS["graphs"][3]
+
+    with (
+        pytest.raises(tracin.TracingError, match=r"has no example dimension.*tracin\.TracIn"),
+        tracin.Tracer(model, optimizer, loss, None, train, tmp_path) as tracer,
+        tracer.batch(torch.arange(2)),
+    ):
+        loss(model, Graph.merged(graphs()[:2])).mean().backward()

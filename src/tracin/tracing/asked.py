@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints import untouched
-from tracin.data import Batch, Examples, move
+from tracin.data import Batch, Examples, content_of, copied, move
 from tracin.data.batches import leaves
 from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import Gradients, until_settled
@@ -112,6 +112,8 @@ class Questions:
         self._queries = queries
         count = 0 if queries is None else len(queries)
         step = at_once or max(1, count)
+        if queries is not None and queries.alone is not None:
+            step = 1  # no two of them make a batch
         self.chunks = [range(start, min(start + step, count)) for start in range(0, count, step)]
         self._kept: Batch | None = None  # the only chunk, where the model is
         self._gradients: Gradients | None = None
@@ -154,7 +156,7 @@ class Questions:
         """The losses alone at the weights in place: [queries], float64 on the CPU."""
         with self._in_eval(), torch.no_grad():
             batch = self._batch(chunk)
-            outcome = self._compute(self._model, batch)
+            outcome = self._compute(self._model, content_of(copied(batch)))
         return self._checked(checked_losses(outcome, len(chunk)), chunk)
 
     @property

@@ -401,6 +401,13 @@ class Tracer:
             return
         self._traced = chosen
         self._questions.trace(chosen)
+        if self._train.alone is not None:
+            raise TracingError(
+                "A Tracer splits a step's gradient into its examples' shares, but the training "
+                f"data has no example dimension: {self._train.alone}. Record checkpoints while "
+                "training, and score them with tracin.TracIn, which takes such examples one by "
+                "one."
+            )
         with self._busy():
             example = move(self._train.take([0]), next(iter(chosen.values())).device)
             self._watcher = Watcher(self._model, self._compute, chosen, example)
