@@ -193,7 +193,7 @@ def refuse_other_checksums(path: Path, stamp: Stamp) -> None:
                 with archive.open(entry) as file:
                     while file.read(BLOCK):
                         pass
-            except (zipfile.BadZipFile, EOFError) as error:
+            except Exception as error:  # also names that are no text, and other damage
                 raise CheckpointError(
                     f"{path} is damaged: {entry.filename} is not as torch.save wrote it ({error}). "
                     "Write it again, or leave it out."
