@@ -16,7 +16,7 @@ from tracin.errors import LossError, TracInError, UnsupportedModelError
 from tracin.gradients.audit import Audit, Reference, audit_factors
 from tracin.gradients.coverage import Covered, Way
 from tracin.gradients.fast import Compute, Pass, checked_losses, fast_pass, learn
-from tracin.gradients.forms import Form
+from tracin.gradients.forms import Form, in_real_numbers
 from tracin.gradients.forward_mode import jvp_scores
 from tracin.gradients.graph import leaves_of, refuse_foreign
 from tracin.gradients.held import held_bytes
@@ -254,6 +254,7 @@ class Gradients:
             LateError: The model is sharded, and this batch has no fast way; the pass was finished,
                 so that the ranks are in step.
         """
+        visit = _in_real_numbers(visit, self.parameters)
         window = None if self.is_sharded else self._schedule.next(length(batch), is_last)
         if window is None:
             return self._pass(batch, visit, leave_out)
@@ -427,9 +428,9 @@ class Gradients:
             [examples, queries], over the parameters that the queries name; None if an operation of
             the model has no forward-mode rule.
         """
-        if not self._has_forward_mode:
-            return None
         parameters = {name: self.parameters[name] for name in queries[0]}
+        if not self._has_forward_mode or any(p.is_complex() for p in parameters.values()):
+            return None
         try:
             return jvp_scores(self.model, self.compute, batch, parameters, queries)
         except TracInError:
@@ -636,6 +637,17 @@ def _at_rest(model: Module, parameters: Mapping[str, Tensor]) -> dict[str, Tenso
     rest(model)
     found = dict(model.named_parameters(remove_duplicate=False))
     return {name: found[name] for name in parameters}
+
+
+def _in_real_numbers(visit: VisitRows, parameters: Mapping[str, Tensor]) -> VisitRows:
+    """The same visitor, who is given a complex parameter's gradients as real numbers."""
+    if not any(parameter.is_complex() for parameter in parameters.values()):
+        return visit
+
+    def visit_real(name: str, form: Form, row: int) -> None:
+        visit(name, in_real_numbers(form) if parameters[name].is_complex() else form, row)
+
+    return visit_real
 
 
 def _no_way(missed: Mapping[str, str]) -> str:

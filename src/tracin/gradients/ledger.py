@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.batching import quiet_batching
-from tracin.gradients.forms import Computed, Dense, Form, total
+from tracin.gradients.forms import Computed, Dense, Form, is_complex, real_part, total
 from tracin.gradients.forms.form import BLOCK
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.rules.rule import full
@@ -120,7 +120,7 @@ class Ledger:
         forms = self._forms.pop(name, [])
         is_wanted = name not in self._left_out and name not in self.failures
         if forms and is_wanted and self._visit is not None:
-            self._visit(name, total(forms))
+            self._visit(name, _total(forms, self._parameters[name]))
 
     def _pull_back(self, leaf: Leaf) -> None:
         """From a derived tensor's gradients to those of what it is made of."""
@@ -129,7 +129,7 @@ class Ledger:
         if forms and leaf.is_overwritten and any(s.name in self._derived for s in sources):
             self._fail(leaf, RuntimeError("a tensor made of it was changed in place"))
         elif forms:
-            form = total(forms)
+            form = _total(forms, leaf.tensor)
             moves = [] if leaf.is_overwritten else leaf.steps
             kept = {step.source.name: moved for step in moves if (moved := step.move(form))}
             for source in sources:
@@ -141,6 +141,12 @@ class Ledger:
         if leaf.steps:
             return [step.source for step in leaf.steps]
         return [Leaf(name, self._parameters[name], (name,)) for name in leaf.roots]
+
+
+def _total(forms: list[Form], tensor: Tensor) -> Form:
+    """All uses together; a real tensor among complex numbers has the real part as its gradient."""
+    form = total(forms)
+    return real_part(form) if is_complex(form) and not tensor.is_complex() else form
 
 
 def _pulled(tensor: Tensor, source: Leaf, form: Form) -> Form:

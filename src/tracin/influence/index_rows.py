@@ -14,7 +14,7 @@ from tracin.checkpoints import by_parameter
 from tracin.data import Batch, Examples, length, move
 from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
-from tracin.gradients.forms import Form
+from tracin.gradients.forms import Form, real_shape
 from tracin.influence.settled import settled
 from tracin.influence.walk import Walk, refuse_non_finite
 from tracin.sharding import each_says, joined, part_of
@@ -185,7 +185,7 @@ def plan_of(
         walk.gradients.check(pilot)
         walk.gradients.begin(length(pilot), is_checked=True)
         walk.gradients.visit(pilot, keep, is_last=True)
-        numbers = {name: one.numel() for name, one in walk.gradients.parameters.items()}
+        numbers = {name: real_shape(one).numel() for name, one in walk.gradients.parameters.items()}
         return planned(projection, forms, numbers, groups)
 
 

@@ -24,6 +24,7 @@ from tracin.data import Batch, Examples, content_of, length, move, open_examples
 from tracin.engines import Engine, Serial
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Coverage, Covered, Way
+from tracin.gradients.forms import real_shape
 from tracin.influence import mislabelled
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.device import checked_device
@@ -448,8 +449,8 @@ class TracIn:
         return self._walk(with_outcome=hasattr(self.loss, "outcome"))
 
     def parameter_shapes(self) -> dict[str, list[int]]:
-        """The shapes of the traced parameters, by name."""
-        return {bare_name(name): list(one.shape) for name, one in self.parameters.items()}
+        """The shapes of the traced parameters in real numbers, by name."""
+        return {bare_name(name): list(real_shape(one)) for name, one in self.parameters.items()}
 
     def _covered(self, walk: Walk) -> Coverage:
         entries = {}
@@ -486,7 +487,7 @@ class TracIn:
         )
 
     def _dtype(self) -> torch.dtype:
-        kinds = {parameter.dtype for parameter in self.parameters.values()}
+        kinds = {parameter.dtype.to_real() for parameter in self.parameters.values()}
         return torch.float64 if torch.float64 in kinds else torch.float32
 
     def _query_spans(self, queries: int) -> list[range]:

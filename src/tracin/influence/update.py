@@ -153,8 +153,11 @@ def _factors(
             f"model's parameter has shape {list(parameter.shape)}: it must have the same shape, "
             "and at least one step. Give the model that was trained."
         )
+    kind = parameter.dtype.to_real()
+    if second.is_complex():  # torch keeps the squares of real and of imaginary parts so
+        second = torch.view_as_real(second)
     # Half precision would lose the square of a small gradient.
-    precise = torch.promote_types(torch.promote_types(second.dtype, parameter.dtype), torch.float32)
+    precise = torch.promote_types(torch.promote_types(second.dtype, kind), torch.float32)
     second = second.detach().to(parameter.device, precise).flatten()
     if not bool((second >= 0).all()) or not bool(torch.isfinite(second).all()):
         raise CheckpointError(
@@ -163,4 +166,4 @@ def _factors(
         )
     correction = 1 - float(group["betas"][1]) ** step
     factors = (second / correction).sqrt_().add_(float(group["eps"])).reciprocal_()
-    return factors.masked_fill_(second == 0, 0).to(parameter.dtype)
+    return factors.masked_fill_(second == 0, 0).to(kind)

@@ -18,7 +18,7 @@ from tracin.data.batches import structure
 from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import Covered, Gradients, until_settled
 from tracin.gradients.fast import Compute, Pass
-from tracin.gradients.forms import Form, Memo
+from tracin.gradients.forms import Form, Memo, real_shape
 from tracin.gradients.wording import worded
 from tracin.influence.batch_size import fitting_size
 from tracin.influence.named_examples import examples_named
@@ -203,7 +203,7 @@ class Walk:
         slow = self.gradients.slow_names()
         along = None
         if queries is not None and slow and not question.norms and len(queries) <= FEW:
-            shapes = {name: self.gradients.parameters[name].shape for name in slow}
+            shapes = {name: real_shape(self.gradients.parameters[name]) for name in slow}
             directions = queries.directions(shapes)
             scores = self.gradients.along(batch, directions)
             along = None if scores is None else (scores, directions)

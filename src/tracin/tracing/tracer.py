@@ -399,6 +399,7 @@ class Tracer:
         self._before = {}
         if chosen.keys() == self._traced.keys():
             return
+        _refuse_complex(chosen)
         self._traced = chosen
         self._questions.trace(chosen)
         if self._train.alone is not None:
@@ -827,6 +828,16 @@ def _see(tracer: "weakref.ref[Tracer]", name: str, parameter: Tensor) -> None:
     watching = tracer()
     if watching is not None:
         watching._see(name, parameter)
+
+
+def _refuse_complex(parameters: Mapping[str, Tensor]) -> None:
+    found = [name for name, parameter in parameters.items() if parameter.is_complex()]
+    if found:
+        raise UnsupportedModelError(
+            f"'{found[0]}' (with {len(found) - 1} more) is complex, and steps of complex "
+            "parameters are not traced. Leave them out by parameters=[...], or score recorded "
+            "checkpoints with tracin.TracIn, which takes them."
+        )
 
 
 def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor:

@@ -7,6 +7,7 @@ from tracin.gradients.forms.form import Form
 from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.patches import Geometry, Patches
 from tracin.gradients.forms.products import Memo, added, as_query, pairs
+from tracin.gradients.forms.real import in_real_numbers, is_complex, real_part, real_shape
 from tracin.gradients.forms.rows import Rows
 from tracin.gradients.forms.scaled import scaled
 from tracin.gradients.forms.scaled_entries import ScaledEntries
@@ -30,7 +31,11 @@ __all__ = [
     "added",
     "aligned",
     "as_query",
+    "in_real_numbers",
+    "is_complex",
     "pairs",
+    "real_part",
+    "real_shape",
     "scaled",
     "total",
 ]

@@ -118,4 +118,4 @@ def _partner(use: Use, value: Any, other: Any) -> Any:
 def _known(partner: Any) -> Any:
     if partner is None:
         raise NoRule("the other side is no parameter")
-    return full(partner) if isinstance(partner, Tensor) else partner
+    return full(partner).conj() if isinstance(partner, Tensor) else partner

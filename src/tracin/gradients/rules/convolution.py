@@ -79,6 +79,8 @@ def _parts(
 ) -> Parts:
     if use.layout(input).dim != 0 or input.ndim != len(geometry.stride) + 2:
         raise NoRule("an input without a first dimension of examples")
+    if input.is_complex() or any(_is_complex(each) for each in (weight, bias)):
+        raise NoRule("complex numbers")
     images = use.data(input).flatten(0, 1)
 
     def patches(delta: Tensor) -> Patches:
@@ -95,6 +97,11 @@ def _parts(
         (weight if isinstance(weight, Leaf) else None, patches),
         (bias, lambda delta: Dense(delta.flatten(3).sum((1, 3)))),
     ]
+
+
+def _is_complex(value: Any) -> bool:
+    value = value.tensor if isinstance(value, Leaf) else value
+    return isinstance(value, Tensor) and value.is_complex()
 
 
 def _each(sizes: Sizes, dims: int) -> tuple[int, ...]:

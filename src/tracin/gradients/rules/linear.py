@@ -18,7 +18,7 @@ def linear(use: Use, input: Any, weight: Any, bias: Any = None) -> Parts:
         raise NoRule("a weight vector")
     inputs = _rows(use, input) if isinstance(weight, Leaf) else None
     return [
-        (weight, lambda delta: Outer(positions(delta), positions(_of(inputs)))),
+        (weight, lambda delta: Outer(positions(delta), positions(_of(inputs)).conj())),
         (bias, lambda delta: Dense(summed(positions(delta)))),
     ]
 
@@ -33,7 +33,7 @@ def addmm(
     inputs = _rows(use, mat1) if isinstance(mat2, Leaf) else None
     shape = input.tensor.shape if isinstance(input, Leaf) else ()
     return [
-        (mat2, lambda delta: Outer(positions(_of(inputs)), positions(delta))),
+        (mat2, lambda delta: Outer(positions(_of(inputs)).conj(), positions(delta))),
         (input, lambda delta: Dense(reduced(delta, shape))),
     ]
 
@@ -61,20 +61,20 @@ def _from_the_right(use: Use, input: Tensor, other: Leaf) -> Parts:
             (
                 other,
                 lambda delta: Dense(
-                    (positions(inputs) * delta.reshape(delta.shape[0], -1, 1)).sum(1)
+                    (positions(inputs).conj() * delta.reshape(delta.shape[0], -1, 1)).sum(1)
                 ),
             )
         ]
     if other.tensor.ndim > 2:
         raise NoRule("a stack of matrices")
-    return [(other, lambda delta: Outer(positions(inputs), positions(delta)))]
+    return [(other, lambda delta: Outer(positions(inputs).conj(), positions(delta)))]
 
 
 def _from_the_left(use: Use, input: Leaf, other: Tensor) -> Parts:
     if input.tensor.ndim != 2 or other.ndim < 3 or use.layout(other).dim >= other.ndim - 2:
         raise NoRule("the examples are in the matrix itself")
     inputs = use.data(other)
-    return [(input, lambda delta: Outer(positions(delta.mT), positions(inputs.mT)))]
+    return [(input, lambda delta: Outer(positions(delta.mT), positions(inputs.mT).conj()))]
 
 
 def _rows(use: Use, input: Any) -> Tensor:
