@@ -118,3 +118,15 @@ def test_using_the_library_imports_nothing_heavier_than_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_front_door_imports_little_more_than_torch():
+    heavy = "import sys, torch; before = set(sys.modules); import tracin; tracin.TracIn\n"
+    heavy += "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+    heavy += "print(*sorted(new), *(m for m in set(sys.modules) - before if m[:6] == 'torch.'))"
+
+    ran = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+
+    found = set(ran.stdout.split())
+    assert not {name for name in found if name.startswith("torch.")}
+    assert not found & {"torch", "sympy", "scipy", "pandas", "pyarrow", "transformers", "lightning"}

@@ -3,17 +3,28 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.tensor import DTensor
 from torch.nn import Module
 
 from tracin.errors import IndexingError, UnsupportedModelError
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def is_dtensor(value: object) -> "TypeGuard[DTensor]":
+    """Whether a tensor is in parts on several ranks, as FSDP2 and tensor parallelism make them.
+
+    Importing the class takes as long as half of torch; whoever has such a tensor has imported it.
+    """
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def divided_modules(model: Module) -> list[Any]:
@@ -25,12 +36,12 @@ def divided_modules(model: Module) -> list[Any]:
 
 def is_sharded(model: Module) -> bool:
     """Whether any parameter is in parts on several ranks."""
-    return bool(divided_modules(model)) or any(isinstance(p, DTensor) for p in model.parameters())
+    return bool(divided_modules(model)) or any(is_dtensor(p) for p in model.parameters())
 
 
 def is_divided(parameters: Mapping[str, Tensor]) -> bool:
     """Whether any of these is in parts on several ranks."""
-    return any(isinstance(parameter, DTensor) for parameter in parameters.values())
+    return any(is_dtensor(parameter) for parameter in parameters.values())
 
 
 def rest(model: Module) -> None:
@@ -60,10 +71,8 @@ def whole(model: Module) -> dict[str, Tensor]:
             ranks.
     """
     rest(model)
-    divided = {n: p for n, p in model.named_parameters() if isinstance(p, DTensor)}
-    found: dict[str, Tensor] = {
-        n: p for n, p in model.named_parameters() if not isinstance(p, DTensor)
-    }
+    divided = {n: p for n, p in model.named_parameters() if is_dtensor(p)}
+    found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if not is_dtensor(p)}
     for name, parameter in divided.items():
         mesh = parameter.device_mesh
         if mesh.size() != distributed.get_world_size():
@@ -78,7 +87,7 @@ def whole(model: Module) -> dict[str, Tensor]:
             continue
         module.unshard()  # type: ignore[operator]
         for name, parameter in module.named_parameters(prefix):
-            if name in divided and not isinstance(parameter, DTensor):
+            if name in divided and not is_dtensor(parameter):
                 found[name] = parameter
         module.reshard()  # type: ignore[operator]
     other = [name for name in divided if name not in found]
@@ -94,12 +103,12 @@ def whole(model: Module) -> dict[str, Tensor]:
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, or the tensor itself; no gradient flows through it."""
     detached = tensor.detach()
-    return detached.to_local() if isinstance(detached, DTensor) else detached
+    return detached.to_local() if is_dtensor(detached) else detached
 
 
 def own(values: Tensor, parameter: Tensor) -> Tensor:
     """This rank's part of a whole tensor, as a parameter is divided: a view."""
-    if not isinstance(parameter, DTensor):
+    if not is_dtensor(parameter):
         return values
     coordinate = parameter.device_mesh.get_coordinate() or ()
     for at, placement in enumerate(parameter.placements):
@@ -121,7 +130,7 @@ def device_of(model: Module) -> torch.device:
     """Where the model computes."""
     first = next(iter(model.parameters()))
     for parameter in model.parameters():
-        if isinstance(parameter, DTensor):
+        if is_dtensor(parameter):
             kind = parameter.device_mesh.device_type
             if kind == first.device.type:
                 return parameter.device
@@ -137,7 +146,7 @@ def over_ranks(values: Mapping[str, float], parameters: Mapping[str, Tensor]) ->
         values: One number a parameter.
         parameters: At least these parameters; if none is divided, the values are the sums.
     """
-    places = [p for p in parameters.values() if isinstance(p, DTensor)]
+    places = [p for p in parameters.values() if is_dtensor(p)]
     if not places:
         return dict(values)
     shares = [value / copies(parameters[name]) for name, value in values.items()]
@@ -149,7 +158,7 @@ def over_ranks(values: Mapping[str, float], parameters: Mapping[str, Tensor]) ->
 
 def copies(parameter: Tensor) -> int:
     """How many ranks hold the same numbers of a parameter."""
-    if not isinstance(parameter, DTensor):
+    if not is_dtensor(parameter):
         return distributed.get_world_size()
     count = 1
     for at, placement in enumerate(parameter.placements):

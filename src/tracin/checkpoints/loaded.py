@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
@@ -23,7 +22,7 @@ from tracin.checkpoints.state_dicts import (
     weights_within,
 )
 from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
-from tracin.sharding import is_sharded, local, own, recover, rest, whole
+from tracin.sharding import is_dtensor, is_sharded, local, own, recover, rest, whole
 
 Device = torch.device | str | int | None
 Shape = tuple[int, ...]
@@ -83,7 +82,7 @@ def loaded(
     is_own = path is not None
     if is_sharded(model):
         whole(model)  # refuses what is divided in another way
-    if divided := [key for key, one in weights.items() if isinstance(one, DTensor)]:
+    if divided := [key for key, one in weights.items() if is_dtensor(one)]:
         raise CheckpointError(
             f"{name} holds parts of tensors, divided over ranks ({listed(divided)}), and every "
             "rank needs a whole checkpoint. Write it by torch.distributed.checkpoint.state_dict."
@@ -100,12 +99,12 @@ def loaded(
     pairs = [
         (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
         for key, tensor, values in found
-        if not isinstance(tensor, DTensor)
+        if not is_dtensor(tensor)
     ]
     parts = [
         (local(tensor), placed(own(values, tensor), local(tensor), None, True, f"{name}: {key}"))
         for key, tensor, values in found
-        if isinstance(tensor, DTensor)
+        if is_dtensor(tensor)
     ]
     covered = {id(tensor) for _, tensor, _ in found}
     # What an adapter leaves alone comes along to another device, and is not copied on its own.

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -16,6 +15,7 @@ from tracin.errors import UnsupportedModelError
 from tracin.gradients.exchange import exchanged
 from tracin.gradients.fast import Compute
 from tracin.losses import Outcome
+from tracin.sharding import is_dtensor
 
 
 def losses_of(
@@ -48,7 +48,7 @@ def refuse_sharded(parameters: Mapping[str, Tensor]) -> None:
     Raises:
         UnsupportedModelError: A parameter is a DTensor, as FSDP2 and tensor parallelism make them.
     """
-    sharded = [name for name, parameter in parameters.items() if isinstance(parameter, DTensor)]
+    sharded = [name for name, parameter in parameters.items() if is_dtensor(parameter)]
     if sharded:
         raise UnsupportedModelError(
             "vmap, jvp and one backward pass an example are silently wrong under DTensor "
