@@ -57,9 +57,9 @@ class Patches(Form):
             self.inputs[rows], self.deltas[rows], self.weight_shape, self.geometry, self.copies
         )
 
-    def weighted_sum(self, factors: Tensor) -> Tensor:
+    def weighted_sum(self, weights: Tensor) -> Tensor:
         """As one ordinary weight gradient: no example's own is made."""
-        each = factors.to(self.deltas).repeat_interleave(self.copies)
+        each = weights.to(self.deltas).repeat_interleave(self.copies)
         deltas = self.deltas * each.view(-1, *(1,) * (self.deltas.ndim - 1))
         geometry = self.geometry
         return torch.ops.aten.convolution_backward(
