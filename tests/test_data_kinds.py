@@ -21,6 +21,7 @@ from tracin.errors import DataError, DataWarning
 
 X = torch.arange(14.0).reshape(7, 2)
 Y = torch.arange(7)
+WORKERS = [0, pytest.param(1, marks=pytest.mark.slow)]
 
 
 def batches(data, size=3, **options):
@@ -144,6 +145,7 @@ UNSLICED = {
 }
 
 
+@pytest.mark.slow  # torch takes seconds to import what nested tensors need
 @pytest.mark.parametrize("kind", UNSLICED)
 @pytest.mark.filterwarnings("ignore:Sparse", "ignore:The PyTorch API of nested")
 def test_columns_that_cannot_be_sliced_are_refused_by_name(kind):
@@ -224,7 +226,7 @@ def with_lists(items):
         "boxes": [x[:1].repeat(y % 3 + 1, 1) for x, y in items],
         "names": [f"n{y}" for _, y in items],
         "classes": ["cat", "dog", "cow"],
-        "pair": (2, 3.5) if False else 2,
+        "scale": 2,
     }
 
 
@@ -232,7 +234,7 @@ ITEMS = [(x, int(y)) for x, y in zip(X, Y, strict=True)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_lists_that_a_collate_makes_are_split_whatever_the_size(size, workers):
     if workers and size != 3:
         pytest.skip("one size is enough to see workers")
@@ -367,7 +369,7 @@ ALONE = {
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own, of its workers
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize(("items", "collate"), ALONE.values(), ids=ALONE)
 def test_batches_without_an_example_dimension_come_one_at_a_time(items, collate, workers, caplog):
     caplog.set_level("INFO", logger="tracin")
