@@ -189,7 +189,7 @@ def outcomes(kind: Kind, damage: Damage, tries: int, seed: int = 0) -> Counter[s
 
 def main() -> int:
     """Print a table; 1 if something was silent that need not be."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Damages checkpoint files of every kind.")
     parser.add_argument("--flips", type=int, default=500)
     parser.add_argument("--cuts", type=int, default=100)
     options = parser.parse_args()

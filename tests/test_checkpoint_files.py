@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import resource
 import struct
 import sys
 import zipfile
@@ -606,3 +607,39 @@ def test_other_contents_of_a_pt_are_read_or_refused_in_words(tmp_path, content):
 
     with pytest.raises(CheckpointError, match=r"a\.pt.*\. "):
         checkpoint_weights(open_checkpoints(tmp_path / "a.pt"), None)
+
+
+def with_pickle(path, content):
+    """A `.pt` with another pickle in it, and checksums that fit."""
+    torch.save(weights(), path)
+    with zipfile.ZipFile(path) as old:
+        records = {entry.filename: old.read(entry) for entry in old.infolist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, held in records.items():
+            new.writestr(name, content if name.endswith("data.pkl") else held)
+    return path
+
+
+STORAGE = (
+    b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+)
+PICKLES = {
+    "nothing": b"",
+    "an absurd place in the memo": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "an absurd bytearray": b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
+    "absurd bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b"abc.",
+    "an absurd storage": STORAGE + b"\x8a\x08" + b"\xff" * 7 + b"\x7ftQ.",
+    "a negative storage": STORAGE + b"J\xff\xff\xff\xfftQ.",
+    "a storage of text": STORAGE + b"X\x01\x00\x00\x00atQ.",
+}
+
+
+@pytest.mark.parametrize("content", PICKLES.values(), ids=PICKLES)
+def test_a_hostile_pickle_is_refused_and_takes_no_memory(tmp_path, content):
+    path = with_pickle(tmp_path / "a.pt", content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    with pytest.raises(CheckpointError, match=r"a\.pt"):
+        open_checkpoints(path)
+
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # of kB

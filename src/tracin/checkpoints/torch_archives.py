@@ -47,6 +47,15 @@ class Inert:
         """Take what a pickled set subclass holds."""
 
 
+class InertBytes(Inert):
+    """Stands for a bytearray, which takes as much memory as a number tells it to."""
+
+    def __init__(self, *args: object) -> None:
+        if any(isinstance(one, int) for one in args):
+            raise pickle.UnpicklingError(f"a bytearray of {args[0]} bytes")
+        super().__init__()
+
+
 class StorageKind(str):
     """The name of a storage's class."""
 
@@ -67,6 +76,8 @@ class StorageNames(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The name itself for a kind of storage; nothing that could run for all else."""
+        if name == "bytearray":
+            return InertBytes
         return StorageKind(name) if name.endswith("Storage") else Inert
 
     def persistent_load(self, pid: Any) -> Inert:
