@@ -41,7 +41,43 @@ def tied(examples: int, positions: int, seed: int) -> Form:
     return forms.total([outer(examples, positions, seed), rows(examples, positions, seed + 1)])
 
 
-KINDS = {"outer": outer, "rows": rows, "patches": patches, "dense": dense, "tied": tied}
+def stacked(examples: int, positions: int, seed: int) -> Form:
+    left = rand(examples, WORDS, positions, 2, seed=seed)
+    return forms.Stacked(left, rand(examples, WORDS, positions, 2, seed=seed + 9))
+
+
+def computed(examples: int, positions: int, seed: int) -> Form:
+    rows = rand(examples, WORDS * WIDTH, seed=seed)
+    return forms.Computed(
+        lambda start, stop: rows[start:stop], examples, WORDS * WIDTH, 1 << 19, rows.device
+    )
+
+
+def scaled_rows(examples: int, positions: int, seed: int) -> Form:
+    return forms.ScaledRows(rand(examples, WORDS, seed=seed), rand(WORDS, WIDTH, seed=seed + 9))
+
+
+def scaled_entries(examples: int, positions: int, seed: int) -> Form:
+    return forms.ScaledEntries(outer(examples, positions, seed), rand(WORDS * WIDTH, seed=seed + 5))
+
+
+def mixed(examples: int, positions: int, seed: int) -> Form:
+    kinds = (outer, rows, scaled_rows, computed, dense, patches)
+    return forms.total([kind(examples, positions, seed + at) for at, kind in enumerate(kinds)])
+
+
+KINDS = {
+    "stacked": stacked,
+    "computed": computed,
+    "scaled rows": scaled_rows,
+    "scaled entries": scaled_entries,
+    "mixed": mixed,
+    "outer": outer,
+    "rows": rows,
+    "patches": patches,
+    "dense": dense,
+    "tied": tied,
+}
 of_each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 of_each_other = pytest.mark.parametrize("other", KINDS.values(), ids=KINDS)
 of_any_length = pytest.mark.parametrize("positions", [1, 2, 40])

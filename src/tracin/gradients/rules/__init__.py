@@ -2,6 +2,7 @@
 
 from tracin.gradients.rules import (  # noqa: F401  # importing a file registers its rules
     broadcast,
+    contraction,
     convolution,
     embedding,
     linear,

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from tracin.gradients.forms import Dense, Outer
 from tracin.gradients.rules.broadcast import reduced
+from tracin.gradients.rules.contraction import stack
 from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, positions, rule_for, summed
 
 
@@ -55,6 +56,8 @@ def rmatmul(use: Use, input: Any, other: Any) -> Parts:
 
 
 def _from_the_right(use: Use, input: Tensor, other: Leaf) -> Parts:
+    if other.tensor.ndim > 2:
+        return stack(use, input, other)
     inputs = _rows(use, input)
     if other.tensor.ndim == 1:
         return [
@@ -65,8 +68,6 @@ def _from_the_right(use: Use, input: Tensor, other: Leaf) -> Parts:
                 ),
             )
         ]
-    if other.tensor.ndim > 2:
-        raise NoRule("a stack of matrices")
     return [(other, lambda delta: Outer(positions(inputs).conj(), positions(delta)))]
 
 
