@@ -50,16 +50,21 @@ class Share:
 
 @final
 class Watcher:
-    """Watches forward passes of one model, with the parameters that are trained at the moment."""
+    """Watches forward passes of one model, with the parameters that are trained at the moment.
+
+    Attributes:
+        parameters: These parameters, by name.
+        trial: What each call does with them.
+    """
 
     def __init__(
         self, model: Module, compute: Compute, parameters: Mapping[str, Tensor], example: Batch
     ) -> None:
         self._model = model
-        self._parameters = dict(parameters)
+        self.parameters = dict(parameters)
         with untouched(model), buffers_kept(model):
-            self._trial: Trial = learn(
-                model, compute, part(example, [0]), self._parameters, is_live=True
+            self.trial: Trial = learn(
+                model, compute, part(example, [0]), self.parameters, is_live=True
             )
 
     @contextmanager
@@ -70,7 +75,7 @@ class Watcher:
             TracingError: The pass is not one over the examples that were announced.
         """
         # The shares are read after the step, when the weights have changed.
-        ledger = Ledger(self._parameters, share.forms.__setitem__, is_settled=True)
+        ledger = Ledger(self.parameters, share.forms.__setitem__, is_settled=True)
 
         def settle() -> None:
             ledger.close()
@@ -83,8 +88,8 @@ class Watcher:
                 )
 
         share.settle = settle
-        anchor = new_anchor(next(iter(self._parameters.values())).device)
-        watch = Watch(self._parameters, self._trial, len(share), anchor, ledger, is_live=True)
+        anchor = new_anchor(next(iter(self.parameters.values())).device)
+        watch = Watch(self.parameters, self.trial, len(share), anchor, ledger, is_live=True)
         entered = self._model.register_forward_pre_hook(lambda *_: watch.begin())
         try:
             with watch:

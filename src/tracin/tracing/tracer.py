@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path as FilePath
@@ -37,6 +37,7 @@ from tracin.tracing.fingerprints import (
 from tracin.tracing.folder import About, Save, Tables, add_rows
 from tracin.tracing.goodness import Goodness
 from tracin.tracing.gradient_use import Seen, assumed, examined, written
+from tracin.tracing.live_audit import Call, asked, captured, gaps, repeated
 from tracin.tracing.paths import Path
 from tracin.tracing.places import Places
 from tracin.tracing.probe import loss_factor
@@ -176,7 +177,7 @@ class Tracer:
         self._traced: dict[str, Tensor] = {}
         self._flags: list[tuple[bool, bool]] = []
         self._watcher: Watcher | None = None
-        self._is_told = False
+        self._is_told = self._is_unaudited = False
         self._moving: dict[str, Tensor] = {}  # all that a step may move, traced or not
         self._own_versions: dict[str, int] = {}
         self._options = ""  # those of the last step, but for its rates
@@ -184,6 +185,7 @@ class Tracer:
         self._is_new = True  # whether the traced parameters were never looked at in a step
         self._before: dict[str, Tensor] = {}
         self._pending: list[Share] = []
+        self._calls: list[list[Call]] = []  # beside each pending share, where the step is audited
         self._seen: dict[str, Seen] = {}
         self._taken: Taken | None = None
         self._ends: _Ends | None = None
@@ -229,9 +231,13 @@ class Tracer:
         share = Share(positions, weights, scale)
         if self._watcher is None:
             raise RuntimeError("no watcher")
-        with self._watcher.reading(share):
+        calls: list[Call] = []
+        capture = captured(self._model, calls) if self._is_audited else nullcontext()
+        with capture, self._watcher.reading(share):
             yield
         self._pending.append(share)
+        if self._is_audited:
+            self._calls.append(calls)
 
     def save(self) -> None:
         """Keep the trace as it is now, beside your own checkpoint of the same step.
@@ -457,7 +463,7 @@ class Tracer:
                 "thrown away (zero_grad) before optimizer.step(). Trace only what is learnt from; "
                 "with a GradScaler, which skips steps, give it: Tracer(..., scaler=scaler)."
             )
-        self._pending, self._seen = [], {}
+        self._pending, self._seen, self._calls = [], {}, []
         self._skipped += 1
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -509,6 +515,8 @@ class Tracer:
                     gradients[name] = written(gradient) if is_own else gradient.clone()
         self._refuse_moving_frozen()
         check_shares(self._pending, gradients)
+        for share, calls in zip(self._pending, self._calls, strict=False):
+            self._audit(share, calls)
         if not self._before:
             self._before = {name: p.detach().clone() for name, p in self._moving.items()}
         if not self._is_probed:
@@ -531,7 +539,7 @@ class Tracer:
             with self._busy(), torch.no_grad(), self._on_disk():
                 self._share_out(taken)
             self._has_failed = False
-            self._pending, self._seen = [], {}
+            self._pending, self._seen, self._calls = [], {}, []
             if self._is_over:
                 return
             if self._every == 1:
@@ -541,6 +549,57 @@ class Tracer:
         if self._every > 1:
             self._before, self._ends = {}, None
         self.step += 1
+
+    @property
+    def _is_audited(self) -> bool:
+        """Whether the next traced step is number 1, 2, 4, 8, ..."""
+        count = self._tables.rows + 1
+        return count & (count - 1) == 0
+
+    def _audit(self, share: Share, calls: list[Call]) -> None:
+        """Measure that each example's share is its own, before the step is taken.
+
+        Raises:
+            TracingError: Examples have shares of others.
+        """
+        if self._watcher is None:
+            raise RuntimeError("no watcher")
+        inputs = self._model, self._watcher.parameters, self._watcher.trial, len(share)
+        try:
+            with self._busy():
+                run = repeated(self._model, calls)
+                for is_eval in (False, True):  # in train mode, examples may depend on each other
+                    far = gaps(*inputs, run, seed=self.step, is_eval=is_eval)
+                    if not far:
+                        break
+                if far == {} and not is_eval:
+                    return
+                if far != {}:
+                    device = next(iter(self._watcher.parameters.values())).device
+                    batch = move(self._train.take(share.positions.tolist()), device)
+                    run = asked(self._model, self._compute, batch)
+                    by_loss = gaps(*inputs, run, seed=self.step, is_eval=True)
+                    if far is None and by_loss == {}:
+                        return
+                    if by_loss:
+                        raise TracingError(_mixed_up(self.step, far or by_loss))
+                reason = "in train mode its examples depend on each other"
+        except TracingError:
+            raise
+        except Exception as error:  # a user's model: whatever fails here did not fail in training
+            reason = f"{type(error).__name__}: {error}"
+        self._say_unaudited(reason)
+
+    def _say_unaudited(self, reason: str) -> None:
+        if not self._is_unaudited:
+            self._is_unaudited = True
+            warnings.warn(
+                f"The shares of step {self.step} could not be audited ({reason}): that they add up "
+                "to the gradient is checked, but not that each example has its own. Compare with "
+                "tracin.TracIn on a checkpoint.",
+                TracingWarning,
+                stacklevel=2,
+            )
 
     def _overwrites(self, options: str) -> bool:
         """Whether the gradients must be copied before a step with these options."""
@@ -838,6 +897,16 @@ def _refuse_complex(parameters: Mapping[str, Tensor]) -> None:
             "parameters are not traced. Leave them out by parameters=[...], or score recorded "
             "checkpoints with tracin.TracIn, which takes them."
         )
+
+
+def _mixed_up(step: int, far: Mapping[str, float]) -> str:
+    name, gap = max(far.items(), key=lambda one: one[1])
+    return (
+        f"In step {step} the examples' shares of the gradient of {listed(far)} are not their own "
+        f"(for '{name}' off by {gap:.1e} of the gradient): the model moves examples within a batch "
+        "in a way that is not seen, such as sorting outside of torch. Leave these parameters out "
+        "(parameters=), or use tracin.TracIn on checkpoints, which goes another way there."
+    )
 
 
 def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
