@@ -12,6 +12,7 @@ model, are replaced by the queries' loss of the same training examples.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, final
 
 import torch
@@ -172,6 +173,8 @@ def _too_far(
 ) -> dict[str, float]:
     lengths = {name: float(torch.linalg.vector_norm(each)) for name, each in wanted.items()}
     floor = FLOOR * sum(length**2 for length in lengths.values()) ** 0.5
+    if not isfinite(floor):  # the example will be named when its share is looked at
+        return {}
     far = {}
     for name, each in wanted.items():
         gap = float(torch.linalg.vector_norm(found[name].view_as(each).to(each) - each))
