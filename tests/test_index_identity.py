@@ -547,7 +547,7 @@ def test_error_bars_are_made_of_each_querys_own_hits_alone(tmp_path, monkeypatch
     monkeypatch.setattr(index_search, "standard_error", counted)
     found = index.explain(run, many, k=3)
 
-    assert seen == [(30, 3, 1)] * 4  # two checkpoints, two sides
+    assert seen == [(30, 6, 1)] * 2  # both sides, at each of two checkpoints
     torch.testing.assert_close(found.proponents.errors, expected.errors)
     asked = index._asked(run, tracin.data.open_examples(many, name="test"), "auto")
     variance = torch.zeros(30, 3)

@@ -407,9 +407,9 @@ class Index:
         tops: list[Best] = []
         bottoms: list[Best] = []
         for _, part in reading.parts(Search.smallest(reading.asked)):
-            top, bottom = strongest(Scan(Search, part, k), engine)
-            tops.append(best(part, top))
-            bottoms.append(best(part, bottom))
+            top, bottom = best(part, strongest(Scan(Search, part, k), engine))
+            tops.append(top)
+            bottoms.append(bottom)
         return Best.joined(tops), Best.joined(bottoms)
 
     def _proposed(

@@ -118,7 +118,7 @@ class Search:
 
     def found(self) -> list[Best]:
         """Proponents, scores descending, and opponents, scores ascending."""
-        return [best(self._reading, side) for side in self.strongest()]
+        return best(self._reading, self.strongest())
 
     def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
         """The k highest and the k lowest scores among the rows of some ranges; None for all."""
@@ -131,12 +131,16 @@ class Search:
         return top, bottom
 
 
-def best(reading: Reading, side: Strongest) -> Best:
-    """A finished side, with the errors of its scores."""
-    if side.values is None or side.shares is None:
-        raise RuntimeError("no rows were read")
-    errors = errors_of(reading, side.positions)
-    return Best(side.positions.numpy(), side.values, side.shares, errors)
+def best(reading: Reading, sides: Sequence[Strongest]) -> list[Best]:
+    """Finished sides, with the errors of their scores; a row of both is decoded once."""
+    errors = errors_of(reading, torch.cat([side.positions for side in sides], 1))
+    found: list[Best] = []
+    each = errors.split([side.positions.shape[1] for side in sides], 1)
+    for side, own in zip(sides, each, strict=True):
+        if side.values is None or side.shares is None:
+            raise RuntimeError("no rows were read")
+        found.append(Best(side.positions.numpy(), side.values, side.shares, own))
+    return found
 
 
 def errors_of(reading: Reading, positions: Tensor) -> Tensor:
