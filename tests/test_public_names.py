@@ -30,6 +30,7 @@ PUBLIC = [
     "LabelError",
     "LearningRateError",
     "LossError",
+    "ModelInUseError",
     "NonFiniteError",
     "OptimizerState",
     "Outcome",

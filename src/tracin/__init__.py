@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tracin.errors import LabelError as LabelError
     from tracin.errors import LearningRateError as LearningRateError
     from tracin.errors import LossError as LossError
+    from tracin.errors import ModelInUseError as ModelInUseError
     from tracin.errors import NonFiniteError as NonFiniteError
     from tracin.errors import OutputError as OutputError
     from tracin.errors import ParametersError as ParametersError
@@ -87,6 +88,7 @@ _HOMES = {
         "LabelError",
         "LearningRateError",
         "LossError",
+        "ModelInUseError",
         "NonFiniteError",
         "OutputError",
         "ParametersError",
@@ -159,6 +161,7 @@ __all__ = [
     "LabelError",
     "LearningRateError",
     "LossError",
+    "ModelInUseError",
     "NonFiniteError",
     "OptimizerState",
     "Outcome",

@@ -62,6 +62,10 @@ class DeviceError(TracInError):
     """The model, its weights and the data are not where they can meet."""
 
 
+class ModelInUseError(TracInError):
+    """Another thread uses the model, or a part of it, and must find its weights as they are."""
+
+
 class QueryError(TracInError):
     """What is asked for cannot be answered: more hits than examples, an unknown ranking."""
 

@@ -3,7 +3,10 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, final
+
+from tracin.restoring import Restoring
 
 Undo = Callable[[], object]
 
@@ -43,15 +46,10 @@ class Setting:
     def __call__(self) -> Iterator[None]:
         """Hold the change; several may at once, in one thread or in many."""
         holder: Any = object()
-        try:
+        restoring = Restoring(partial(self._leave, holder))
+        with restoring, restoring:
             self._enter(holder)
             yield
-        finally:
-            try:
-                self._leave(holder)
-            except KeyboardInterrupt:
-                self._leave(holder)  # each step may be taken twice
-                raise
 
     def _enter(self, holder: object) -> None:
         with self._lock:

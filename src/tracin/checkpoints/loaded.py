@@ -22,6 +22,8 @@ from tracin.checkpoints.state_dicts import (
     weights_within,
 )
 from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
+from tracin.guards import is_same_table, owned
+from tracin.restoring import Restoring
 from tracin.sharding import is_dtensor, is_sharded, local, own, recover, rest, whole
 
 Device = torch.device | str | int | None
@@ -61,6 +63,7 @@ def loaded(
         CheckpointError: The weights cannot be read, or do not fit the model; the first names
             that differ are in the message.
         DeviceError: The model is on several devices, or on none ("meta").
+        ModelInUseError: Another thread has the model for as long as it likes.
         UnsupportedModelError: A parameter has no shape yet, is quantised, or is divided over ranks
             in another way than by `fully_shard` alone.
 
@@ -71,6 +74,16 @@ def loaded(
         ...     model(torch.ones(1, 1)).item()
         0.0
     """
+    with owned(model, "tracin.checkpoints.loaded"):
+        pairs, parts = exchanged(model, checkpoint, device)
+        with swapped(model, pairs), overwritten(model, parts):
+            yield model
+
+
+def exchanged(
+    model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Tensors with what they are to point to; and, of a divided model, with what to write."""
     refuse_unfit(model, device)
     if isinstance(checkpoint, Checkpoint):
         name, weights = checkpoint.name, checkpoint.weights()
@@ -119,8 +132,7 @@ def loaded(
         for buffer in model.buffers()
         if id(buffer) not in covered
     ]
-    with swapped(model, pairs), overwritten(model, parts):
-        yield model
+    return pairs, parts
 
 
 @dataclass(frozen=True)
@@ -374,17 +386,20 @@ def overwritten(model: Module, parts: list[tuple[Tensor, Tensor]]) -> Iterator[N
         yield
         return
     before = [(memory, memory.clone()) for memory, _ in parts]
-    try:
-        for memory, new in parts:
-            memory.copy_(new)
-        yield
-    except BaseException:
-        recover(model)
-        raise
-    finally:
+
+    def put_back() -> None:
         rest(model)
         for memory, numbers in before:
             memory.copy_(numbers)
+
+    with Restoring(put_back):
+        try:
+            for memory, new in parts:
+                memory.copy_(new)
+            yield
+        except BaseException:
+            recover(model)
+            raise
 
 
 @contextmanager
@@ -394,19 +409,22 @@ def swapped(model: Module, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]
     modules = list(model.modules())
     modes = [module.training for module in modules]
     buffers = [dict(module._buffers.items()) for module in modules]
-    try:
+
+    def put_back() -> None:
+        for module, mode, names in zip(modules, modes, buffers, strict=True):
+            module.training = mode
+            # A forward pass may have put a new tensor in a buffer's place. (A scripted module's
+            # table is no dict, and cannot be changed.)
+            if isinstance(module._buffers, dict) and not is_same_table(module._buffers, names):
+                module._buffers.clear()
+                module._buffers.update(names)
+        for tensor, data in own:
+            tensor.data = data
+
+    with Restoring(put_back):
         for tensor, new in pairs:
             tensor.data = new
         for module in modules:
             # Not through eval(): some layers override it to fold weights into others.
             module.training = False
         yield
-    finally:
-        for module, mode, names in zip(modules, modes, buffers, strict=True):
-            module.training = mode
-            # A forward pass may have put a new tensor in a buffer's place.
-            if isinstance(module._buffers, dict):  # a scripted module's cannot be replaced
-                module._buffers.clear()
-                module._buffers.update(names)
-        for tensor, data in own:
-            tensor.data = data

@@ -12,9 +12,10 @@ from functools import lru_cache
 from typing import Any, final
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import resolve_name
 
 from tracin.gradients.arguments import tensors_in
+from tracin.gradients.mode import Mode
 from tracin.gradients.opening import opened
 from tracin.gradients.scattering import Judged, is_judged, learn_judged
 
@@ -110,7 +111,7 @@ class _Call:
 
 
 @final
-class Trace(TorchFunctionMode):
+class Trace(Mode):
     """Notes the shapes of every call from the first parameter on."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from tracin.errors import CoupledExamplesError, LossError
+from tracin.gradients.mode import Mode
 
 
 @final
-class Guard(TorchFunctionMode):
+class Guard(Mode):
     """Lets everything pass but what `refuse` refuses."""
 
     def __torch_function__(

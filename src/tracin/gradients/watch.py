@@ -9,7 +9,6 @@ from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from tracin.gradients.arguments import tensors_in
 from tracin.gradients.layouts import (
@@ -19,6 +18,7 @@ from tracin.gradients.layouts import (
     Trial,
     output_name,
 )
+from tracin.gradients.mode import Mode
 from tracin.gradients.opening import opened
 from tracin.gradients.refusals import refuse, refuse_live
 from tracin.gradients.rules import Leaf, Use, mark, plain, steps_of
@@ -39,7 +39,7 @@ class Ledger(Protocol):
 
 
 @final
-class Watch(TorchFunctionMode):
+class Watch(Mode):
     """Runs beneath the user's loss: cuts parameters off where they meet data, and taps the outputs.
 
     A call that has no rule is left as it is, so that its parameter stays in the graph of the loss

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tracin.data import open_examples
 from tracin.errors import QueryError
+from tracin.guards import guarded
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.settled import settled
 from tracin.influence.table import aligned, arrow_table, numbers, save_parquet
@@ -75,6 +76,7 @@ class Contributions:
         return about + table if self.classes else table
 
 
+@guarded
 def contributions(
     run: TracIn,
     train: Any,

@@ -14,6 +14,7 @@ from torch import Tensor
 from tracin.data import Examples, open_examples
 from tracin.engines import Gatherer
 from tracin.errors import IndexingError, QueryError
+from tracin.guards import guarded
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.explanations import Explanations, Hits
 from tracin.influence.finder import Finder
@@ -23,7 +24,6 @@ from tracin.influence.index_data import (
     losses_at,
     refuse_other_data,
     refuse_other_losses,
-    unmoved,
 )
 from tracin.influence.index_exact import cut_at, exact_hits
 from tracin.influence.index_fan import Scan, strongest
@@ -108,7 +108,7 @@ class Index:
         """The ids of the rows: [train]."""
         return self.store.ids()
 
-    @unmoved()
+    @guarded
     def explain(
         self,
         run: "TracIn",
@@ -212,7 +212,7 @@ class Index:
         names = tuple(run.checkpoints[number].name for number in asked.numbers)
         return Explanations(queries.ids, sides[0], sides[1], names, recall, tuple(notes))
 
-    @unmoved()
+    @guarded
     def measure_recall(
         self,
         run: "TracIn",
@@ -287,7 +287,7 @@ class Index:
             and not self.store.missing()
         )
 
-    @unmoved()
+    @guarded
     def influence(
         self,
         run: "TracIn",

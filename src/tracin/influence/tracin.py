@@ -25,6 +25,7 @@ from tracin.engines import Engine, Serial
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Coverage, Covered, Way
 from tracin.gradients.forms import real_shape
+from tracin.guards import guarded
 from tracin.influence import mislabelled
 from tracin.influence.batch_size import BatchSize, checked_size
 from tracin.influence.device import checked_device
@@ -131,6 +132,7 @@ class TracIn:
         self._keys: list[str] | None = None
         self._ways: dict[str, Covered] = {}  # as far as passes have settled them
 
+    @guarded
     @settled
     def self_influence(
         self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
@@ -163,6 +165,7 @@ class TracIn:
             total[_slice(step.positions)] += _known(step.norms).cpu()
         return total.to(self._dtype())
 
+    @guarded
     @settled
     def influence(
         self,
@@ -202,6 +205,7 @@ class TracIn:
                 total[_slice(step.positions), _slice(span)] += _known(step.scores).cpu()
         return total
 
+    @guarded
     @settled
     def explain(
         self,
@@ -272,6 +276,7 @@ class TracIn:
             names,
         )
 
+    @guarded
     @settled
     def find_mislabelled(
         self,
@@ -321,6 +326,7 @@ class TracIn:
             judgement.close()
         return judgement.suspects(examples.ids, rank_by)
 
+    @guarded
     @settled
     def coverage(self, batch: Any) -> Coverage:
         """Which way each parameter's gradients are had, and why, on the first examples of `batch`.
@@ -336,6 +342,7 @@ class TracIn:
             walk.gradients.visit(few, lambda name, form, row: None, is_last=True)
         return self._covered(walk)
 
+    @guarded
     @settled
     def verify(self, data: Any, examples: int = 8) -> Verification:
         """Measure gradients and scores of the first `examples` of `data` against plain autograd.
@@ -365,6 +372,7 @@ class TracIn:
         many = min(examples, len(source))
         return verified(walk, names, source, many, lambda: self._covered(walk))
 
+    @guarded
     def index(
         self,
         train: Any,

@@ -6,12 +6,14 @@ import torch
 
 from tracin.checkpoints import loaded, untouched
 from tracin.data import content_of, move
+from tracin.guards import guarded
 from tracin.influence.batch_size import BatchSize, checked_size, fitting_size
 from tracin.influence.progress import bar
 from tracin.influence.tracin import TracIn
 from tracin.influence.walk import refuse_non_finite
 
 
+@guarded
 def training_losses(
     run: TracIn, train: Any, batch_size: BatchSize = "auto", progress: bool | None = None
 ) -> list[float]:

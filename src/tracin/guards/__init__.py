@@ -1,0 +1,7 @@
+"""What a call may change of the user's world, who may change it, and how it comes back."""
+
+from tracin.guards.guard import Guard as Guard
+from tracin.guards.guard import guarded as guarded
+from tracin.guards.model_state import is_same_table as is_same_table
+from tracin.guards.ownership import Hold as Hold
+from tracin.guards.ownership import owned as owned

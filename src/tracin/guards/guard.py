@@ -1,0 +1,99 @@
+"""The block around a call: on leaving it, however that is, the user's world is as it was."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec, Self, TypeVar, final
+
+from torch.nn import Module
+
+from tracin.guards.model_state import ModelState
+from tracin.guards.ownership import Hold
+from tracin.guards.settings import ThreadSettings
+from tracin.guards.shared_settings import SharedSettings
+from tracin.restoring import Restoring
+from tracin.sharding import rest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@final
+class Guard(Restoring):
+    """Has a model for this thread, and brings back all that a block changes.
+
+    That is: each module's attributes, mode, hooks and tables of tensors; each tensor's memory,
+    `.grad` and `requires_grad`; grad mode, autocast, function modes and the like; the random
+    state, and torch's switches. Not the numbers in the user's own memory. Entering changes nothing.
+
+    Args:
+        model: The model.
+        what: Who uses it, for messages to other threads.
+        is_brief: Whether other threads wait for the end of the block, or are refused.
+
+    Raises:
+        ModelInUseError: On entering: another thread has the model for as long as it likes.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Dropout(0.5)
+        >>> guard = Guard(model)
+        >>> with guard, guard:
+        ...     _ = model.eval()
+        >>> model.training
+        True
+    """
+
+    def __init__(self, model: Module, what: str = "a pass", *, is_brief: bool = True) -> None:
+        super().__init__(self._restore)
+        self._model = model
+        self._hold = Hold(model, what, is_brief=is_brief)
+        self._state: ModelState | None = None
+        self._settings: ThreadSettings | None = None
+        self._shared = SharedSettings()
+
+    def __enter__(self) -> Self:
+        if self.is_open:
+            return self
+        try:
+            self._hold.take()
+            rest(self._model)
+            self._shared.join()
+            self._settings = ThreadSettings.now()
+            self._state = ModelState.of(self._model)
+            return super().__enter__()
+        except BaseException:
+            self._shared.leave()
+            self._hold.release()
+            raise
+
+    def _restore(self) -> None:
+        if self._settings is not None:
+            self._settings.put_back()
+        if self._state is not None:
+            rest(self._model)
+            self._state.put_back()
+        self._shared.leave()
+        self._hold.release()
+        self._state = None
+
+
+def guarded(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function leave the model of its argument `run`, or `self`, and all else, as it was."""
+    signature = inspect.signature(function)
+    name = function.__qualname__
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # Python has better words for it
+            return function(*args, **kwargs)
+        model = getattr(given.get("run", given.get("self")), "model", None)
+        if not isinstance(model, Module):
+            return function(*args, **kwargs)
+        guard = Guard(model, name)
+        with guard, guard:
+            return function(*args, **kwargs)
+
+    return call

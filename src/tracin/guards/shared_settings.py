@@ -1,0 +1,57 @@
+"""Settings of the whole process, brought back when several threads set them at one time.
+
+What one thread has set, another would take for the user's. So the guards that are open at one
+time keep what the first of them found, and the last thread to leave brings it back.
+"""
+
+import threading
+from typing import final
+
+from tracin.guards.settings import ProcessSettings
+
+
+class _Group:
+    """The guards that are open at one time."""
+
+    def __init__(self) -> None:
+        self.first: ProcessSettings | None = None
+        self.members: list[SharedSettings] = []
+
+
+_groups: dict[str, _Group] = {}
+
+
+@final
+class SharedSettings:
+    """One guard's part in them."""
+
+    def __init__(self) -> None:
+        self._thread = threading.current_thread()
+        self._group: _Group | None = None
+        self._found: ProcessSettings | None = None
+
+    def join(self) -> None:
+        """Note the settings as they are."""
+        group = _groups.setdefault("now", _Group())  # one step, whatever other threads do
+        group.members.append(self)
+        self._group, self._thread = group, threading.current_thread()
+        self._found = ProcessSettings.now()
+        group.first = group.first or self._found
+
+    def leave(self) -> None:
+        """Make them so again, unless another thread is at work; nothing the second time."""
+        group = self._group
+        if group is None:
+            return
+        if not any(
+            each._thread is not self._thread and each._thread.is_alive() for each in group.members
+        ):
+            is_last = group.members == [self]
+            found = group.first if is_last else self._found
+            if found is not None:
+                found.put_back()
+        if self in group.members:
+            group.members.remove(self)
+        if not group.members and _groups.get("now") is group:
+            _groups.pop("now", None)
+        self._group = None
