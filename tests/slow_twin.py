@@ -108,11 +108,18 @@ def _by_name(name: str) -> Callable[[Module, Any], Tensor]:
 def _as_it_was(model: Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     kept = {parameter: parameter.grad for parameter in model.parameters()}
+    # An optimizer may step in these.
+    found: list[Any] = [getattr(each, "_post_accumulate_grad_hooks", None) for each in kept]
+    hooks = [(each, dict(each)) for each in found if each]
     try:
+        for each, _ in hooks:
+            each.clear()
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         for parameter, gradient in kept.items():
             parameter.grad = gradient
+        for each, own in hooks:
+            each.update(own)
         for module, mode in modes.items():
             module.training = mode
