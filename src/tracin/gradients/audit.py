@@ -5,7 +5,7 @@ of the sum of c_i x loss_i, for each parameter by itself. Two examples whose gra
 change that sum by |c_i - c_j| |g_i - g_j|, far above rounding, whichever call moved them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -38,7 +38,7 @@ class Reference:
         window: The examples' rows in the batch.
         factors: One per example of the window.
         gradients: The sum of factor x gradient, by parameter.
-        losses: Those of the window, computed in a batch of its own.
+        losses: Those of the window, computed in a batch of its own: [examples].
     """
 
     window: range
@@ -53,15 +53,27 @@ class Reference:
         compute: Compute,
         batch: Batch,
         parameters: Mapping[str, Tensor],
-        window: range,
+        rows: Sequence[int],
         generator: torch.Generator,
     ) -> "Reference":
-        """Take one ordinary forward and backward pass over the window."""
-        is_all = len(window) == length(batch)
-        some = batch if is_all else part(batch, slice(window.start, window.stop))
+        """Take one ordinary forward and backward pass.
+
+        Args:
+            model: In eval mode.
+            compute: The per-example loss.
+            batch: Examples first.
+            parameters: Those to differentiate by, by name.
+            rows: Consecutive rows in any order: in another one, losses that depend on an example's
+                place in its batch differ.
+            generator: Of the factors.
+        """
+        window = range(min(rows), max(rows) + 1)
+        order = torch.tensor(rows)
+        some = batch if list(rows) == list(range(length(batch))) else part(batch, order)
         factors = audit_factors(len(window), generator)
-        gradients, losses = weighted_gradients(model, compute, some, parameters, factors)
-        return cls(window, factors, gradients, losses)
+        places = order - window.start
+        gradients, losses = weighted_gradients(model, compute, some, parameters, factors[places])
+        return cls(window, factors, gradients, losses[places.argsort().to(losses.device)])
 
     @property
     def is_finite(self) -> bool:

@@ -1,6 +1,7 @@
 """The autograd graph of the losses: which leaves it leads to."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping
+from inspect import unwrap
 from typing import Any
 
 from torch import Tensor
@@ -74,10 +75,10 @@ def refuse_foreign(
 
 
 def _described(leaf: Tensor, compute: Any) -> str:
-    loss = getattr(compute, "loss", compute)
-    for owner in (compute, loss):
-        if isinstance(owner, Module):
-            for name, parameter in owner.named_parameters():
-                if parameter is leaf:
-                    return f"'{name}' of the loss, {list(leaf.shape)}"
+    loss = unwrap(compute)
+    owner = getattr(loss, "__self__", loss)
+    if isinstance(owner, Module):
+        for name, parameter in owner.named_parameters():
+            if parameter is leaf:
+                return f"'{name}' of the loss, {list(leaf.shape)}"
     return f"a tensor of shape {list(leaf.shape)}"

@@ -36,6 +36,7 @@ def worded(compute: Compute) -> Compute:
                 raise
             raise DataError(said) from error
 
+    compute_or_say.__wrapped__ = compute  # type: ignore[attr-defined]  # for names in errors
     return compute_or_say
 
 

@@ -22,6 +22,7 @@ from tracin.gradients.forms import Form, Memo, real_shape
 from tracin.gradients.wording import worded
 from tracin.influence.batch_size import fitting_size
 from tracin.influence.named_examples import examples_named
+from tracin.influence.padding import warn_if_padding_counts
 from tracin.influence.progress import bar
 from tracin.influence.queries import FEW, Queries
 from tracin.influence.update import Scaling, ScalingOf
@@ -93,6 +94,7 @@ class Walk:
         self._weights = weights
         self._device = device
         self._scaling_of = scaling_of
+        self._is_padding_known = False
 
     @property
     def checkpoints(self) -> int:
@@ -152,7 +154,11 @@ class Walk:
 
         Ranks of a sharded model give the same span, and equally long parts.
         """
-        return Reader(self.gradients, train, span, batch_size, device, part or span)
+        reader = Reader(self.gradients, train, span, batch_size, device, part or span)
+        if not self._is_padding_known and reader.first is not None:
+            self._is_padding_known = True
+            warn_if_padding_counts(self.gradients, train, *reader.first)
+        return reader
 
     def _scaling(self, checkpoint: Checkpoint) -> Scaling | None:
         if self._scaling_of is None:
@@ -224,6 +230,8 @@ class Reader:
         size: How many examples a batch has, at most the span.
         batch_size: What `size` was cut from: for the next reader of the same walk.
         structure: The names, types and shapes of a batch.
+        first: The positions and the batch that were checked, until they are read; None for the
+            ranks of a sharded model.
 
     The ranks of a sharded model check the same first batch of the span, and each reads a part.
     """
@@ -257,7 +265,7 @@ class Reader:
         chosen = rows if self._is_sharded else range(part.start, part.start + few)
         warn_if_changing(train, chosen)
         first = move(train.few(chosen), device)
-        self._first = None if self._is_sharded else first
+        self.first = None if self._is_sharded else (chosen, first)
         with examples_named(train, chosen, first):
             gradients.check(first)
         self.structure = structure(first)
@@ -300,12 +308,13 @@ class Reader:
     def _batches(self, start: int) -> Iterator[tuple[range, Batch]]:
         """Batches from a position on; the first of all has few examples, and all are audited."""
         if start == self._span.start:
-            few = self._gradients.begin(len(self._span), is_checked=self._first is not None)
+            few = self._gradients.begin(len(self._span), is_checked=self.first is not None)
             positions = range(start, min(start + few, start + self.size, self._span.stop))
-            first, self._first = self._first, None
-            if first is None:
-                first = move(self._train.take(positions), self.device)
-            yield positions, part_of_batch(first, slice(0, len(positions)))
+            checked, self.first = self.first, None
+            if checked is None:
+                yield positions, move(self._train.take(positions), self.device)
+            else:
+                yield positions, part_of_batch(checked[1], slice(0, len(positions)))
             start = positions.stop
         for positions, batch in self._train.batches(
             self.size, start=start, stop=self._span.stop, as_views=True
