@@ -87,3 +87,15 @@ def compiler_stance() -> Any:
 def set_compiler_stance(stance: Any) -> None:
     """Put back what `compiler_stance` gave: the public function takes the names of stances only."""
     sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)  # type: ignore[attr-defined]
+
+
+# The stacks and switches that `tracin.guards.settings` notes and puts back: function and dispatch
+# modes, transforms of torch.func, saved tensors' hooks, attention kernels. Most of them have no
+# public door; its stubs leave them out.
+C: Any = torch._C
+
+
+def top_function_mode() -> Any:
+    """The function mode that sees calls first; None without one. There is no public way to ask."""
+    depth = C._len_torch_function_stack()
+    return C._get_function_stack_at(depth - 1) if depth else None

@@ -2,8 +2,9 @@
 
 from types import TracebackType
 
-import torch
 from torch.overrides import TorchFunctionMode
+
+from tracin.torch_internals import top_function_mode
 
 
 class Mode(TorchFunctionMode):
@@ -15,6 +16,5 @@ class Mode(TorchFunctionMode):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        depth = torch._C._len_torch_function_stack()
-        if depth and torch._C._get_function_stack_at(depth - 1) is self:
+        if top_function_mode() is self:
             super().__exit__(exc_type, exc_val, exc_tb)

@@ -10,16 +10,15 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from tracin.torch_internals import C
+
 Getter: TypeAlias = Callable[[], Any]
 Setter: TypeAlias = Callable[[Any], object]
-
-# torch has no public door to these stacks, and its stubs leave them out.
-_C: Any = torch._C
 
 
 def _private(getter: str, setter: str) -> list[tuple[Getter, Setter]]:
     """A setting by torch's own names for it, where this release has them."""
-    get, put = getattr(_C, getter, None), getattr(_C, setter, None)
+    get, put = getattr(C, getter, None), getattr(C, setter, None)
     return [] if get is None or put is None else [(get, put)]
 
 
@@ -85,7 +84,7 @@ class ThreadSettings:
             functions_now(),
             dispatches_now(),
             _saved_hooks(),
-            _C._functorch.get_dynamic_layer_stack_depth(),
+            C._functorch.get_dynamic_layer_stack_depth(),
             forward_ad._current_level,
         )
 
@@ -93,16 +92,16 @@ class ThreadSettings:
         """Make them so again."""
         # First of all the modes: they would see, and may refuse, the calls that follow.
         if not _are_same(functions_now(), self.functions):
-            while _C._len_torch_function_stack():
-                _C._pop_torch_function_stack()
+            while C._len_torch_function_stack():
+                C._pop_torch_function_stack()
             for mode in self.functions:
-                _C._push_on_torch_function_stack(mode)
+                C._push_on_torch_function_stack(mode)
         if not _are_same(dispatches_now(), self.dispatches):
-            while _C._len_torch_dispatch_stack():
-                _C._pop_torch_dispatch_stack()
+            while C._len_torch_dispatch_stack():
+                C._pop_torch_dispatch_stack()
             for mode in self.dispatches:
-                _C._push_on_torch_dispatch_stack(mode)
-        functorch = _C._functorch
+                C._push_on_torch_dispatch_stack(mode)
+        functorch = C._functorch
         if functorch.get_dynamic_layer_stack_depth() > self.transforms:
             functorch.pop_dynamic_layer_stack_and_undo_to_depth(self.transforms)
         while forward_ad._current_level > self.dual_level:
@@ -120,7 +119,7 @@ class ThreadSettings:
                 torch.autocast_decrement_nesting()
             torch.clear_autocast_cache()
         while (top := _saved_hooks()) is not None and not _is_same_pair(top, self.saved_hooks):
-            _C._autograd._pop_saved_tensors_default_hooks()
+            C._autograd._pop_saved_tensors_default_hooks()
 
 
 @final
@@ -164,14 +163,14 @@ class ProcessSettings:
 
 def functions_now() -> list[Any]:
     """The stack of torch's function modes."""
-    depth = _C._len_torch_function_stack()
-    return [_C._get_function_stack_at(at) for at in range(depth)]
+    depth = C._len_torch_function_stack()
+    return [C._get_function_stack_at(at) for at in range(depth)]
 
 
 def dispatches_now() -> list[Any]:
     """The stack of torch's dispatch modes."""
-    depth = _C._len_torch_dispatch_stack()
-    return [_C._get_dispatch_stack_at(at) for at in range(depth)]
+    depth = C._len_torch_dispatch_stack()
+    return [C._get_dispatch_stack_at(at) for at in range(depth)]
 
 
 def _are_same(ones: list[Any], others: list[Any]) -> bool:
@@ -179,7 +178,7 @@ def _are_same(ones: list[Any], others: list[Any]) -> bool:
 
 
 def _saved_hooks() -> Any:
-    found = getattr(_C._autograd, "_top_saved_tensors_default_hooks", None)
+    found = getattr(C._autograd, "_top_saved_tensors_default_hooks", None)
     return None if found is None else found(True)
 
 
