@@ -1,12 +1,15 @@
 """Several threads and one model: right scores, or a refusal in words; and the weights come back."""
 
+import contextlib
 import copy
+import gc
 import os
 import threading
 import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import tracin
@@ -245,6 +248,236 @@ def test_random_state_and_switches_come_back_when_passes_over_two_models_overlap
 
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.backends.cuda.flash_sdp_enabled() == flash
+
+
+def training(folder, model=None, **options):
+    """A model, its optimizer, and a Tracer of them."""
+    model = mlp() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracer = tracin.Tracer(model, optimizer, "cross_entropy", batch(2), batch(), folder, **options)
+    return model, optimizer, tracer
+
+
+def forward(tracer, model, rows=range(6)):
+    """The loss of one traced batch."""
+    rows = list(rows)
+    with tracer.batch(rows):
+        return nn.functional.cross_entropy(model(batch()[0][rows]), batch()[1][rows])
+
+
+ASKED = {
+    "self_influence": lambda run: run.self_influence(batch()),
+    "coverage": lambda run: run.coverage(batch()),
+    "verify": lambda run: run.verify(batch()),
+    "loaded": lambda run: loaded(run.model, mlp(1).state_dict()).__enter__(),
+}
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+def test_between_a_traced_batch_and_its_step_other_threads_are_refused(tmp_path, ask, every):
+    model, optimizer, tracer = training(tmp_path, every=every)
+    run = run_of(model)
+
+    with tracer:
+        for _ in range(every):  # the last of them is not traced where every is 2
+            loss = forward(tracer, model)
+            loss.backward()
+            (said,) = together(lambda: ask(run))
+            assert isinstance(said, ModelInUseError)
+            assert "a Tracer, between batch() and step(), in the thread 'MainThread'" in str(said)
+            optimizer.step()
+
+
+def test_within_a_traced_batch_and_within_its_step_other_threads_are_refused(tmp_path):
+    model, optimizer, tracer = training(tmp_path)
+    run, said = run_of(model), []
+
+    def ask(*_):
+        said.extend(together(lambda: run.self_influence(batch())))
+
+    with tracer:
+        with tracer.batch(list(range(6))):
+            ask()
+            loss = nn.functional.cross_entropy(model(batch()[0][:6]), batch()[1][:6])
+        loss.backward()
+        optimizer.register_step_post_hook(ask)  # the Tracer's came before: the step is over
+        handles = [optimizer.register_step_pre_hook(ask)]
+        optimizer.step()
+
+    assert [isinstance(each, ModelInUseError) for each in said] == [True, True, False]
+    handles[0].remove()
+
+
+def test_after_the_step_other_threads_may_ask_and_the_training_thread_at_any_time(tmp_path):
+    model, optimizer, tracer = training(tmp_path)
+    run = run_of(model)
+    true = run.self_influence(batch())
+
+    with tracer:
+        loss = forward(tracer, model)
+        torch.testing.assert_close(run.self_influence(batch()), true)
+        loss.backward()
+        torch.testing.assert_close(run.self_influence(batch()), true)
+        optimizer.step()
+        (other,) = together(lambda: run.self_influence(batch()))
+        torch.testing.assert_close(run.self_influence(batch()), true)
+
+    torch.testing.assert_close(other, true)
+
+
+def test_micro_batches_hold_the_model_up_to_their_step(tmp_path):
+    model, optimizer, tracer = training(tmp_path)
+    run = run_of(model)
+
+    with tracer:
+        forward(tracer, model).backward()
+        forward(tracer, model, range(6, 12)).backward()
+        assert isinstance(together(lambda: run.self_influence(batch()))[0], ModelInUseError)
+        optimizer.step()
+        assert ownership.queue() == []
+
+
+def test_passes_of_other_threads_between_steps_leave_the_trace_alone(tmp_path):
+    def traced(folder, beside):
+        model, optimizer, tracer = training(folder)
+        run, over = run_of(model), threading.Event()
+
+        def ask():
+            while not over.is_set():
+                with contextlib.suppress(ModelInUseError):
+                    run.self_influence(batch())
+
+        others = [threading.Thread(target=ask) for _ in range(beside)]
+        for other in others:
+            other.start()
+        with tracer:
+            for number in range(5):
+                optimizer.zero_grad()
+                forward(tracer, model, range(number, number + 6)).backward()
+                optimizer.step()
+                tracer.save()
+        over.set()
+        for other in others:
+            other.join(60)
+        return tracin.Trace.open(folder).influence()
+
+    alone = traced(tmp_path / "alone", 0)
+
+    assert torch.equal(torch.as_tensor(traced(tmp_path / "beside", 1)), torch.as_tensor(alone))
+
+
+@pytest.mark.parametrize("end", ["close", "error", "error in the batch", "garbage"])
+def test_a_tracer_that_ends_before_its_step_lets_the_model_go(tmp_path, end):
+    model, optimizer, tracer = training(tmp_path)
+    run = run_of(model)
+
+    if end == "error in the batch":
+        with pytest.raises(ZeroDivisionError), tracer.batch([0, 1]):
+            raise ZeroDivisionError
+    else:
+        forward(tracer, model)
+    if end == "close":
+        with pytest.raises(tracin.TracingError, match="not followed by"):
+            tracer.close()
+    if end == "error":
+        with pytest.raises(ZeroDivisionError), tracer:
+            raise ZeroDivisionError
+    if end == "garbage":
+        del tracer, optimizer
+        gc.collect()
+
+    (scores,) = together(lambda: run.self_influence(batch()))
+    assert scores.shape == (24,)
+
+
+def test_a_step_that_is_refused_lets_the_model_go(tmp_path):
+    model, optimizer, tracer = training(tmp_path)
+    run = run_of(model)
+    forward(tracer, model).backward()
+
+    with pytest.raises(tracin.TracingError, match="closure"):
+        optimizer.step(lambda: 0.0)
+
+    (scores,) = together(lambda: run.self_influence(batch()))
+    assert scores.shape == (24,)
+
+
+def test_the_step_may_be_taken_in_another_thread_than_the_batch(tmp_path):
+    model, optimizer, tracer = training(tmp_path)
+
+    with tracer:
+        forward(tracer, model).backward()
+        (said,) = together(optimizer.step)
+        assert said is None
+        assert tracer.step == 1
+
+
+def test_a_traced_batch_is_refused_while_another_thread_has_the_model(tmp_path):
+    model, _, tracer = training(tmp_path)
+
+    with loaded(model, mlp(1).state_dict()):
+        (said,) = together(lambda: forward(tracer, model))
+
+    assert isinstance(said, ModelInUseError)
+    assert "tracin.checkpoints.loaded in the thread 'MainThread'" in str(said)
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_replay_has_its_model_for_itself_until_it_ends(tmp_path, is_broken):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tracin.Recorder(model, optimizer, tmp_path / "record", 1) as recorder:
+        recorder.save()
+        for _ in range(2):
+            recorder.batch(list(range(6)))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(batch()[0][:6]), batch()[1][:6]).backward()
+            optimizer.step()
+    run, said = run_of(model), []
+    replay = tracin.Replay(model, optimizer, tmp_path / "record", batch())
+
+    def loss(model, pair):
+        said.extend(together(lambda: run.self_influence(batch())))
+        if is_broken:
+            raise ZeroDivisionError
+        return nn.functional.cross_entropy(model(pair[0]), pair[1])
+
+    def walk():
+        replay.trace("cross_entropy", batch(2), tmp_path / "trace", training_loss=loss)
+
+    if is_broken:
+        with pytest.raises(ZeroDivisionError):
+            walk()
+    else:
+        walk()
+
+    assert said
+    assert all(isinstance(each, ModelInUseError) for each in said)
+    assert "a Replay in the thread 'MainThread'" in str(said[0])
+    assert together(lambda: run.self_influence(batch()))[0].shape == (24,)
+
+
+def test_a_recorder_saves_the_trained_weights_while_other_threads_ask(tmp_path):
+    model, inside, leave = mlp(), threading.Event(), threading.Event()
+    own = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def slow(model, pair):
+        inside.set()
+        leave.wait(0.2)
+        return nn.functional.cross_entropy(model(pair[0]), pair[1], reduction="none")
+
+    run = tracin.TracIn(model, slow, [mlp(1).state_dict()], learning_rates="equal")
+
+    def save():
+        inside.wait(60)
+        with tracin.Recorder(model, optimizer, tmp_path) as recorder:
+            return recorder.save()
+
+    _, file = together(lambda: run.self_influence(batch()), save)
+
+    assert all(torch.equal(own[name], one) for name, one in load_file(file).items())
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ from tracin.checkpoints.trained import TrainedNames
 from tracin.checkpoints.visit_log import VisitLog
 from tracin.checkpoints.visits import FOLDER as VISITS
 from tracin.errors import CheckpointError, CheckpointWarning
+from tracin.guards import owned
 from tracin.wrappers import unwrapped
 
 INNER = (OPTIMIZER, AVERAGED, VISITS)  # folders within the Recorder's
@@ -212,14 +213,17 @@ class Recorder:
             CheckpointError: The model's state dict holds something else than tensors, the loss is
                 not finite, or it is missing; no step was taken yet, and the model does not hold
                 the weights that the folder's log ends with; or the disk is full.
+            ModelInUseError: Another thread has the model for as long as it likes.
         """
         loss = finite(loss)
         self._refuse_without(loss)
         if not self._is_writing:
             return None
-        self._refuse_other_weights()
-        with writing(self._folder, CheckpointError):
-            return self._write(loss)
+        # A pass in another thread has a checkpoint's weights in the model.
+        with owned(self._model, "a Recorder that saves", is_brief=True):
+            self._refuse_other_weights()
+            with writing(self._folder, CheckpointError):
+                return self._write(loss)
 
     def _write(self, loss: float | None) -> Path:
         """Write a checkpoint, then the record that lists it, then delete what the record lacks."""

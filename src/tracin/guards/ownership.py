@@ -48,6 +48,8 @@ class Hold:
     def take(self) -> None:
         """Have the model for this thread; a thread may hold it several times.
 
+        What another thread has taken by this very object is handed over.
+
         Raises:
             ModelInUseError: Another thread has it for as long as it likes, or waits for this one.
         """
@@ -55,7 +57,10 @@ class Hold:
         if model is None:
             raise RuntimeError("the model is gone; a bug in tracin")
         self._parts = parts_of(model)
-        self.thread = me = threading.current_thread()
+        me = threading.current_thread()
+        if self.thread is not me:
+            self.release()
+        self.thread = me
         if any(one.is_taken and one.thread is me and self._parts <= one._parts for one in queue()):
             return
         wait = FIRST_LOOK
@@ -113,13 +118,13 @@ def queue() -> list[Hold]:
 
 
 @contextmanager
-def owned(model: Module, what: str) -> Iterator[None]:
-    """Have a model for a block of the user's own, in which others are refused.
+def owned(model: Module, what: str, *, is_brief: bool = False) -> Iterator[None]:
+    """Have a model for a block; where it is the user's own and not brief, others are refused.
 
     Raises:
         ModelInUseError: Another thread has it for as long as it likes.
     """
-    hold = Hold(model, what, is_brief=False)
+    hold = Hold(model, what, is_brief=is_brief)
     restoring = Restoring(hold.release)
     with restoring, restoring:
         hold.take()

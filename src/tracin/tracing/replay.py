@@ -19,6 +19,7 @@ from tracin.checkpoints.names import without_wrappers
 from tracin.checkpoints.step_log import StepLog
 from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning
+from tracin.guards import owned
 from tracin.influence.parameters import Selection
 from tracin.influence.progress import bar
 from tracin.influence.table import aligned
@@ -100,6 +101,8 @@ class Replay:
     Raises:
         CheckpointError: There is no record, or it has no ids.
         TracingError: There are no such steps; the optimizer has other groups than the record.
+        ModelInUseError: On entering the block: another thread has the model for as long as it
+            likes. Within the block, calls of tracin from other threads are refused.
     """
 
     def __init__(
@@ -223,6 +226,7 @@ class Replay:
     def __enter__(self) -> Self:
         with ExitStack() as opened:
             modes = [(module, module.training) for module in self._model.modules()]
+            opened.enter_context(owned(self._model, "a Replay"))
             opened.enter_context(untouched(self._model))
             opened.enter_context(as_found(self._optimizer))
             begin = self._checkpoints[self.first] if self._is_recorded else None

@@ -3,7 +3,7 @@
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path as FilePath
@@ -25,6 +25,7 @@ from tracin.checkpoints.state_dicts import listed
 from tracin.data import content_of, move, open_examples
 from tracin.errors import NonFiniteError, TracingError, TracingWarning, UnsupportedModelError
 from tracin.gradients.forms import Form, Memo
+from tracin.guards import Hold, owned
 from tracin.influence.last_used import last_used
 from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.losses import PerExampleLoss, open_loss
@@ -84,7 +85,8 @@ class Tracer:
     layer inputs and output gradients are held, and one copy of the weights. Call `save` with your
     own checkpoints: a Tracer on the same folder, with the weights of a save in the model, goes on
     from there; with the same random state the result is the same. A folder has one Tracer at a
-    time.
+    time. From `batch` to the end of the optimizer's step no other thread can use the model: its
+    calls of tracin are refused, and those that it has begun are waited for.
 
     Attributes:
         step: The number of optimizer steps so far.
@@ -190,6 +192,7 @@ class Tracer:
         self._taken: Taken | None = None
         self._ends: _Ends | None = None
         self._is_busy = False
+        self._hold = Hold(model, "a Tracer, between batch() and step(),", is_brief=False)
         self._handles = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -209,7 +212,19 @@ class Tracer:
         Raises:
             TracingError: An id is not of the training data, or comes twice; the number of ids is
                 not that of the examples; a traced batch was thrown away before its step.
+            ModelInUseError: Another thread has the model for as long as it likes.
         """
+        if self._handles:
+            self._hold.take()  # until the step, or the end of tracing
+        try:
+            with self._reading(ids, weights):
+                yield
+        except BaseException:
+            self._hold.release()
+            raise
+
+    @contextmanager
+    def _reading(self, ids: Any, weights: Tensor | None) -> Iterator[None]:
         if not self._open():
             yield
             return
@@ -244,24 +259,28 @@ class Tracer:
 
         Raises:
             TracingError: The disk is full, or the last step could not be traced.
+            ModelInUseError: Another thread has the model for as long as it likes.
         """
         self._refuse_failed()
-        if not self._open():
-            return
-        with self._on_disk():
-            self._tables.save(self._state())
+        with self._owned():
+            if not self._open():
+                return
+            with self._on_disk():
+                self._tables.save(self._state())
 
     def trace(self) -> Trace:
         """What was traced so far: a copy on the disk, which later steps do not change.
 
         Raises:
             TracingError: The disk is full, or the last step could not be traced.
+            ModelInUseError: Another thread has the model for as long as it likes.
         """
         self._refuse_failed()
-        if not self._open():
-            return Trace.open(self._tables.folder)
-        with writing(self._tables.folder, TracingError):
-            save, tables = self._tables.view(self._state())
+        with self._owned():
+            if not self._open():
+                return Trace.open(self._tables.folder)
+            with writing(self._tables.folder, TracingError):
+                save, tables = self._tables.view(self._state())
         return Trace(
             self._tables.folder, self._about, save, self._train.ids, self._query_ids, tables
         )
@@ -308,12 +327,17 @@ class Tracer:
             # After an error the tables may hold half a step: what was saved before counts.
             if self._is_open and not is_broken and not self._is_over:
                 self._refuse_failed()
-                with self._on_disk():
+                with self._owned(), self._on_disk():
                     self._tables.save(replace(self._state(), is_final=True))
                     self._tables.trim()
         finally:
+            self._hold.release()
             self._tables.release()
         return True
+
+    def _owned(self) -> AbstractContextManager[None]:
+        """For as long as the weights are looked at: others that use the model put in their own."""
+        return owned(self._model, "a Tracer that saves", is_brief=True)
 
     def _refuse_failed(self) -> None:
         if self._has_failed:
@@ -467,19 +491,26 @@ class Tracer:
         self._skipped += 1
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """See the weights, gradients and options of the step that is about to be taken."""
         self._taken = None
+        self._hold.take()  # also where no batch was told, or another thread takes the step
+        try:
+            self._taken = self._looked_at(optimizer, args, kwargs)
+        except BaseException:
+            self._hold.release()
+            raise
+
+    def _looked_at(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Taken | None:
+        """The weights, gradients and options of the step that is about to be taken."""
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
-            return
+            return None
         self._refuse_failed()
         if not self._open():
-            return
+            return None
         if self.step % self._every:
-            self._taken = Taken({}, {}, {}, 1.0)
-            return
+            return Taken({}, {}, {}, 1.0)
         if not self._reserve():
-            return
+            return None
         closures = (*args[1:], kwargs.get("closure"))  # args begin with the optimizer
         if any(closure is not None for closure in closures):
             raise TracingError(
@@ -526,13 +557,18 @@ class Tracer:
                 )
             self._is_probed = True
         scale = float(unscale) if unscale is not None else 1.0
-        self._taken = Taken(gradients, versions, options, scale)
+        return Taken(gradients, versions, options, scale)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Share out the step that was taken."""
         taken, self._taken = self._taken, None
-        if taken is None:
-            return
+        try:
+            if taken is not None:
+                self._finish(taken)
+        finally:
+            self._hold.release()
+
+    def _finish(self, taken: Taken) -> None:
+        """Share out the step that was taken."""
         if self.step % self._every == 0:
             self._has_failed = True
             self._see_overwriting(taken)
