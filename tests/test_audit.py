@@ -225,6 +225,82 @@ def test_models_that_write_into_their_batch_leave_the_data_as_it_was():
     assert torch.allclose(found[0], expected, rtol=1e-9)
 
 
+def by_numpy(x: Tensor) -> Tensor:
+    np.clip(x.numpy(), -1, 1, out=x.numpy())
+    return x
+
+
+WRITES = {
+    "method": lambda x: x.clamp_(-1, 1),
+    "view of a view": lambda x: (x.T[1:].detach()[0].mul_(2), x)[1],
+    "setitem": lambda x: (x.__setitem__((slice(None), 0), 1.0), x)[1],
+    "operator": lambda x: x.__imul__(2),
+    "out": lambda x: torch.clamp(x, -1, 1, out=x),
+    "flag": lambda x: F.relu(x, inplace=True),
+    "flag by place": lambda x: F.leaky_relu(x, 0.1, True),
+    "data": lambda x: (x.data.zero_(), x)[1],
+    "foreach": lambda x: (torch._foreach_mul_([x], 2.0), x)[1],
+    "overload": lambda x: (torch.ops.aten.mul_.Tensor(x, x), x)[1],
+    "packet": lambda x: (torch.ops.aten.neg_(x), x)[1],
+    "numpy": by_numpy,
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_writes_in_a_later_batch_do_not_reach_the_data(write: Callable[[Tensor], Tensor]):
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(write(x) if float(x[0, 3]) >= 12 else x)
+
+    model, (x, y) = Writes().double(), data()
+    before = x.clone()
+    expected = slow_twin.self_influence(model, "cross_entropy", (x.clone(), y))
+    assert torch.equal(x, before)
+
+    found = opened(model).self_influence((x, y), batch_size=4)
+
+    assert torch.equal(x, before)
+    assert torch.allclose(found, expected, rtol=1e-9)
+
+
+def test_what_is_only_read_is_not_copied():
+    seen: list[int] = []
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.storage_offset() if len(x) == 4 else -1)
+            return self.layer(x)
+
+    opened(Looks().double()).self_influence(data(), batch_size=4)
+
+    assert {4 * 4 * at for at in range(1, 6)} <= set(seen)  # views of the data, but the first
+
+
+def test_writes_that_no_watch_sees_are_said():
+    @torch.jit.script
+    def clamped(x: Tensor) -> Tensor:
+        return x.clamp_(-1.0, 1.0)
+
+    class Scripted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(clamped(x) if float(x[0, 3]) == 8 else x)
+
+    with pytest.raises(tracin.errors.DataError, match="wrote into its batch in code that torch"):
+        opened(Scripted().double()).self_influence(data(), batch_size=4)
+
+
 @pytest.mark.parametrize(
     "noise",
     [torch.rand_like, torch.randn_like, lambda x: torch.from_numpy(np.random.rand(*x.shape))],

@@ -18,6 +18,10 @@ from torch._C._functorch import (
     is_functorch_wrapped_tensor as is_functorch_wrapped_tensor,
 )
 
+# The kinds of what `torch.ops` holds: whether such a function writes is in its schema.
+from torch._ops import OpOverload as OpOverload
+from torch._ops import OpOverloadPacket as OpOverloadPacket
+
 # A property reaches a TorchFunctionMode as its getter: those of Tensor.T and Tensor.mT.
 TRANSPOSE_GETTERS: tuple[Callable[..., Any], ...] = tuple(
     vars(torch._C.TensorBase)[name].__get__ for name in ("T", "mT")

@@ -7,6 +7,7 @@ change that sum by |c_i - c_j| |g_i - g_j|, far above rounding, whichever call m
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import final
 
 import torch
@@ -75,12 +76,6 @@ class Reference:
         gradients, losses = weighted_gradients(model, compute, some, parameters, factors[places])
         return cls(window, factors, gradients, losses[places.argsort().to(losses.device)])
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether there is anything to compare with."""
-        sums = [gradient.sum() for gradient in self.gradients.values()]
-        return bool(torch.isfinite(torch.stack([self.losses.sum().abs(), *sums])).all())
-
 
 @final
 class Audit:
@@ -109,49 +104,41 @@ class Audit:
         )
         self._sums[name] = found if name not in self._sums else self._sums[name].add_(found)
 
-    def gaps(self, leave_out: frozenset[str] = frozenset()) -> dict[str, float]:
+    def gaps(self, leave_out: frozenset[str] = frozenset()) -> dict[str, float] | None:
         """The parameters that differ by more than rounding, with their relative gap.
 
         Args:
             leave_out: Parameters that the pass did not hand on.
+
+        Returns:
+            None if a wanted gradient is not finite: there is nothing to compare with.
         """
         wanted = {
-            name: gradient
+            name: gradient.flatten()
             for name, gradient in self.reference.gradients.items()
             if name not in leave_out
         }
-        found = {
-            name: self._sums[name].view_as(gradient)
-            if name in self._sums
-            else torch.zeros_like(gradient)
+        if not wanted:
+            return {}
+        apart = [
+            gradient if name not in self._sums else self._sums[name] - gradient
             for name, gradient in wanted.items()
-        }
-        return gaps(found, wanted, self._tolerance)
-
-
-def gaps(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float
-) -> dict[str, float]:
-    """The tensors that are further apart than allowed, with their gap relative to the wanted one.
-
-    Args:
-        found: By name, at least those that are wanted.
-        wanted: What is right, by name.
-        tolerance: Relative to each tensor's length; a hundredth of it relative to all together.
-    """
-    if not wanted:
-        return {}
-    lengths = torch.stack(
-        [torch.linalg.vector_norm(tensor).double() for tensor in wanted.values()]
-        + [
-            torch.linalg.vector_norm(found[name] - tensor).double()
-            for name, tensor in wanted.items()
         ]
-    ).tolist()
-    sizes, apart = lengths[: len(wanted)], lengths[len(wanted) :]
-    return too_far(
-        dict(zip(wanted, sizes, strict=True)), dict(zip(wanted, apart, strict=True)), tolerance
-    )
+        # One look at the device for all of them.
+        lengths = torch.stack([*map(_length, wanted.values()), *map(_length, apart)]).tolist()
+        sizes, distances = lengths[: len(wanted)], lengths[len(wanted) :]
+        if not all(map(isfinite, sizes)):
+            return None
+        return too_far(
+            dict(zip(wanted, sizes, strict=True)),
+            dict(zip(wanted, distances, strict=True)),
+            self._tolerance,
+        )
+
+
+def _length(tensor: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(tensor)
+    return length.float() if length.device.type == "mps" else length.double()
 
 
 def too_far(

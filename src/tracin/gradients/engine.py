@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, final
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import Module
 
 from tracin.data import Batch, content_of, copied, length, part
 from tracin.data.batches import Single
-from tracin.errors import LossError, TracInError, UnsupportedModelError
+from tracin.errors import DataError, LossError, TracInError, UnsupportedModelError
 from tracin.gradients.audit import Audit, Reference, audit_factors
 from tracin.gradients.coverage import Covered, Way
 from tracin.gradients.fast import Compute, Pass, checked_losses, fast_pass, learn
@@ -39,6 +40,7 @@ from tracin.gradients.self_check import (
 )
 from tracin.gradients.vmapped import vmap_pass
 from tracin.gradients.watch import UnlikeTrialError
+from tracin.gradients.writing import WritesError, shared, storages, versions
 from tracin.out_of_memory import is_out_of_memory
 from tracin.sharding import each_says, is_sharded, rest, whole
 
@@ -91,8 +93,9 @@ class Gradients:
     ) -> None:
         self.model = model
         self.is_sharded = is_sharded(model)
-        on_copies = _on_copies(compute)
-        self.compute = _from_rest(on_copies) if self.is_sharded else on_copies
+        self._on_given = _from_rest(compute) if self.is_sharded else compute
+        self.compute = _on_copies(self._on_given)
+        self._writes: bool | None = None  # whether the model writes into its batch, once known
         self.parameters = _at_rest(model, parameters) if self.is_sharded else dict(parameters)
         # What forward passes use in the parameters' stead.
         self._within: Mapping[str, Tensor] = self.parameters
@@ -309,16 +312,20 @@ class Gradients:
 
     def _compare(self, batch: Batch, result: Pass, audit: Audit, left_out: frozenset[str]) -> None:
         """Have the audit of a batch pass, or its parameters step down."""
-        reference, tolerance = audit.reference, self.tolerance
-        if not reference.is_finite or not bool(torch.isfinite(result.losses).all()):
+        reference = audit.reference
+        failed = audit.gaps(left_out)
+        if failed is None:
             return  # nothing can be compared; whoever takes the losses will name the example
+        at = slice(reference.window.start, reference.window.stop)
+        found, wanted = result.losses[at], reference.losses
         if self._alone is not None:
             rows, losses = self._alone
             self._alone = None
-            refuse_other_losses(result.losses[rows], losses, tolerance)
-        at = slice(reference.window.start, reference.window.stop)
-        refuse_other_losses(result.losses[at], reference.losses, tolerance)
-        failed = audit.gaps(left_out)
+            found = torch.cat([found, result.losses[rows]])
+            wanted = torch.cat([wanted, losses.to(wanted)])
+        if not bool(torch.isfinite(found.sum())):
+            return
+        refuse_other_losses(found, wanted, self.tolerance)
         if failed:
             # A ReLU whose input is zero but for rounding may switch with the order of a batch or
             # its size: ask the same batch.
@@ -407,7 +414,7 @@ class Gradients:
             SteppedDownError: They differ: forward mode is not used any more.
         """
         reference = result.reference
-        if reference is None or not reference.is_finite:
+        if reference is None:
             return
         at = slice(reference.window.start, reference.window.stop)
         found = reference.factors.to(scores) @ scores[at]
@@ -423,6 +430,8 @@ class Gradients:
         wanted = torch.stack([torch.stack(each).sum() for each in products])
         sizes = torch.stack([torch.stack(each).abs().sum() for each in products])
         size = float(scores[at].abs().sum(0).max()) + float(sizes.max())
+        if not torch.isfinite(wanted).all():
+            return
         if not float((found - wanted).abs().max()) <= 100 * self.tolerance * size + 1e-30:
             self._has_forward_mode = False
             raise SteppedDownError({})
@@ -456,15 +465,7 @@ class Gradients:
 
     def _fast_pass(self, batch: Batch, parameters: Mapping[str, Tensor], visit: VisitRows) -> Pass:
         try:
-            with self._requiring(parameters):
-                return fast_pass(
-                    self.model,
-                    self.compute,
-                    batch,
-                    {name: self._within[name] for name in parameters},
-                    self._trial or Trial({}, ()),
-                    lambda name, form: visit(name, form, 0),
-                )
+            return self._unwritten_pass(batch, parameters, visit)
         except UnlikeTrialError as error:
             if self.is_sharded:
                 missed = dict.fromkeys(parameters, f"unlike in the trial: {error}")
@@ -472,6 +473,51 @@ class Gradients:
             plain = self._plain_pass(batch)
             missed = dict.fromkeys(parameters, f"unlike in the trial: {error}")
             return Pass(plain.outcome, plain.losses, missed)
+
+    def _unwritten_pass(
+        self, batch: Batch, parameters: Mapping[str, Tensor], visit: VisitRows
+    ) -> Pass:
+        """A fast pass on the batch's own memory, or on a copy if the model writes into it."""
+        run = partial(self._watched_pass, parameters, visit)
+        given = None if self._writes is not False else shared(batch)
+        if given is None:
+            own = copied(batch)
+            before = versions(own)
+            result = run(own, frozenset())
+            self._writes = bool(self._writes) or versions(own) != before
+            return result
+        before = versions(given)
+        try:
+            result = run(given, storages(given))
+        except WritesError:
+            self._writes = True
+            return run(copied(batch), frozenset())
+        if versions(given) != before:
+            raise DataError(
+                "The model or its loss wrote into its batch in code that torch's function modes do "
+                "not see, such as a scripted function, after it had left the first batch alone: "
+                "some of the data in memory was changed. Give it tensors of its own, by a Dataset "
+                "that clones."
+            )
+        return result
+
+    def _watched_pass(
+        self,
+        parameters: Mapping[str, Tensor],
+        visit: VisitRows,
+        batch: Batch,
+        kept: frozenset[int],
+    ) -> Pass:
+        with self._requiring(parameters):
+            return fast_pass(
+                self.model,
+                self._on_given,
+                batch,
+                {name: self._within[name] for name in parameters},
+                self._trial or Trial({}, ()),
+                lambda name, form: visit(name, form, 0),
+                kept,
+            )
 
     def _plain_pass(self, batch: Batch) -> Pass:
         with torch.enable_grad():  # a loss may take gradients of its own

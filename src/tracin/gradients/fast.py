@@ -49,6 +49,7 @@ def fast_pass(
     parameters: Mapping[str, Tensor],
     trial: Trial,
     visit: Visit,
+    kept: frozenset[int] = frozenset(),
 ) -> Pass:
     """Hand every parameter's per-example gradients on a batch to `visit`, as forms.
 
@@ -59,8 +60,10 @@ def fast_pass(
         parameters: Those to trace, by name.
         trial: What `learn` found.
         visit: Called with (name, form) inside the backward pass, once per parameter.
+        kept: Storages that no call may write to.
 
     Raises:
+        WritesError: A call would, in the forward pass.
         LossError: The loss gives no value per example, or depends on trained tensors outside the
             model.
     """
@@ -70,7 +73,10 @@ def fast_pass(
     is_whole = is_sharded(model)
     ledger = Ledger(parameters, visit, is_settled=is_whole)
     try:
-        with torch.enable_grad(), Watch(parameters, trial, length(batch), anchor, ledger):
+        with (
+            torch.enable_grad(),
+            Watch(parameters, trial, length(batch), anchor, ledger, kept=kept),
+        ):
             outcome = compute(model, batch)
         losses = checked_losses(outcome, length(batch))
         leaves = leaves_of(losses)

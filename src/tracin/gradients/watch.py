@@ -24,6 +24,7 @@ from tracin.gradients.refusals import refuse, refuse_live
 from tracin.gradients.rules import Leaf, Use, mark, plain, steps_of
 from tracin.gradients.scattering import Scattering, puts_back
 from tracin.gradients.tap import tap
+from tracin.gradients.writing import refuse_writes
 
 
 class Ledger(Protocol):
@@ -47,7 +48,8 @@ class Watch(Mode):
 
     With `is_live` it runs beneath a training step: parameters stay where they are, so that the
     user's backward pass is what it would have been, and examples may be coupled: what is read is
-    each one's share in the batch's gradient.
+    each one's share in the batch's gradient. Calls that may write into the storages `kept` raise
+    WritesError instead.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class Watch(Mode):
         ledger: Ledger,
         *,
         is_live: bool = False,
+        kept: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__()
         self._is_live = is_live
+        self._untouchable = kept
         self._refuse = refuse_live if is_live else refuse
         self._has_begun = not is_live
         self._leaves = {id(p): Leaf(name, p, (name,)) for name, p in parameters.items()}
@@ -88,6 +92,8 @@ class Watch(Mode):
             leaf for tensor in tensors_in(args, kwargs) if (leaf := self._leaves.get(id(tensor)))
         ]
         self._refuse(func, args, kwargs)
+        if self._untouchable:
+            refuse_writes(func, args, kwargs, self._untouchable)
         self._has_begun |= bool(leaves)
         moves = self._has_begun and self._scattering.judges(func, args, kwargs)
         if not leaves:
