@@ -20,6 +20,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils.data import Dataset
 
 import tracin
 import tracin.engines
@@ -102,9 +103,24 @@ def run_of(model, build, folder, **options):
     return TracIn(model, LOSSES[build], checkpoints, learning_rates=[0.1, 0.05], **options)
 
 
-def index_of(run, build, where, **options):
+class Repaired(Dataset):
+    """Examples of which one is not finite, until it is looked after."""
+
+    def __init__(self, inputs, labels):
+        self.inputs, self.labels, self.is_broken = inputs, labels, True
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, at):
+        inputs = self.inputs[at]
+        # None of the few that an index keeps fingerprints of.
+        return (inputs * torch.nan if self.is_broken and at == 11 else inputs), self.labels[at]
+
+
+def index_of(run, build, where, train=None, **options):
     options = {"rows_a_shard": 9, "number_format": "float32", "batch_size": 4, **options}
-    train = data(build, ROWS, 1)
+    train = data(build, ROWS, 1) if train is None else train
     return run.index(train, where, Projection(dim=120), progress=False, **options)
 
 
@@ -136,12 +152,11 @@ def goes_on(build, folder):
     model = divided(build)
     run = run_of(model, build, folder)
     where = folder / "broken off"
-    poisoned = data(build, ROWS, 1)
-    poisoned[0][11] = torch.nan
+    examples = Repaired(*data(build, ROWS, 1))
     said = ""
     try:
         run.index(
-            poisoned,
+            examples,
             where,
             Projection(dim=120),
             rows_a_shard=9,
@@ -154,7 +169,8 @@ def goes_on(build, folder):
         said = str(error)
     distributed.barrier()
     there = sorted(p.name for p in where.rglob("*") if p.is_file())
-    index_of(run, build, where, engine=tracin.engines.Mesh(), batch_size="auto")
+    examples.is_broken = False
+    index_of(run, build, where, examples, engine=tracin.engines.Mesh(), batch_size="auto")
     return said, there
 
 
