@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -447,6 +448,27 @@ def test_optimizers_that_step_in_the_backward_pass_do_not():
     inputs = data()[0].square().sum(1) + 1
     outputs = torch.softmax(model(data()[0]), 1) - F.one_hot(data()[1], 3)
     assert torch.allclose(found, (inputs * outputs.square().sum(1)).detach())
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_optimizers_that_step_in_the_backward_pass_do_not_while_an_index_is_built(
+    tmp_path: Path, is_fused: bool
+):
+    model = nn.Linear(4, 3).double()
+    optimizers = {p: torch.optim.Adam([p], 0.1, fused=is_fused) for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: optimizers[p].step())
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+
+    run = opened(model)
+    index = run.index(data(), tmp_path, tracin.Projection(64), recall_queries=2)
+    index.explain(run, data(3), k=2)
+    index.influence(run, data(3))
+    index.measure_recall(run, train=data(), queries=2)
+
+    assert all(not optimizer.state for optimizer in optimizers.values())
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_memory_that_runs_out_under_the_watch_is_no_reason_for_a_slower_way():

@@ -1,7 +1,9 @@
 """The command line: what it writes runs, what it refuses it explains."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -329,6 +331,55 @@ def test_ctrl_c_while_an_index_is_asked_leaves_nothing(begun, capsys, tmp_path, 
 
     assert code == 130
     assert "nothing half-written" in err
+    assert not (tmp_path / "results").exists()
+
+
+MAIN = "from tracin.cli.main import main"
+WAITING = """
+import sys, time
+
+def task():
+    print("begun", file=sys.stderr, flush=True)
+    time.sleep(60)
+"""
+# In the middle of a pass: a checkpoint's weights are in the model.
+WAITING_IN_A_PASS = """
+import sys, time
+
+def loss(model, batch):
+    print("begun", file=sys.stderr, flush=True)
+    time.sleep(60)
+
+of_template = task
+
+def task():
+    return {**of_template(), "loss": loss}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
+@pytest.mark.parametrize("moment", [WAITING, WAITING_IN_A_PASS], ids=["task", "pass"])
+def test_a_process_that_gets_ctrl_c_ends_with_130(begun, tmp_path, moment):
+    template = (begun.parent / "task.py").read_text()
+    run = altered(begun, tmp_path, task=template + moment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{MAIN}; main()", "self-influence", str(run)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "begun" in line:
+            break
+
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+
+    assert process.returncode == 130, said
+    assert "interrupted; nothing half-written is left behind" in said
+    assert "Traceback" not in said
     assert not (tmp_path / "results").exists()
 
 

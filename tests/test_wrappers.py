@@ -99,6 +99,101 @@ def test_scores_of_a_wrapped_model_are_those_of_the_bare_one(alone, wrap):
     assert torch.equal(run.self_influence(batch()), bare.self_influence(batch()))
 
 
+def reducing(model):
+    """The model in DistributedDataParallel, and the list of what its reducer sends."""
+    wrapped, sent = DistributedDataParallel(model), []
+
+    def note(state, bucket):
+        sent.append(bucket.index())
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    wrapped.register_comm_hook(None, note)
+    return wrapped, sent
+
+
+def test_no_reducer_fires_while_a_batch_of_the_training_waits_for_its_backward(alone, tmp_path):
+    model = mlp()
+    wrapped, sent = reducing(model)
+    run = tracin.TracIn(wrapped, "cross_entropy", [model.state_dict()], learning_rates=[1.0])
+    wanted = torch.autograd.grad(
+        nn.functional.cross_entropy(model(batch()[0]), batch()[1]), list(model.parameters())
+    )
+
+    loss = nn.functional.cross_entropy(wrapped(batch()[0]), batch()[1])  # the reducer waits now
+    run.self_influence(batch())
+    run.influence(batch(), batch(2))
+    run.explain(batch(2), batch(), k=2)
+    run.coverage(batch())
+    run.verify(batch())
+    index = run.index(batch(), tmp_path, tracin.Projection(64), recall_queries=2)
+    index.explain(run, batch(2), k=2)
+    assert sent == []
+    loss.backward()
+
+    assert len(sent) == 1
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+class Hooked:
+    """A model whose every backward pass through a parameter is counted, as reducers do."""
+
+    def __init__(self):
+        self.model, self.passes = mlp(), 0
+        for parameter in self.model.parameters():
+            parameter.register_post_accumulate_grad_hook(self._count)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01, fused=True)
+
+    def _count(self, parameter):
+        self.passes += 1
+
+
+def test_query_passes_of_a_tracer_fire_no_reducer_and_no_hook(alone, tmp_path):
+    hooked = Hooked()
+    model, optimizer = hooked.model, hooked.optimizer
+    wrapped, sent = reducing(model)
+    steps, seen = 4, []
+
+    with tracin.Tracer(
+        wrapped, optimizer, "cross_entropy", batch(2), batch(), tmp_path, parameters="last"
+    ) as tracer:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with tracer.batch(list(range(12))):
+                loss = nn.functional.cross_entropy(wrapped(batch()[0]), batch()[1])
+            loss.backward()
+            seen.append((len(sent), hooked.passes))
+            optimizer.step()
+
+    assert (len(sent), hooked.passes) == seen[-1] == (steps, 4 * steps)
+    assert all(state["step"] == steps for state in optimizer.state.values())
+
+
+def test_query_passes_of_a_replay_fire_no_hook_and_leave_the_optimizer_alone(tmp_path):
+    hooked = Hooked()
+    model, optimizer = hooked.model, hooked.optimizer
+    with tracin.Recorder(model, optimizer, tmp_path / "record", 2) as recorder:
+        recorder.save()
+        for _ in range(4):
+            recorder.batch(list(range(12)))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(batch()[0]), batch()[1]).backward()
+            optimizer.step()
+    walks = []
+
+    for queries in (None, batch(2)):
+        hooked.passes = 0
+        replay = tracin.Replay(model, optimizer, tmp_path / "record", batch())
+        replay.trace("cross_entropy", queries, tmp_path / str(len(walks)))
+        walks.append(hooked.passes)
+
+    assert walks == [4 * 4] * 2  # of the walk's own backward passes
+    assert all(state["step"] == 4 for state in optimizer.state.values())
+    assert replay.is_equal
+
+
 def test_a_data_parallel_part_is_scored_as_it_is():
     model = mlp()
     model[0] = nn.DataParallel(model[0])
