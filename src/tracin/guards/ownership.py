@@ -133,9 +133,11 @@ def owned(model: Module, what: str, *, is_brief: bool = False) -> Iterator[None]
 
 def parts_of(model: Module) -> frozenset[int]:
     """What two models have in common if they share anything: modules, parameters, buffers."""
-    found = {id(module) for module in model.modules()}
-    found.update(map(id, model.parameters()))
-    found.update(map(id, model.buffers()))
+    found: set[int] = set()
+    for module in model.modules():  # one walk: parameters() and buffers() would walk again
+        found.add(id(module))
+        for table in (module._parameters, module._buffers):
+            found.update(id(one) for one in table.values() if one is not None)
     return frozenset(found)
 
 

@@ -25,7 +25,7 @@ from tracin.checkpoints.state_dicts import listed
 from tracin.data import content_of, move, open_examples
 from tracin.errors import NonFiniteError, TracingError, TracingWarning, UnsupportedModelError
 from tracin.gradients.forms import Form, Memo
-from tracin.guards import Hold, owned
+from tracin.guards import Guard, Hold, owned
 from tracin.influence.last_used import last_used
 from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.losses import PerExampleLoss, open_loss
@@ -572,7 +572,9 @@ class Tracer:
         if self.step % self._every == 0:
             self._has_failed = True
             self._see_overwriting(taken)
-            with self._busy(), torch.no_grad(), self._on_disk():
+            # The queries are asked at other weights: an interrupt must not leave those.
+            guard = Guard(self._model, "a Tracer")
+            with self._busy(), guard, guard, torch.no_grad(), self._on_disk():
                 self._share_out(taken)
             self._has_failed = False
             self._pending, self._seen, self._calls = [], {}, []
