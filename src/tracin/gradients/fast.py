@@ -1,11 +1,12 @@
 """The fast way: one forward pass, one backward pass without weight gradients, rules in between."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.nn import Module
 
 from tracin.data import Batch, length, part
@@ -22,6 +23,7 @@ from tracin.gradients.layouts import (
     compared,
 )
 from tracin.gradients.ledger import Ledger, Visit
+from tracin.gradients.routed import Routed, factors_of
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.tap import new_anchor
 from tracin.gradients.watch import Watch
@@ -73,10 +75,10 @@ def fast_pass(
     is_whole = is_sharded(model)
     ledger = Ledger(parameters, visit, is_settled=is_whole)
     try:
-        with (
-            torch.enable_grad(),
-            Watch(parameters, trial, length(batch), anchor, ledger, kept=kept),
-        ):
+        watch = Watch(
+            parameters, trial, length(batch), anchor, ledger, kept=kept, follows=not is_whole
+        )
+        with torch.enable_grad(), watch:
             outcome = compute(model, batch)
         losses = checked_losses(outcome, length(batch))
         leaves = leaves_of(losses)
@@ -88,12 +90,35 @@ def fast_pass(
         if losses.requires_grad:
             # Whatever leads to these is walked, nothing else: no weight gradient of covered calls.
             ends = [anchor, *(parameters[name] for name in missed)]
-            torch.autograd.grad(losses.sum(), ends, allow_unused=True)
+            _follow(losses, watch.routed, ends)
         ledger.close()
     finally:
         ledger.let_go()
     missed |= {name: f"its rule failed: {error}" for name, error in ledger.failures.items()}
     return Pass(outcome, losses.detach(), missed)
+
+
+@torch.enable_grad()  # also within a user's no_grad
+def _follow(
+    losses: Tensor,
+    routed: Sequence[tuple[Routed, GradientEdge, Callable[[Tensor], None]]],
+    ends: Sequence[Tensor],
+) -> None:
+    """Go back from the losses; once more for rows that the data moved, to learn whose they are."""
+    edges = [edge for _, edge, _ in routed]
+    codes = factors_of(len(losses)) if routed else []
+    found = torch.autograd.grad(
+        losses.sum(), [*ends, *edges], allow_unused=True, retain_graph=bool(codes)
+    )[len(ends) :]
+    coded: list[Sequence[Tensor | None]] = []
+    for number, factors in enumerate(codes, start=1):
+        weighted = (losses * factors.to(losses)).sum()
+        again = number < len(codes)
+        coded.append(torch.autograd.grad(weighted, edges, allow_unused=True, retain_graph=again))
+    for place, ((use, _, deliver), delta) in enumerate(zip(routed, found, strict=True)):
+        use.coded = [one for each in coded if (one := each[place]) is not None]
+        if delta is not None:
+            deliver(delta)
 
 
 def learn(
@@ -130,7 +155,7 @@ class _Touched:
     def derive(self, leaf: Leaf) -> None:
         pass
 
-    def meet(self, use: Use) -> Callable[[Tensor], None]:
+    def meet(self, use: Use | Routed) -> Callable[[Tensor], None]:
         found = self.rows.setdefault(use.name, [])
         return lambda delta: found.append(
             delta.movedim(use.output.dim, 0).flatten(1).abs().sum(1) > 0

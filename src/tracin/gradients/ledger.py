@@ -14,6 +14,7 @@ from torch import Tensor
 from tracin.gradients.batching import quiet_batching
 from tracin.gradients.forms import Computed, Dense, Form, is_complex, real_part, total
 from tracin.gradients.forms.form import BLOCK
+from tracin.gradients.routed import Routed
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.rules.rule import full
 
@@ -49,7 +50,7 @@ class Ledger:
         for source in self._sources(leaf):
             self._pending[source.name] += 1
 
-    def meet(self, use: Use) -> Callable[[Tensor], None]:
+    def meet(self, use: Use | Routed) -> Callable[[Tensor], None]:
         """Parameters met data: they wait for the gradient of the call's output."""
         for leaf, _ in use.parts:
             self._pending[leaf.name] += 1

@@ -9,6 +9,7 @@ from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tracin.gradients.arguments import tensors_in
 from tracin.gradients.layouts import (
@@ -21,6 +22,7 @@ from tracin.gradients.layouts import (
 from tracin.gradients.mode import Mode
 from tracin.gradients.opening import opened
 from tracin.gradients.refusals import refuse, refuse_live
+from tracin.gradients.routed import Routed, is_routable
 from tracin.gradients.rules import Leaf, Use, mark, plain, steps_of
 from tracin.gradients.scattering import Scattering, puts_back
 from tracin.gradients.tap import tap
@@ -34,7 +36,7 @@ class Ledger(Protocol):
         """A tensor was made of parameters alone."""
         ...
 
-    def meet(self, use: Use) -> Callable[[Tensor], None]:
+    def meet(self, use: Use | Routed) -> Callable[[Tensor], None]:
         """A parameter met data; what comes back is called with the output's gradient."""
         ...
 
@@ -50,6 +52,9 @@ class Watch(Mode):
     user's backward pass is what it would have been, and examples may be coupled: what is read is
     each one's share in the batch's gradient. Calls that may write into the storages `kept` raise
     WritesError instead.
+
+    With `follows` rows that the data moved are noted in `routed`, with the place in the graph of
+    what came of them, and whoever takes their gradients finds out whose they are.
     """
 
     def __init__(
@@ -62,8 +67,11 @@ class Watch(Mode):
         *,
         is_live: bool = False,
         kept: frozenset[int] = frozenset(),
+        follows: bool = False,
     ) -> None:
         super().__init__()
+        self._follows = follows
+        self.routed: list[tuple[Routed, GradientEdge, Callable[[Tensor], None]]] = []
         self._is_live = is_live
         self._untouchable = kept
         self._refuse = refuse_live if is_live else refuse
@@ -104,7 +112,7 @@ class Watch(Mode):
                 return inside(*args, **kwargs)
         name = self._names.name(func, [leaf.name for leaf in leaves])
         role = self._roles.get(name) if torch.is_grad_enabled() else None
-        if isinstance(role, Derived):
+        if isinstance(role, Derived) or self._picks_one(func, args):
             return self._derived(func, args, kwargs, name, leaves)
         if isinstance(role, Meeting) and not self._touches_scattered(args, kwargs):
             return self._meeting(func, args, kwargs, name, role)
@@ -123,6 +131,8 @@ class Watch(Mode):
         leaves: list[Leaf],
     ) -> Any:
         """A call without a rule. Beneath a training step, a penalty on parameters alone is fine."""
+        if self._follows and torch.is_grad_enabled():
+            return self._route(func, args, kwargs, name)
         output = func(*args, **kwargs)
         if not self._is_live or not torch.is_grad_enabled():
             return output
@@ -139,6 +149,33 @@ class Watch(Mode):
             for leaf in leaves:
                 self.uncovered |= dict.fromkeys(leaf.roots, name)
         return output
+
+    def _route(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], name: str
+    ) -> Any:
+        """A call on rows that the data moved, if it treats each row by itself."""
+        marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
+        if not is_routable(func, marked, marked_by_name):
+            return func(*args, **kwargs)
+        output = func(*plain(marked), **plain(marked_by_name))
+        routed = Routed(name, func, marked, marked_by_name, self._examples, output.shape)
+        output = tap(output, self._anchor, _nothing)
+        self.routed.append((routed, get_gradient_edge(output), self._ledger.meet(routed)))
+        self._scattered.add(id(output))
+        self._kept.append(output)
+        return output
+
+    def _picks_one(self, func: Callable[..., Any], args: Sequence[Any]) -> bool:
+        """Whether a call takes one matrix of a parameter, whichever the data says: an expert."""
+        return (
+            self._follows
+            and torch.is_grad_enabled()
+            and func is Tensor.__getitem__
+            and id(args[0]) in self._leaves
+            and isinstance(args[1], Tensor)
+            and args[1].ndim == 0
+            and args[1].dtype == torch.int64
+        )
 
     def _without_parameters(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], moves: bool
@@ -215,6 +252,10 @@ class Watch(Mode):
             if rows != self._examples:
                 raise UnlikeTrialError(f"{name} holds {rows} examples")
         return tap(output, self._anchor, self._ledger.meet(use))
+
+
+def _nothing(delta: Tensor) -> None:
+    """The gradient is asked for by its place in the graph."""
 
 
 class UnlikeTrialError(Exception):

@@ -12,6 +12,7 @@ from tracin.gradients.forms.rows import Rows
 from tracin.gradients.forms.scaled import scaled
 from tracin.gradients.forms.scaled_entries import ScaledEntries
 from tracin.gradients.forms.scaled_rows import ScaledRows
+from tracin.gradients.forms.slot import Slot
 from tracin.gradients.forms.stacked import Stacked
 from tracin.gradients.forms.total import Total, total
 
@@ -26,6 +27,7 @@ __all__ = [
     "Rows",
     "ScaledEntries",
     "ScaledRows",
+    "Slot",
     "Stacked",
     "Total",
     "added",

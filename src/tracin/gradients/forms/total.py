@@ -13,6 +13,7 @@ from tracin.gradients.forms.form import Form
 from tracin.gradients.forms.outer import Outer
 from tracin.gradients.forms.rows import Rows
 from tracin.gradients.forms.scaled_rows import ScaledRows
+from tracin.gradients.forms.slot import Slot, stacked
 
 
 @final
@@ -64,6 +65,9 @@ def total(forms: list[Form]) -> Form:
     Outer products and rows of several uses are joined along positions, which adds the cross
     terms between uses by itself; all else is added up, where it is too large in blocks.
     """
+    slots = [form for form in forms if isinstance(form, Slot)]
+    if slots:
+        forms = [form for form in forms if not isinstance(form, Slot)] + [stacked(slots)]
     if len(forms) == 1:
         return forms[0]
     outers = [form for form in forms if isinstance(form, Outer)]

@@ -70,15 +70,26 @@ def expand(use: Use, input: Any, *sizes: Any) -> Parts:
 
 @rule_for(Tensor.repeat, torch.tile, Tensor.tile)
 def repeat(use: Use, input: Any, *sizes: Any) -> Parts:
-    """The same by copies, along dimensions of size 1 alone."""
+    """The same by copies, one after the other: relative positions, whole, for every example."""
     repeats = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
-    sides = _shape(input)
     if not all(isinstance(count, int) for count in repeats):
         raise NoRule("copies that are not plain numbers")
-    for size, count in zip(reversed(sides), reversed(list(repeats)), strict=False):
-        if size != 1 and count != 1:
-            raise NoRule("copies of more than one row")
-    return expand(use, input)
+    sides = _shape(input)
+    place = use.output.dim - max(0, len(repeats) - len(sides))
+    if not use.output.outer and place >= 0 and sides[place] != 1:
+        raise NoRule("the copies of one example are not one after the other")
+    return [(input, lambda delta: Dense(_without_copies(delta, sides)))]
+
+
+def _without_copies(delta: Tensor, shape: Sequence[int]) -> Tensor:
+    """Sum over whole copies along every dimension: [examples, *output] -> [examples, *shape]."""
+    padded = (1,) * (delta.ndim - 1 - len(shape)) + tuple(shape)
+    for dim, size in enumerate(padded, start=1):
+        if not size or delta.shape[dim] % size:
+            raise NoRule(f"a gradient of {tuple(delta.shape[1:])} for copies of {tuple(shape)}")
+        if delta.shape[dim] != size:
+            delta = delta.unflatten(dim, (-1, size)).sum(dim)
+    return delta.reshape(len(delta), *shape)
 
 
 def reduced(delta: Tensor, shape: Sequence[int]) -> Tensor:

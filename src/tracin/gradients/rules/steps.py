@@ -19,6 +19,8 @@ from tracin.gradients.forms import (
     Rows,
     ScaledEntries,
     ScaledRows,
+    Slot,
+    Stacked,
     Total,
     pairs,
     total,
@@ -75,13 +77,32 @@ def steps_of(
 
 @steps_for(torch.t, Tensor.t, *TRANSPOSE_GETTERS, torch.transpose, Tensor.transpose)
 def transpose(output: Tensor, input: Any, *dims: int, **named: int) -> Steps:
-    """The sides of one matrix are exchanged."""
+    """The sides of one matrix, or of each matrix of a stack, are exchanged."""
+    if input.tensor.ndim == 3 and sorted(dim % 3 for dim in (*dims, *named.values())) == [1, 2]:
+        return [(input, lambda form: _each(form, _transposed))]
     if input.tensor.ndim != 2 or sorted(dim % 2 for dim in (*dims, *named.values())) not in (
         [],
         [0, 1],
     ):
         raise NoRule("more than a matrix")
     return [(input, lambda form: _each(form, _transposed))]
+
+
+@steps_for(Tensor.__getitem__)
+def picked(output: Tensor, input: Any, index: Any) -> Steps:
+    """One matrix of a stack, by its number."""
+    if isinstance(index, Tensor) and index.ndim == 0 and index.dtype == torch.int64:
+        index = int(index)
+    if input.tensor.ndim != 3 or not isinstance(index, int) or isinstance(index, bool):
+        raise NoRule("other than one matrix of a stack")
+    matrices = input.tensor.shape[0]
+
+    def move(form: Form) -> Form | None:
+        if not _is_outer(form, output.shape):
+            return None
+        return Slot(form, index % matrices, matrices)
+
+    return [(input, move)]
 
 
 @steps_for(
@@ -282,6 +303,8 @@ def _each(form: Form, move: Callable[[Form], Form | None]) -> Form | None:
 
 
 def _transposed(form: Form) -> Form | None:
+    if isinstance(form, Stacked):
+        return Stacked(form.right, form.left)
     return form.transposed() if isinstance(form, Outer) else None
 
 

@@ -1,0 +1,215 @@
+"""Routed experts, relative attention and rows that the data moves go the fast way."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import slow_twin
+import tracin
+from slow_twin import part
+
+EXAMPLES, TOKENS, WORDS = 6, 5, 30
+SIDES = {
+    "vocab_size": WORDS, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+
+
+def language_model(name: str, way: str, **more: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**SIDES, **more)
+    config._experts_implementation = way
+    return getattr(transformers, f"{name}ForCausalLM")(config).double().eval()
+
+
+EXPERTS = {
+    "Mixtral": {"num_local_experts": 4},
+    "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "eos_token_id": 1, "pad_token_id": 0},
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
+                 "head_dim": 8},
+    "Qwen2Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
+                 "shared_expert_intermediate_size": 6},
+}  # fmt: skip
+
+
+def tokens(examples: int = EXAMPLES) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    words = torch.randint(2, WORDS, (examples, TOKENS))
+    return {"input_ids": words, "labels": words, "attention_mask": torch.ones_like(words)}
+
+
+def check(
+    model: nn.Module, loss: Any, data: Any, *, is_fast: bool = True, gap: float = 1e-9
+) -> None:
+    """All scores of both kinds, in batches of several sizes, against the slow twin."""
+    run = tracin.TracIn(model, loss, [model.state_dict()], learning_rates=[1.0])
+    queries = part(data, slice(0, 3))
+    own = slow_twin.self_influence(model, loss, data)
+    scores = slow_twin.influence(model, loss, data, queries)
+    for size in (1, 4, slow_twin.length(data)):
+        torch.testing.assert_close(
+            run.self_influence(data, batch_size=size).double(), own, rtol=gap, atol=0
+        )
+        torch.testing.assert_close(
+            run.influence(data, queries, batch_size=size).double(),
+            scores,
+            rtol=100 * gap,
+            atol=gap * float(scores.abs().max()),
+        )
+    if is_fast:
+        slow = {
+            name: str(covered)
+            for name, covered in run.coverage(data).entries.items()
+            if str(covered.way) != "fast"
+        }
+        assert slow == {}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("way", ["eager", "batched_mm"])
+def test_routed_experts_go_the_fast_way(name: str, way: str):
+    check(language_model(name, way, **EXPERTS[name]), "causal_lm", tokens())
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_grouped_experts_go_the_fast_way(name: str):
+    # torch has no grouped product of float64.
+    model = language_model(name, "grouped_mm", **EXPERTS[name]).float()
+
+    check(model, "causal_lm", tokens(), gap=1e-4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("kinds", [["c2p", "p2c"], ["p2c"]])
+def test_relative_attention_goes_the_fast_way(shared: bool, kinds: list[str]):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.DebertaV2Config(
+        vocab_size=WORDS, hidden_size=16, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, relative_attention=True, position_buckets=4,
+        max_position_embeddings=16, pos_att_type=kinds, share_att_key=shared,
+        norm_rel_ebd="layer_norm", num_labels=3, pooler_hidden_size=16,
+    )  # fmt: skip
+    model = transformers.DebertaV2ForSequenceClassification(config).double().eval()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        words, labels = batch
+        return F.cross_entropy(model(words).logits, labels, reduction="none")
+
+    check(model, loss, (tokens()["input_ids"], torch.arange(EXAMPLES) % 3))
+
+
+class Sorted(nn.Module):
+    """Sorts all rows by what they hold, and sorts back after two layers and a norm."""
+
+    def __init__(self, *, in_place: bool = False) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Linear(4, 6), nn.Linear(6, 6)
+        self.norm, self.two = nn.LayerNorm(6), nn.Linear(6, 3)
+        self.act = nn.ReLU(inplace=in_place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.tanh(self.stem(x)).flatten(0, 1)
+        order = rows[:, 0].argsort()
+        moved = self.act(self.norm(self.one(rows[order])))
+        back = self.two(moved)[order.argsort()]
+        return back.view(*x.shape[:2], 3).mean(1)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_rows_sorted_over_all_examples_go_the_fast_way(in_place: bool):
+    torch.manual_seed(0)
+    model = Sorted(in_place=in_place).double().eval()
+
+    check(model, "cross_entropy", (torch.randn(7, 3, 4).double(), torch.arange(7) % 3))
+
+
+def test_more_examples_than_factors_of_one_pass_are_told_apart():
+    torch.manual_seed(0)
+    model = Sorted().double().eval()
+    data = torch.randn(150, 3, 4).double(), torch.arange(150) % 3
+
+    check(model, "cross_entropy", data)
+
+
+def test_rows_sorted_in_single_and_half_precision_find_their_owners():
+    torch.manual_seed(0)
+    data = torch.randn(80, 3, 4), torch.arange(80) % 3
+    for dtype, gap in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
+        model = Sorted().to(dtype).eval()
+        batch = data[0].to(dtype), data[1]
+        run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[1.0])
+
+        scores = run.self_influence(batch, batch_size=80).double()
+
+        wanted = slow_twin.self_influence(model, "cross_entropy", batch)
+        assert float(((scores - wanted) / wanted).abs().max()) < gap
+
+
+def test_rows_sorted_within_no_grad_are_followed():
+    torch.manual_seed(0)
+    model = Sorted().double().eval()
+    data = torch.randn(7, 3, 4).double(), torch.arange(7) % 3
+    run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[1.0])
+
+    with torch.no_grad():
+        scores = run.self_influence(data)
+
+    wanted = slow_twin.self_influence(model, "cross_entropy", data)
+    torch.testing.assert_close(scores.double(), wanted)
+
+
+class Slots(nn.Module):
+    """Rows are put into slots of experts by index, up to a capacity, and taken out again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.router, self.head = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.tanh(self.stem(x))
+        share, expert = self.router(rows).softmax(-1).max(-1)
+        picked = F.one_hot(expert, 3)
+        place = (picked.cumsum(0) * picked).sum(1) - 1
+        slots = rows.new_zeros(3, len(x), 6)
+        slots[expert, place] = rows
+        out = torch.stack([layer(slots[at]) for at, layer in enumerate(self.experts)])
+        return self.head(rows + share[:, None] * out.tanh()[expert, place])
+
+
+def test_experts_with_slots_equal_the_slow_twin():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = Slots().double().eval()
+        data = torch.randn(8, 4).double(), torch.arange(8) % 3
+
+        check(model, "cross_entropy", data, is_fast=False)
+
+
+class Graph(nn.Module):
+    """Two rounds of messages over one graph, whose nodes are the examples."""
+
+    def __init__(self, nodes: int, *, is_sparse: bool) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.x = torch.randn(nodes, 4).double()
+        edges = (torch.rand(nodes, nodes) < 0.3).double() + torch.eye(nodes).double()
+        edges = edges / edges.sum(1, keepdim=True)
+        self.edges = edges.to_sparse() if is_sparse else edges
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        hidden = torch.relu(self.edges @ self.one(self.x))
+        return (self.edges @ self.two(hidden))[nodes]
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_nodes_of_one_graph_share_its_forward_pass(is_sparse: bool):
+    torch.manual_seed(0)
+    model = Graph(9, is_sparse=is_sparse).double().eval()
+
+    check(model, "cross_entropy", (torch.arange(9), torch.arange(9) % 3), is_fast=not is_sparse)
