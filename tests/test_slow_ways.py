@@ -29,10 +29,10 @@ def language_model(name: str, way: str, **more: Any) -> nn.Module:
 EXPERTS = {
     "Mixtral": {"num_local_experts": 4},
     "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "eos_token_id": 1, "pad_token_id": 0},
-    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
                  "head_dim": 8},
-    "Qwen2Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 6,
-                 "shared_expert_intermediate_size": 6},
+    "Qwen2Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+                 "shared_expert_intermediate_size": 8},
 }  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def _follow(
     ends: Sequence[Tensor],
 ) -> None:
     """Go back from the losses; once more for rows that the data moved, to learn whose they are."""
-    edges = [edge for _, edge, _ in routed]
+    edges: Any = [edge for _, edge, _ in routed]  # torch's stubs do not know a mix of both
     codes = factors_of(len(losses)) if routed else []
     found = torch.autograd.grad(
         losses.sum(), [*ends, *edges], allow_unused=True, retain_graph=bool(codes)
