@@ -161,7 +161,10 @@ def test_the_version_is_told(capsys):
         (["--query", "0", "--set", "explane.k=1"], "no setting 'explane'; there are 'task'"),
         (["--query", "0", "--set", "explain"], "such as explain.k=5, not 'explain'"),
         (["--query", "0", "--set", "tracin.parameters=nothing"], "no parameter has such a name"),
-        (["--query", "0", "--set", "tracin.device=bogus"], "'bogus', but there is no such device"),
+        (
+            ["--query", "0", "--set", "tracin.device=bogus"],
+            "'bogus' was given, but there is no such device",
+        ),
         (["--query", "0", "--set", "tracin.device=cuda:99"], "but there is no such device here"),
         (["--query", "0", "--set", "task.function=task.py"], "'file.py:function' or"),
         (["--query", "0", "--set", "task.function=task.py:no"], "has no function 'no'"),
