@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import tracin
 from tracin.guards import ownership
 from tracin.guards.settings import dispatches_now, functions_now
+from tracin.torch_internals import C
 
 PACKAGE = str(Path(tracin.__file__).parent)
 Place = tuple[str, str, int]  # event, file, line
@@ -113,22 +114,27 @@ def seen(model: nn.Module) -> dict[str, Any]:
         "function modes": functions_now(),
         "dispatch modes": dispatches_now(),
         "grad mode": torch.is_grad_enabled(),
-        "transforms": torch._C._functorch.get_dynamic_layer_stack_depth(),
+        "transforms": C._functorch.get_dynamic_layer_stack_depth(),
         "default dtype": torch.get_default_dtype(),
         "attention": torch.backends.cuda.flash_sdp_enabled(),
         "float32": torch.get_float32_matmul_precision(),
         "convolutions": torch.backends.cudnn.allow_tf32,
         "autocast": torch.is_autocast_enabled("cpu"),
         "warnings": id(warnings.filters),
-        "saved tensors' hooks": torch._C._autograd._top_saved_tensors_default_hooks(True),
+        "saved tensors' hooks": C._autograd._top_saved_tensors_default_hooks(True),
         "torch's random state": torch.get_rng_state().tolist(),
-        "NumPy's random state": np.random.get_state()[1].tolist(),
+        "NumPy's random state": _numpy_state(),
         "Python's random state": random.getstate(),
         "Ctrl-C": signal.getsignal(signal.SIGINT),
         "alarm": signal.getsignal(signal.SIGALRM),
         "holds": ownership.queue(),
     }
     return found
+
+
+def _numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return state[1].tolist()
 
 
 def differing(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -54,16 +54,22 @@ def settings() -> list[object]:
     ]
 
 
-@pytest.fixture(autouse=True)
-def _settings_come_back() -> Iterator[None]:
-    before = settings()
-    yield
+def reset() -> None:
+    """Torch's own defaults, whatever other tests of the process have set."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = True
     set_fp32_precision("generic", "all", "none")
     set_fp32_precision("cuda", "all", "none")
     set_fp32_precision("cuda", "matmul", "none")
     set_fp32_precision("mkldnn", "matmul", "none")
+
+
+@pytest.fixture(autouse=True)
+def _settings_come_back() -> Iterator[None]:
+    reset()
+    before = settings()
+    yield
+    reset()
     assert settings() == before
 
 

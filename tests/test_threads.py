@@ -353,8 +353,9 @@ def test_passes_of_other_threads_between_steps_leave_the_trace_alone(tmp_path):
             other.start()
         with tracer:
             for number in range(5):
-                optimizer.zero_grad()
-                forward(tracer, model, range(number, number + 6)).backward()
+                loss = forward(tracer, model, range(number, number + 6))
+                optimizer.zero_grad()  # no lock holds other threads back before the batch
+                loss.backward()
                 optimizer.step()
                 tracer.save()
         over.set()
