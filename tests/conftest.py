@@ -12,6 +12,36 @@ import torch
 torch.set_num_threads(1)
 
 
+# Files that the fast tier leaves out as a whole: they start processes, import large libraries, or
+# try hundreds of models. The front door's, the audit's and every tenth model of the zoo stay.
+SLOW_FILES = frozenset(
+    f"test_{name}.py"
+    for name in (
+        "adam", "adapters", "checkpoint_faults", "cli", "demo", "device_benchmark", "docs",
+        "engines", "engines_fan", "engines_ray", "index", "index_faults", "index_identity",
+        "index_search", "integrations_faiss", "integrations_lightning",
+        "integrations_transformers", "interrupts", "memory", "pretrained", "recorder_more",
+        "recorder_safety", "replay", "selection", "sharded", "sketches", "slow_twin", "slow_ways",
+        "store", "store_urls", "threads", "trace_safety", "tracing", "wrappers",
+    )
+)  # fmt: skip
+EVERY = 10  # of so many models of the zoo, one is in the fast tier, in float64
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what the fast tier leaves out."""
+    models = 0
+    for item in items:
+        file, _, name = item.nodeid.rpartition("/")[2].partition("::")
+        is_model = name.startswith("test_float64_scores_equal_the_slow_twin")
+        models += is_model
+        is_left_out = file in SLOW_FILES or (
+            file == "test_zoo.py" and not (is_model and models % EVERY == 0)
+        )
+        if is_left_out:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def data_folder() -> Path:
     folder = os.environ.get("TRACIN_DATA")
