@@ -45,6 +45,16 @@ def renamed(tensor: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(tensor, tensor.shape)
 
 
+def lengths_of(tensors: list[Tensor]) -> Tensor:
+    """The lengths of some tensors: [tensors].
+
+    torch.linalg.vector_norm in a loop would do as well, by one kernel for each of them.
+    """
+    lengths = torch._foreach_norm(tensors)  # type: ignore[reportPrivateImportUsage]
+    kind = torch.float32 if tensors[0].device.type == "mps" else torch.float64
+    return torch.stack([length.to(kind) for length in lengths])
+
+
 # Whether cuDNN may compute in TF32. The public property, torch.backends.cudnn.allow_tf32, cannot be
 # set after torch.backends.disable_global_flags().
 allows_tf32 = torch._C._get_cudnn_allow_tf32

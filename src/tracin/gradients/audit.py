@@ -18,6 +18,7 @@ from tracin.data import Batch, length, part
 from tracin.gradients.fast import Compute
 from tracin.gradients.forms import Form
 from tracin.gradients.reference import weighted_gradients
+from tracin.torch_internals import lengths_of
 
 # A gradient that is zero but for rounding (a key's bias under softmax) has no meaningful relative
 # gap, so the length of the whole gradient sets a floor.
@@ -125,7 +126,7 @@ class Audit:
             for name, gradient in wanted.items()
         ]
         # One look at the device for all of them.
-        lengths = torch.stack([*map(_length, wanted.values()), *map(_length, apart)]).tolist()
+        lengths = lengths_of([*wanted.values(), *apart]).tolist()
         sizes, distances = lengths[: len(wanted)], lengths[len(wanted) :]
         if not all(map(isfinite, sizes)):
             return None
@@ -134,11 +135,6 @@ class Audit:
             dict(zip(wanted, distances, strict=True)),
             self._tolerance,
         )
-
-
-def _length(tensor: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(tensor)
-    return length.float() if length.device.type == "mps" else length.double()
 
 
 def too_far(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.data import Batch, content_of, copied, length, part
-from tracin.data.batches import Single
+from tracin.data.batches import Single, structure
 from tracin.errors import DataError, LossError, TracInError, UnsupportedModelError
 from tracin.gradients.audit import Audit, Reference, audit_factors
 from tracin.gradients.coverage import Covered, Way
@@ -104,6 +104,9 @@ class Gradients:
         self._tolerance: float | None = None
         self._checked: tuple[list[int], Tensor] | None = None  # rows, and their losses alone
         self._alone: tuple[list[int], Tensor] | None = None  # the same, of the batch to come
+        self._structure: list[tuple[str, Any]] | None = (
+            None  # of batches whose ways are known
+        )
         self._has_forward_mode = True
         self._held = 0
         self._schedule = Schedule(0, 0)
@@ -153,6 +156,9 @@ class Gradients:
         for name in self.parameters:
             self.ways.setdefault(name, Covered(Way.FAST, "rules"))
         pairs = self._pairs(length(batch))
+        if structure(batch) == self._structure and not self.is_sharded:
+            self._look_again(part(batch, pairs[0]), pairs[0])
+            return
         opinion = self._opinion(part(batch, pairs[0]), tolerance)
         self._checked = (pairs[0], opinion.apart.losses) if opinion.is_finite else None
         if opinion.is_finite:
@@ -179,6 +185,16 @@ class Gradients:
             raise UnsupportedModelError(_no_way(opinion.missed))
         if opinion.missed:
             self._step_down(opinion, tolerance)
+        self._structure = structure(batch)
+
+    def _look_again(self, trial: Batch, rows: list[int]) -> None:
+        """At other weights losses alone are compared: the ways are known, and gradients audited."""
+        singles = [part(trial, slice(row, row + 1)) for row in range(length(trial))]
+        losses = torch.tensor([self.loss_of(single) for single in singles], dtype=torch.float64)
+        self._checked = None
+        if bool(torch.isfinite(losses).all()):
+            refuse_unrepeatable(self.model, self.compute, trial, losses, self.tolerance)
+            self._checked = rows, losses
 
     def _pairs(self, examples: int) -> list[list[int]]:
         """Pairs of rows drawn from the whole batch; ranks of a sharded model draw the same."""
