@@ -45,12 +45,16 @@ def renamed(tensor: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(tensor, tensor.shape)
 
 
+_NARROW = (torch.float16, torch.bfloat16)
+
+
 def lengths_of(tensors: list[Tensor]) -> Tensor:
-    """The lengths of some tensors: [tensors].
+    """The lengths of some tensors, also where they go beyond what the tensors hold: [tensors].
 
     torch.linalg.vector_norm in a loop would do as well, by one kernel for each of them.
     """
-    lengths = torch._foreach_norm(tensors)  # type: ignore[reportPrivateImportUsage]
+    wide = [each.float() if each.dtype in _NARROW else each for each in tensors]
+    lengths = torch._foreach_norm(wide)  # type: ignore[reportPrivateImportUsage]
     kind = torch.float32 if tensors[0].device.type == "mps" else torch.float64
     return torch.stack([length.to(kind) for length in lengths])
 

@@ -10,6 +10,7 @@ from tracin.eager import eagerly
 from tracin.errors import LossError, UnsupportedModelError
 from tracin.guards import Guard
 from tracin.precision import exact_matmuls
+from tracin.recurrent import differentiable_recurrence
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def untouched(model: Module) -> Iterator[Module]:
     with guard, guard:
         for parameter in model.parameters():
             parameter.grad = None
-        with exact_matmuls(), eagerly():
+        with exact_matmuls(), eagerly(), differentiable_recurrence(model):
             yield model
 
 

@@ -104,9 +104,7 @@ class Gradients:
         self._tolerance: float | None = None
         self._checked: tuple[list[int], Tensor] | None = None  # rows, and their losses alone
         self._alone: tuple[list[int], Tensor] | None = None  # the same, of the batch to come
-        self._structure: list[tuple[str, Any]] | None = (
-            None  # of batches whose ways are known
-        )
+        self._structure: list[tuple[str, Any]] | None = None  # of batches whose ways are known
         self._has_forward_mode = True
         self._held = 0
         self._schedule = Schedule(0, 0)
