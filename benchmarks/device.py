@@ -72,26 +72,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def mlp_on_noise(is_quick: bool) -> Subject:
     """784-256-128-64-10."""
-    return _classes("MLP", mlp(), (784,), 500 if is_quick else 10_000, 2000)
+    return _classes("MLP", mlp(), (784,), *((500, 100) if is_quick else (262_144, 16_384)))
 
 
 def resnet20(is_quick: bool) -> Subject:
     """ResNet-20 on 32 x 32 images."""
-    return _classes("ResNet-20", ResNet(20), (3, 32, 32), 8 if is_quick else 2048, 256)
+    return _classes("ResNet-20", ResNet(20), (3, 32, 32), *((8, 2) if is_quick else (8192, 1024)))
 
 
 def resnet50(is_quick: bool) -> Subject:
     """ResNet-50 on 224 x 224 images; in the quick form a narrow one on smaller images."""
     model = ResNet50(8, 10) if is_quick else ResNet50()
     side = 32 if is_quick else 224
-    return _classes("ResNet-50", model, (3, side, side), 4 if is_quick else 256, 32)
+    return _classes("ResNet-50", model, (3, side, side), *((4, 2) if is_quick else (512, 64)))
 
 
 def gpt2(is_quick: bool) -> Subject:
-    """A language model of GPT-2's size, 124 M parameters and a head of its own."""
+    """A language model of GPT-2's size, 124 M parameters and a head of its own.
+
+    Eight queries: each takes a pass of its own at this size.
+    """
     words, length = (128, 16) if is_quick else (50_304, 512)
     sizes = {"width": 32, "layers": 2, "heads": 2} if is_quick else _GPT2
-    examples, queries = (4, 4) if is_quick else (64, QUERIES)
+    examples, queries = (4, 2) if is_quick else (64, 8)
     some = torch.randint(words, (examples + queries, length + 1))
     inputs, labels = some[:, :-1].contiguous(), some[:, 1:].contiguous()
     model = LanguageModel(words, length, **sizes).eval()
@@ -210,9 +213,16 @@ def _ratio(
     work: Callable[[Subject, Path], object],
     rounds: int,
 ) -> dict[str, Any]:
-    """Ratios to a plain pass without TF32, as tracin computes, and to one as torch has it."""
+    """Ratios to a plain pass without TF32, as tracin computes, and to one as torch has it.
+
+    The steady ratio is that of the second half of the examples: what a checkpoint costs once is
+    left out.
+    """
+    half = _half(subject)
     with tempfile.TemporaryDirectory() as folder:
         traced, memory = _timed(device, lambda: work(subject, Path(folder)), rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        of_half, _ = _timed(device, lambda: work(half, Path(folder)), rounds)
     as_torch_has_it, plain_memory = _timed(device, subject.plain_pass, rounds)
     with exact_matmuls():
         plain, _ = _timed(device, subject.plain_pass, rounds)
@@ -220,12 +230,19 @@ def _ratio(
         "examples": len(subject.train[0]),
         "queries": len(subject.queries[0]) if work is _influence else None,
         "ratio": traced / plain,
+        "steady ratio": 2 * (traced - of_half) / plain,
         "to a pass as torch has it": traced / as_torch_has_it,
         "seconds": traced,
         "plain seconds": plain,
         "memory ratio": memory / plain_memory if memory and plain_memory else None,
         "peak MiB": memory and memory / 2**20,
     }
+
+
+def _half(subject: Subject) -> Subject:
+    inputs, labels = subject.train
+    few = max(1, len(inputs) // 2)
+    return replace(subject, train=(inputs[:few], labels[:few]))
 
 
 def _timed(

@@ -594,3 +594,45 @@ def test_a_tiny_pass_is_audited_whole_and_a_long_one_in_part():
     assert len(audited) == 9  # batches 2, 4, 8, ..., 256 and the last
     assert of_long[-1] is not None
     assert len(first) + sum(map(len, audited)) <= 200
+
+
+class Rounding(nn.Module):
+    """Kernels for other batch sizes round otherwise: here an input of ReLU becomes zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 2), nn.Linear(2, 2)
+        nn.init.constant_(self.inner.bias, 2e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.inner(x)
+        if len(x) > 1:
+            values = (values + 1000) - 1000
+        return self.outer(torch.relu(values))
+
+
+def test_a_relu_that_rounding_switches_is_no_coupling() -> None:
+    torch.manual_seed(0)
+    model = Rounding()
+    data = torch.zeros(6, 2), torch.zeros(6).long()
+    run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates="equal")
+    run.self_influence(data)
+    assert run.coverage(data).by(tracin.Way.FAST) == list(dict(model.named_parameters()))
+
+
+def test_examples_coupled_by_their_gradients_alone_are_refused() -> None:
+    class Coupled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            values = self.inner(x)
+            mean = values.mean(0, keepdim=True)
+            return values + mean - mean.detach()
+
+    model = Coupled()
+    data = torch.randn(6, 2), torch.zeros(6).long()
+    run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates="equal")
+    with pytest.raises(tracin.CoupledExamplesError, match="alone and together, the gradients of"):
+        run.self_influence(data)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, final
 
@@ -55,6 +55,8 @@ _FACTORS = torch.tensor([0.7, -1.3])
 
 # How many pairs of examples are asked for a second opinion, at most.
 _OPINIONS = 16
+
+_GAP = "its rules and autograd differ by {:.1e}"
 
 # Numbers in one block of written-out fallback gradients: 128 MB in float32.
 _FALLBACK_BLOCK = 1 << 25
@@ -120,15 +122,15 @@ class Gradients:
     def _requiring(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
         if self.is_sharded:
             rest(self.model)  # whole ones take their flags when they are made whole
-        flags = {parameter: parameter.requires_grad for parameter in self.model.parameters()}
         chosen = {id(parameter) for parameter in parameters.values()}
+        others = [p for p in self.model.parameters() if p.requires_grad != (id(p) in chosen)]
         try:
-            for parameter in flags:
+            for parameter in others:
                 parameter.requires_grad_(id(parameter) in chosen)
             yield
         finally:
-            for parameter, flag in flags.items():
-                parameter.requires_grad_(flag)
+            for parameter in others:
+                parameter.requires_grad_(id(parameter) not in chosen)
 
     def check(self, batch: Batch) -> None:
         """Settle each parameter's way on two examples of `batch`, against autograd on each alone.
@@ -169,8 +171,9 @@ class Gradients:
             opinion = self._opinion(part(batch, pair), tolerance)
         if not opinion.is_finite:
             return  # nothing can be compared; the pass itself will name the example
-        if opinion.losses is None or opinion.missed or not opinion.is_agreed:
-            refuse_coupled(
+        missed = opinion.missed
+        if opinion.losses is None or missed or not opinion.is_agreed:
+            together = refuse_coupled(
                 self.model,
                 self.compute,
                 opinion.trial,
@@ -179,10 +182,13 @@ class Gradients:
                 opinion.apart,
                 tolerance,
             )
-        if opinion.missed and self.is_sharded:
-            raise UnsupportedModelError(_no_way(opinion.missed))
-        if opinion.missed:
-            self._step_down(opinion, tolerance)
+            wanted = {name: together[name] for name in opinion.gaps}
+            gaps = differences(opinion.found, wanted, tolerance, self.parameters)
+            missed = missed | {name: _GAP.format(gap) for name, gap in gaps.items()}
+        if missed and self.is_sharded:
+            raise UnsupportedModelError(_no_way(missed))
+        if missed:
+            self._step_down(opinion, missed, tolerance)
         self._structure = structure(batch)
 
     def _look_again(self, trial: Batch, rows: list[int]) -> None:
@@ -612,14 +618,10 @@ class Gradients:
         is_agreed = not gaps and not are_apart(losses[0], apart.losses, tolerance)
         if self.is_sharded:
             is_agreed = all(each_says(is_agreed))
-        missed |= {
-            name: f"its rules and autograd differ by {gap:.1e}" for name, gap in gaps.items()
-        }
-        return _Opinion(trial, apart, losses[0], missed, is_agreed)
+        return _Opinion(trial, apart, losses[0], missed, is_agreed, found, gaps)
 
-    def _step_down(self, opinion: "_Opinion", tolerance: float) -> None:
+    def _step_down(self, opinion: "_Opinion", missed: Mapping[str, str], tolerance: float) -> None:
         """Settle a slower way for the parameters that the fast one missed."""
-        missed = opinion.missed
         parameters = {name: self.parameters[name] for name in missed}
         wanted = {name: opinion.apart.gradients[name] for name in missed}
 
@@ -653,8 +655,10 @@ class _Opinion:
     trial: Batch
     apart: Alone
     losses: Tensor | None  # those of the fast way, if it could be taken
-    missed: dict[str, str]  # the parameters for which it does not hold, and why
+    missed: dict[str, str]  # the parameters that it cannot be taken for, and why
     is_agreed: bool  # whether a second opinion cannot change anything
+    found: Mapping[str, Tensor] = field(default_factory=dict)  # the fast sums of factor x gradient
+    gaps: Mapping[str, float] = field(default_factory=dict)  # how far these are from autograd's
     is_finite: bool = True  # whether there is anything to compare with
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.data import Batch, length
+from tracin.data.batches import mapped_within
 from tracin.errors import TracInError
 from tracin.gradients.exchange import exchanged
 from tracin.gradients.fast import Compute, checked_losses
 from tracin.gradients.graph import leaves_of, reached, refuse_foreign
-from tracin.out_of_memory import is_out_of_memory
+from tracin.out_of_memory import is_out_of_memory, raise_if_out_of_memory
 from tracin.sharding import is_divided, local
 
 
@@ -70,6 +71,35 @@ def weighted_gradients(
     if losses is None:
         return _by_grad(model, compute, batch, parameters, factors)
     return {name: _gradient(leaf) for name, leaf in leaves.items()}, losses
+
+
+def in_double(
+    model: Module,
+    compute: Compute,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    factors: Tensor,
+) -> dict[str, Tensor] | None:
+    """As `weighted_gradients`, with model and batch in float64; None where they do not run so."""
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    others = {name: _doubled(tensor) for name, tensor in own.items()}
+    names = {id(tensor): name for name, tensor in own.items()}
+    try:
+        wide = {name: others[names[id(one)]] for name, one in parameters.items()}
+        with exchanged(model, own, others):
+            doubled = mapped_within(_doubled, batch)
+            return weighted_gradients(model, compute, doubled, wide, factors)[0]
+    except Exception as error:  # a kernel that lacks float64, a loss that holds weights of its own
+        raise_if_out_of_memory(error)
+        return None
+
+
+def _doubled(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if leaf.is_complex():
+        return leaf.detach().to(torch.complex128)
+    return leaf.detach().double() if leaf.is_floating_point() else leaf.detach()
 
 
 def _on_leaves(

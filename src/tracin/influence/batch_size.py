@@ -41,6 +41,8 @@ def fitting_size(gradients: Gradients, batch: Batch, device: torch.device) -> in
         held = length(few) * (held - one) if length(few) > 1 else held
     budget = CPU_BYTES
     if device.type == "cuda":
-        budget = int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for tensors to come is free as well.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        budget = int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + kept))
     each = max(1, UNITS * held // length(few))
     return max(1, min(MOST, budget // each))

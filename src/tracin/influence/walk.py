@@ -392,20 +392,20 @@ class _Sums:
 
 def check_finite(step: Step, ids: np.ndarray, checkpoint: str) -> None:
     """Refuse a batch in which a loss, a gradient or a score is NaN or infinite."""
-    losses = getattr(step.outcome, "losses", step.outcome)
-    refuse_non_finite(losses.detach(), step.positions, ids, checkpoint, "loss", "example")
-    for values in (step.norms, step.scores):
-        if values is not None:
-            refuse_non_finite(values, step.positions, ids, checkpoint, "gradient", "example")
+    losses = getattr(step.outcome, "losses", step.outcome).detach()
+    found = [values for values in (step.norms, step.scores) if values is not None]
+    # One look at the device: a sum over finite numbers is finite but for overflow, tested below.
+    if bool(torch.isfinite(sum([values.sum() for values in found], losses.sum()))):
+        return
+    refuse_non_finite(losses, step.positions, ids, checkpoint, "loss", "example")
+    for values in found:
+        refuse_non_finite(values, step.positions, ids, checkpoint, "gradient", "example")
 
 
 def refuse_non_finite(
     values: Tensor, positions: range, ids: np.ndarray, checkpoint: str, what: str, whose: str
 ) -> None:
     """Name the first example whose value is not finite."""
-    # One sum and one look: a sum over finite numbers is finite but for overflow, tested below.
-    if bool(torch.isfinite(values.sum())):
-        return
     rows = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)
     if bool(rows.all()):
         return

@@ -93,14 +93,14 @@ def batch_norm(
         if id(delta) not in made:
             count, channels = images.shape[:2]
             wide = (1, count * channels, *images.shape[2:])
+            mean, variance = full(running_mean).repeat(count), full(running_var).repeat(count)
             _, scale, shift = torch.ops.aten.native_batch_norm_backward(
                 delta.reshape(wide),
                 full(images).reshape(wide),
                 None,
-                full(running_mean).repeat(count),
-                full(running_var).repeat(count),
-                None,
-                None,
+                mean,
+                variance,
+                *_saved(mean, variance, eps),
                 False,
                 eps,
                 [False, True, True],
@@ -188,6 +188,15 @@ def _channels(
         return _over_positions(delta * normalised)
 
     return [(weight, scale), (bias, _over_positions)]
+
+
+def _saved(mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor | None, Tensor | None]:
+    """What a forward pass keeps for a backward pass: CUDA's asks for it also in eval mode."""
+    if not mean.is_cuda:
+        return None, None
+    if mean.dtype in (torch.float16, torch.bfloat16):
+        mean, variance = mean.float(), variance.float()
+    return mean, torch.rsqrt(variance + eps)
 
 
 def _over_positions(values: Tensor) -> Dense:
