@@ -351,4 +351,5 @@ def test_a_pass_waits_for_the_device_a_few_times_a_batch() -> None:
         found = [each for each in caught if "synchroniz" in str(each.message)]
         waits.append(Counter(f"{each.filename}:{each.lineno}" for each in found))
     more = waits[1] - waits[0]
-    assert more.total() / 32 <= 3, more
+    # The labels' range, whether scores are finite, the scores; and now and then an audit.
+    assert more.total() / 32 <= 4, more
