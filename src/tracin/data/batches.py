@@ -75,16 +75,22 @@ def has_rows(leaf: object) -> bool:
     return isinstance(leaf, Tensor | np.ndarray) and leaf.ndim > 0
 
 
+_LEAVES = (Tensor, np.ndarray, Entries, Shared, torch.Size)
+_NESTS = (Mapping, list, tuple)
+
+
 def is_leaf(batch: Batch) -> bool:
     """Whether `batch` is no nest of other batches."""
-    if isinstance(batch, Entries | Shared | torch.Size):
+    if isinstance(batch, _LEAVES):
         return True
-    return is_plain_list(batch) or not isinstance(batch, Mapping | list | tuple)
+    return is_plain_list(batch) or not isinstance(batch, _NESTS)
 
 
 def leaves(batch: Batch, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf with the path that leads to it, such as `['inputs'][0]`."""
-    if isinstance(batch, Single):
+    if isinstance(batch, Tensor):
+        yield path, batch
+    elif isinstance(batch, Single):
         yield from leaves(batch.content, path)
     elif is_leaf(batch):
         yield path, batch
@@ -114,6 +120,8 @@ def mapped_within(function: Callable[[Any], Any], batch: Batch) -> Batch:
 
 def mapped_with_paths(function: Callable[[str, Any], Any], batch: Batch, path: str = "") -> Batch:
     """As `mapped`, with `function(path, leaf)`."""
+    if isinstance(batch, Tensor):
+        return function(path, batch)
     if isinstance(batch, Single):
         return Single(mapped_with_paths(function, batch.content, path))
     if is_leaf(batch):

@@ -83,8 +83,10 @@ def fast_pass(
         losses = checked_losses(outcome, length(batch))
         leaves = leaves_of(losses)
         if not is_whole:
-            known = [anchor, *parameters.values(), *model.parameters()]
-            refuse_foreign(leaves, known, compute)
+            known = {id(anchor), *map(id, parameters.values())}
+            unknown = [leaf for leaf in leaves if id(leaf) not in known]
+            if unknown:
+                refuse_foreign(unknown, model.parameters(), compute)
         missed = dict.fromkeys(reached(leaves, parameters), "used in a call that has no rule")
         ledger.leave_out(missed)
         if losses.requires_grad:
