@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.pairs import Ratio, timed
-from tracin.influence.index_reading import Asked, Reading
-from tracin.influence.index_search import NEAR, Search
+from tracin.index.reading import Asked, Reading
+from tracin.index.search import NEAR, Search
+from tracin.index.store import Entry, Manifest, Store, number_format
 from tracin.sketches import Columns, Dot, Plan, Side
-from tracin.store import Entry, Manifest, Store, number_format
 
 
 def main() -> None:

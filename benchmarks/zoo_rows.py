@@ -91,7 +91,7 @@ def _score(
     if errors[name] > allowed:
         # A device's own kernels may be less precise than the CPU's: ask one by one there, too.
         rows = gradients(model, case.loss, data).values()
-        twin = sum(row.flatten(1).abs().double().square().sum(1) for row in rows)
+        twin = torch.stack([row.flatten(1).abs().double().square().sum(1) for row in rows]).sum(0)
         apart = relative_error(run.self_influence(data).cpu(), twin.cpu())
         said = f"{errors[name]:.1e} from the CPU, {apart:.1e} from one by one on the device"
         (wrong if apart > allowed else other)[name] = f"{said}; {allowed:.0e} is allowed"

@@ -28,9 +28,9 @@ from experiments.mnist import PAPER_CHECKPOINTS, PAPER_EPOCHS, SIZES
 from experiments.mnist_images import Images, open_mnist
 from experiments.training import Recipe, fully_connected
 from tracin import Correlations, Selection, correlations, select_checkpoints
+from tracin.analysis.selection import By, Weighting
 from tracin.checkpoints import loaded
 from tracin.demo.training import emptied
-from tracin.influence.selection import By, Weighting
 
 QUERIES = 100
 SKETCHED, SKETCH_SIZES = 6000, (16, 64, 256, 1024, 4096)

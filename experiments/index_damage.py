@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import tracin
-from tracin.store import sealed_json
+from tracin.index.store import sealed_json
 
 BAD = ("silent", "crash")
 # What a manifest says under a checksum that holds is believed where no row depends on it.

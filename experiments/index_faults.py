@@ -35,7 +35,8 @@ from torch import Tensor, nn
 
 import tracin
 from experiments.index_damage import built, report
-from tracin.engines import Engine, Processes, RayCluster, Serial
+from tracin.engines import Engine, Processes, Serial
+from tracin.integrations.ray import RayCluster
 
 ROWS, FEATURES, CLASSES, CHECKPOINTS = 400, 20, 5, 3
 A_SHARD = 10

@@ -32,9 +32,9 @@ import tracin
 from experiments.mnist import SIZES
 from experiments.mnist_images import open_mnist
 from experiments.training import fully_connected
+from tracin.analysis.correlations import correlations
 from tracin.errors import DataError
-from tracin.influence.correlations import correlations
-from tracin.influence.index import Index
+from tracin.index.index import Index
 from tracin.sketches import Dot, Projection, standard_error
 from tracin.sketches.ways import KINDS
 

@@ -16,10 +16,11 @@ import tracin
 from slow_twin import part
 from test_tracin import close, data, net
 from tracin import errors
+from tracin import tracin as front_door
 from tracin.checkpoints.optimizer_states import OptimizerState
 from tracin.cli.settings import read_settings
-from tracin.influence import tracin as front_door
-from tracin.influence import update
+from tracin.preconditioners import adam as update
+from tracin.run import query_spans
 from zoo import ZOO, relative_error
 
 BETAS, EPSILON, STEP = (0.8, 0.95), 1e-3, 7
@@ -208,7 +209,7 @@ def test_neither_batch_size_nor_order_nor_blocks_of_queries_matter(
     )
     numbers = sum(parameter.numel() for parameter in runner.parameters.values())
     monkeypatch.setattr(front_door, "HELD", numbers // 2 + 1)
-    assert len(runner._query_spans(5)) == 3
+    assert len(query_spans(runner, 5)) == 3
     assert close(runner.influence(train, test), expected)
 
 

@@ -281,7 +281,7 @@ def test_training_that_was_broken_off_is_not_taken_for_finished(begun, capsys, t
 
 
 def test_verify_fails_where_gradients_are_not_exact(begun, capsys, tmp_path, monkeypatch):
-    from tracin.influence import verification
+    from tracin.results import verification
 
     monkeypatch.setattr(verification, "allowed", lambda precision: 1e-30)
 

@@ -209,7 +209,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_engines import UNITS, Toy
-from tracin.engines import Processes, RayCluster, Serial
+from tracin.engines import Processes, Serial
+from tracin.integrations.ray import RayCluster
 
 {guard}
     {engine}.run(Toy(Path({folder!r}), seconds=0.3), UNITS)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tracin.engines import Processes, Ranks, RayCluster, Serial
+from tracin.engines import Processes, Ranks, Serial
 from tracin.errors import IndexingError
+from tracin.integrations.ray import RayCluster
 
 PARTS = list(range(6))
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from test_engines import RESULT, UNITS, Toy, is_alive, started
-from tracin.engines import RayCluster
 from tracin.errors import IndexingError
+from tracin.integrations.ray import RayCluster
 
 
 def test_without_ray_the_error_names_the_extra(tmp_path, monkeypatch):

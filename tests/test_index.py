@@ -14,11 +14,11 @@ from torch import nn
 
 import tracin
 from tracin import IndexingError, Projection, QueryError, TracIn, WithIds
-from tracin.influence.index import Index
-from tracin.influence.index_reading import Asked, Reading
-from tracin.influence.index_search import Search
+from tracin.index.index import Index
+from tracin.index.reading import Asked, Reading
+from tracin.index.search import Search
+from tracin.index.store import Entry, Manifest, Store
 from tracin.sketches import Columns, Dot, Plan, Side
-from tracin.store import Entry, Manifest, Store
 
 ROWS, QUERIES, CLASSES = 70, 6, 3
 
@@ -101,7 +101,7 @@ def test_the_strongest_are_those_without_an_index(tmp_path):
 
 @pytest.mark.parametrize("memory", [1, 10_000, 1 << 28])
 def test_memory_does_not_matter(tmp_path, memory, monkeypatch):
-    monkeypatch.setattr("tracin.influence.index_search.NEAR", 4)
+    monkeypatch.setattr("tracin.index.search.NEAR", 4)
     run = run_of()
     index = built(tmp_path, run)
 

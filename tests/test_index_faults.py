@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import tracin
-from tracin.engines import Job, Processes, RayCluster, Unit
+from tracin.engines import Job, Processes, Unit
+from tracin.integrations.ray import RayCluster
 
 ROOT = Path(__file__).parents[1]
 ROWS, FEATURES, CLASSES = 90, 12, 4

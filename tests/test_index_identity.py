@@ -14,10 +14,10 @@ from torch import nn
 
 import tracin
 from tracin import IndexingError, Projection, TracIn, WithIds
-from tracin.influence import index_search
-from tracin.influence.index import Index
-from tracin.store import Column, Manifest, Store, place_of, sealed_json
-from tracin.store.shard import Layout, new_file
+from tracin.index import search as index_search
+from tracin.index.index import Index
+from tracin.index.store import Column, Manifest, Store, place_of, sealed_json
+from tracin.index.store.shard import Layout, new_file
 
 ROWS, CLASSES = 40, 3
 
@@ -360,7 +360,7 @@ def test_hostile_manifests_end_in_an_indexing_error_before_memory_is_taken(tmp_p
     deep = path.read_bytes().replace(b'"about": {', b'"about": {"x": ' + b"[" * 100_000, 1)
     at = deep.index(b'"xxh3_128": "') + 13
     blank = deep[:at] + b"0" * 32 + deep[at + 32 :]
-    from tracin.store.checksums import sealed as with_sum
+    from tracin.index.store.checksums import sealed as with_sum
 
     contents["sealed depth"] = with_sum(blank, at)
     for content in contents.values():

@@ -11,10 +11,10 @@ import tracin
 from test_index import QUERIES, ROWS, TEST, TRAIN, built, data, files, mlp, pictures, run_of
 from tracin import IndexingError, Projection, QueryError
 from tracin.engines import Processes, Ranks, Serial
-from tracin.influence.index import Index
-from tracin.influence.index_limits import limits
-from tracin.influence.index_reading import Reading
-from tracin.influence.index_recall import chosen_rows
+from tracin.index.bounds import limits
+from tracin.index.index import Index
+from tracin.index.measure_recall import chosen_rows
+from tracin.index.reading import Reading
 
 
 def strongest(scores, k):
@@ -219,8 +219,8 @@ def test_memory_does_not_matter_for_any_way(tmp_path, options, monkeypatch):
     if "finder" in options:
         options = {"finder": Seeing(index)}
     once = index.explain(run, TEST, k=3, **options)
-    monkeypatch.setattr("tracin.influence.index_search.NEAR", 4)
-    monkeypatch.setattr("tracin.influence.index_limits.NEAR", 4)
+    monkeypatch.setattr("tracin.index.search.NEAR", 4)
+    monkeypatch.setattr("tracin.index.bounds.NEAR", 4)
 
     for memory in (1, 20_000):
         found = index.explain(run, TEST, k=3, memory=memory, **options)

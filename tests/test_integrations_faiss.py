@@ -9,11 +9,11 @@ from torch import nn
 
 import tracin
 from tracin import IndexingError, Projection, QueryError, TracIn
-from tracin.influence.index_reading import Asked
+from tracin.index.reading import Asked
+from tracin.index.store import Store
 from tracin.integrations.faiss import FILE, Nearest
 from tracin.sketches import Columns, Dot, Product, Side
 from tracin.sketches.flat import Flat
-from tracin.store import Store
 
 pytest.importorskip("faiss")
 

@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import tracin
-from tracin.influence.last_used import last_foreseen, last_used
+from tracin.scoring.last_used import last_foreseen, last_used
 
 X = torch.randn(5, 4)
 

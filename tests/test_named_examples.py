@@ -9,8 +9,8 @@ from torch import nn
 
 import tracin
 from tracin.data import open_examples, part
-from tracin.influence.named_examples import examples_named
 from tracin.losses import CausalLM
+from tracin.scoring.named_examples import examples_named
 
 WORDS = 7
 

@@ -11,8 +11,8 @@ from torch import nn
 
 import tracin
 from tracin.cli.main import main
-from tracin.influence.explanations import Hits
 from tracin.plain_text import plain, plain_lines
+from tracin.results.explanations import Hits
 
 HOSTILE = "\x1b[2K\rproponent  harmless.png  99\n\u202egpj.exe\u2028\x9b1A\x07\u200b"
 SHOWN = "\\x1b[2K\\rproponent  harmless.png  99\\n\\u202egpj.exe\\u2028\\x9b1A\\x07\\u200b"

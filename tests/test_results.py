@@ -12,7 +12,7 @@ import torch
 
 from tracin import Explanations, OutputError, QueryError, Suspects
 from tracin.checkpoints import atomic
-from tracin.influence.explanations import Hits
+from tracin.results.explanations import Hits
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from tracin import (
     select_checkpoints,
     training_losses,
 )
+from tracin.analysis.selection import HOW_TO_GET_LOSSES, WAYS
 from tracin.checkpoints.step_log import Segment, StepLog
 from tracin.errors import LearningRateError, QueryError
-from tracin.influence.selection import HOW_TO_GET_LOSSES, WAYS
 
 CURVE = [5.0, 3.0, 2.5, 1.0, 0.9, 0.8, 0.1, 0.1]
 
@@ -535,7 +535,7 @@ def test_queries_taken_in_parts_give_the_same(recorded, monkeypatch):
     model, folder, train, test = recorded
     run = tracin.TracIn(model, "cross_entropy", folder)
     whole = contributions(run, train, test)
-    monkeypatch.setattr("tracin.influence.tracin.HELD", 10)
+    monkeypatch.setattr("tracin.run.HELD", 10)
 
     parts = contributions(run, train, test)
 

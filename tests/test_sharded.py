@@ -26,7 +26,7 @@ import tracin
 import tracin.engines
 from tracin import IndexingError, Projection, TracIn
 from tracin.checkpoints import loaded
-from tracin.influence.index import Index
+from tracin.index.index import Index
 
 WORDS, WIDTH, PLACES, ROWS, QUERIES = 11, 8, 6, 23, 3  # 23: no number of ranks divides it
 

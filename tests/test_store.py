@@ -21,13 +21,13 @@ from torch import nn
 
 import tracin
 from tracin import IndexingError, Projection, TracIn, WithIds
-from tracin.influence import index_data
-from tracin.influence.index import Index
-from tracin.store import Added, Column, Entry, Manifest, Store, number_format, place_of
-from tracin.store.mounts import is_on_network, kind_of
-from tracin.store.number_format import NumberFormat
-from tracin.store.place import Folder
-from tracin.store.shard import Layout
+from tracin.index import data as index_data
+from tracin.index.index import Index
+from tracin.index.store import Added, Column, Entry, Manifest, Store, number_format, place_of
+from tracin.index.store.mounts import is_on_network, kind_of
+from tracin.index.store.number_format import NumberFormat
+from tracin.index.store.shard import Layout
+from tracin.index.store.storage import Folder
 
 ROWS, CLASSES = 40, 3
 
@@ -586,8 +586,8 @@ def test_the_kind_of_a_file_system_is_known(tmp_path):
 def test_on_a_network_files_are_read_into_memory(tmp_path, monkeypatch):
     run = run_of()
     local = built(tmp_path, run).influence(run, TRAIN)
-    monkeypatch.setattr("tracin.store.place.is_on_network", lambda path: True)
-    monkeypatch.setattr("tracin.store.place._PIECE", 100)
+    monkeypatch.setattr("tracin.index.store.storage.is_on_network", lambda path: True)
+    monkeypatch.setattr("tracin.index.store.storage._PIECE", 100)
     with monkeypatch.context() as patched:
         patched.setattr(np, "memmap", None)
         torch.testing.assert_close(built(tmp_path, run).influence(run, TRAIN), local)

@@ -8,7 +8,7 @@ from torch import nn
 
 import tracin
 from tracin import IndexingError, Projection, TracIn
-from tracin.influence.index import Index
+from tracin.index.index import Index
 
 pytest.importorskip("s3fs")
 boto3 = pytest.importorskip("boto3")

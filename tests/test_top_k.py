@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tracin import NonFiniteError, TracIn
-from tracin.influence.top_k import top_k
+from tracin.scoring.top_k import top_k
 
 
 def by_sorting(values, positions, k, largest):

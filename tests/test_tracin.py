@@ -12,10 +12,10 @@ from torch.nn import functional as F
 import slow_twin
 import tracin
 from tracin import errors
+from tracin import tracin as front_door
 from tracin.gradients.functional import refuse_sharded
-from tracin.influence import mislabelled
-from tracin.influence import tracin as front_door
-from tracin.influence.mislabelled import Judgement
+from tracin.scoring import mislabelled
+from tracin.scoring.mislabelled import Judgement
 
 CLASSES = 3
 

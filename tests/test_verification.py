@@ -11,8 +11,8 @@ from torch.nn import functional as F
 import tracin
 from tracin.gradients import Gradients
 from tracin.gradients.forms import Dense, Form
-from tracin.influence import comparison
 from tracin.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Precision
+from tracin.scoring import comparison
 
 CLASSES = 3
 

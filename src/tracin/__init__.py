@@ -7,6 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tracin.analysis.agreement import Agreement as Agreement
+    from tracin.analysis.agreement import compare_selections as compare_selections
+    from tracin.analysis.contributions import Contributions as Contributions
+    from tracin.analysis.contributions import contributions as contributions
+    from tracin.analysis.correlations import Correlations as Correlations
+    from tracin.analysis.correlations import correlations as correlations
+    from tracin.analysis.selection import Selection as Selection
+    from tracin.analysis.selection import select_checkpoints as select_checkpoints
+    from tracin.analysis.training_losses import training_losses as training_losses
     from tracin.checkpoints import Checkpoint as Checkpoint
     from tracin.checkpoints import OptimizerState as OptimizerState
     from tracin.checkpoints import Recorder as Recorder
@@ -37,25 +46,16 @@ if TYPE_CHECKING:
     from tracin.errors import UnsupportedModelError as UnsupportedModelError
     from tracin.gradients import Coverage as Coverage
     from tracin.gradients import Way as Way
-    from tracin.influence.agreement import Agreement as Agreement
-    from tracin.influence.agreement import compare_selections as compare_selections
-    from tracin.influence.contributions import Contributions as Contributions
-    from tracin.influence.contributions import contributions as contributions
-    from tracin.influence.correlations import Correlations as Correlations
-    from tracin.influence.correlations import correlations as correlations
-    from tracin.influence.explanations import Explanations as Explanations
-    from tracin.influence.finder import Finder as Finder
-    from tracin.influence.index import Index as Index
-    from tracin.influence.recall import Recall as Recall
-    from tracin.influence.selection import Selection as Selection
-    from tracin.influence.selection import select_checkpoints as select_checkpoints
-    from tracin.influence.suspects import Suspects as Suspects
-    from tracin.influence.tracin import TracIn as TracIn
-    from tracin.influence.training_losses import training_losses as training_losses
-    from tracin.influence.verification import Verification as Verification
+    from tracin.index.finder import Finder as Finder
+    from tracin.index.index import Index as Index
     from tracin.losses import CrossEntropy as CrossEntropy
     from tracin.losses import Outcome as Outcome
+    from tracin.results.explanations import Explanations as Explanations
+    from tracin.results.recall import Recall as Recall
+    from tracin.results.suspects import Suspects as Suspects
+    from tracin.results.verification import Verification as Verification
     from tracin.sketches import Projection as Projection
+    from tracin.tracin import TracIn as TracIn
     from tracin.tracing import Goodness as Goodness
     from tracin.tracing import Path as Path
     from tracin.tracing import Replay as Replay
@@ -101,30 +101,30 @@ _HOMES = {
         "UnsupportedModelError",
     ),
     "tracin.gradients": ("Coverage", "Way"),
-    "tracin.influence.agreement": (
+    "tracin.analysis.agreement": (
         "Agreement",
         "compare_selections",
     ),
-    "tracin.influence.contributions": (
+    "tracin.analysis.contributions": (
         "Contributions",
         "contributions",
     ),
-    "tracin.influence.correlations": (
+    "tracin.analysis.correlations": (
         "Correlations",
         "correlations",
     ),
-    "tracin.influence.finder": ("Finder",),
-    "tracin.influence.index": ("Index",),
-    "tracin.influence.recall": ("Recall",),
-    "tracin.influence.selection": (
+    "tracin.index.finder": ("Finder",),
+    "tracin.index.index": ("Index",),
+    "tracin.results.recall": ("Recall",),
+    "tracin.analysis.selection": (
         "Selection",
         "select_checkpoints",
     ),
-    "tracin.influence.training_losses": ("training_losses",),
-    "tracin.influence.explanations": ("Explanations",),
-    "tracin.influence.suspects": ("Suspects",),
-    "tracin.influence.tracin": ("TracIn",),
-    "tracin.influence.verification": ("Verification",),
+    "tracin.analysis.training_losses": ("training_losses",),
+    "tracin.results.explanations": ("Explanations",),
+    "tracin.results.suspects": ("Suspects",),
+    "tracin.tracin": ("TracIn",),
+    "tracin.results.verification": ("Verification",),
     "tracin.losses": ("CrossEntropy", "Outcome"),
     "tracin.sketches": ("Projection",),
     "tracin.tracing": (

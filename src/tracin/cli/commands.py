@@ -101,7 +101,7 @@ def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Ou
     import numpy as np
 
     from tracin.data import open_examples
-    from tracin.influence.table import aligned, numbers, save_parquet
+    from tracin.results.table import aligned, numbers, save_parquet
 
     if index is None:
         train = open_examples(opened.task.train, name="train")
@@ -270,7 +270,7 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
     opened = opened_run(run, sets, out)
     import numpy as np
 
-    from tracin.influence.table import save_parquet
+    from tracin.results.table import save_parquet
 
     found = opened.tracer.verify(opened.task.train)
     entries = [found.coverage.entries[name] for name in found.errors]

@@ -75,7 +75,7 @@ def append(
 @app.command()
 def info(folder: Folder) -> None:
     """What an index holds, and what is still to be built."""
-    from tracin.influence.index import Index
+    from tracin.index.index import Index
 
     typer.echo(str(Index.open(folder)))
 
@@ -83,7 +83,7 @@ def info(folder: Folder) -> None:
 @app.command()
 def verify(folder: Folder) -> None:
     """Read every byte of an index; exits with 1 where one is not as it was written."""
-    from tracin.influence.index import Index
+    from tracin.index.index import Index
 
     report = Index.open(folder).verify()
     typer.echo(str(report))
@@ -94,7 +94,7 @@ def verify(folder: Folder) -> None:
 @app.command()
 def gc(folder: Folder) -> None:
     """Delete what no index needs: unfinished files of killed workers, dropped checkpoints."""
-    from tracin.influence.index import Index
+    from tracin.index.index import Index
 
     typer.echo(str(Index.open(folder).gc()))
 
@@ -129,5 +129,7 @@ def engine_of(name: str, workers: int | None, address: str | None) -> "Engine":
     if name == "mesh":
         return engines.Mesh()
     if name == "ray":
-        return engines.RayCluster(address, workers)
+        from tracin.integrations.ray import RayCluster
+
+        return RayCluster(address, workers)
     return engines.Serial()

@@ -50,7 +50,7 @@ def opened(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
 
 
 def _check_device(device: str | None, run: Path) -> None:
-    from tracin.influence.device import checked_device
+    from tracin.scoring.device import checked_device
 
     try:
         checked_device(device)

@@ -16,10 +16,10 @@ from tracin.demo.pictures import Picture, a_digit, side_by_side
 from tracin.demo.threads import one_thread
 from tracin.demo.training import accuracy, emptied, trained
 from tracin.errors import TracInError
-from tracin.influence.explanations import Explanations
-from tracin.influence.suspects import Suspects
-from tracin.influence.table import save_parquet
-from tracin.influence.tracin import TracIn
+from tracin.results.explanations import Explanations
+from tracin.results.suspects import Suspects
+from tracin.results.table import save_parquet
+from tracin.tracin import TracIn
 
 Say = Callable[[str], None]
 

@@ -5,7 +5,6 @@ from tracin.engines.job import Engine, Job, Unit
 from tracin.engines.mesh import Mesh
 from tracin.engines.processes import Processes
 from tracin.engines.ranks import Ranks
-from tracin.engines.ray_engine import RayCluster
 from tracin.engines.serial import Serial
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "Mesh",
     "Processes",
     "Ranks",
-    "RayCluster",
     "Serial",
     "Unit",
 ]

@@ -117,7 +117,7 @@ class Ranks:
         """
         raise IndexingError(
             "Ranks never talk to each other, so none of them could bring their results together. "
-            "Use tracin.engines.RayCluster, or tracin.engines.Processes on this machine."
+            "Use tracin.integrations.ray.RayCluster, or tracin.engines.Processes on this machine."
         )
 
     def others(self, job: Job, shares: Sequence[Sequence[Unit]]) -> Iterator[Unit]:

@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 
 from tracin.errors import IndexingError, QueryError
-from tracin.influence.index import Index
-from tracin.influence.index_reading import Asked
+from tracin.index.index import Index
+from tracin.index.reading import Asked
+from tracin.index.store import Store
+from tracin.index.store.checksums import body_of, headed
 from tracin.schema import Fields, Items, Text, Whole, parsed
 from tracin.sketches.flat import WIDEST, Flat
-from tracin.store import Store
-from tracin.store.checksums import body_of, headed
 
 FILE = "candidates/ivf-sq8.faiss"
 FORMAT = 2

@@ -7,7 +7,7 @@ from typing import Any, final
 import numpy as np
 
 from tracin.errors import QueryError
-from tracin.influence.table import aligned
+from tracin.results.table import aligned
 from tracin.tracing.paths import Path
 from tracin.tracing.step_table import PARTS, Steps
 

@@ -20,10 +20,10 @@ from tracin.checkpoints.step_log import StepLog
 from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning
 from tracin.guards import owned
-from tracin.influence.parameters import Selection
-from tracin.influence.progress import bar
-from tracin.influence.table import aligned
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.results.table import aligned
+from tracin.scoring.parameters import Selection
+from tracin.scoring.progress import bar
 from tracin.tracing.paths import Path
 from tracin.tracing.places import Places
 from tracin.tracing.trace import Trace

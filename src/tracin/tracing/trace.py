@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tracin.errors import QueryError, TracingError
-from tracin.influence.explanations import Explanations, Hits
-from tracin.influence.top_k import top_k
+from tracin.results.explanations import Explanations, Hits
+from tracin.scoring.top_k import top_k
 from tracin.tracing.folder import (
     SELF,
     STEPS,

@@ -26,9 +26,9 @@ from tracin.data import content_of, move, open_examples
 from tracin.errors import NonFiniteError, TracingError, TracingWarning, UnsupportedModelError
 from tracin.gradients.forms import Form, Memo
 from tracin.guards import Guard, Hold, owned
-from tracin.influence.last_used import last_used
-from tracin.influence.parameters import LAST, Selection, chosen_parameters
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.scoring.last_used import last_used
+from tracin.scoring.parameters import LAST, Selection, chosen_parameters
 from tracin.tracing.asked import Asked, Questions, weights_at
 from tracin.tracing.fingerprints import (
     ids_fingerprint,

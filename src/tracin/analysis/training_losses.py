@@ -1,0 +1,63 @@
+"""The loss curve of a training, from its checkpoints."""
+
+from typing import Any
+
+import torch
+
+from tracin.checkpoints import loaded, untouched
+from tracin.data import content_of, move
+from tracin.guards import guarded
+from tracin.run import Run, checkpoint_pass, open_data
+from tracin.scoring.batch_size import BatchSize, checked_size, fitting_size
+from tracin.scoring.checkpoint_pass import refuse_non_finite
+from tracin.scoring.progress import bar
+
+
+@guarded
+def training_losses(
+    run: Run, train: Any, batch_size: BatchSize = "auto", progress: bool | None = None
+) -> list[float]:
+    """The mean loss of `train` at each of a run's checkpoints; forward passes alone.
+
+    For `select_checkpoints`, where no loss was recorded; a part of the data is enough to see the
+    curve's shape.
+
+    Args:
+        run: Whose model, loss and checkpoints.
+        train: The examples.
+        batch_size: "auto", or how many examples go through the model at once.
+        progress: None shows a bar on a terminal alone.
+
+    Raises:
+        NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
+
+    Example:
+        >>> import torch, tracin
+        >>> states = [{"weight": torch.full((1, 1), float(value))} for value in (0, 1)]
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> run = tracin.TracIn(model, "mse", states, learning_rates="equal")
+        >>> tracin.training_losses(run, (torch.ones(2, 1), torch.tensor([1.0, 3.0])))
+        [5.0, 2.0]
+    """
+    examples = open_data(run, train, "train")
+    size = checked_size(batch_size)
+    gradients = checkpoint_pass(run).gradients
+    means = []
+    with bar(len(run.checkpoints) * len(examples), "losses", progress) as shown:
+        for checkpoint in run.checkpoints:
+            total = 0.0
+            with untouched(run.model), loaded(run.model, checkpoint, run.device):
+                device = next(iter(run.model.parameters())).device
+                if size is None:
+                    few = move(examples.few(range(min(2, len(examples)))), device)
+                    size = fitting_size(gradients, few, device)
+                for positions, batch in examples.batches(size):
+                    with torch.no_grad():
+                        losses = run.loss(run.model, content_of(move(batch, device))).detach()
+                    refuse_non_finite(
+                        losses, positions, examples.ids, checkpoint.name, "loss", "example"
+                    )
+                    total += float(losses.cpu().double().sum())
+                    shown.update(len(positions))
+            means.append(total / len(examples))
+    return means

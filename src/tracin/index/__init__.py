@@ -1,0 +1,1 @@
+"""The gradient index: gradients sketched once, kept on disk, searched often."""

@@ -1,0 +1,148 @@
+"""Begins an index, or goes on with one: what it is of, what it holds, and what is still to do."""
+
+import os
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from tracin.engines import Engine, Mesh
+from tracin.errors import IndexingError
+from tracin.index.contents import about_of, checkpoint_keys, draw_of, plan_in, projection_of
+from tracin.index.data import (
+    Losses,
+    added_of,
+    as_begun,
+    losses_at,
+    refuse_other_data,
+    refuse_other_losses,
+    unmoved,
+    with_losses,
+)
+from tracin.index.index import Index
+from tracin.index.job import IndexJob
+from tracin.index.measure_recall import QUERIES
+from tracin.index.rows import group_weights, groups_of, plan_of
+from tracin.index.store import Entry, Manifest, Store, absolute, number_format, place_of
+from tracin.index.store.manifest import FILE, refuse_other
+from tracin.index.table import columns_beside, write_table
+from tracin.run import Run, open_data, parameter_shapes, rows_pass
+from tracin.scoring.batch_size import BatchSize, checked_size
+from tracin.sharding import by_first, is_sharded, led
+from tracin.sketches import Plan, Projection
+
+
+@unmoved()
+def begun(
+    run: Run,
+    train: Any,
+    folder: str | os.PathLike[str],
+    projection: Projection | None,
+    numbers: str,
+    rows_a_shard: int,
+    batch_size: BatchSize,
+) -> IndexJob:
+    """Write the manifest, and give the work.
+
+    Raises:
+        IndexingError: The folder holds another index, or an option cannot be.
+    """
+    if run.update != "sgd":
+        raise IndexingError(
+            f'An index keeps plain gradients, and this run has update="{run.update}", under which '
+            'they are scaled by moments. Build it from a run with update="sgd".'
+        )
+    number_format(numbers)
+    if isinstance(rows_a_shard, bool) or not isinstance(rows_a_shard, int) or rows_a_shard < 1:
+        raise IndexingError(
+            f"rows_a_shard is a whole number of at least 1; {rows_a_shard!r} was given."
+        )
+    size = checked_size(batch_size)
+    examples = open_data(run, train, "train")
+    where = absolute(folder)
+    projection = projection or Projection()
+    known = partial(_known_plan, where, projection)
+    plan = by_first(known) if is_sharded(run.model) else known()
+    if plan is None:
+        groups = groups_of(run.weights, run.parameters)
+        plan = plan_of(rows_pass(run), examples, projection, groups)
+        if is_sharded(run.model):
+            plan = Plan.from_json(by_first(plan.to_json))
+    beside = columns_beside(plan.columns.groups)
+    about = about_of(parameter_shapes(run), projection, plan)
+    entries = tuple(
+        Entry(key, one.name, draw_of(key), tuple(group_weights(weight, plan.groups, one.name)))
+        for key, one, weight in zip(checkpoint_keys(run), run.checkpoints, run.weights, strict=True)
+    )
+    # Each has a scale of its own.
+    pieces = tuple((side.start, side.stop) for side in plan.columns.sides)
+    rows = (len(examples),)
+    here = Manifest(about, plan.width, pieces, numbers, rows_a_shard, rows, entries, beside)
+
+    def agreed(losses: Losses) -> Manifest:
+        def proposed(there: Manifest | None) -> Manifest:
+            if there is not None:
+                refuse_other(there, here, where)
+                there.extended(here)  # refuses fewer rows, before they are looked for
+                refuse_other_data(there, examples, train, where)
+                refuse_other_losses(there, run, losses, where)
+            later = with_losses(there, here, losses)
+            manifest = as_begun(later) if there is None else there.extended(later)
+            new = manifest.spans()[len(manifest.added) :]
+            added = [added_of(examples, span, train) for span in new]
+            return replace(manifest, added=(*manifest.added, *added))
+
+        return Store.agreed(where, proposed, examples.ids).manifest
+
+    losses = partial(losses_at, run, examples)
+    manifest = led(agreed, losses) if is_sharded(run.model) else agreed(losses)
+    return IndexJob(run, train, where, size, manifest)
+
+
+@unmoved()
+def finished(
+    job: IndexJob, engine: Engine, progress: bool | None, recall_queries: int = QUERIES
+) -> Index:
+    """Do what is still to do."""
+    is_divided = is_sharded(job.run.model)
+    if is_divided != isinstance(engine, Mesh):
+        raise IndexingError(
+            "The engine for a model that fully_shard has divided, and for no other, is "
+            f"tracin.engines.Mesh(); {type(engine).__name__} was given for a model that is "
+            f"{'divided' if is_divided else 'whole'}. Give engine=tracin.engines."
+            f"{'Mesh()' if is_divided else 'Ranks.from_environment(), Processes(n) or Serial()'}."
+        )
+    store = Store.open(job.folder)
+    wanted = set(checkpoint_keys(job.run))
+    engine.run(job, [u for u in store.manifest.units() if u.checkpoint in wanted], progress)
+    store = Store.open(job.folder)  # others may have added to it meanwhile
+    lost = wanted - {each.key for each in store.manifest.checkpoints}
+    if lost or store.manifest.rows < job.manifest.rows:
+        raise IndexingError(
+            f"{job.folder} was changed by another build, or a checkpoint dropped, while this one "
+            "was at work: its manifest no longer names all that was built. Run the same again; the "
+            "files are there."
+        )
+    by_first(partial(table, store)) if is_divided else table(store)
+    index = Index(store, job.train, job.run)
+    if recall_queries and index.is_recall_due(job.run):
+        size = job.batch_size or "auto"
+        index.measure_recall(job.run, queries=recall_queries, batch_size=size, progress=progress)
+    return index
+
+
+def table(store: Store) -> None:
+    """Write the table of rows, once all are there."""
+    if not store.missing():
+        write_table(store)
+
+
+def _known_plan(folder: str, projection: Projection) -> Plan | None:
+    """The plan of an index that is there, if it was made by the same projection.
+
+    A plan depends on the first examples' gradients, which rounding may change.
+    """
+    if place_of(folder).size(FILE) is None:
+        return None
+    store = Store.open(folder)
+    plan = plan_in(store)
+    return plan if store.manifest.about["projection"] == projection_of(projection) else None

@@ -1,0 +1,110 @@
+"""What an index is of: what must agree before its rows may meet other rows."""
+
+import hashlib
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from tracin.checkpoints import Checkpoint
+from tracin.errors import IndexingError
+from tracin.index.store import Store
+from tracin.index.table import columns_beside
+from tracin.run import Run
+from tracin.schema import MOST, AnyMapping, Fields, Items, Maybe, Named, Whole
+from tracin.sketches import Plan, Projection
+
+SCHEMA = Fields(
+    {
+        "parameters": Named(Items(Whole(0, 1 << 40), most=64)),
+        "projection": Fields(
+            {"dim": Whole(1), "seed": Whole(-MOST), "split": Maybe(Named(Whole(1)))}
+        ),
+        "plan": AnyMapping(),
+    }
+)
+
+
+def about_of(shapes: Mapping[str, list[int]], projection: Projection, plan: Plan) -> dict[str, Any]:
+    """The fields that a second build must share, as JSON.
+
+    Args:
+        shapes: Of the parameters that are traced, by name.
+        projection: As it was asked for.
+        plan: How gradients become rows.
+    """
+    return {
+        "parameters": dict(shapes),
+        "projection": projection_of(projection),
+        "plan": plan.to_json(),
+    }
+
+
+def plan_in(store: Store) -> Plan:
+    """How the gradients of an index became its rows.
+
+    Raises:
+        IndexingError: Its manifest does not say, or contradicts itself.
+    """
+    manifest = store.manifest
+    try:
+        about = SCHEMA(manifest.about, "about")
+        plan = Plan.from_json(about["plan"])
+        shapes = about["parameters"].values()
+        if sorted(map(prod, shapes)) != sorted(plan.numbers.values()):
+            raise ValueError("the plan is of other parameters")
+        pieces = tuple((side.start, side.stop) for side in plan.columns.sides)
+        if (plan.width, pieces) != (manifest.width, manifest.pieces):
+            raise ValueError("the plan makes other columns than are kept")
+        groups = plan.columns.groups
+        if dict(manifest.beside) != columns_beside(groups):
+            raise ValueError("what is kept beside the rows is not what an index keeps")
+        if any(len(each.weights) != groups for each in manifest.checkpoints):
+            raise ValueError(f"a checkpoint has not {groups} weights")
+        return plan
+    except (ValueError, IndexingError) as error:
+        raise IndexingError(
+            f"{store.place.url} holds files of rows, but not those of an index of gradients "
+            f"({error}): its manifest was changed. Put it back from a copy, or build the index in "
+            "a new folder."
+        ) from error
+
+
+def projection_of(projection: Projection) -> dict[str, Any]:
+    """A projection as JSON."""
+    split = None if projection.split is None else dict(projection.split)
+    return {"dim": projection.dim, "seed": projection.seed, "split": split}
+
+
+def draw_of(key: str) -> int:
+    """The number of a checkpoint's random numbers: the same whenever its weights come."""
+    return int(key[:12], 16)
+
+
+_KEYS: WeakKeyDictionary[Run, list[str]] = WeakKeyDictionary()
+
+
+def checkpoint_keys(run: Run) -> list[str]:
+    """A fingerprint of each checkpoint's weights, in the order of the checkpoints; kept."""
+    if run not in _KEYS:
+        _KEYS[run] = [checkpoint_key(checkpoint) for checkpoint in run.checkpoints]
+    return _KEYS[run]
+
+
+def checkpoint_key(checkpoint: Checkpoint) -> str:
+    """Equal for checkpoints with the same weights, bit for bit."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, weight in sorted(checkpoint.weights().items()):
+        digest.update(name.encode())
+        digest.update(str(weight.dtype).encode())
+        digest.update(bytes_of(weight))
+    return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as they lie in memory; not copied where that is the CPU's."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

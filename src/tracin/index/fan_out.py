@@ -1,0 +1,67 @@
+"""A search of an index whose files are divided among workers; their lists are merged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+import torch
+
+from tracin.engines import Gatherer
+from tracin.engines.shares import stretches
+from tracin.index.bounds import LimitSearch
+from tracin.index.reading import Reading
+from tracin.index.search import Search
+from tracin.index.strongest import Strongest
+
+PARTS = 256  # at most: each sends a list of its own
+
+# Arrays, not tensors: torch's own way between processes ends with the process that sent them.
+Lists = list[tuple[np.ndarray, ...]]
+
+
+@final
+@dataclass(frozen=True)
+class Scan:
+    """Searches some of an index's files; any process that sees them may.
+
+    Attributes:
+        kind: Which search.
+        reading: The rows, and the queries; all workers must see the same manifest.
+        k: How many of each.
+    """
+
+    kind: type[Search] | type[LimitSearch]
+    reading: Reading
+    k: int
+
+    def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
+        """The strongest among the rows of some ranges; None for all."""
+        return self.kind(self.reading, self.k).strongest(ranges)
+
+    def __call__(self, ranges: Sequence[range]) -> Lists:
+        """As `strongest`, as arrays, and without a bar of its own."""
+        quiet = replace(self, reading=replace(self.reading, progress=False))
+        return [_arrays(side) for side in quiet.strongest(ranges)]
+
+
+def strongest(scan: Scan, engine: Gatherer | None) -> tuple[Strongest, Strongest]:
+    """The strongest of all rows, by this process or by an engine's workers."""
+    if engine is None:
+        return scan.strongest()
+    ranges = scan.reading.store.manifest.ranges()
+    cuts = stretches([len(one) for one in ranges], min(PARTS, len(ranges)))
+    parts = [tuple(ranges[cut.start : cut.stop]) for cut in cuts if len(cut)]
+    top, bottom = Strongest(scan.k, 1), Strongest(scan.k, -1)
+    for lists in engine.gather(scan, parts, scan.reading.progress):
+        for side, arrays in zip((top, bottom), lists, strict=True):
+            values, positions, *shares = (torch.from_numpy(one) for one in arrays)
+            side.merge(values, positions, shares[0] if shares else None)
+    return top, bottom
+
+
+def _arrays(side: Strongest) -> tuple[np.ndarray, ...]:
+    if side.values is None:
+        raise RuntimeError("no rows were read")
+    found = [side.values, side.positions, *([] if side.shares is None else [side.shares])]
+    return tuple(one.contiguous().numpy() for one in found)

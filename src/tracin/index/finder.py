@@ -1,0 +1,28 @@
+"""Who proposes candidates, where not every row of an index is to be scored."""
+
+from typing import Protocol
+
+import numpy as np
+
+from tracin.index.reading import Asked
+
+
+class Finder(Protocol):
+    """Proposes rows; an index scores them, so that what was not proposed is all that can be missed.
+
+    Such as an approximate nearest-neighbour index of the rows: a row's score with a query is
+    mostly the dot product of the two.
+    """
+
+    def candidates(self, asked: Asked, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that may have the highest, and those that may have the lowest scores.
+
+        Args:
+            asked: The queries' rows at each checkpoint, and what each checkpoint weighs.
+            count: How many of each; at most the index's rows.
+
+        Returns:
+            Positions of rows, [queries, count] int64 each, in any order; -1 where fewer were
+            found.
+        """
+        ...

@@ -1,0 +1,40 @@
+"""What an index says of itself when it is printed."""
+
+from tracin.index.store import Store
+from tracin.index.store.store import TABLE
+from tracin.index.table import table_is_fresh
+from tracin.plain_text import plain
+from tracin.results.table import aligned
+
+
+def described(store: Store) -> str:
+    """Rows, format, projection, bytes, checkpoints, and what is missing or stale."""
+    manifest = store.manifest
+    files, stale, missing = store.place.files(), store.stale(), store.missing()
+    units = manifest.units()
+    state = (
+        "complete" if not missing else f"{len(units) - len(missing)} of {len(units)} files built"
+    )
+    rows = [(e.name, " ".join(f"{weight:g}" for weight in e.weights)) for e in manifest.checkpoints]
+    size = sum(each.size for name, each in files.items() if name not in stale)
+    said = [
+        f"{manifest.rows:,} rows of {manifest.width} numbers ({manifest.number_format}) at "
+        f"{len(rows)} checkpoints, {state}: {plain(store.place.url)}",
+        f"{size:,} bytes in {len(files) - len(stale)} files of up to {manifest.rows_a_shard:,} "
+        f"rows; {projection_in_words(store)}",
+    ]
+    if stale:
+        said.append(
+            f"stale: {len(stale)} files, {sum(stale.values()):,} bytes, which tracin index gc "
+            "deletes"
+        )
+    if TABLE in files and (missing or not table_is_fresh(store)):
+        said.append(f"stale: {TABLE}, until the index is built again")
+    return "\n".join([*said, aligned(("checkpoint", "weight"), rows)])
+
+
+def projection_in_words(store: Store) -> str:
+    """The projection as it was asked for."""
+    asked = store.manifest.about.get("projection", {})
+    found = f"projection dim={asked.get('dim')}, seed={asked.get('seed')}"
+    return found if asked.get("split") is None else f"{found}, with a split that was given"

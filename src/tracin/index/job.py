@@ -1,0 +1,70 @@
+"""The work of building an index, unit by unit: one checkpoint and one range of rows each."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
+
+from tracin.data import open_examples
+from tracin.index.contents import checkpoint_keys, plan_in
+from tracin.index.rows import RowMaker
+from tracin.index.store import Manifest, Store, Unit, place_of
+from tracin.index.table import sketched_squared_norms
+from tracin.run import Run, rows_pass
+from tracin.sharding import by_first
+
+
+@final
+@dataclass(frozen=True)
+class IndexJob:
+    """Builds units of an index; a worker opens it once, and may be any process.
+
+    Attributes:
+        run: Model, loss and checkpoints.
+        train: The training data.
+        folder: The index.
+        batch_size: How many examples go through the model at once; None finds out.
+        manifest: Of the index as the build began.
+    """
+
+    run: Run
+    train: Any
+    folder: str
+    batch_size: int | None
+    manifest: Manifest
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Unit], None]]:
+        """Gives what builds one unit; checkpoints stay in place from one unit to the next."""
+        store = Store.open(self.folder)
+        examples = open_examples(self.train, name="train")
+        keys = checkpoint_keys(self.run)
+        plan = plan_in(store)
+        names = [one.name for one in self.run.checkpoints]
+        draws = [store.manifest.entry(key).number for key in keys]
+        walk = rows_pass(self.run)
+        with RowMaker(walk, plan, draws, names, self.batch_size) as maker:
+
+            def build(unit: Unit) -> None:
+                number = keys.index(unit.checkpoint)
+                found = maker.sketched(number, examples, range(unit.start, unit.stop))
+                beside = {
+                    "squared_norms": found.squared_norms,
+                    "sketched_squared_norms": sketched_squared_norms(plan.columns, found.rows),
+                    "loss": found.losses,
+                    "label": found.labels,
+                    "is_right": found.is_right,
+                }
+                write = partial(store.write, unit, found.rows, beside)
+                by_first(write) if walk.gradients.is_sharded else write()
+
+            yield build
+
+    def weight(self, unit: Unit) -> int:
+        """How many examples a unit has."""
+        return unit.stop - unit.start
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether a unit's file is there, as long as it must be."""
+        return Store(place_of(self.folder), self.manifest).is_done(unit)

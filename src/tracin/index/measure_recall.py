@@ -1,0 +1,142 @@
+"""The recall of an index's sketched answers: measured on some of its rows, and kept beside them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from tracin.errors import IndexingError
+from tracin.index.store import Manifest, Store, sealed_json
+from tracin.index.store.storage import Place
+from tracin.index.store.store import RECALL
+from tracin.results.recall import Recall
+from tracin.schema import Fields, Items, Number, Text, Whole
+from tracin.sketches.random_numbers import integers, key
+
+HITS, QUERIES = 10, 16
+AGAINST = "training rows, by the model's own scores"
+HOW = "index.measure_recall(run, train=...) measures it"
+
+
+SHARE = Number(0, 1)
+SCHEMA = Fields(
+    {
+        "k": Whole(1),
+        "queries": Whole(1),
+        "proponents": SHARE,
+        "opponents": SHARE,
+        "certain proponents": Whole(),
+        "certain opponents": Whole(),
+        "rows": Whole(1),
+        "checkpoints": Items(Text(), 1),
+        "index": Text(),
+    }
+)
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """A recall, with what it was measured for.
+
+    Attributes:
+        recall: The figures.
+        certain: For how many queries the true proponents, and opponents, were certain.
+        rows: How many rows the index had.
+        checkpoints: The keys of its checkpoints.
+        index: A fingerprint of the index and its data, as they were.
+    """
+
+    recall: Recall
+    certain: tuple[int, int]
+    rows: int
+    checkpoints: tuple[str, ...]
+    index: str
+
+    def is_of(self, manifest: Manifest, keys: Sequence[str]) -> bool:
+        """Whether it holds for these rows at these checkpoints."""
+        return self.index == manifest.of and set(self.checkpoints) == set(keys)
+
+    def write(self, place: Place) -> None:
+        """Keep it beside the rows; equal for equal figures."""
+        content = {
+            "k": self.recall.k,
+            "queries": self.recall.queries,
+            "proponents": self.recall.proponents,
+            "opponents": self.recall.opponents,
+            "certain proponents": self.certain[0],
+            "certain opponents": self.certain[1],
+            "rows": self.rows,
+            "checkpoints": list(self.checkpoints),
+            "index": self.index,
+        }
+        place.write(RECALL, sealed_json.written(content))
+
+    @classmethod
+    def read(cls, place: Place) -> "Kept | None":
+        """What was kept; None where nothing was.
+
+        Raises:
+            IndexingError: The file was changed.
+        """
+        if place.size(RECALL) is None:
+            return None
+        try:
+            held = sealed_json.read(bytes(place.read(RECALL)), SCHEMA)
+        except ValueError as error:
+            raise IndexingError(
+                f"{place.url}/{RECALL} cannot be read ({error}). Delete it, or build again: the "
+                "recall is measured again."
+            ) from error
+        return cls(
+            Recall(held["k"], held["queries"], held["proponents"], held["opponents"], AGAINST),
+            (held["certain proponents"], held["certain opponents"]),
+            held["rows"],
+            held["checkpoints"],
+            held["index"],
+        )
+
+
+def told(store: Store, keys: Sequence[str]) -> tuple[Recall | None, str]:
+    """The recall of an answer, where it is known, and what to say of it."""
+    try:
+        kept = Kept.read(store.place)
+    except IndexingError as error:
+        return None, f"recall: not known; {error}"
+    if kept is None:
+        return None, f"recall: not measured; {HOW}"
+    if kept.rows != store.manifest.rows:
+        return None, (
+            f"recall: measured when there were {kept.rows} of {store.manifest.rows} rows; {HOW}"
+        )
+    if kept.index != store.manifest.of:
+        return None, f"recall: measured in another index, or with other data; {HOW}"
+    if not kept.is_of(store.manifest, keys):
+        return None, f"recall: measured at other checkpoints than these; {HOW}"
+    return kept.recall, str(kept.recall)
+
+
+def is_known(store: Store) -> bool:
+    """Whether a recall at all checkpoints of a store, as it is now, is kept."""
+    try:
+        kept = Kept.read(store.place)
+    except IndexingError:
+        return False
+    return kept is not None and kept.is_of(store.manifest, store.manifest.keys)
+
+
+def chosen_rows(seed: int, rows: int, count: int) -> np.ndarray:
+    """Some rows, always the same of one seed: [at most count], rising."""
+    if count >= rows:
+        return np.arange(rows)
+    drawn = integers(key(seed, "recall"), 4 * count, rows)
+    _, first = np.unique(drawn, return_index=True)
+    return np.sort(drawn[np.sort(first)[:count]])
+
+
+def without(positions: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Each query's hits [queries, k + 1] but itself; the last where it is not among them: k."""
+    is_own = positions == own[:, None]
+    is_own[~is_own.any(1), -1] = True
+    return positions[~is_own].reshape(len(positions), -1)

@@ -1,0 +1,152 @@
+"""What a search reads, and for whom: an index's rows, block by block, and the queries."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from torch import Tensor
+
+from tracin.index.store import Shard, Store
+from tracin.index.table import add_weights
+from tracin.scoring.progress import bar
+from tracin.sketches import Plan
+
+
+@final
+@dataclass(frozen=True)
+class Asked:
+    """Queries, sketched.
+
+    Attributes:
+        keys: The checkpoints that count; some may have one key.
+        numbers: Their places in the run.
+        rows: [queries, width] at each of them.
+        weights: [groups] at each of them.
+        squared_norms: [queries, groups] at each of them: the exact squared lengths of the queries'
+            gradients. Empty where nobody needs them.
+    """
+
+    keys: tuple[str, ...]
+    numbers: tuple[int, ...]
+    rows: tuple[Tensor, ...]
+    weights: tuple[list[float], ...]
+    squared_norms: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows[0])
+
+    def merged(self) -> "Asked":
+        """Checkpoints with equal weights as one, which weighs what they weigh together.
+
+        Their rows are the same, and so are the errors of these.
+        """
+        weights: dict[str, list[float]] = {}
+        for key, each in zip(self.keys, self.weights, strict=True):
+            add_weights(weights, key, each)
+        places = [self.keys.index(key) for key in weights]
+        return Asked(
+            tuple(weights),
+            tuple(self.numbers[at] for at in places),
+            tuple(self.rows[at] for at in places),
+            tuple(weights.values()),
+            tuple(self.squared_norms[at] for at in places if self.squared_norms),
+        )
+
+    def some(self, which: slice | Tensor) -> "Asked":
+        """Some of the queries."""
+        return Asked(
+            self.keys,
+            self.numbers,
+            tuple(one[which] for one in self.rows),
+            self.weights,
+            tuple(one[which] for one in self.squared_norms),
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Block:
+    """Some rows at every checkpoint that counts.
+
+    Attributes:
+        shards: A file a checkpoint, of the same rows.
+        start: Where the block begins in the files.
+        stop: Where it ends.
+        first: The position of its first row among all.
+    """
+
+    shards: Sequence[Shard]
+    start: int
+    stop: int
+    first: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def nearer(self, rows: int) -> Iterator[tuple[slice, range]]:
+        """The block in smaller ones: where each is in the block, and where in the files."""
+        for start in range(self.start, self.stop, rows):
+            stop = min(start + rows, self.stop)
+            yield slice(start - self.start, stop - self.start), range(start, stop)
+
+
+@final
+@dataclass(frozen=True)
+class Reading:
+    """An index's rows, and the queries that they are read for.
+
+    Attributes:
+        store: The rows.
+        plan: How they are laid out.
+        asked: The queries.
+        memory: Bytes that a block, and what is made of it, may take, about.
+        keep: [rows], bool: which may be found; None for all.
+        progress: None shows a bar on a terminal alone.
+    """
+
+    store: Store
+    plan: Plan
+    asked: Asked
+    memory: int
+    keep: Tensor | None = None
+    progress: bool | None = None
+
+    def blocks(
+        self, each: int, near: int, ranges: Sequence[range] | None = None
+    ) -> Iterator[Block]:
+        """The rows of some ranges, in their order.
+
+        Args:
+            each: Bytes that a row takes.
+            near: A block is whole blocks of so many rows, one at least.
+            ranges: Of the manifest's; None for all.
+        """
+        ranges = self.store.manifest.ranges() if ranges is None else ranges
+        keys = self.asked.keys
+        step = max(near, self.memory // each // near * near)
+        with bar(sum(map(len, ranges)) * len(keys), "search", self.progress, "row") as shown:
+            for span in ranges:
+                shards = [self.store.read_range(key, span) for key in keys]
+                for start in range(0, len(span), step):
+                    block = Block(shards, start, min(start + step, len(span)), span.start + start)
+                    yield block
+                    shown.update(len(block) * len(keys))
+
+    def merged(self) -> "Reading":
+        """For the same queries, of which equal checkpoints are one."""
+        return replace(self, asked=self.asked.merged())
+
+    def parts(self, each: int) -> Iterator[tuple[slice, "Reading"]]:
+        """The queries in parts, so that `each` bytes of every query of a part are in memory.
+
+        Yields:
+            Which queries, and the reading for them.
+        """
+        step = max(1, self.memory // each)
+        for start in range(0, len(self.asked), step):
+            part = slice(start, start + step)
+            yield part, replace(self, asked=self.asked.some(part))
+
+    def kept(self, first: int, rows: int) -> Tensor | None:
+        """Which rows from the first on may be found: [rows]; None for all."""
+        return None if self.keep is None else self.keep[first : first + rows]

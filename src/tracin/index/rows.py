@@ -1,0 +1,218 @@
+"""Rows of an index: the sketched gradients of some examples at one checkpoint after the other."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor
+
+from tracin.checkpoints import by_parameter
+from tracin.data import Batch, Examples, length, move
+from tracin.errors import IndexingError, UnsupportedModelError
+from tracin.gradients import LateError
+from tracin.gradients.forms import Form, real_shape
+from tracin.scoring.checkpoint_pass import Walk, refuse_non_finite
+from tracin.scoring.settled import settled
+from tracin.sharding import each_says, joined, part_of
+from tracin.sketches import Plan, Projection, Sketcher, planned
+
+PILOT = 16  # examples that the plan is made from
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sketched:
+    """Some examples at one checkpoint.
+
+    Attributes:
+        rows: [examples, width], float32, on the CPU.
+        squared_norms: [examples, groups]: the exact squared lengths of the gradients.
+        losses: [examples].
+        labels: [examples]; -1 where the loss knows no classes, or an example has not just one.
+        is_right: [examples]: 1 where the class of the highest score is the label, 0 where not, -1
+            where that is not known.
+    """
+
+    rows: Tensor
+    squared_norms: Tensor
+    losses: Tensor
+    labels: Tensor
+    is_right: Tensor
+
+    @classmethod
+    def empty(cls, examples: int, width: int, groups: int) -> "Sketched":
+        """Nothing yet."""
+        return cls(
+            torch.empty(examples, width),
+            torch.empty(examples, groups),
+            torch.empty(examples),
+            torch.full((examples,), -1),
+            torch.full((examples,), -1, dtype=torch.int8),
+        )
+
+    def joined(self, examples: int, device: torch.device) -> "Sketched":
+        """All ranks' parts of so many examples."""
+        return Sketched(
+            *(
+                joined(getattr(self, each.name), examples, device)
+                for each in dataclasses.fields(self)
+            )
+        )
+
+    def judge(self, at: slice, outcome: Any) -> None:
+        """Take down labels, and whether the model is right."""
+        logits, labels = getattr(outcome, "logits", None), getattr(outcome, "labels", None)
+        if logits is None or labels is None or labels.ndim != 1:
+            return
+        self.labels[at] = labels.detach().long().cpu()
+        self.is_right[at] = (logits.detach().argmax(1) == labels).to(torch.int8).cpu()
+
+
+@final
+class RowMaker:
+    """Puts checkpoints in place as they are needed, and sketches examples there.
+
+    Args:
+        walk: The model with its checkpoints.
+        plan: What becomes of each parameter.
+        draws: The number of each checkpoint's random numbers.
+        names: The checkpoints' names, for errors.
+        batch_size: How many examples go through the model at once; None finds out.
+    """
+
+    def __init__(
+        self,
+        walk: Walk,
+        plan: Plan,
+        draws: Sequence[int],
+        names: Sequence[str],
+        batch_size: int | None,
+    ) -> None:
+        self._walk, self._plan = walk, plan
+        self._draws, self._names = draws, names
+        self._batch_size = batch_size
+        self._opened = ExitStack()
+        self._number: int | None = None
+        self._device = torch.device("cpu")
+        self._sketcher: Sketcher | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._opened.close()
+        self._number = None
+
+    def at(self, number: int) -> Sketcher:
+        """Put a checkpoint in place, if it is not yet."""
+        if self._number != number or self._sketcher is None:
+            self._opened.close()
+            self._device = self._opened.enter_context(self._walk.at(number))
+            self._number = number
+            self._sketcher = Sketcher(self._plan, self._device, draw=self._draws[number])
+        return self._sketcher
+
+    @settled
+    def sketched(
+        self, number: int, examples: Examples, span: range, whose: str = "example"
+    ) -> Sketched:
+        """The examples of `span` at a checkpoint.
+
+        The ranks of a sharded model share them, and all get all.
+
+        Raises:
+            NonFiniteError: A loss or a gradient is NaN or infinite.
+            UnsupportedModelError: The model is sharded, and a batch has no fast way on some rank.
+        """
+        sketcher = self.at(number)
+        # The same batches whatever was read before: a span's rows never depend on other spans.
+        gradients = self._walk.gradients
+        part = part_of(span) if gradients.is_sharded else span
+        reader = self._walk.reader(examples, span, self._batch_size, self._device, part)
+        found = Sketched.empty(len(part), self._plan.width, self._plan.columns.groups)
+        late: list[str] = []
+
+        def read(positions: range, batch: Batch, is_last: bool) -> None:
+            at = slice(positions.start - part.start, positions.stop - part.start)
+            sketcher.begin(length(batch), found.rows[at])
+            try:
+                result = gradients.visit(batch, sketcher.add, is_last=is_last)
+            except LateError as error:
+                late.append(str(error))  # told once all ranks have done their passes
+                return
+            rows = sketcher.rows()
+            if rows.data_ptr() != found.rows[at].data_ptr():
+                found.rows[at] = rows
+            found.squared_norms[at] = sketcher.squared_norms()
+            found.losses[at] = result.losses.detach()
+            found.judge(at, result.outcome)
+
+        for _ in reader.read(read):
+            pass
+        if gradients.is_sharded:
+            for said in each_says(late):
+                if said:
+                    raise UnsupportedModelError(said[0])
+            found = found.joined(len(span), self._device)
+        for values, what in ((found.losses, "loss"), (found.squared_norms.sum(1), "gradient")):
+            refuse_non_finite(values, span, examples.ids, self._names[number], what, whose)
+        return found
+
+
+@settled
+def plan_of(
+    walk: Walk, examples: Examples, projection: Projection, groups: Mapping[str, int]
+) -> Plan:
+    """The plan that the first examples' gradients at the last checkpoint ask for."""
+    forms: dict[str, Form] = {}
+
+    def keep(name: str, form: Form, row: int) -> None:
+        if row == 0:
+            forms.setdefault(name, form)
+
+    with walk.at(walk.checkpoints - 1) as device:
+        count = min(PILOT, len(examples))
+        pilot = move(examples.few(range(count)), device)
+        walk.gradients.check(pilot)
+        walk.gradients.begin(length(pilot), is_checked=True)
+        walk.gradients.visit(pilot, keep, is_last=True)
+        numbers = {name: real_shape(one).numel() for name, one in walk.gradients.parameters.items()}
+        return planned(projection, forms, numbers, groups)
+
+
+def groups_of(
+    weights: Sequence[float | dict[str, float]], parameters: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """The parameters by what they weigh at every checkpoint: the number of each one's group."""
+    by_name = [by_parameter(weight, parameters) for weight in weights]
+    keys = {name: tuple(each[name] for each in by_name) for name in parameters}
+    number = {key: at for at, key in enumerate(dict.fromkeys(keys.values()))}
+    return {name: number[key] for name, key in keys.items()}
+
+
+def group_weights(
+    weight: float | dict[str, float], groups: Mapping[str, int], name: str
+) -> list[float]:
+    """What each group of an index weighs at one checkpoint: [groups].
+
+    Raises:
+        IndexingError: Parameters of one group have unlike weights.
+    """
+    found: dict[int, float] = {}
+    for parameter, value in by_parameter(weight, groups).items():
+        if found.setdefault(groups[parameter], value) != value:
+            raise IndexingError(
+                f"The index keeps '{parameter}' together with parameters that weigh "
+                f"{found[groups[parameter]]:g} at {name}, while it weighs {value:g}: they had one "
+                "learning rate when the index was built. Build another index with these rates."
+            )
+    return [found[at] for at in range(len(found))]

@@ -1,0 +1,168 @@
+"""Scores an index's rows block by block, and keeps the strongest of each query."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracin.index.reading import Asked, Reading
+from tracin.index.store import Shard
+from tracin.index.strongest import Strongest
+from tracin.results.explanations import Hits
+from tracin.sketches import standard_error
+
+# Rows that are decoded at once: few enough to stay in a processor's cache, and enough to make up
+# for the calls that a block takes.
+NEAR = 1024
+# Copies of a block of scores that ranking it makes.
+COPIES = 4
+
+
+@final
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some rows.
+
+    Attributes:
+        first: The position of the first row.
+        scores: [checkpoints, queries, rows]: each query's lie together, to be ranked.
+    """
+
+    first: int
+    scores: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Best:
+    """The strongest on one side.
+
+    Attributes:
+        positions: [queries, k].
+        scores: [queries, k].
+        by_checkpoint: [queries, k, checkpoints].
+        errors: [queries, k]: one standard deviation of each score over the index's random numbers.
+    """
+
+    positions: np.ndarray
+    scores: Tensor
+    by_checkpoint: Tensor
+    errors: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence["Best"]) -> "Best":
+        """Those of several parts of the queries."""
+        return cls(
+            np.concatenate([one.positions for one in parts]),
+            torch.cat([one.scores for one in parts]),
+            torch.cat([one.by_checkpoint for one in parts]),
+            torch.cat([one.errors for one in parts]),
+        )
+
+    def to_hits(self, ids: np.ndarray) -> Hits:
+        """With the rows' ids."""
+        return Hits(
+            ids[self.positions], self.positions, self.scores, self.by_checkpoint, self.errors
+        )
+
+
+def scored(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[Scores]:
+    """The scores of the rows of some ranges of the manifest's, a block at a time; None for all."""
+    asked = reading.asked
+    each = 4 * COPIES * len(asked) * len(asked.keys)
+    for block in reading.blocks(each, NEAR, ranges):
+        scores = torch.empty(len(block.shards), len(asked), len(block))
+        for at, shard in enumerate(block.shards):
+            for here, rows in block.nearer(NEAR):
+                scores[at, :, here] = _near_scores(reading, at, shard, rows).T
+        yield Scores(block.first, scores)
+
+
+def _near_scores(reading: Reading, at: int, shard: Shard, rows: range) -> Tensor:
+    """A function of its own, so that one block's rows are gone before the next is decoded."""
+    kept, scales = shard.unscaled(rows.start, rows.stop)
+    asked = reading.asked
+    scores = reading.plan.columns.scores(kept, asked.rows[at], asked.weights[at], scales)
+    shard.refuse_non_finite(scores)
+    return scores
+
+
+def scores_of(reading: Reading) -> Tensor:
+    """All scores: [train, queries]."""
+    reading.store.refuse_missing()
+    total = torch.empty(reading.store.manifest.rows, len(reading.asked))
+    for block in scored(reading):
+        total[block.first : block.first + block.scores.shape[2]] = block.scores.sum(0).T
+    return total
+
+
+@final
+class Search:
+    """The running top and bottom k of some queries.
+
+    Args:
+        reading: The rows, and the queries.
+        k: How many of each.
+    """
+
+    def __init__(self, reading: Reading, k: int) -> None:
+        self._reading, self._k = reading, k
+
+    @staticmethod
+    def smallest(asked: Asked) -> int:
+        """Bytes of one query in the smallest block."""
+        return 4 * NEAR * COPIES * len(asked.keys)
+
+    def found(self) -> list[Best]:
+        """Proponents, scores descending, and opponents, scores ascending."""
+        return best(self._reading, self.strongest())
+
+    def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
+        """The k highest and the k lowest scores among the rows of some ranges; None for all."""
+        top, bottom = Strongest(self._k, 1), Strongest(self._k, -1)
+        for block in scored(self._reading, ranges):
+            totals = block.scores.sum(0)
+            keep = self._reading.kept(block.first, totals.shape[1])
+            for side in (top, bottom):
+                side.take(block.first, totals, keep, block.scores)
+        return top, bottom
+
+
+def best(reading: Reading, sides: Sequence[Strongest]) -> list[Best]:
+    """Finished sides, with the errors of their scores; a row of both is decoded once."""
+    errors = errors_of(reading, torch.cat([side.positions for side in sides], 1))
+    found: list[Best] = []
+    each = errors.split([side.positions.shape[1] for side in sides], 1)
+    for side, own in zip(sides, each, strict=True):
+        if side.values is None or side.shares is None:
+            raise RuntimeError("no rows were read")
+        found.append(Best(side.positions.numpy(), side.values, side.shares, own))
+    return found
+
+
+def errors_of(reading: Reading, positions: Tensor) -> Tensor:
+    """One standard deviation of each hit's score: checkpoints' errors are independent.
+
+    Args:
+        reading: The rows, and the queries.
+        positions: [queries, k].
+    """
+    reading = reading.merged()
+    asked, plan = reading.asked, reading.plan
+    found = torch.empty(positions.shape)
+    each = 4 * max(1, positions.shape[1]) * 3 * plan.width
+    for part, some in reading.parts(each):
+        here = positions[part]
+        unique, places = here.unique(return_inverse=True)
+        variance = torch.zeros(here.shape)
+        for at, key in enumerate(asked.keys):
+            # Each query with its own hits alone: [queries, k, width] with [queries, 1, width].
+            rows = reading.store.rows_at(key, unique)[places]
+            queries = some.asked.rows[at].unsqueeze(1)
+            errors = standard_error(plan.columns, rows, queries, some.asked.weights[at])
+            variance += errors.squeeze(2).square()
+        found[part] = variance.sqrt()
+    return found

@@ -1,0 +1,53 @@
+"""The ids of an index's rows, in Parquet; one file for each time that rows were added."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from tracin.errors import IndexingError
+from tracin.index.store.checksums import checksum
+from tracin.index.store.parquet import arrow, read, written
+from tracin.index.store.storage import Place
+
+
+def ids_file(span: range, sum_of_ids: str) -> str:
+    """Where the ids of these rows are.
+
+    Its name tells what is in it, so that two builders with unlike ids never write one file.
+    """
+    return f"ids/{span.start:012d}-{span.stop:012d}-{sum_of_ids[:16]}.parquet"
+
+
+def ids_checksum(ids: np.ndarray) -> str:
+    """Equal for equal ids; of the ids, not of the file, which pyarrow's releases write unlike."""
+    if ids.dtype == object:
+        return checksum(json.dumps(ids.tolist()).encode())
+    return checksum(np.ascontiguousarray(ids, dtype="<i8").tobytes())
+
+
+def write_ids(place: Place, span: range, ids: np.ndarray) -> None:
+    """Write the ids of these rows."""
+    place.write(ids_file(span, ids_checksum(ids)), written({"id": ids.tolist()}, {}))
+
+
+def read_ids(place: Place, span: range, sum_of_ids: str) -> np.ndarray:
+    """The ids of these rows: int64 or texts.
+
+    Raises:
+        IndexingError: The file is missing or damaged.
+    """
+    pyarrow, _ = arrow()
+    name = ids_file(span, sum_of_ids)
+    try:
+        found: list[Any] = read(bytes(place.read(name))).read()["id"].to_pylist()
+        is_text = bool(found) and isinstance(found[0], str)
+        ids = np.array(found, dtype=object if is_text else np.int64)
+        if len(ids) != len(span) or ids_checksum(ids) != sum_of_ids:
+            raise ValueError("its checksum differs")
+        return ids
+    except (IndexingError, pyarrow.ArrowException, KeyError, TypeError, ValueError, OSError) as one:
+        raise IndexingError(
+            f"{place.url}/{name} cannot be read ({one}): it is missing or damaged. Build again "
+            "with the same data: the ids are written again, and nothing else."
+        ) from one

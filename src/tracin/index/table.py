@@ -1,0 +1,108 @@
+"""The table of an index's rows: in memory, and in `table.parquet` once the index is complete."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracin.index.store import Column, Manifest, Store, Unit
+from tracin.index.store.checksums import checksum
+from tracin.index.store.parquet import read, written
+from tracin.index.store.store import TABLE
+from tracin.schema import parsed
+from tracin.sketches import Columns
+
+OF = "tracin"  # the key of what a table is of, in the file's own metadata
+
+
+def weights_of(manifest: Manifest) -> dict[str, list[float]]:
+    """What each group weighs in the build, by key: weights of equal checkpoints add."""
+    found: dict[str, list[float]] = {}
+    for each in manifest.checkpoints:
+        add_weights(found, each.key, each.weights)
+    return found
+
+
+def add_weights(found: dict[str, list[float]], key: str, weights: Sequence[float]) -> None:
+    """Add a checkpoint's weights to those of others with its key."""
+    before = found.get(key, [0.0] * len(weights))
+    found[key] = [one + other for one, other in zip(before, weights, strict=True)]
+
+
+def columns_beside(groups: int) -> dict[str, Column]:
+    """What an index keeps of each row beside it."""
+    return {
+        "squared_norms": Column("F32", (groups,)),
+        "sketched_squared_norms": Column("F32", (groups,)),
+        "loss": Column("F32"),
+        "label": Column("I64"),
+        "is_right": Column("I32"),
+    }
+
+
+def sketched_squared_norms(columns: Columns, rows: Tensor) -> Tensor:
+    """What the rows themselves say of the squared lengths, by group: [examples, groups]."""
+    ways = torch.eye(columns.groups).tolist()
+    return torch.stack([columns.squared_lengths(rows, one) for one in ways], 1)
+
+
+def table_of(
+    store: Store, weights: Mapping[str, list[float]] | None = None
+) -> dict[str, np.ndarray]:
+    """The rows of a complete index, column by column.
+
+    Args:
+        store: The files.
+        weights: [groups] at each checkpoint that counts, by its key; None for those of the build.
+
+    Raises:
+        IndexingError: The index is incomplete, or a file is damaged.
+    """
+    manifest = store.manifest
+    store.refuse_missing()
+    if weights is None:
+        weights = weights_of(manifest)
+    last = manifest.checkpoints[-1].key
+    kept: dict[str, list[Tensor]] = {"label": [], "is_right": [], "loss": []}
+    sums = {"self_influence": "squared_norms", "self_influence_sketched": "sketched_squared_norms"}
+    totals = {name: torch.zeros(manifest.rows, dtype=torch.float64) for name in sums}
+    for key, each in weights.items():
+        factors = torch.tensor(each, dtype=torch.float64)
+        for span in manifest.ranges():
+            found = store.columns(Unit(key, span.start, span.stop))
+            for name, source in sums.items():
+                totals[name][span.start : span.stop] += found[source].double() @ factors
+            if key == last:
+                for name, pieces in kept.items():
+                    pieces.append(found[name])
+    columns = {name: torch.cat(pieces).numpy() for name, pieces in kept.items()}
+    columns |= {name: total.float().numpy() for name, total in totals.items()}
+    return {"id": store.ids(), **columns}
+
+
+def write_table(store: Store) -> None:
+    """Write the table, unless the one that is there is of the same; equal indexes, equal bytes."""
+    if table_is_fresh(store):
+        return
+    columns: dict[str, Any] = dict(table_of(store))
+    columns["id"] = columns["id"].tolist()
+    store.place.write(TABLE, written(columns, {OF: json.dumps(of(store.manifest))}))
+
+
+def table_is_fresh(store: Store) -> bool:
+    """Whether the table is there, undamaged, and of these rows, checkpoints and weights."""
+    if not store.place.size(TABLE):
+        return False
+    try:
+        about = read(bytes(store.place.read(TABLE))).metadata.metadata
+        return parsed(about[OF.encode()]) == of(store.manifest)
+    except (KeyError, ValueError):
+        return False
+
+
+def of(manifest: Manifest) -> dict[str, str | int]:
+    """What a table is of: it is stale where this differs."""
+    return {"rows": manifest.rows, "manifest": checksum(manifest.to_bytes())}

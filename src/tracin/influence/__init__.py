@@ -1,1 +1,0 @@
-"""The front door: TracIn over data, and its results."""

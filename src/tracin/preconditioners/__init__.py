@@ -1,0 +1,1 @@
+"""What multiplies a query's gradient."""

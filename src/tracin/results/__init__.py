@@ -1,0 +1,1 @@
+"""What questions return, and how it is shown and saved."""

@@ -1,0 +1,235 @@
+"""What explains each query: its strongest proponents and opponents."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from torch import Tensor
+
+from tracin.errors import QueryError
+from tracin.plain_text import plain
+from tracin.results.recall import Recall
+from tracin.results.table import aligned, arrow_table, distinct, numbers, save_parquet
+
+
+@final
+@dataclass(frozen=True)
+class Hit:
+    """One training example that matters for a query.
+
+    Attributes:
+        id: Its id: the position in train, unless a `tracin.WithIds` gave others.
+        position: Its position in train.
+        score: Its influence; positive lowered the query's loss.
+        by_checkpoint: Each checkpoint's share of the score.
+        error: One standard deviation of an estimated score; 0 where it is exact.
+    """
+
+    id: Any
+    position: int
+    score: float
+    by_checkpoint: tuple[float, ...]
+    error: float = 0.0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """The strongest training examples for each query, strongest first.
+
+    Attributes:
+        ids: [queries, k].
+        positions: [queries, k], in train.
+        scores: [queries, k].
+        by_checkpoint: [queries, k, checkpoints]; sums to the scores.
+        errors: [queries, k]: one standard deviation of each score, where it is estimated from
+            sketched gradients; None where scores are exact.
+        bounds: [queries]: where candidates alone were scored exactly, what no other example's score
+            is expected to exceed (of opponents: to fall below); infinite where all were candidates.
+        sure: [queries, k]: whether a hit's score is beyond the bound, so that it and those before
+            it are the strongest there are; None where all was scored, or nobody knows.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    scores: Tensor
+    by_checkpoint: Tensor
+    errors: Tensor | None = None
+    bounds: Tensor | None = None
+    sure: Tensor | None = None
+
+    @property
+    def is_certain(self) -> Tensor | None:
+        """Whether these are the strongest there are: [queries]; None where nobody knows."""
+        return None if self.sure is None else self.sure.all(1)
+
+    def cut(self, k: int) -> "Hits":
+        """The first k of each query."""
+        errors = None if self.errors is None else self.errors[:, :k]
+        return Hits(
+            self.ids[:, :k],
+            self.positions[:, :k],
+            self.scores[:, :k],
+            self.by_checkpoint[:, :k],
+            errors,
+            self.bounds,
+            None if self.sure is None else self.sure[:, :k],
+        )
+
+    def of(self, query: int) -> list[Hit]:
+        """One query's hits, strongest first."""
+        scores, shares = self.scores[query].tolist(), self.by_checkpoint[query].tolist()
+        errors = [0.0] * len(scores) if self.errors is None else self.errors[query].tolist()
+        return [
+            Hit(self.ids[query, at], int(self.positions[query, at]), score, tuple(each), error)
+            for at, (score, each, error) in enumerate(zip(scores, shares, errors, strict=True))
+        ]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What explains one query. Printing it gives a table."""
+
+    id: Any
+    proponents: list[Hit]
+    opponents: list[Hit]
+
+    def __str__(self) -> str:
+        hits = [
+            *(("proponent", hit) for hit in self.proponents),
+            *(("opponent", hit) for hit in self.opponents),
+        ]
+        if any(hit.error for _, hit in hits):
+            rows = [(kind, hit.id, hit.score, hit.error) for kind, hit in hits]
+            return f"query {plain(self.id)}\n{aligned(('kind', 'id', 'score', 'error'), rows)}"
+        exact = [(kind, hit.id, hit.score) for kind, hit in hits]
+        return f"query {plain(self.id)}\n{aligned(('kind', 'id', 'score'), exact)}"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Explanations:
+    """The strongest proponents and opponents of each query.
+
+    polars, pandas and pyarrow take it as it is: `polars.DataFrame(explanations)`.
+
+    Attributes:
+        query_ids: [queries].
+        proponents: The training examples that lowered each query's loss most.
+        opponents: Those that raised it most, or lowered it least.
+        checkpoints: The checkpoints' names, in the order of `by_checkpoint`.
+        recall: Of an answer by an index: how many of the strongest such answers hold, measured on
+            a sample; None where it was not, or all was scored.
+        notes: What else is to be known of the answer; printed below it.
+
+    Example:
+        >>> import torch, tracin
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> weights = {"weight": torch.zeros(1, 1)}
+        >>> run = tracin.TracIn(model, "mse", [weights], learning_rates=[0.5])
+        >>> train = torch.ones(3, 1), torch.tensor([1.0, 2.0, -1.0])
+        >>> print(run.explain((torch.ones(1, 1), torch.ones(1)), train, k=1)[0])
+        query 0
+        kind       id  score
+        proponent   1      4
+        opponent    2     -2
+    """
+
+    query_ids: np.ndarray
+    proponents: Hits
+    opponents: Hits
+    checkpoints: tuple[str, ...]
+    recall: Recall | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def __getitem__(self, query: int) -> Explanation:
+        return Explanation(
+            self.query_ids[query], self.proponents.of(query), self.opponents.of(query)
+        )
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return (self[query] for query in range(len(self)))
+
+    def __str__(self) -> str:
+        said = [str(explanation) for explanation in self]
+        below = [*self._certainty(), *map(plain, self.notes)]
+        return "\n\n".join([*said, "\n".join(below)] if below else said)
+
+    def top(self, k: int) -> Hits:
+        """The k strongest proponents of each query. Raises QueryError beyond what is held."""
+        return self.proponents.cut(self._held(k))
+
+    def bottom(self, k: int) -> Hits:
+        """The k strongest opponents of each query. Raises QueryError beyond what is held."""
+        return self.opponents.cut(self._held(k))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One row per hit: query, kind, rank, id, position, score, and each checkpoint's share.
+
+        Checkpoints of one name are told apart by a number: "best", "best (2)".
+        Of an index's answer also the score's "error"; or "bound" and "is_certain", whether the hits
+        down to this one are the strongest there are.
+        """
+        queries, k = self.proponents.ids.shape
+        sides = (self.proponents, self.opponents)
+        shares = np.concatenate(
+            [numbers(side.by_checkpoint).reshape(queries * k, -1) for side in sides]
+        )
+        columns = {
+            "query": np.tile(np.repeat(self.query_ids, k), 2),
+            "kind": np.repeat(np.array(["proponent", "opponent"]), queries * k),
+            "rank": np.tile(np.arange(1, k + 1), 2 * queries),
+            "id": np.concatenate([side.ids.reshape(-1) for side in sides]),
+            "position": np.concatenate([side.positions.reshape(-1) for side in sides]),
+            "score": np.concatenate([numbers(side.scores).reshape(-1) for side in sides]),
+        }
+        errors = [side.errors for side in sides]
+        if all(each is not None for each in errors):
+            columns["error"] = np.concatenate(
+                [numbers(each).reshape(-1) for each in errors if each is not None]
+            )
+        bounds, sure = [one.bounds for one in sides], [one.sure for one in sides]
+        if all(each is not None for each in (*bounds, *sure)):
+            columns["bound"] = np.concatenate(
+                [np.repeat(numbers(each), k) for each in bounds if each is not None]
+            )
+            columns["is_certain"] = np.concatenate(
+                [numbers(each).reshape(-1) for each in sure if each is not None]
+            )
+        for at, name in enumerate(distinct(self.checkpoints)):
+            columns[f"score at {name}"] = shares[:, at]
+        return columns
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `columns` to a Parquet file: whole, or not at all."""
+        save_parquet(self.columns(), path)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
+
+    def _certainty(self) -> list[str]:
+        """In words, where it is known."""
+        of_proponents, of_opponents = self.proponents.is_certain, self.opponents.is_certain
+        if of_proponents is None or of_opponents is None:
+            return []
+        k, queries = self.proponents.ids.shape[1], len(self)
+        return [
+            f"proponents: top {k} certain for {int(of_proponents.sum())} of {queries} queries",
+            f"opponents: top {k} certain for {int(of_opponents.sum())} of {queries} queries",
+        ]
+
+    def _held(self, k: int) -> int:
+        held = self.proponents.ids.shape[1]
+        is_number = isinstance(k, int | np.integer) and not isinstance(k, bool)
+        if not is_number or not 1 <= k <= held:
+            raise QueryError(
+                f"{k!r} hits were asked for, but {held} were kept for each query. Ask for 1 to "
+                f"{held}, or explain again with a larger k."
+            )
+        return int(k)

@@ -1,0 +1,177 @@
+"""What a question is about: a model, its loss and its checkpoints, opened and checked."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from tracin.checkpoints import (
+    bare_name,
+    checkpoint_weights,
+    loaded,
+    open_checkpoints,
+    untouched,
+)
+from tracin.checkpoints.discover import Checkpoints
+from tracin.checkpoints.learning_rates import LearningRates
+from tracin.checkpoints.traced import refuse_other_traced
+from tracin.data import Batch, Examples, content_of, move, open_examples
+from tracin.errors import LossError
+from tracin.gradients import Covered
+from tracin.gradients.forms import real_shape
+from tracin.losses import PerExampleLoss, open_loss
+from tracin.preconditioners.adam import scaling_of
+from tracin.scoring.checkpoint_pass import Walk
+from tracin.scoring.device import checked_device
+from tracin.scoring.last_used import last_foreseen, last_used
+from tracin.scoring.named_examples import examples_named
+from tracin.scoring.parameters import LAST, Selection, chosen_parameters
+from tracin.sharding import device_of
+from tracin.wrappers import unwrapped
+
+# Numbers of one block that is held at once, whatever the size of the data: 256 MB in float32.
+HELD = 1 << 26
+
+
+class Run:
+    """A training that is over: what scoring, an index and the analyses take.
+
+    `tracin.TracIn` is a Run with the questions that a user asks; see there for the arguments.
+
+    Attributes:
+        model: Without wrappers.
+        loss: Gives one value per example.
+        checkpoints: In the order given.
+        weights: What each checkpoint weighs.
+        device: Where to compute; None for where the model is.
+        update: What a step made of a gradient.
+        ways: How each parameter's gradients are computed, as far as passes have settled it.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        loss: str | PerExampleLoss,
+        checkpoints: Checkpoints,
+        *,
+        parameters: Selection = None,
+        learning_rates: LearningRates = None,
+        device: torch.device | str | None = None,
+        update: Literal["sgd", "adam"] = "sgd",
+    ) -> None:
+        self.model = unwrapped(model)
+        self.loss = open_loss(loss)
+        self._chosen = chosen_parameters(self.model, parameters)
+        self._is_last = parameters == LAST
+        self._last: dict[str, Parameter] | None = None
+        self.checkpoints = open_checkpoints(checkpoints)
+        is_choice = parameters is not None
+        refuse_other_traced(self.model, self.checkpoints, self._chosen, is_choice)
+        self.weights = checkpoint_weights(self.checkpoints, learning_rates)
+        self.device = checked_device(device)
+        self.update = update
+        self.scaling_of = scaling_of(update, self.checkpoints)
+        self.ways: dict[str, Covered] = {}
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The traced parameters, by name, in the model's order.
+
+        Raises:
+            ParametersError: They are those of the last layer, and neither data nor the model's code
+                has shown which that is.
+        """
+        if not self._is_last:
+            return self._chosen
+        return last_foreseen(self.model) if self._last is None else self._last
+
+    def _see_last_layer(self, examples: Examples) -> dict[str, Parameter]:
+        if self._last is None:
+            with first_example(self, examples) as batch:
+                self._last = last_used(self.model, lambda: self.loss(self.model, batch))
+        return self._last
+
+    def _open(self, data: Any, name: str) -> Examples:
+        examples = open_examples(data, name=name)
+        if self._is_last:
+            self._see_last_layer(examples)
+        return examples
+
+
+def open_data(run: Run, data: Any, name: str) -> Examples:
+    """Data to be walked; the first shows which layer is used last, if that is asked for."""
+    return run._open(data, name)
+
+
+def last_layer(run: Run, examples: Examples) -> dict[str, Parameter]:
+    """The trainable parameters of the layer that a forward pass over an example uses last."""
+    return run._see_last_layer(examples)
+
+
+@contextmanager
+def first_example(run: Run, examples: Examples) -> Iterator[Batch]:
+    """Put the last checkpoint in place, and give the first example as the run's loss takes it."""
+    with untouched(run.model), loaded(run.model, run.checkpoints[-1], run.device):
+        batch = move(examples.few([0]), device_of(run.model))
+        with examples_named(examples, [0], batch):
+            yield content_of(batch)
+
+
+def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> Walk:
+    """A pass over the checkpoints for scores alone; of other parameters than the run's if given."""
+    return _pass(run, run.loss, parameters)
+
+
+def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> Walk:
+    """A pass that also gives class scores and labels.
+
+    Raises:
+        LossError: The loss knows none.
+    """
+    outcome = getattr(run.loss, "outcome", None)
+    if outcome is None:
+        raise LossError(
+            "Labels can be judged only with a loss that tells classes apart, and this one "
+            'gives losses alone. Use loss="cross_entropy", or give your loss a method '
+            "outcome(model, batch) -> tracin.losses.Outcome."
+        )
+    return _pass(run, outcome, parameters)
+
+
+def rows_pass(run: Run) -> Walk:
+    """A pass that gives labels and class scores where the loss knows them."""
+    return _pass(run, getattr(run.loss, "outcome", run.loss), None)
+
+
+def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> Walk:
+    return Walk(
+        run.model,
+        compute,
+        run.parameters if parameters is None else parameters,
+        run.checkpoints,
+        run.weights,
+        run.device,
+        run.scaling_of,
+        run.ways,
+    )
+
+
+def parameter_shapes(run: Run) -> dict[str, list[int]]:
+    """The shapes of the traced parameters in real numbers, by name."""
+    return {bare_name(name): list(real_shape(one)) for name, one in run.parameters.items()}
+
+
+def score_dtype(run: Run) -> torch.dtype:
+    """float64 where a traced parameter has it, float32 otherwise."""
+    kinds = {parameter.dtype.to_real() for parameter in run.parameters.values()}
+    return torch.float64 if torch.float64 in kinds else torch.float32
+
+
+def query_spans(run: Run, queries: int) -> list[range]:
+    """Runs of queries whose gradients, written out, stay within bounds."""
+    numbers = sum(parameter.numel() for parameter in run.parameters.values())
+    step = max(1, 4 * HELD // numbers)
+    return [range(start, min(start + step, queries)) for start in range(0, queries, step)]

@@ -1,0 +1,1 @@
+"""Exact scores: passes over checkpoints and batches."""

@@ -1,0 +1,136 @@
+"""The gradients of the queries at one checkpoint, held in the form that is cheapest to multiply."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tracin.data import Batch, length
+from tracin.gradients import Gradients
+from tracin.gradients.forms import Form, Memo, added, as_query, pairs, total
+from tracin.preconditioners.adam import Scaling
+
+# Up to this many queries, forward mode is cheaper than writing fallback gradients out.
+FEW = 4
+
+
+@final
+class Queries:
+    """The gradients of a set of queries, or of their sum, by parameter.
+
+    Args:
+        weights: What each parameter's share of the scores is multiplied by.
+        together: Whether the queries are one, their sum.
+        scaling: What the optimizer multiplied each entry by, if not all alike. It is applied here,
+            g . (D q) = (D g) . q, so that the gradients of training examples stay factored.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        *,
+        together: bool,
+        scaling: Scaling | None = None,
+    ) -> None:
+        self._weights = weights
+        self._together = together
+        self._scaling = scaling
+        self._sums: dict[str, Form] = {}
+        self._blocks: list[tuple[int, dict[str, list[tuple[int, Form]]]]] = []
+        self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
+
+    def add(self, gradients: Gradients, batch: Batch, *, is_last: bool) -> Tensor:
+        """Take up a batch of queries; returns their losses: [queries]."""
+        forms: dict[str, list[tuple[int, Form]]] = {}
+
+        def keep(name: str, form: Form, row: int) -> None:
+            forms.setdefault(name, []).append((row, added(form) if self._together else form))
+
+        result = gradients.visit(batch, keep, is_last=is_last)
+        with torch.no_grad():  # factors may still know the graph that they came from
+            if self._together:
+                self._add_up(forms)
+            else:
+                block = {
+                    name: [(row, as_query(self._scaled(name, form))) for row, form in each]
+                    for name, each in forms.items()
+                }
+                self._blocks.append((length(batch), block))
+                norms = self._weighted_norms(forms, length(batch), result.losses)
+                self.norms = torch.cat([self.norms.to(norms), norms])
+        return result.losses
+
+    def __len__(self) -> int:
+        return sum(size for size, _ in self._blocks)
+
+    def products(self, name: str, form: Form, memo: Memo) -> Tensor | None:
+        """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""
+        weight = self._weights[name]
+        if len(self._blocks) == 1 and len(self._blocks[0][1].get(name, [])) == 1:
+            _, query = self._blocks[0][1][name][0]
+            if query.examples == len(self):
+                return pairs(form, query, memo).mul(weight)
+        columns, is_used = [], False
+        for size, block in self._blocks:
+            scores = None
+            for row, query in block.get(name, []):
+                part = weight * pairs(form, query)
+                is_used = True
+                if part.shape[1] == size:
+                    scores = part
+                else:
+                    scores = part.new_zeros(part.shape[0], size) if scores is None else scores
+                    scores[:, row : row + part.shape[1]] += part
+            columns.append((size, scores))
+        if not is_used:
+            return None
+        like = next(scores for _, scores in columns if scores is not None)
+        return torch.cat(
+            [
+                like.new_zeros(like.shape[0], size) if scores is None else scores
+                for size, scores in columns
+            ],
+            1,
+        )
+
+    def directions(self, shapes: Mapping[str, torch.Size]) -> list[dict[str, Tensor]]:
+        """Every query's weighted gradient of these parameters, written out, for forward mode."""
+        written: list[dict[str, Tensor]] = []
+        for size, block in self._blocks:
+            rows = {name: torch.zeros(size, shape.numel()) for name, shape in shapes.items()}
+            for name in shapes:
+                for row, form in block.get(name, []):
+                    dense = self._weights[name] * form.dense()
+                    rows[name] = rows[name].to(dense)
+                    rows[name][row : row + form.examples] = dense
+            written += [
+                {name: rows[name][query].view(shape) for name, shape in shapes.items()}
+                for query in range(size)
+            ]
+        return written
+
+    def _scaled(self, name: str, form: Form) -> Form:
+        return form if self._scaling is None else self._scaling.scaled(name, form)
+
+    def _add_up(self, forms: Mapping[str, list[tuple[int, Form]]]) -> None:
+        for name, each in forms.items():
+            before = [self._sums[name]] if name in self._sums else []
+            self._sums[name] = total([*before, *(form for _, form in each)])
+        scaled = {name: [(0, self._scaled(name, form))] for name, form in self._sums.items()}
+        self._blocks = [(1, scaled)]
+        sums = {name: [(0, form)] for name, form in self._sums.items()}
+        self.norms = self._weighted_norms(sums, 1, None)
+
+    def _weighted_norms(
+        self, forms: Mapping[str, list[tuple[int, Form]]], size: int, like: Tensor | None
+    ) -> Tensor:
+        scaling = self._scaling
+        norms = torch.zeros(size) if like is None else torch.zeros(size).to(like)
+        for name, each in forms.items():
+            for row, form in each:
+                own = scaling.squared_norm(name, form) if scaling else form.squared_norm()
+                squares = self._weights[name] * own
+                norms = norms.to(squares)
+                norms[row : row + form.examples] += squares
+        return norms

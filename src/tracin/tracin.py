@@ -1,0 +1,400 @@
+"""The front door: which training examples made the model say this?"""
+
+import os
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracin.data import length, move, open_examples
+from tracin.engines import Engine, Serial
+from tracin.errors import QueryError
+from tracin.gradients import Coverage, Covered, Way
+from tracin.guards import guarded
+from tracin.index.build import begun, finished
+from tracin.index.index import Index
+from tracin.results.explanations import Explanations
+from tracin.results.suspects import Suspects, check_ranking
+from tracin.results.verification import Verification
+from tracin.run import (
+    HELD,
+    Run,
+    checkpoint_pass,
+    first_example,
+    judging_pass,
+    last_layer,
+    open_data,
+    query_spans,
+    score_dtype,
+)
+from tracin.scoring import mislabelled
+from tracin.scoring.batch_size import BatchSize, checked_size
+from tracin.scoring.checkpoint_pass import Question, Walk
+from tracin.scoring.mislabelled import Judgement, classes_of
+from tracin.scoring.ranking import Ranking
+from tracin.scoring.settled import settled
+from tracin.scoring.verify import verified
+from tracin.sketches import Projection
+
+COVERED = 4  # examples that coverage is told from
+
+
+@final
+class TracIn(Run):
+    """Exact TracInCP for a model, its loss and its checkpoints (paper, equation 1).
+
+    The influence of a training example z on a query z' is the sum over checkpoints of weight x
+    gradient(z) . gradient(z'). Positive: a proponent, whose training steps lowered the query's
+    loss; negative: an opponent. With learning rates as weights the unit is that of the loss. Any
+    example may be a query or be scored, in the training set or not (Remark 3.5).
+
+    The model comes back from every call as it was: weights, mode, `.grad`, `requires_grad`, hooks,
+    random state. Dropout and BatchNorm run in eval mode.
+
+    Args:
+        model: The model that was trained, of any kind. DistributedDataParallel, DataParallel and
+            `torch.compile` are taken off: the loss gets the model within.
+        loss: "cross_entropy", "mse", "causal_lm", or a callable loss(model, batch) -> one value an
+            example, [examples].
+        checkpoints: A folder written by `tracin.Recorder`, a glob, or a list of paths, state dicts
+            or `tracin.Checkpoint`. Their order is kept.
+        parameters: None for every trainable parameter, "last" for the layer that a forward pass
+            uses last, or names and globs such as ["fc.*"].
+        learning_rates: None for the recorded ones, one a checkpoint, "equal" (every weight 1), or
+            "span" (the recorded rates of all steps that a checkpoint stands for).
+        device: Where to compute; by default where the model is.
+        update: What a step made of a gradient. "sgd": its rate times the gradient, as in equation
+            1. "adam": each entry also times 1 / (sqrt(v_hat) + eps), by the second moments that
+            Adam or AdamW had at the checkpoint, which `tracin.Recorder(..., optimizer_state=True)`
+            writes. Scores, self-influence and lengths are all under these factors.
+
+    Raises:
+        CheckpointError: No checkpoint, one that cannot be read, one without Adam's moments
+            where these are needed, or one of a training in which other parameters were trained.
+        LearningRateError: A learning rate is missing, zero, or negative.
+        ParametersError: No trainable parameter, or a name that matches none.
+        LossError: An unknown loss.
+        QueryError: An unknown update.
+        DeviceError: There is no such device here.
+        UnsupportedModelError: The model, or a part of it, is wrapped by FSDP1.
+
+    Example:
+        >>> import torch, tracin
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> weights = {"weight": torch.tensor([[1.0, 0.0]])}
+        >>> run = tracin.TracIn(model, "mse", [weights], learning_rates=[0.1])
+        >>> train = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])
+        >>> run.self_influence(train)
+        tensor([0.4000, 0.4000])
+        >>> run.influence(train, (torch.tensor([[1.0, 1.0]]), torch.tensor([0.0])))
+        tensor([[ 0.4000],
+                [-0.4000]])
+    """
+
+    @guarded
+    @settled
+    def self_influence(
+        self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
+    ) -> Tensor:
+        """Each example's influence on itself (paper, section 4.1): [train], never negative.
+
+        High values are examples that are mislabelled, rare or memorised.
+
+        Args:
+            train: A map-style Dataset, an unshuffled DataLoader, or a tensor / tuple / dict of
+                tensors with the examples first.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
+            CoupledExamplesError: An example's loss depends on the rest of its batch.
+        """
+        examples = open_data(self, train, "train")
+        total = torch.zeros(len(examples), dtype=torch.float64)
+        steps = checkpoint_pass(self).steps(
+            examples,
+            range(len(examples)),
+            Question(norms=True),
+            checked_size(batch_size),
+            progress,
+            "self-influence",
+        )
+        for step in steps:
+            total[_slice(step.positions)] += _known(step.norms).cpu()
+        return total.to(score_dtype(self))
+
+    @guarded
+    @settled
+    def influence(
+        self,
+        train: Any,
+        test: Any,
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Tensor:
+        """The influence of every training example on every query: [train, test].
+
+        The whole matrix is held; where only the strongest matter, `explain` does not.
+
+        Args:
+            train: The examples whose influence is asked for.
+            test: The queries, as the same kinds of data.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
+            CoupledExamplesError: An example's loss depends on the rest of its batch.
+        """
+        examples, queries = open_data(self, train, "train"), open_examples(test, name="test")
+        total = torch.zeros(len(examples), len(queries), dtype=score_dtype(self))
+        walk = checkpoint_pass(self)
+        for span in query_spans(self, len(queries)):
+            steps = walk.steps(
+                examples,
+                range(len(examples)),
+                Question(queries, span),
+                checked_size(batch_size),
+                progress,
+                "influence",
+            )
+            for step in steps:
+                total[_slice(step.positions), _slice(span)] += _known(step.scores).cpu()
+        return total
+
+    @guarded
+    @settled
+    def explain(
+        self,
+        test: Any,
+        train: Any,
+        k: int = 10,
+        *,
+        normalise: str | None = None,
+        group: str | None = None,
+        drop_misclassified: bool = False,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Explanations:
+        """The k strongest proponents and the k strongest opponents of each query.
+
+        Top and bottom come from one streaming pass; [train, test] is never held.
+
+        Args:
+            test: The queries.
+            train: The examples to choose from.
+            k: How many of each, at most the number of examples.
+            normalise: None for the scores themselves; "cosine" divides them by the lengths of both
+                gradients (over all checkpoints, weighted), so that loud examples do not lead every
+                list; "query" by the query's length alone, so that queries can be compared. Both
+                lose the unit of loss.
+            group: "sum" or "mean" makes all of `test` one query.
+            drop_misclassified: Leave out training examples that the last checkpoint gets wrong:
+                their large gradients show up for every query (paper, sections 5.2 and 5.3).
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            QueryError: k is below 1 or larger than the number of examples to choose from.
+            NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
+            LossError: drop_misclassified without a loss that tells classes apart.
+        """
+        examples, queries = open_data(self, train, "train"), open_examples(test, name="test")
+        _check_words(normalise, ("cosine", "query"), "normalise")
+        _check_words(group, ("sum", "mean"), "group")
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(examples):
+            raise QueryError(
+                f"k={k!r} hits were asked for, but train holds {len(examples)} examples. Give a k "
+                f"from 1 to {len(examples)}."
+            )
+        walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
+        spans = [range(len(queries))] if group else query_spans(self, len(queries))
+        rankings = []
+        for span in spans:
+            width = 1 if group else len(span)
+            ranking = Ranking(examples.ids, k, normalise, drop_misclassified)
+            step = max(1, HELD // (width * len(self.checkpoints)))
+            for start in range(0, len(examples), step):
+                block = range(start, min(start + step, len(examples)))
+                ranking.open(block, width, len(self.checkpoints), score_dtype(self))
+                question = Question(queries, span, bool(group), norms=normalise == "cosine")
+                for each in walk.steps(
+                    examples, block, question, checked_size(batch_size), progress, "explain"
+                ):
+                    ranking.take(each, 1 / len(queries) if group == "mean" else 1.0)
+                ranking.close()
+            rankings.append(ranking)
+        ids = np.array([f"{group} of {len(queries)}"]) if group else queries.ids
+        names = tuple(checkpoint.name for checkpoint in self.checkpoints)
+        return Explanations(
+            ids,
+            Ranking.joined([ranking.proponents() for ranking in rankings]),
+            Ranking.joined([ranking.opponents() for ranking in rankings]),
+            names,
+        )
+
+    @guarded
+    @settled
+    def find_mislabelled(
+        self,
+        train: Any,
+        *,
+        rank_by: str = "self_influence",
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Suspects:
+        """Rank training examples by how likely their label is wrong (paper, section 4.1).
+
+        One pass gives self-influence over the traced parameters and over the last layer, loss,
+        EL2N, margin and a suggested label; for pure label noise the cheap scores often find as
+        much, so look at them side by side.
+
+        Args:
+            train: The labelled examples.
+            rank_by: Which column leads; `Suspects.ranked` changes it afterwards.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            LossError: The loss gives no class scores: it is not "cross_entropy".
+            QueryError: An unknown column in rank_by.
+        """
+        check_ranking(rank_by)
+        examples = open_data(self, train, "train")
+        last = last_layer(self, examples)
+        traced = {**self.parameters, **last}
+        walk = judging_pass(self, traced)
+        question = Question(
+            norms=True,
+            apart=frozenset(last),
+            only_apart=frozenset(set(last) - set(self.parameters)),
+        )
+        with first_example(self, examples) as batch:
+            classes = classes_of(walk.gradients.compute(self.model, batch))
+        judgement = Judgement(len(examples), len(self.checkpoints))
+        size = max(1, mislabelled.HELD // classes)
+        for start in range(0, len(examples), size):
+            block = range(start, min(start + size, len(examples)))
+            judgement.open(block, classes)
+            for step in walk.steps(
+                examples, block, question, checked_size(batch_size), progress, "mislabelled"
+            ):
+                judgement.take(step)
+            judgement.close()
+        return judgement.suspects(examples.ids, rank_by)
+
+    @guarded
+    @settled
+    def coverage(self, batch: Any) -> Coverage:
+        """Which way each parameter's gradients are had, and why, on the first examples of `batch`.
+
+        Every parameter of the model is there; those that are not traced are "excluded".
+        """
+        examples = open_data(self, batch, "batch")
+        walk = checkpoint_pass(self)
+        with walk.at(len(self.checkpoints) - 1) as device:
+            few = move(examples.few(range(min(COVERED, len(examples)))), device)
+            walk.gradients.check(few)
+            walk.gradients.begin(length(few), is_checked=True)
+            walk.gradients.visit(few, lambda name, form, row: None, is_last=True)
+        return self._covered(walk)
+
+    @guarded
+    @settled
+    def verify(self, data: Any, examples: int = 8) -> Verification:
+        """Measure gradients and scores of the first `examples` of `data` against plain autograd.
+
+        What they are compared with shares no code with what is measured: one ordinary backward
+        pass per example, on copies of the weights in float64 if the model runs in it.
+
+        Args:
+            data: The same kinds of data as elsewhere.
+            examples: How many of its first examples, at most all.
+
+        Returns:
+            For each parameter, the largest error over examples and checkpoints, relative to the
+            example's whole gradient; printable.
+
+        Raises:
+            QueryError: `examples` is below 1.
+            NonFiniteError: A loss or a gradient is NaN or infinite.
+        """
+        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+            raise QueryError(
+                f"examples={examples!r} were to be verified. Give a whole number of at least 1."
+            )
+        source = open_data(self, data, "data")
+        walk = checkpoint_pass(self)
+        names = [checkpoint.name for checkpoint in self.checkpoints]
+        many = min(examples, len(source))
+        return verified(walk, names, source, many, lambda: self._covered(walk))
+
+    @guarded
+    def index(
+        self,
+        train: Any,
+        folder: str | os.PathLike[str],
+        projection: Projection | None = None,
+        *,
+        number_format: str = "float16",
+        rows_a_shard: int = 8192,
+        engine: Engine | None = None,
+        recall_queries: int = 16,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Index:
+        """Build an index of the training data's gradients, or finish one that was begun.
+
+        Gradients are sketched to `projection.dim` numbers an example and checkpoint and written to
+        files of `rows_a_shard` rows. What is there already is not done again: after a crash, run
+        the same. With more rows after the old ones, or more checkpoints, these are added.
+
+        Args:
+            train: The training data.
+            folder: A folder, or any URL that fsspec knows.
+            projection: How much is kept of a gradient; None for `tracin.Projection()`.
+            number_format: "float16" with a scale for each row, "bfloat16", "int8" with a scale, or
+                "float32".
+            rows_a_shard: Rows in a file, the unit of work.
+            engine: Who builds, of `tracin.engines`; None for this process.
+            recall_queries: On how many rows the recall of the finished index is measured; 0 for
+                none.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            IndexingError: The folder holds another index, or cannot be written; a worker failed.
+            NonFiniteError: A loss or gradient is NaN or infinite.
+        """
+        job = begun(self, train, folder, projection, number_format, rows_a_shard, batch_size)
+        return finished(job, engine or Serial(), progress, recall_queries)
+
+    def _covered(self, walk: Walk) -> Coverage:
+        entries = {}
+        for name, parameter in self.model.named_parameters():
+            if name in walk.gradients.ways:
+                entries[name] = walk.gradients.ways[name]
+            elif parameter.requires_grad:
+                entries[name] = Covered(Way.EXCLUDED, "not chosen by parameters=")
+            else:
+                entries[name] = Covered(Way.EXCLUDED, "requires_grad is False: not trained")
+        return Coverage(entries)
+
+
+def _slice(positions: range) -> slice:
+    return slice(positions.start, positions.stop)
+
+
+def _known(tensor: Tensor | None) -> Tensor:
+    if tensor is None:
+        raise RuntimeError("the walk was not asked for this; a bug in tracin")
+    return tensor
+
+
+def _check_words(word: str | None, allowed: tuple[str, ...], name: str) -> None:
+    if word is not None and word not in allowed:
+        listed = ", ".join(f'"{each}"' for each in allowed)
+        raise QueryError(f"{name} is None or one of {listed}; {word!r} was given.")
