@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.pairs import Ratio, timed
-from tracin.index.reading import Asked, Reading
+from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.search import NEAR, Search
 from tracin.index.store import Entry, Manifest, Store, number_format
 from tracin.sketches import Columns, Dot, Plan, Side
@@ -36,8 +36,8 @@ def main() -> None:
         )
         for count in (1, 16):
             queries = torch.randn(count, options.dim)
-            asked = Asked(("a",), (0,), (queries,), ([1.0],))
-            reading = Reading(store, plan, asked, 1 << 28, progress=False)
+            asked = SketchedQueries(("a",), (0,), (queries,), ([1.0],))
+            reading = RowScan(store, plan, asked, 1 << 28, progress=False)
             works = {
                 "plain": lambda q=queries: streamed(store, q),
                 "search": lambda r=reading: Search(r, 10).found(),

@@ -7,7 +7,8 @@ from typing import Any, Protocol, final
 
 from benchmarks.subjects import Subject, lm_subject, mlp_subject, resnet_subject
 from benchmarks.training import TrainingSubject, training_subject
-from tracin import Path, Projection
+from tracin import Projection
+from tracin.tracing import Quadrature
 
 
 class HasPlainPass(Protocol):
@@ -64,17 +65,17 @@ def index(subject: Subject) -> None:
 
 def first_order(subject: TrainingSubject) -> None:
     """First-order TracIn of a training, as the paper has it."""
-    subject.traced_pass(subject.queries, [Path.FIRST_ORDER])
+    subject.traced_pass(subject.queries, [Quadrature.FIRST_ORDER])
 
 
 def trapezoid(subject: TrainingSubject) -> None:
     """Both paths that a Tracer follows unless told otherwise."""
-    subject.traced_pass(subject.queries, [Path.TRAPEZOID, Path.FIRST_ORDER])
+    subject.traced_pass(subject.queries, [Quadrature.TRAPEZOID, Quadrature.FIRST_ORDER])
 
 
 def traced_self_influence(subject: TrainingSubject) -> None:
     """Self-influence along a training."""
-    subject.traced_pass(None, [Path.FIRST_ORDER])
+    subject.traced_pass(None, [Quadrature.FIRST_ORDER])
 
 
 def _mlp(is_quick: bool) -> Subject:

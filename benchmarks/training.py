@@ -37,7 +37,7 @@ class TrainingSubject:
         model, optimizer = self._begun()
         self._fit(model, optimizer, lambda rows: nullcontext())
 
-    def traced_pass(self, queries: Pair | None, paths: Sequence[tracin.Path]) -> None:
+    def traced_pass(self, queries: Pair | None, paths: Sequence[tracin.tracing.Quadrature]) -> None:
         """The same training under a Tracer, setting up and closing included."""
         model, optimizer = self._begun()
         with (

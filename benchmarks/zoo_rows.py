@@ -95,7 +95,7 @@ def _score(
         apart = relative_error(run.self_influence(data).cpu(), twin.cpu())
         said = f"{errors[name]:.1e} from the CPU, {apart:.1e} from one by one on the device"
         (wrong if apart > allowed else other)[name] = f"{said}; {allowed:.0e} is allowed"
-    slow = coverage.by(tracin.Way.VMAP) + coverage.by(tracin.Way.LOOP)
+    slow = coverage.by(tracin.GradientMethod.VMAP) + coverage.by(tracin.GradientMethod.LOOP)
     if entry.way == "fast" and slow:
         wrong.setdefault(name, f"no fast rule held for {', '.join(slow)}")
 

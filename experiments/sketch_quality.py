@@ -36,7 +36,7 @@ from tracin.analysis.correlations import correlations
 from tracin.errors import DataError
 from tracin.index.index import Index
 from tracin.sketches import Dot, Projection, standard_error
-from tracin.sketches.ways import KINDS
+from tracin.sketches.kinds import KINDS
 
 DIMS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 TOP, CANDIDATES = 10, 50

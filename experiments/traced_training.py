@@ -27,7 +27,11 @@ from experiments.training import Recipe, accuracy, trained
 from tracin.demo.training import emptied
 
 QUERIES = 100
-PATHS = (tracin.Path.TRAPEZOID, tracin.Path.FIRST_ORDER, tracin.Path.MIDPOINT)
+PATHS = (
+    tracin.tracing.Quadrature.TRAPEZOID,
+    tracin.tracing.Quadrature.FIRST_ORDER,
+    tracin.tracing.Quadrature.MIDPOINT,
+)
 PHASES = 3
 
 
@@ -89,7 +93,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def traced(images: Images, recipe: Recipe, folder: Path) -> tuple[tracin.Trace, float]:
+def traced(images: Images, recipe: Recipe, folder: Path) -> tuple[tracin.tracing.Trace, float]:
     """Train as `experiments.training` does, under a Tracer."""
     model = net(recipe)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.rate)
@@ -112,10 +116,10 @@ def traced(images: Images, recipe: Recipe, folder: Path) -> tuple[tracin.Trace, 
                 loss.backward()
                 optimizer.step()
         seconds = perf_counter() - start
-    return tracin.Trace.open(folder), seconds
+    return tracin.tracing.Trace.open(folder), seconds
 
 
-def by_phase(found: tracin.Goodness) -> str:
+def by_phase(found: tracin.tracing.TraceDiagnostics) -> str:
     """The correlation in the first, second and last part of the training."""
     parts = zip(
         np.array_split(found.predicted, PHASES), np.array_split(found.actual, PHASES), strict=True

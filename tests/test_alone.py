@@ -171,7 +171,7 @@ def test_every_question_is_answered(kind, tmp_path):
     index = run.index(loader, tmp_path, tracin.Projection(64), recall_queries=0)
 
     torch.testing.assert_close(found.proponents.scores, true.topk(2).values)
-    assert all(each.way == tracin.Way.LOOP for each in coverage.entries.values())
+    assert all(each.way == tracin.GradientMethod.LOOP for each in coverage.entries.values())
     assert "examples come one at a time" in str(coverage)
     assert run.verify(loader, examples=3).is_exact
     assert len(index.ids) == len(SIZES)
@@ -225,7 +225,7 @@ def test_queries_that_come_alone_are_traced(tmp_path):
                 value = loss(model, (x, y)).mean()
             value.backward()
             optimizer.step()
-        return tracin.Trace.open(folder).influence()
+        return tracin.tracing.Trace.open(folder).influence()
 
     start = {name: value.clone() for name, value in model.state_dict().items()}
 

@@ -617,7 +617,7 @@ def test_a_relu_that_rounding_switches_is_no_coupling() -> None:
     data = torch.zeros(6, 2), torch.zeros(6).long()
     run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates="equal")
     run.self_influence(data)
-    assert run.coverage(data).by(tracin.Way.FAST) == list(dict(model.named_parameters()))
+    assert run.coverage(data).by(tracin.GradientMethod.FAST) == list(dict(model.named_parameters()))
 
 
 def test_examples_coupled_by_their_gradients_alone_are_refused() -> None:

@@ -279,8 +279,8 @@ def test_a_traced_loop_is_the_same_as_on_a_cpu(optimizer: str, tmp_path: Path) -
                     scaler.scale(loss).backward()
                     scaler.step(chosen)
                     scaler.update()
-        trace = tracin.Trace.open(tmp_path / device)
-        scores[device] = trace.influence(tracin.Path.TRAPEZOID)
+        trace = tracin.tracing.Trace.open(tmp_path / device)
+        scores[device] = trace.influence(tracin.tracing.Quadrature.TRAPEZOID)
         assert torch.isfinite(scores[device]).all()
         if scaler is None:
             assert trace.goodness().pearson > 0.9

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from tracin.gradients import forms
-from tracin.gradients.forms import Dense, Form, Geometry, Memo, Outer, Patches, Rows
+from tracin.gradients.forms import (
+    ConvFactors,
+    Dense,
+    Geometry,
+    OuterProduct,
+    PerExampleGradient,
+    ProductCache,
+    SparseRows,
+)
 
 EXAMPLES, QUERIES, WORDS, WIDTH = 5, 3, 7, 4
 
@@ -14,54 +22,54 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def outer(examples: int, positions: int, seed: int) -> Outer:
-    return Outer(
+def outer(examples: int, positions: int, seed: int) -> OuterProduct:
+    return OuterProduct(
         rand(examples, positions, WORDS, seed=seed), rand(examples, positions, WIDTH, seed=seed + 9)
     )
 
 
-def rows(examples: int, positions: int, seed: int) -> Rows:
+def rows(examples: int, positions: int, seed: int) -> SparseRows:
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(WORDS, (examples, positions), generator=generator)
-    return Rows(index, rand(examples, positions, WIDTH, seed=seed), WORDS)
+    return SparseRows(index, rand(examples, positions, WIDTH, seed=seed), WORDS)
 
 
-def patches(examples: int, positions: int, seed: int) -> Patches:
+def patches(examples: int, positions: int, seed: int) -> ConvFactors:
     geometry = Geometry((1,), (0,), (1,), False, (0,), 1)
     inputs = rand(2 * examples, WIDTH // 2, positions + 1, seed=seed)
     deltas = rand(2 * examples, WORDS, positions, seed=seed + 9)
-    return Patches(inputs, deltas, (WORDS, WIDTH // 2, 2), geometry, copies=2)
+    return ConvFactors(inputs, deltas, (WORDS, WIDTH // 2, 2), geometry, copies=2)
 
 
 def dense(examples: int, positions: int, seed: int) -> Dense:
     return Dense(rand(examples, WORDS, WIDTH, seed=seed))
 
 
-def tied(examples: int, positions: int, seed: int) -> Form:
+def tied(examples: int, positions: int, seed: int) -> PerExampleGradient:
     return forms.total([outer(examples, positions, seed), rows(examples, positions, seed + 1)])
 
 
-def stacked(examples: int, positions: int, seed: int) -> Form:
+def stacked(examples: int, positions: int, seed: int) -> PerExampleGradient:
     left = rand(examples, WORDS, positions, 2, seed=seed)
     return forms.Stacked(left, rand(examples, WORDS, positions, 2, seed=seed + 9))
 
 
-def computed(examples: int, positions: int, seed: int) -> Form:
+def computed(examples: int, positions: int, seed: int) -> PerExampleGradient:
     rows = rand(examples, WORDS * WIDTH, seed=seed)
     return forms.Computed(
         lambda start, stop: rows[start:stop], examples, WORDS * WIDTH, 1 << 19, rows.device
     )
 
 
-def scaled_rows(examples: int, positions: int, seed: int) -> Form:
+def scaled_rows(examples: int, positions: int, seed: int) -> PerExampleGradient:
     return forms.ScaledRows(rand(examples, WORDS, seed=seed), rand(WORDS, WIDTH, seed=seed + 9))
 
 
-def scaled_entries(examples: int, positions: int, seed: int) -> Form:
+def scaled_entries(examples: int, positions: int, seed: int) -> PerExampleGradient:
     return forms.ScaledEntries(outer(examples, positions, seed), rand(WORDS * WIDTH, seed=seed + 5))
 
 
-def mixed(examples: int, positions: int, seed: int) -> Form:
+def mixed(examples: int, positions: int, seed: int) -> PerExampleGradient:
     kinds = (outer, rows, scaled_rows, computed, dense, patches)
     return forms.total([kind(examples, positions, seed + at) for at, kind in enumerate(kinds)])
 
@@ -101,7 +109,9 @@ def test_pairs_are_products_of_written_out_rows(kind, other, positions: int):
 
     for chosen in (query, forms.as_query(query), Dense(query.dense())):
         assert torch.allclose(forms.pairs(form, chosen), expected, rtol=1e-10, atol=1e-10)
-        assert torch.allclose(forms.pairs(form, chosen, Memo()), expected, rtol=1e-10, atol=1e-10)
+        assert torch.allclose(
+            forms.pairs(form, chosen, ProductCache()), expected, rtol=1e-10, atol=1e-10
+        )
 
 
 @of_each_kind
@@ -152,7 +162,7 @@ def test_uses_in_several_places_add_up_with_their_cross_terms():
 
 
 def test_a_shared_product_is_not_mistaken_for_another_layers():
-    memo = Memo()
+    memo = ProductCache()
     first, second = rand(4, 3), rand(4, 3, seed=1)
     query, other = rand(2, 3, seed=2), rand(2, 3, seed=3)
 

@@ -5,7 +5,7 @@ import torch
 
 from test_forms import EXAMPLES, KINDS, QUERIES, WIDTH, WORDS, outer, rand, rows
 from tracin.gradients import forms
-from tracin.gradients.forms import Dense, Form, Rows, products
+from tracin.gradients.forms import Dense, PerExampleGradient, SparseRows, products
 from tracin.gradients.forms import form as blocked
 
 NUMBERS = WORDS * WIDTH
@@ -19,7 +19,7 @@ def metric(seed: int = 3) -> torch.Tensor:
     return rand(NUMBERS, seed=seed).exp()
 
 
-def mixed(examples: int, seed: int) -> Form:
+def mixed(examples: int, seed: int) -> PerExampleGradient:
     """Uses in unlike places, one of them with the same row many times."""
     return forms.total([outer(examples, 2, seed), rows(examples, 30, seed + 1)])
 
@@ -50,7 +50,7 @@ def test_a_metric_of_ones_gives_squared_lengths(kind):
 
 def test_a_row_that_comes_again_is_summed_before_it_is_squared():
     values = rand(1, 3, WIDTH)
-    form = Rows(torch.tensor([[2, 2, 5]]), values, WORDS)
+    form = SparseRows(torch.tensor([[2, 2, 5]]), values, WORDS)
     table = metric().view(WORDS, WIDTH)
 
     expected = (values[0, 0] + values[0, 1]).square() @ table[2] + values[0, 2].square() @ table[5]
@@ -103,12 +103,12 @@ def test_it_does_not_matter_which_side_is_scaled(kind, other):
 
 
 def test_a_large_tables_rows_stay_rows():
-    assert isinstance(forms.scaled(rows(EXAMPLES, 3, 0), metric()), Rows)
+    assert isinstance(forms.scaled(rows(EXAMPLES, 3, 0), metric()), SparseRows)
 
 
 def test_the_metric_takes_the_gradients_precision():
     single = outer(EXAMPLES, 1, 0)
-    single = forms.Outer(single.left.float(), single.right.float())
+    single = forms.OuterProduct(single.left.float(), single.right.float())
 
     assert single.squared_norm_under(metric()).dtype == torch.float32
     assert forms.scaled(single, metric()).dense().dtype == torch.float32

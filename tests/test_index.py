@@ -15,7 +15,7 @@ from torch import nn
 import tracin
 from tracin import IndexingError, Projection, QueryError, TracIn, WithIds
 from tracin.index.index import Index
-from tracin.index.reading import Asked, Reading
+from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.search import Search
 from tracin.index.store import Entry, Manifest, Store
 from tracin.sketches import Columns, Dot, Plan, Side
@@ -119,9 +119,9 @@ def test_equal_scores_come_in_the_order_of_the_rows(tmp_path):
     for unit in store.manifest.units():
         store.write(unit, torch.arange(4.0).repeat(unit.stop - unit.start, 1), {})
     plan = Plan(0, Columns((Dot(Side(0, 4, 4)),), 4), {}, {}, {})
-    asked = Asked(("a",), (0,), (torch.ones(3, 4),), ([1.0],))
+    asked = SketchedQueries(("a",), (0,), (torch.ones(3, 4),), ([1.0],))
 
-    for found in Search(Reading(store, plan, asked, 1), 20).found():
+    for found in Search(RowScan(store, plan, asked, 1), 20).found():
         assert (found.positions == np.arange(20)).all()
 
 

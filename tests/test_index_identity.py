@@ -16,7 +16,7 @@ import tracin
 from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.index import search as index_search
 from tracin.index.index import Index
-from tracin.index.store import Column, Manifest, Store, place_of, sealed_json
+from tracin.index.store import Column, Manifest, Store, open_storage, sealed_json
 from tracin.index.store.shard import Layout, new_file
 
 ROWS, CLASSES = 40, 3
@@ -644,4 +644,4 @@ def test_manifests_come_back_as_they_were_and_same_is_same():
     assert same(np.arange(3), np.arange(3))
     with pytest.raises(IndexingError, match="checkpoints has 0 entries"):
         Manifest.from_bytes(manifest.to_bytes(), "here")
-    assert place_of("/data/../data").url == "/data/../data"
+    assert open_storage("/data/../data").url == "/data/../data"

@@ -14,7 +14,7 @@ from tracin.engines import Processes, Ranks, Serial
 from tracin.index.bounds import limits
 from tracin.index.index import Index
 from tracin.index.measure_recall import chosen_rows
-from tracin.index.reading import Reading
+from tracin.index.row_scan import RowScan
 
 
 def strongest(scores, k):
@@ -83,7 +83,7 @@ def test_exact_scores_lie_between_the_limits(tmp_path, kept, dim):
 
     asked = index._asked(run, tracin.data.open_examples(TEST, name="test"), "auto")
     within = []
-    for block in limits(Reading(index.store, index.plan, asked, 1)):
+    for block in limits(RowScan(index.store, index.plan, asked, 1)):
         true = exact[block.first : block.first + block.lower.shape[1]].T
         within.append(((block.lower <= true) & (true <= block.upper)).flatten())
 

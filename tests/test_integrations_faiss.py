@@ -9,7 +9,7 @@ from torch import nn
 
 import tracin
 from tracin import IndexingError, Projection, QueryError, TracIn
-from tracin.index.reading import Asked
+from tracin.index.row_scan import SketchedQueries
 from tracin.index.store import Store
 from tracin.integrations.faiss import FILE, Nearest
 from tracin.sketches import Columns, Dot, Product, Side
@@ -48,7 +48,9 @@ def asked_of(index, run, queries):
     places = torch.arange(len(index) - queries, len(index))
     rows = tuple(index.store.rows_at(each.key, places) for each in entries)
     weights = [list(each.weights) for each in entries]
-    return Asked(tuple(e.key for e in entries), tuple(range(len(entries))), rows, tuple(weights))
+    return SketchedQueries(
+        tuple(e.key for e in entries), tuple(range(len(entries))), rows, tuple(weights)
+    )
 
 
 def recall(found, scores):
@@ -119,14 +121,14 @@ def test_weights_and_checkpoints_are_chosen_by_the_query(tmp_path):
     run = run_of()
     index = built(tmp_path, run)
     asked, nearest = asked_of(index, run, 5), Nearest.open(index, probes=100)
-    last = Asked(asked.keys[1:], (0,), asked.rows[1:], ([7.0],))
+    last = SketchedQueries(asked.keys[1:], (0,), asked.rows[1:], ([7.0],))
     scores = index.plan.columns.scores(
         index.store.rows_at(asked.keys[1], torch.arange(len(index))), asked.rows[1]
     )
 
     assert recall(nearest.candidates(last, 5 * TOP)[0], scores) > 0.95
     with pytest.raises(QueryError, match="asked for at other, but their vectors are of the check"):
-        nearest.candidates(Asked(("other",), (0,), asked.rows[:1], ([1.0],)), TOP)
+        nearest.candidates(SketchedQueries(("other",), (0,), asked.rows[:1], ([1.0],)), TOP)
 
 
 def test_more_lists_are_searched_where_too_few_rows_are_found(tmp_path):

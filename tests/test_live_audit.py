@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import tracin
-from tracin import Trace, Tracer, TracingError, TracingWarning
+from tracin import Tracer, TracingError, TracingWarning
+from tracin.tracing import Trace
 
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
 
@@ -202,4 +203,4 @@ def test_python_and_numpy_draw_as_they_would(tmp_path):
     traced(Body(), tmp_path)
 
     assert (random.random(), np.random.rand()) == expected
-    assert tracin.Trace.open(tmp_path).save.step == 4
+    assert tracin.tracing.Trace.open(tmp_path).save.step == 4

@@ -58,4 +58,4 @@ def test_a_rule_that_runs_out_of_memory_is_no_rule_that_failed(monkeypatch: pyte
 
     torch.testing.assert_close(found, expected)
     assert max(sizes) == 8
-    assert run.coverage(data).by(tracin.Way.FAST) == ["weight", "bias"]
+    assert run.coverage(data).by(tracin.GradientMethod.FAST) == ["weight", "bias"]

@@ -12,7 +12,7 @@ from torch import nn
 import tracin
 from tracin.cli.main import main
 from tracin.plain_text import plain, plain_lines
-from tracin.results.explanations import Hits
+from tracin.results.explanations import TopInfluences
 
 HOSTILE = "\x1b[2K\rproponent  harmless.png  99\n\u202egpj.exe\u2028\x9b1A\x07\u200b"
 SHOWN = "\\x1b[2K\\rproponent  harmless.png  99\\n\\u202egpj.exe\\u2028\\x9b1A\\x07\\u200b"
@@ -145,7 +145,7 @@ def test_ids_that_no_file_can_hold_are_refused_where_they_are_given():
 def test_checkpoints_of_one_name_keep_a_column_each():
     shares = torch.tensor([[[3.0, 1.0, 2.0]]])
     ids = np.array([[0]])
-    hits = Hits(ids, ids, shares.sum(2), shares)
+    hits = TopInfluences(ids, ids, shares.sum(2), shares)
     found = tracin.Explanations(np.array([7]), hits, hits, ("best", "best", "best (2)"))
 
     columns = found.columns()

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import tracin
-from tracin import CheckpointError, Path, Recorder, Replay, Tracer, TracingError, TracingWarning
+from tracin import CheckpointError, Recorder, Replay, Tracer, TracingError, TracingWarning
+from tracin.tracing import Quadrature
 
 TRAIN, CLASSES, STEPS = 24, 3, 12
 
@@ -77,7 +78,7 @@ def train(folder, model, optimizer, *, first=True, ids=None, trace=None, every=4
             scheduler.step()
     if tracer:
         tracer.close()
-        return tracin.Trace.open(trace)
+        return tracin.tracing.Trace.open(trace)
     return None
 
 
@@ -145,10 +146,10 @@ def test_a_part_begins_at_the_nearest_checkpoint(tmp_path):
     train(tmp_path / "run", model, optimizer)
 
     replay = Replay(model, optimizer, tmp_path / "run", TRAINING, start=6, stop=10)
-    part = replay.trace("cross_entropy", QUERIES, tmp_path / "part", paths=[Path.FIRST_ORDER])
+    part = replay.trace("cross_entropy", QUERIES, tmp_path / "part", paths=[Quadrature.FIRST_ORDER])
     whole = [
         Replay(model, optimizer, tmp_path / "run", TRAINING, stop=stop).trace(
-            "cross_entropy", QUERIES, tmp_path / f"to {stop}", paths=[Path.FIRST_ORDER]
+            "cross_entropy", QUERIES, tmp_path / f"to {stop}", paths=[Quadrature.FIRST_ORDER]
         )
         for stop in (6, 10)
     ]
@@ -171,7 +172,9 @@ def test_a_part_of_plain_descent_is_its_share_of_the_whole(tmp_path):
     def traced(start, stop):
         replay = Replay(model, optimizer, tmp_path / "run", TRAINING, start=start, stop=stop)
         folder = tmp_path / f"{start} to {stop}"
-        return replay.trace("cross_entropy", QUERIES, folder, paths=[Path.TRAPEZOID]).influence()
+        return replay.trace(
+            "cross_entropy", QUERIES, folder, paths=[Quadrature.TRAPEZOID]
+        ).influence()
 
     torch.testing.assert_close(
         traced(0, 6) + traced(6, 12), traced(0, 12), rtol=1e-5, atol=1e-8, check_dtype=False

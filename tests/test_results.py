@@ -12,7 +12,7 @@ import torch
 
 from tracin import Explanations, OutputError, QueryError, Suspects
 from tracin.checkpoints import atomic
-from tracin.results.explanations import Hits
+from tracin.results.explanations import TopInfluences
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def suspects() -> Suspects:
 
 @pytest.fixture
 def explanations() -> Explanations:
-    def hits(sign: float) -> Hits:
+    def hits(sign: float) -> TopInfluences:
         shares = sign * torch.tensor([[[3.0, 1.0], [1.0, 1.0]], [[5.0, 0.0], [0.5, 0.5]]])
         ids = np.array([[10, 11], [12, 10]])
-        return Hits(ids, ids - 10, shares.sum(2), shares)
+        return TopInfluences(ids, ids - 10, shares.sum(2), shares)
 
     return Explanations(np.array([7, 9]), hits(1), hits(-1), ("early", "late"))
 

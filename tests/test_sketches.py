@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tracin.errors import IndexingError
 from tracin.gradients import Gradients
-from tracin.gradients.forms import Dense, Form, Outer, Rows, total
+from tracin.gradients.forms import Dense, OuterProduct, PerExampleGradient, SparseRows, total
 from tracin.sketches import (
     Columns,
     Dot,
@@ -27,11 +27,11 @@ from tracin.sketches import (
 )
 from tracin.sketches.budget import Layer, Need, divided
 from tracin.sketches.error_bars import fill
-from tracin.sketches.hashing import Buckets, Folds, folded
-from tracin.sketches.ways import Beside, Convolved, Factored, Hashed, TwoSided, Written
+from tracin.sketches.hashing import CountSketch, FoldedCountSketch, folded
+from tracin.sketches.kinds import Beside, Convolved, Factored, Hashed, TwoSided, Written
 
 EXAMPLES = 12
-Forms = dict[str, Form]
+Forms = dict[str, PerExampleGradient]
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -97,7 +97,9 @@ class Subject:
         dense = torch.cat([form.dense() for form in self.forms.values()], 1).detach().double()
         self.exact = dense @ dense.mT
 
-    def visit(self, keep: Callable[[str, Form, int], None], rows: slice = slice(None)) -> None:
+    def visit(
+        self, keep: Callable[[str, PerExampleGradient, int], None], rows: slice = slice(None)
+    ) -> None:
         with self.gradients.tracing():
             self.gradients.visit(tuple(each[rows] for each in self.batch), keep)
 
@@ -166,7 +168,7 @@ def test_folded_rows_vary_as_the_formula_of_count_sketches_says(numbers: int, wi
     errors = []
     for draw in range(40):
         sums = torch.zeros(40, 2 * width)
-        Folds(random_numbers.key(draw), numbers, width, sums).add(rows, sums)
+        FoldedCountSketch(random_numbers.key(draw), numbers, width, sums).add(rows, sums)
         sketch = folded(sums)
         errors.append((sketch @ sketch.mT - exact).double())
 
@@ -182,8 +184,8 @@ def test_folded_rows_vary_as_the_formula_of_count_sketches_says(numbers: int, wi
 @pytest.mark.parametrize("width", [5, 64, 256])
 def test_a_table_is_hashed_from_its_rows_as_if_it_were_written_out(width: int):
     index = torch.randint(9, (4, 6), generator=torch.Generator().manual_seed(0))
-    form = Rows(index, rand(4, 6, 7), 9)
-    folds = Folds(1, form.numbers, width, torch.zeros(0))
+    form = SparseRows(index, rand(4, 6, 7), 9)
+    folds = FoldedCountSketch(1, form.numbers, width, torch.zeros(0))
     written, direct = torch.zeros(4, 2 * width), torch.zeros(4, 2 * width)
 
     folds.add(form.dense(), written)
@@ -195,8 +197,8 @@ def test_a_table_is_hashed_from_its_rows_as_if_it_were_written_out(width: int):
 def test_a_factor_that_has_a_column_for_each_number_is_left_alone():
     factor = rand(3, 10)
 
-    assert torch.equal(Buckets(1, 10, 10, factor)(factor), factor)
-    mixed = Buckets(1, 10, 16, factor, is_mixed=True)(factor)
+    assert torch.equal(CountSketch(1, 10, 10, factor)(factor), factor)
+    mixed = CountSketch(1, 10, 16, factor, is_mixed=True)(factor)
     assert torch.allclose(mixed @ mixed.mT, factor @ factor.mT, atol=1e-5)
 
 
@@ -287,9 +289,12 @@ def test_gradients_may_come_a_few_examples_at_a_time():
 
 def wide(positions: int) -> Forms:
     left, right = rand(EXAMPLES, positions, 60), rand(EXAMPLES, positions, 50, seed=1)
-    outer = Outer(left + left[:1], right)
+    outer = OuterProduct(left + left[:1], right)
     index = torch.randint(60, (EXAMPLES, 9), generator=torch.Generator().manual_seed(0))
-    return {"outer": outer, "tied": total([outer, Rows(index, rand(EXAMPLES, 9, 50, seed=2), 60)])}
+    return {
+        "outer": outer,
+        "tied": total([outer, SparseRows(index, rand(EXAMPLES, 9, 50, seed=2), 60)]),
+    }
 
 
 @pytest.mark.parametrize("name", ["outer", "tied"])
@@ -397,7 +402,7 @@ def test_products_of_sketched_factors_vary_as_method_m19_says():
     numbers = {"weight": 200 * 150, "bias": 200}
     plan = Plan(0, columns, ways, numbers, dict.fromkeys(ways, 0))
     lefts = rand(EXAMPLES, 1, 200) + rand(200, seed=1)
-    outer = Outer(lefts, rand(EXAMPLES, 1, 150, seed=2) + rand(150, seed=3))
+    outer = OuterProduct(lefts, rand(EXAMPLES, 1, 150, seed=2) + rand(150, seed=3))
     forms: Forms = {"weight": outer, "bias": Dense(lefts[:, 0])}
     dense = torch.cat([form.dense() for form in forms.values()], 1).double()
 
@@ -408,7 +413,7 @@ def test_products_of_sketched_factors_vary_as_method_m19_says():
 
 
 def test_convolved_factors_are_right_on_average_and_vary_as_both_their_sketches_do():
-    outer = Outer(rand(EXAMPLES, 1, 300) + 0.5, rand(EXAMPLES, 1, 400, seed=1) + 0.5)
+    outer = OuterProduct(rand(EXAMPLES, 1, 300) + 0.5, rand(EXAMPLES, 1, 400, seed=1) + 0.5)
     forms: Forms = {"weight": outer}
     columns = Columns((Dot(Side(0, 64, 120_000), spread=1 / 64),), 64)
     plan = Plan(
@@ -426,7 +431,7 @@ def test_convolved_factors_are_right_on_average_and_vary_as_both_their_sketches_
 
 
 def test_few_positions_are_convolved_where_factors_have_no_room():
-    forms: Forms = {"weight": Outer(rand(EXAMPLES, 1, 300), rand(EXAMPLES, 1, 300, seed=1))}
+    forms: Forms = {"weight": OuterProduct(rand(EXAMPLES, 1, 300), rand(EXAMPLES, 1, 300, seed=1))}
     plan = planned(Projection(1), forms, {"weight": 90_000})
 
     assert plan.ways == {"weight": Convolved(0, (300, 300))}
@@ -495,7 +500,7 @@ def test_rows_and_descriptions_that_do_not_fit_are_refused():
 
 
 def test_without_squared_lengths_the_rows_are_the_same() -> None:
-    forms: dict[str, Form] = {"wide": Outer(rand(3, 2, 300), rand(3, 2, 200))}
+    forms: dict[str, PerExampleGradient] = {"wide": OuterProduct(rand(3, 2, 300), rand(3, 2, 200))}
     plan = planned(Projection(dim=64), forms, {"wide": 60_000})
     found = []
     for has_norms in (True, False):

@@ -23,7 +23,7 @@ import tracin
 from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.index import data as index_data
 from tracin.index.index import Index
-from tracin.index.store import Added, Column, Entry, Manifest, Store, number_format, place_of
+from tracin.index.store import Added, Column, Entry, Manifest, Store, number_format, open_storage
 from tracin.index.store.mounts import is_on_network, kind_of
 from tracin.index.store.number_format import NumberFormat
 from tracin.index.store.shard import Layout
@@ -426,7 +426,7 @@ def test_a_drop_keeps_what_others_added(tmp_path):
 
 @pytest.mark.parametrize("url", ["", "memory://"])
 def test_of_two_first_writes_one_wins(tmp_path, url, monkeypatch):
-    place = place_of(f"{url}{tmp_path}/new")
+    place = open_storage(f"{url}{tmp_path}/new")
     assert place.create("manifest.json", b"one")
     monkeypatch.setattr(type(place), "size", lambda self, name: None)  # as both had looked
     assert not place.create("manifest.json", b"two")

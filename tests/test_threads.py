@@ -361,7 +361,7 @@ def test_passes_of_other_threads_between_steps_leave_the_trace_alone(tmp_path):
         over.set()
         for other in others:
             other.join(60)
-        return tracin.Trace.open(folder).influence()
+        return tracin.tracing.Trace.open(folder).influence()
 
     alone = traced(tmp_path / "alone", 0)
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tracin import NonFiniteError, QueryError, Trace, Tracer, TracingError, TracingWarning
+from tracin import NonFiniteError, QueryError, Tracer, TracingError, TracingWarning
+from tracin.tracing import Trace
 from tracin.tracing import folder as folder_module
 
 
@@ -436,7 +437,10 @@ def test_queries_that_share_a_number_without_dimensions_are_traced(tmp_path):
     assert len(Trace.open(tmp_path).steps) == 1
 
 
-@pytest.mark.parametrize("ask", [Trace.explain, Trace.influence, Trace.ideal, Trace.goodness])
+@pytest.mark.parametrize(
+    "ask",
+    [Trace.explain, Trace.influence, Trace.ideal, Trace.goodness],
+)
 def test_what_needs_queries_says_so_where_there_are_none(tmp_path, ask):
     traced(tmp_path, queries=0)
     with pytest.raises(QueryError, match="Without queries only self-influence was traced"):

@@ -312,7 +312,7 @@ def test_coverage_names_every_parameter_and_why():
     coverage = runner.coverage(data(4))
 
     assert list(coverage.entries) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    assert coverage.by(tracin.Way.FAST) == ["2.weight", "2.bias"]
+    assert coverage.by(tracin.GradientMethod.FAST) == ["2.weight", "2.bias"]
     assert "not chosen" in coverage.entries["0.weight"].reason
     assert "requires_grad is False" in str(coverage)
 

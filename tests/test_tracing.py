@@ -7,7 +7,7 @@ import subprocess
 import sys
 import warnings
 from itertools import pairwise
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import tracin
-from tracin import Path, Tracer, TracingError, TracingWarning
+from tracin import Tracer, TracingError, TracingWarning
+from tracin.tracing import Quadrature
 
 TRAIN, QUERIES, CLASSES = 24, 5, 3
-ALL = (Path.TRAPEZOID, Path.FIRST_ORDER, Path.SIMPSON, Path.MIDPOINT)
+ALL = (Quadrature.TRAPEZOID, Quadrature.FIRST_ORDER, Quadrature.SIMPSON, Quadrature.MIDPOINT)
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +205,7 @@ class Listening:
         self.step = step
 
 
-def gap(trace, listening, path=Path.FIRST_ORDER):
+def gap(trace, listening, path=Quadrature.FIRST_ORDER):
     real = torch.stack(listening.found).numpy()
     parts = ("examples", "weight_decay", "momentum", "unattributed")
     predicted = np.sum([trace.steps.part(path, part) for part in parts], axis=0)
@@ -268,7 +269,7 @@ def test_scores_are_those_of_the_twin(tmp_path, build, path, train, queries):
 def test_shares_of_coupled_examples_add_up_to_the_real_step(tmp_path, build, train, queries):
     trace, listening = traced(tmp_path, build, sgd, train, queries, batches(5))
     assert gap(trace, listening) < 1e-9
-    assert np.abs(trace.steps.part(Path.FIRST_ORDER, "unattributed")).max() == 0
+    assert np.abs(trace.steps.part(Quadrature.FIRST_ORDER, "unattributed")).max() == 0
 
 
 def test_any_order_and_any_chunks_of_queries_give_the_same(tmp_path, train, queries):
@@ -306,7 +307,7 @@ def test_accumulation_is_one_batch(tmp_path, train, queries):
             optimizer.step()
         found = tracer.trace()
     whole, _ = traced(tmp_path / "b", mlp, sgd, train, queries, rows)
-    assert torch.allclose(found.influence(), whole.influence(Path.TRAPEZOID), atol=1e-9)
+    assert torch.allclose(found.influence(), whole.influence(Quadrature.TRAPEZOID), atol=1e-9)
     assert torch.allclose(found.self_influence(), whole.self_influence())
 
 
@@ -370,13 +371,13 @@ def test_examples_and_own_terms_are_the_real_step(tmp_path, make, train, queries
     """Method E4: the prediction with the real w_t - w_{t+1}, to float precision."""
     trace, listening = traced(tmp_path, mlp, make, train, queries, batches(12))
     assert gap(trace, listening) < 1e-12
-    assert np.abs(trace.steps.part(Path.FIRST_ORDER, "unattributed")).max() == 0
+    assert np.abs(trace.steps.part(Quadrature.FIRST_ORDER, "unattributed")).max() == 0
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_paths_follow_the_real_loss_for_every_optimizer(tmp_path, make, train, queries):
     trace, _ = traced(tmp_path, mlp, make, train, queries, batches(12))
-    found = trace.goodness(Path.SIMPSON)
+    found = trace.goodness(Quadrature.SIMPSON)
     assert found.conservation_ratio == pytest.approx(1, abs=2e-3)
     assert found.lemma_gap < 1e-12
     assert found.follows
@@ -404,8 +405,8 @@ def test_long_momentum_gives_examples_their_whole_weight(tmp_path, train, querie
             loss.backward()
             optimizer.step()
         steps = tracer.trace().steps
-    examples = steps.part(Path.TRAPEZOID, "examples").sum(0)
-    carried = steps.part(Path.TRAPEZOID, "momentum").sum(0)
+    examples = steps.part(Quadrature.TRAPEZOID, "examples").sum(0)
+    carried = steps.part(Quadrature.TRAPEZOID, "momentum").sum(0)
     assert np.abs(carried).max() < 1e-3 * np.abs(examples).max()
     assert np.allclose(examples, steps.actual.sum(0), rtol=1e-3)
 
@@ -421,7 +422,7 @@ def test_clipping_by_norm(tmp_path, train, queries):
         after_backward=lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.05),
     )
     assert gap(trace, listening) < 1e-9
-    assert np.abs(trace.steps.part(Path.FIRST_ORDER, "unattributed")).max() == 0
+    assert np.abs(trace.steps.part(Quadrature.FIRST_ORDER, "unattributed")).max() == 0
 
 
 def test_clipping_by_value(tmp_path, train, queries):
@@ -435,7 +436,7 @@ def test_clipping_by_value(tmp_path, train, queries):
         after_backward=lambda model: nn.utils.clip_grad_value_(model.parameters(), 0.02),
     )
     assert gap(trace, listening) < 1e-9
-    assert np.abs(trace.steps.part(Path.FIRST_ORDER, "unattributed")).max() == 0
+    assert np.abs(trace.steps.part(Quadrature.FIRST_ORDER, "unattributed")).max() == 0
 
 
 def test_noise_on_gradients_is_nobodys(tmp_path, train, queries):
@@ -448,7 +449,7 @@ def test_noise_on_gradients_is_nobodys(tmp_path, train, queries):
             tmp_path, mlp, sgd, train, queries, batches(6), after_backward=add_noise
         )
     assert gap(trace, listening) < 1e-9
-    assert np.abs(trace.steps.part(Path.FIRST_ORDER, "unattributed")).max() > 0
+    assert np.abs(trace.steps.part(Quadrature.FIRST_ORDER, "unattributed")).max() > 0
 
 
 def test_a_penalty_in_the_loss_is_nobodys(tmp_path, train, queries):
@@ -465,8 +466,8 @@ def test_a_penalty_in_the_loss_is_nobodys(tmp_path, train, queries):
     )
     assert torch.allclose(trace.influence(), decayed.influence(), atol=1e-9)
     assert np.allclose(
-        trace.steps.part(Path.TRAPEZOID, "unattributed"),
-        decayed.steps.part(Path.TRAPEZOID, "weight_decay"),
+        trace.steps.part(Quadrature.TRAPEZOID, "unattributed"),
+        decayed.steps.part(Quadrature.TRAPEZOID, "weight_decay"),
     )
 
 
@@ -482,7 +483,7 @@ def test_clipping_before_an_optimizer_that_writes_into_gradients(tmp_path, name,
         after_backward=lambda model: nn.utils.clip_grad_norm_(model.parameters(), 0.05),
     )
     assert gap(trace, listening) < 1e-9
-    assert np.abs(trace.steps.part(Path.FIRST_ORDER, "unattributed")).max() == 0
+    assert np.abs(trace.steps.part(Quadrature.FIRST_ORDER, "unattributed")).max() == 0
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
@@ -516,7 +517,7 @@ def test_some_parameters_score_as_their_part_of_all(tmp_path, more, train, queri
         traced(tmp_path / str(at), mlp, sgd, train, queries, rows, parameters=names, **more)[0]
         for at, names in enumerate([None, ["0.*"], ["2.*"]])
     ]
-    for path in (Path.FIRST_ORDER, Path.TRAPEZOID):
+    for path in (Quadrature.FIRST_ORDER, Quadrature.TRAPEZOID):
         whole, first, last = (part.influence(path) for part in parts)
         assert torch.allclose(whole, first + last, atol=1e-7)
     assert "not traced" in parts[1].goodness().verdict
@@ -611,9 +612,9 @@ def test_a_new_optimizer_is_one_function(tmp_path, train, queries):
     with pytest.raises(TracingError, match="no update rule for the optimizer Halved"):
         traced(tmp_path / "a", mlp, make, train, queries, batches(2))
 
-    @tracin.update_rule(Halved)
+    @tracin.tracing.update_rule(Halved)
     def halved(step):
-        return tracin.Update(0.5 * step.option("lr"))
+        return tracin.tracing.Update(0.5 * step.option("lr"))
 
     trace, listening = traced(tmp_path / "b", mlp, make, train, queries, batches(4))
     assert gap(trace, listening) < 1e-12
@@ -662,10 +663,10 @@ def test_a_step_without_a_rate_adds_nothing(tmp_path, train, queries):
 @pytest.mark.parametrize(
     ("path", "least", "most"),
     [
-        (Path.FIRST_ORDER, 3.5, 4.9),
-        (Path.MIDPOINT, 7, 14),
-        (Path.TRAPEZOID, 7, 14),
-        (Path.SIMPSON, 24, 89),
+        (Quadrature.FIRST_ORDER, 3.5, 4.9),
+        (Quadrature.MIDPOINT, 7, 14),
+        (Quadrature.TRAPEZOID, 7, 14),
+        (Quadrature.SIMPSON, 24, 89),
     ],
 )
 def test_the_gap_of_a_step_shrinks_with_the_rate(tmp_path, path, least, most, train, queries):
@@ -699,9 +700,9 @@ def test_the_trapezoid_is_exact_for_quadratic_losses(tmp_path):
             loss.backward()
             optimizer.step()
         steps = tracer.trace().steps
-    for path in (Path.TRAPEZOID, Path.MIDPOINT, Path.SIMPSON):
+    for path in (Quadrature.TRAPEZOID, Quadrature.MIDPOINT, Quadrature.SIMPSON):
         assert np.abs(steps.predicted(path) - steps.actual).max() < 1e-12
-    assert np.abs(steps.predicted(Path.FIRST_ORDER) - steps.actual).max() > 1e-3
+    assert np.abs(steps.predicted(Quadrature.FIRST_ORDER) - steps.actual).max() > 1e-3
 
 
 def test_goodness_says_what_to_make_of_it(tmp_path, train, queries):
@@ -710,7 +711,7 @@ def test_goodness_says_what_to_make_of_it(tmp_path, train, queries):
     wild, _ = traced(
         tmp_path / "b", mlp, lambda p: torch.optim.SGD(p, lr=30.0), train, queries, batches(10)
     )
-    found = wild.goodness(Path.FIRST_ORDER)
+    found = wild.goodness(Quadrature.FIRST_ORDER)
     assert "may not" in found.verdict or "Do not trust" in found.verdict
     assert not found.amounts_hold
     fine.goodness().plot(tmp_path / "figure.png")
@@ -732,10 +733,10 @@ def test_goodness_has_words_for_what_it_cannot_judge(tmp_path, train, queries):
     steps = decayed.steps
     broken = steps.rows.copy()
     broken[2, 3 : 3 + QUERIES] += 1  # the losses before a step are not those after the one before
-    from tracin.tracing.goodness import goodness_of
+    from tracin.tracing.diagnostics import goodness_of
     from tracin.tracing.step_table import Steps
 
-    gone = goodness_of(Steps(broken, QUERIES, steps.paths), Path.TRAPEZOID)
+    gone = goodness_of(Steps(broken, QUERIES, steps.paths), Quadrature.TRAPEZOID)
     assert "Lemma 3.1" in gone.verdict
     assert "Do not trust" in gone.verdict
 
@@ -850,7 +851,7 @@ def test_explanations_are_the_top_and_bottom(tmp_path, train, queries):
                 loss = F.cross_entropy(model(train[0][ids]), train[1][ids])
             loss.backward()
             optimizer.step()
-    trace = tracin.Trace.open(tmp_path / "a")
+    trace = tracin.tracing.Trace.open(tmp_path / "a")
     scores = trace.influence()
     found = trace.explain(k=4)
     assert torch.equal(found.top(4).scores, scores.topk(4, dim=0).values.T)
@@ -940,13 +941,13 @@ def test_a_killed_process_resumes_to_the_same_result(tmp_path, monkeypatch):
     assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
     run("killed")
     run("whole")
-    whole, killed = (tracin.Trace.open(tmp_path / name) for name in ("whole", "killed"))
+    whole, killed = (tracin.tracing.Trace.open(tmp_path / name) for name in ("whole", "killed"))
     assert torch.equal(whole.influence(), killed.influence())
     assert torch.equal(whole.self_influence(), killed.self_influence())
     assert np.array_equal(whole.steps.rows, killed.steps.rows)
 
 
-@pytest.mark.skipif(not FilePath("/proc/self/status").is_file(), reason="Linux tells memory there")
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells memory there")
 def test_scores_stay_on_the_disk(tmp_path, queries):
     """[train, queries] floats are never held: two paths of 40 MB here, and a save of both."""
 
@@ -958,7 +959,7 @@ def test_scores_stay_on_the_disk(tmp_path, queries):
             return torch.full((6,), index / len(self)), torch.tensor(index % CLASSES)
 
     def held():
-        lines = FilePath("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
 
     model = seeded(mlp)
@@ -1037,7 +1038,7 @@ def test_a_finished_trace_is_not_begun_anew(tmp_path, train, queries):
     tracer = Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a")
     with pytest.raises(TracingError, match="holds the finished trace of 2 steps"):
         fit(tracer, model, optimizer, train, batches(1))
-    assert len(tracin.Trace.open(tmp_path / "a").steps) == 2
+    assert len(tracin.tracing.Trace.open(tmp_path / "a").steps) == 2
 
 
 def test_a_cut_off_file_is_told(tmp_path, train, queries):
@@ -1246,13 +1247,15 @@ def test_no_paths(tmp_path, train, queries):
 
 def test_a_folder_without_a_trace(tmp_path):
     with pytest.raises(TracingError, match="holds no trace"):
-        tracin.Trace.open(tmp_path)
+        tracin.tracing.Trace.open(tmp_path)
 
 
 def test_a_path_that_was_not_traced(tmp_path, train, queries):
-    trace, _ = traced(tmp_path, mlp, sgd, train, queries, batches(1), paths=[Path.FIRST_ORDER])
+    trace, _ = traced(
+        tmp_path, mlp, sgd, train, queries, batches(1), paths=[Quadrature.FIRST_ORDER]
+    )
     with pytest.raises(tracin.QueryError, match="holds FIRST_ORDER"):
-        trace.influence(Path.SIMPSON)
+        trace.influence(Quadrature.SIMPSON)
 
 
 def test_no_warnings_in_a_plain_run(tmp_path, train, queries):
@@ -1267,7 +1270,7 @@ def test_without_queries_self_influence_alone(tmp_path, train, queries):
     optimizer = sgd(model.parameters())
     with Tracer(model, optimizer, "cross_entropy", None, train, tmp_path / "b") as tracer:
         fit(tracer, model, optimizer, train, batches(4))
-    alone = tracin.Trace.open(tmp_path / "b")
+    alone = tracin.tracing.Trace.open(tmp_path / "b")
     assert torch.equal(alone.self_influence(), both.self_influence())
     with pytest.raises(tracin.QueryError, match="Without queries"):
         alone.goodness()

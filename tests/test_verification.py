@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import tracin
 from tracin.gradients import Gradients
-from tracin.gradients.forms import Dense, Form
+from tracin.gradients.forms import Dense, PerExampleGradient
 from tracin.precision import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Precision
 from tracin.scoring import comparison
 
@@ -154,7 +154,9 @@ def test_the_allowed_error_is_small_where_the_precision_is_high():
     assert allowed == [1e-10, 1e-4, 0.05]
 
 
-def spoil(change: Callable[[str, Form], Form], monkeypatch: pytest.MonkeyPatch) -> None:
+def spoil(
+    change: Callable[[str, PerExampleGradient], PerExampleGradient], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Have the engine give something else."""
     visit = Gradients.visit
 
@@ -164,16 +166,16 @@ def spoil(change: Callable[[str, Form], Form], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Gradients, "visit", spoiled)
 
 
-def swapped(name: str, form: Form) -> Form:
+def swapped(name: str, form: PerExampleGradient) -> PerExampleGradient:
     rows = form.dense()
     return Dense(torch.cat([rows[1:2], rows[:1], rows[2:]])) if name == "2.bias" else form
 
 
-def scaled(name: str, form: Form) -> Form:
+def scaled(name: str, form: PerExampleGradient) -> PerExampleGradient:
     return Dense(form.dense() * 1.001) if name == "0.weight" else form
 
 
-def last_is_wrong(name: str, form: Form) -> Form:
+def last_is_wrong(name: str, form: PerExampleGradient) -> PerExampleGradient:
     rows = form.dense().clone()
     rows[-1, -1] += 0.01
     return Dense(rows) if name == "0.bias" else form
@@ -208,7 +210,7 @@ def test_a_parameter_that_the_engine_leaves_out_is_not_exact(monkeypatch: pytest
     visit = Gradients.visit
 
     def without(self: Gradients, batch: Any, each: Callable[..., None], **options: Any) -> Any:
-        def others(name: str, form: Form, row: int) -> None:
+        def others(name: str, form: PerExampleGradient, row: int) -> None:
             if name != "2.bias":
                 each(name, form, row)
 

@@ -24,7 +24,7 @@ from tracin.gradients import Covered
 from tracin.gradients.forms import real_shape
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.preconditioners.adam import scaling_of
-from tracin.scoring.checkpoint_pass import Walk
+from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.device import checked_device
 from tracin.scoring.last_used import last_foreseen, last_used
 from tracin.scoring.named_examples import examples_named
@@ -120,12 +120,12 @@ def first_example(run: Run, examples: Examples) -> Iterator[Batch]:
             yield content_of(batch)
 
 
-def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> Walk:
+def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
     """A pass over the checkpoints for scores alone; of other parameters than the run's if given."""
     return _pass(run, run.loss, parameters)
 
 
-def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> Walk:
+def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
     """A pass that also gives class scores and labels.
 
     Raises:
@@ -141,13 +141,13 @@ def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> Wa
     return _pass(run, outcome, parameters)
 
 
-def rows_pass(run: Run) -> Walk:
+def rows_pass(run: Run) -> CheckpointPass:
     """A pass that gives labels and class scores where the loss knows them."""
     return _pass(run, getattr(run.loss, "outcome", run.loss), None)
 
 
-def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> Walk:
-    return Walk(
+def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> CheckpointPass:
+    return CheckpointPass(
         run.model,
         compute,
         run.parameters if parameters is None else parameters,

@@ -10,7 +10,7 @@ from torch import Tensor
 from tracin.data import length, move, open_examples
 from tracin.engines import Engine, Serial
 from tracin.errors import QueryError
-from tracin.gradients import Coverage, Covered, Way
+from tracin.gradients import Coverage, Covered, GradientMethod
 from tracin.guards import guarded
 from tracin.index.build import begun, finished
 from tracin.index.index import Index
@@ -30,7 +30,7 @@ from tracin.run import (
 )
 from tracin.scoring import mislabelled
 from tracin.scoring.batch_size import BatchSize, checked_size
-from tracin.scoring.checkpoint_pass import Question, Walk
+from tracin.scoring.checkpoint_pass import CheckpointPass, ScoreRequest
 from tracin.scoring.mislabelled import Judgement, classes_of
 from tracin.scoring.ranking import Ranking
 from tracin.scoring.settled import settled
@@ -116,7 +116,7 @@ class TracIn(Run):
         steps = checkpoint_pass(self).steps(
             examples,
             range(len(examples)),
-            Question(norms=True),
+            ScoreRequest(norms=True),
             checked_size(batch_size),
             progress,
             "self-influence",
@@ -156,7 +156,7 @@ class TracIn(Run):
             steps = walk.steps(
                 examples,
                 range(len(examples)),
-                Question(queries, span),
+                ScoreRequest(queries, span),
                 checked_size(batch_size),
                 progress,
                 "influence",
@@ -220,7 +220,7 @@ class TracIn(Run):
             for start in range(0, len(examples), step):
                 block = range(start, min(start + step, len(examples)))
                 ranking.open(block, width, len(self.checkpoints), score_dtype(self))
-                question = Question(queries, span, bool(group), norms=normalise == "cosine")
+                question = ScoreRequest(queries, span, bool(group), norms=normalise == "cosine")
                 for each in walk.steps(
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):
@@ -267,7 +267,7 @@ class TracIn(Run):
         last = last_layer(self, examples)
         traced = {**self.parameters, **last}
         walk = judging_pass(self, traced)
-        question = Question(
+        question = ScoreRequest(
             norms=True,
             apart=frozenset(last),
             only_apart=frozenset(set(last) - set(self.parameters)),
@@ -372,15 +372,17 @@ class TracIn(Run):
         job = begun(self, train, folder, projection, number_format, rows_a_shard, batch_size)
         return finished(job, engine or Serial(), progress, recall_queries)
 
-    def _covered(self, walk: Walk) -> Coverage:
+    def _covered(self, walk: CheckpointPass) -> Coverage:
         entries = {}
         for name, parameter in self.model.named_parameters():
             if name in walk.gradients.ways:
                 entries[name] = walk.gradients.ways[name]
             elif parameter.requires_grad:
-                entries[name] = Covered(Way.EXCLUDED, "not chosen by parameters=")
+                entries[name] = Covered(GradientMethod.EXCLUDED, "not chosen by parameters=")
             else:
-                entries[name] = Covered(Way.EXCLUDED, "requires_grad is False: not trained")
+                entries[name] = Covered(
+                    GradientMethod.EXCLUDED, "requires_grad is False: not trained"
+                )
         return Coverage(entries)
 
 

@@ -14,7 +14,7 @@ from tracin.guards import guarded
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
 from tracin.run import Run, checkpoint_pass, open_data, query_spans, score_dtype
 from tracin.scoring.batch_size import BatchSize, checked_size
-from tracin.scoring.checkpoint_pass import Question
+from tracin.scoring.checkpoint_pass import ScoreRequest
 from tracin.scoring.settled import settled
 
 
@@ -179,14 +179,14 @@ def sums_of(
     everything = range(len(examples))
     if queries is None:
         for step in walk.steps(
-            examples, everything, Question(norms=True), batch_size, progress, "contributions"
+            examples, everything, ScoreRequest(norms=True), batch_size, progress, "contributions"
         ):
             if step.norms is not None:
                 own[step.checkpoint, step.positions.start : step.positions.stop] = step.norms.cpu()
         return own, None, None
     sums = torch.zeros(2, count, len(queries), dtype=torch.float64)
     for span in query_spans(run, len(queries)):
-        question = Question(queries, span, norms=span.start == 0)
+        question = ScoreRequest(queries, span, norms=span.start == 0)
         for step in walk.steps(
             examples, everything, question, batch_size, progress, "contributions"
         ):

@@ -18,7 +18,7 @@ from tracin.errors import CheckpointError
 COUNTER = "n_averaged"  # how many models torch's AveragedModel has averaged: no weight
 
 
-class Beside:
+class FilesBeside:
     """Writes the files of one name that belong to a checkpoint, and deletes them with it.
 
     Args:

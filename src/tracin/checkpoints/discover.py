@@ -21,7 +21,7 @@ from tracin.checkpoints.record import FILE, has_record, read_record
 from tracin.checkpoints.safetensors_files import memory
 from tracin.checkpoints.stamps import stamp_of
 from tracin.checkpoints.state_dicts import (
-    Recorded,
+    FileInfo,
     rate_within,
     refuse_other_kinds,
     weights_within,
@@ -144,7 +144,7 @@ def at_path(path: Path) -> Checkpoint:
     return of_file(path, path.name, read_recorded(path))
 
 
-def of_file(source: Path | Mapping[str, Any], name: str, found: Recorded) -> Checkpoint:
+def of_file(source: Path | Mapping[str, Any], name: str, found: FileInfo) -> Checkpoint:
     """A checkpoint with what its file says of itself."""
     return Checkpoint(
         source, found.learning_rate, name=name, step=found.step, no_rate=found.no_rate

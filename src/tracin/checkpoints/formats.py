@@ -21,7 +21,7 @@ from tracin.checkpoints.hugging_face import (
 from tracin.checkpoints.lightning import is_lightning, lightning_rate
 from tracin.checkpoints.safetensors_files import read_safetensors, read_shapes
 from tracin.checkpoints.state_dicts import (
-    Recorded,
+    FileInfo,
     listed,
     rate_within,
     refuse_other_kinds,
@@ -75,7 +75,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def read_recorded(path: Path) -> Recorded:
+def read_recorded(path: Path) -> FileInfo:
     """What a checkpoint says of its learning rate and step; finds bad files before work starts.
 
     Raises:
@@ -87,7 +87,7 @@ def read_recorded(path: Path) -> Recorded:
         return hugging_face_rate(path)
     if suffix_of(path) == SAFETENSORS:
         read_shapes(path)
-        return Recorded()
+        return FileInfo()
     content = look_into(path)
     weights_within(content, str(path))
     try:
@@ -96,7 +96,7 @@ def read_recorded(path: Path) -> Recorded:
         return recorded_in(read_torch(path))
 
 
-def recorded_in(content: Any) -> Recorded:
+def recorded_in(content: Any) -> FileInfo:
     """The rate and step in what `torch.save` wrote."""
     return lightning_rate(content) if is_lightning(content) else rate_within(content)
 

@@ -12,7 +12,7 @@ from tracin.checkpoints.checksum import read_object
 from tracin.checkpoints.divided import refuse_divided
 from tracin.checkpoints.rate import number
 from tracin.checkpoints.safetensors_files import read_safetensors
-from tracin.checkpoints.state_dicts import Recorded, recorded, weights_within, whole
+from tracin.checkpoints.state_dicts import FileInfo, recorded, weights_within, whole
 from tracin.checkpoints.torch_files import read_torch
 from tracin.errors import CheckpointError
 
@@ -142,7 +142,7 @@ def read_shard(file: Path) -> dict[str, Tensor]:
     return weights_within(read_torch(file), str(file))
 
 
-def hugging_face_rate(folder: Path) -> Recorded:
+def hugging_face_rate(folder: Path) -> FileInfo:
     """The learning rate that the Trainer used in this checkpoint's step, or last before it.
 
     `optimizer.pt` is not asked: it holds the rate of the step to come.
@@ -150,10 +150,10 @@ def hugging_face_rate(folder: Path) -> Recorded:
     file = folder / STATE_FILE
     step = saved_step(folder)
     if not file.is_file():
-        return Recorded(None, step, f"it has no {STATE_FILE}")
+        return FileInfo(None, step, f"it has no {STATE_FILE}")
     found = logged_rate(folder)
     if found is None:
-        return Recorded(None, step, f"its {STATE_FILE} logs no learning rate up to its step")
+        return FileInfo(None, step, f"its {STATE_FILE} logs no learning rate up to its step")
     return recorded(found.rate, step, f"the rate that its {STATE_FILE} logs of step {found.step}")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tracin.checkpoints.state_dicts import Recorded, optimizer_rate, whole
+from tracin.checkpoints.state_dicts import FileInfo, optimizer_rate, whole
 
 
 def is_lightning(content: Any) -> bool:
@@ -11,7 +11,7 @@ def is_lightning(content: Any) -> bool:
     return isinstance(content, Mapping) and "pytorch-lightning_version" in content
 
 
-def lightning_rate(content: Mapping[str, Any]) -> Recorded:
+def lightning_rate(content: Mapping[str, Any]) -> FileInfo:
     """The rate of the optimizer, if no scheduler changed it.
 
     The optimizer's state is saved after its scheduler's step (at an epoch's end also after that of

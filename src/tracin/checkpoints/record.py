@@ -47,7 +47,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Record:
+class CheckpointLog:
     """All that the file `recorder.json` says.
 
     Attributes:
@@ -131,7 +131,7 @@ def holds_averages(folder: Path) -> bool:
     return is_inner and (folder.parent / FILE).is_file()
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> CheckpointLog:
     """Read a folder's `recorder.json`; of averaged weights, the one that they share.
 
     Raises:
@@ -150,7 +150,7 @@ def read_record(folder: Path) -> Record:
 
 # A glob asks once for each file, and the log of a long training takes a while to parse.
 @lru_cache(maxsize=1)
-def read_version(folder: Path, written: int) -> Record:
+def read_version(folder: Path, written: int) -> CheckpointLog:
     """The record as it was written at that time (in nanoseconds)."""
     path = folder / FILE
     content = read_sealed(path, FORMAT)
@@ -162,7 +162,7 @@ def read_version(folder: Path, written: int) -> Record:
         if any(one.step >= other.step for one, other in pairwise(entries)):
             raise ValueError("its checkpoints are not in the order of their steps")
         log = StepLog(folder.resolve(), tuple(segment(one) for one in steps))
-        record = Record(
+        record = CheckpointLog(
             entries, log, tuple(map(loss_of, losses)), names(trained), tuple(map(visited, visits))
         )
     except (TypeError, ValueError, OverflowError) as error:
@@ -179,7 +179,7 @@ def read_version(folder: Path, written: int) -> Record:
     return record
 
 
-def write_record(record: Record) -> None:
+def write_record(record: CheckpointLog) -> None:
     """Write `recorder.json` whole or not at all."""
     content = {
         "format": FORMAT,

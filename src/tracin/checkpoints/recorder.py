@@ -9,7 +9,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints.atomic import remove_unfinished
-from tracin.checkpoints.beside import Beside, tensors
+from tracin.checkpoints.beside import FilesBeside, tensors
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.disk import made_folder, writing
 from tracin.checkpoints.fitting import (
@@ -27,8 +27,8 @@ from tracin.checkpoints.record import (
     AVERAGED,
     FILE,
     OPTIMIZER,
+    CheckpointLog,
     Entry,
-    Record,
     file_of,
     read_record,
     write_record,
@@ -304,14 +304,14 @@ class Recorder:
             for folder in (self._folder, *(self._folder / name for name in INNER)):
                 remove_unfinished(folder)
         moments = self._optimizer if optimizer_state else None
-        self._beside = Beside(self._folder, self._model, moments, averaged)
+        self._beside = FilesBeside(self._folder, self._model, moments, averaged)
         record = read_record(self._folder) if (self._folder / FILE).is_file() else None
         if record is not None and record.entries:
             self._resume(record)
         listed = record.visits if record is not None and record.entries else ()
         self._visits = VisitLog(self._folder / VISITS, listed, self.step)
 
-    def _resume(self, record: Record) -> None:
+    def _resume(self, record: CheckpointLog) -> None:
         """Go on after the last checkpoint in the folder."""
         last = record.entries[-1]
         record.checkpoint(last)
@@ -395,10 +395,10 @@ class Recorder:
         if isinstance(self._every, int) and self.step % self._every == 0:
             self.save()
 
-    def _record(self) -> Record:
+    def _record(self) -> CheckpointLog:
         """What there is to write down."""
         log = StepLog(self._folder.resolve(), self._log.segments())
-        return Record(
+        return CheckpointLog(
             tuple(self._entries),
             log,
             tuple(self._losses),

@@ -35,7 +35,7 @@ SCHEDULER_KEYS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "sched")
 
 
 @dataclass(frozen=True)
-class Recorded:
+class FileInfo:
     """What a checkpoint's file says about itself.
 
     Attributes:
@@ -154,10 +154,10 @@ def other_kind(value: Tensor) -> str:
     return ""
 
 
-def rate_within(content: Any) -> Recorded:
+def rate_within(content: Any) -> FileInfo:
     """The learning rate and step that stand beside a state dict, or in its optimizer's."""
     if not isinstance(content, Mapping):
-        return Recorded()
+        return FileInfo()
     step = next((whole(content[key]) for key in STEP_KEYS if key in content), None)
     for key in RATE_KEYS:
         rate = number(content.get(key))
@@ -165,11 +165,11 @@ def rate_within(content: Any) -> Recorded:
             return recorded(rate, step, f"its {key!r}")
     states = [content[key] for key in OPTIMIZER_KEYS if isinstance(content.get(key), Mapping)]
     if not states:
-        return Recorded(step=step)
+        return FileInfo(step=step)
     return optimizer_rate(states, any(content.get(key) for key in SCHEDULER_KEYS), step)
 
 
-def optimizer_rate(states: Iterable[Any], has_scheduler: bool, step: int | None) -> Recorded:
+def optimizer_rate(states: Iterable[Any], has_scheduler: bool, step: int | None) -> FileInfo:
     """The rate in optimizers' state dicts, if no scheduler changed it.
 
     A scheduler steps before the state is saved, which then holds the rate of the step to come.
@@ -189,18 +189,18 @@ def optimizer_rate(states: Iterable[Any], has_scheduler: bool, step: int | None)
     # Schedulers leave the first rate in the groups that they change.
     if has_scheduler or any("initial_lr" in group for group in groups):
         reason = "its optimizer state holds the next step's rate, since a scheduler changes it"
-        return Recorded(None, step, reason)
+        return FileInfo(None, step, reason)
     found = {number(group.get("lr")) for group in groups}
     if not found:
-        return Recorded(None, step, "it has no optimizer state")
+        return FileInfo(None, step, "it has no optimizer state")
     if None in found:
-        return Recorded(None, step, "the rate in its optimizer state is no number")
+        return FileInfo(None, step, "the rate in its optimizer state is no number")
     if len(found) == 1:
         return recorded(found.pop() or 0.0, step, "the rate in its optimizer state")
     return named_rates(groups, step)
 
 
-def named_rates(groups: Iterable[Mapping[str, Any]], step: int | None) -> Recorded:
+def named_rates(groups: Iterable[Mapping[str, Any]], step: int | None) -> FileInfo:
     """The rate of each parameter, where the optimizer was made from named parameters."""
     rates = {
         bare_name(str(name)): number(group.get("lr")) or 0.0
@@ -208,17 +208,17 @@ def named_rates(groups: Iterable[Mapping[str, Any]], step: int | None) -> Record
         for name in group.get("param_names") or ()
     }
     if not rates:
-        return Recorded(None, step, "its parameter groups have different rates and no names")
+        return FileInfo(None, step, "its parameter groups have different rates and no names")
     if not all(math.isfinite(rate) and rate >= 0 for rate in rates.values()):
-        return Recorded(None, step, "a rate in its optimizer state is negative or not finite")
-    return Recorded(rates, step, "")
+        return FileInfo(None, step, "a rate in its optimizer state is negative or not finite")
+    return FileInfo(rates, step, "")
 
 
-def recorded(rate: float, step: int | None, where: str) -> Recorded:
+def recorded(rate: float, step: int | None, where: str) -> FileInfo:
     """A rate that was read, or the reason why it cannot be one."""
     if math.isfinite(rate) and rate > 0:
-        return Recorded(rate, step, "")
-    return Recorded(None, step, f"{where} is {rate!r}")
+        return FileInfo(rate, step, "")
+    return FileInfo(None, step, f"{where} is {rate!r}")
 
 
 def whole(value: Any) -> int | None:

@@ -75,7 +75,9 @@ def demo(
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path()) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path(),
+) -> None:
     """Write a run.toml and a task.py that run as they are."""
     texts = {folder / "run.toml": RUN, folder / "task.py": TASK}
     for path in texts:
@@ -233,7 +235,7 @@ def replay(
             "is, so leave it out, and put the model there in the task."
         )
     asked = _asked(task, query)
-    from tracin.tracing import Path as TracedPath
+    from tracin.tracing import Quadrature as TracedPath
     from tracin.tracing import Replay
 
     walked = Replay(

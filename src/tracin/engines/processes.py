@@ -173,7 +173,7 @@ class Worker:
 
 @final
 @dataclass
-class Crew:
+class WorkerPool:
     """The workers that are there."""
 
     payload: bytes
@@ -223,9 +223,9 @@ class Crew:
 
 
 @contextmanager
-def crew(payload: bytes, count: int) -> Iterator[Crew]:
+def crew(payload: bytes, count: int) -> Iterator[WorkerPool]:
     """As many workers; none is there on leaving."""
-    found = Crew(payload, max(1, cores() // count), visible_gpus())
+    found = WorkerPool(payload, max(1, cores() // count), visible_gpus())
     try:
         for slot in range(count):
             found.hire(slot)

@@ -16,7 +16,7 @@ from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.gradients.fast import Compute
-from tracin.gradients.forms import Form
+from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.reference import weighted_gradients
 from tracin.torch_internals import lengths_of
 
@@ -93,7 +93,7 @@ class Audit:
         self._sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def take(self, name: str, form: Form, row: int) -> None:
+    def take(self, name: str, form: PerExampleGradient, row: int) -> None:
         """Take up one parameter's gradients; the form's first example is that row of the batch."""
         window = self.reference.window
         start, stop = max(row, window.start), min(row + form.examples, window.stop)

@@ -8,7 +8,7 @@ from typing import final
 from tracin.plain_text import plain
 
 
-class Way(StrEnum):
+class GradientMethod(StrEnum):
     """A way to per-example gradients; all are exact, the first is the cheapest."""
 
     FAST = "fast"
@@ -22,7 +22,7 @@ class Way(StrEnum):
 class Covered:
     """How one parameter is covered: the way, and the reason for it in words."""
 
-    way: Way
+    way: GradientMethod
     reason: str
 
     def __str__(self) -> str:
@@ -37,18 +37,18 @@ class Coverage:
     Printing it gives a table; `entries` is the mapping behind it.
 
     Example:
-        >>> coverage = Coverage({"weight": Covered(Way.FAST, "linear"),
-        ...                      "bias": Covered(Way.EXCLUDED, "not among parameters=")})
+        >>> coverage = Coverage({"weight": Covered(GradientMethod.FAST, "linear"),
+        ...                      "bias": Covered(GradientMethod.EXCLUDED, "not among parameters=")})
         >>> print(coverage)
         weight  fast      linear
         bias    excluded  not among parameters=
-        >>> coverage.by(Way.FAST)
+        >>> coverage.by(GradientMethod.FAST)
         ['weight']
     """
 
     entries: Mapping[str, Covered]
 
-    def by(self, way: Way) -> list[str]:
+    def by(self, way: GradientMethod) -> list[str]:
         """The names of the parameters that are covered in this way."""
         return [name for name, covered in self.entries.items() if covered.way == way]
 
@@ -60,7 +60,7 @@ class Coverage:
         return "\n".join(_lines(rows))
 
 
-def _lines(rows: list[tuple[str, Way, str]]) -> Iterable[str]:
+def _lines(rows: list[tuple[str, GradientMethod, str]]) -> Iterable[str]:
     names = max((len(row[0]) for row in rows), default=0)
     ways = max((len(row[1]) for row in rows), default=0)
     return (f"{name:<{names}}  {way:<{ways}}  {reason}" for name, way, reason in rows)

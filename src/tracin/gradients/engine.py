@@ -15,13 +15,13 @@ from tracin.data import Batch, content_of, copied, length, part
 from tracin.data.batches import Single, structure
 from tracin.errors import DataError, LossError, TracInError, UnsupportedModelError
 from tracin.gradients.audit import Audit, Reference, audit_factors
-from tracin.gradients.coverage import Covered, Way
+from tracin.gradients.coverage import Covered, GradientMethod
 from tracin.gradients.fast import Compute, Pass, checked_losses, fast_pass, learn
-from tracin.gradients.forms import Form, in_real_numbers
+from tracin.gradients.forms import PerExampleGradient, in_real_numbers
 from tracin.gradients.forward_mode import jvp_scores
 from tracin.gradients.graph import leaves_of, refuse_foreign
 from tracin.gradients.held import held_bytes
-from tracin.gradients.layouts import Trial
+from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.ledger import Visit
 from tracin.gradients.loop import loop_pass
 from tracin.gradients.reference import weighted_gradients
@@ -47,7 +47,7 @@ from tracin.sharding import each_says, is_sharded, rest, whole
 T = TypeVar("T")
 
 VisitRows = Callable[
-    [str, Form, int], None
+    [str, PerExampleGradient, int], None
 ]  # name, gradients, the first example's row in the batch
 
 # Unlike factors for the two examples of a trial, so that their places cannot be mixed up unseen.
@@ -102,7 +102,7 @@ class Gradients:
         # What forward passes use in the parameters' stead.
         self._within: Mapping[str, Tensor] = self.parameters
         self.ways: dict[str, Covered] = {} if ways is None else ways
-        self._trial: Trial | None = None
+        self._trial: ShapeProbe | None = None
         self._tolerance: float | None = None
         self._checked: tuple[list[int], Tensor] | None = None  # rows, and their losses alone
         self._alone: tuple[list[int], Tensor] | None = None  # the same, of the batch to come
@@ -154,7 +154,7 @@ class Gradients:
             self._checked = None
             return
         for name in self.parameters:
-            self.ways.setdefault(name, Covered(Way.FAST, "rules"))
+            self.ways.setdefault(name, Covered(GradientMethod.FAST, "rules"))
         pairs = self._pairs(length(batch))
         if structure(batch) == self._structure and not self.is_sharded:
             self._look_again(part(batch, pairs[0]), pairs[0])
@@ -283,7 +283,7 @@ class Gradients:
             return self._pass(batch, visit, leave_out)
         audit = self._audit(batch, window)
 
-        def seen(name: str, form: Form, row: int) -> None:
+        def seen(name: str, form: PerExampleGradient, row: int) -> None:
             audit.take(name, form, row)
             visit(name, form, row)
 
@@ -297,12 +297,12 @@ class Gradients:
             names = [name for name in self.parameters if name not in leave_out]
             self._visit_slowly(batch, names, loop_pass, visit)
             return result
-        fast = self._by_way(Way.FAST)
+        fast = self._by_way(GradientMethod.FAST)
         result = self._fast_pass(batch, fast, visit) if fast else self._plain_pass(batch)
         if self.is_sharded and result.missed:
             raise LateError(_no_way(result.missed))
-        by_vmap = [name for name in self._by_way(Way.VMAP) if name not in leave_out]
-        by_loop = [name for name in self._by_way(Way.LOOP) if name not in leave_out]
+        by_vmap = [name for name in self._by_way(GradientMethod.VMAP) if name not in leave_out]
+        by_loop = [name for name in self._by_way(GradientMethod.LOOP) if name not in leave_out]
         if by_vmap:
             self._visit_slowly(batch, by_vmap, self._vmap_or_loop, visit)
         if by_loop or result.missed:
@@ -367,10 +367,10 @@ class Gradients:
         for name, gap in failed.items():
             before = self.ways[name]
             reason = f"in a batch its {_OF[before.way]} and autograd differ by {gap:.1e}"
-            if before.way == Way.FAST and self._holds_by_vmap(name, agreed):
-                changed[name] = Covered(Way.VMAP, reason)
-            elif before.way != Way.LOOP:
-                changed[name] = Covered(Way.LOOP, reason)
+            if before.way == GradientMethod.FAST and self._holds_by_vmap(name, agreed):
+                changed[name] = Covered(GradientMethod.VMAP, reason)
+            elif before.way != GradientMethod.LOOP:
+                changed[name] = Covered(GradientMethod.LOOP, reason)
         if changed:
             self._take(changed)
             raise SteppedDownError(changed)
@@ -458,7 +458,7 @@ class Gradients:
 
     def slow_names(self) -> list[str]:
         """The parameters that have no fast way."""
-        return [name for name, covered in self.ways.items() if covered.way != Way.FAST]
+        return [name for name, covered in self.ways.items() if covered.way != GradientMethod.FAST]
 
     def along(self, batch: Batch, queries: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
         """The products of all examples' gradients with dense queries, by forward mode.
@@ -480,7 +480,7 @@ class Gradients:
             self._has_forward_mode = False
             return None
 
-    def _by_way(self, way: Way) -> dict[str, Tensor]:
+    def _by_way(self, way: GradientMethod) -> dict[str, Tensor]:
         return {n: p for n, p in self.parameters.items() if self.ways[n].way == way}
 
     def _fast_pass(self, batch: Batch, parameters: Mapping[str, Tensor], visit: VisitRows) -> Pass:
@@ -534,7 +534,7 @@ class Gradients:
                 self._on_given,
                 batch,
                 {name: self._within[name] for name in parameters},
-                self._trial or Trial({}, ()),
+                self._trial or ShapeProbe({}, ()),
                 lambda name, form: visit(name, form, 0),
                 kept,
             )
@@ -586,7 +586,7 @@ class Gradients:
         is_finite = all(each_says(apart.is_finite)) if self.is_sharded else apart.is_finite
         if not is_finite:
             return _Opinion(trial, apart, None, {}, is_agreed=False, is_finite=False)
-        fast = self._by_way(Way.FAST)
+        fast = self._by_way(GradientMethod.FAST)
         if not fast:
             return _Opinion(trial, apart, None, {}, is_agreed=True)
 
@@ -640,9 +640,9 @@ class Gradients:
             failed, why = parameters, f"vmap: {_first_line(error)}"
         self._take(
             {
-                name: Covered(Way.LOOP, f"{reason}; {why}")
+                name: Covered(GradientMethod.LOOP, f"{reason}; {why}")
                 if name in failed
-                else Covered(Way.VMAP, reason)
+                else Covered(GradientMethod.VMAP, reason)
                 for name, reason in missed.items()
             }
         )
@@ -718,7 +718,7 @@ def _in_real_numbers(visit: VisitRows, parameters: Mapping[str, Tensor]) -> Visi
     if not any(parameter.is_complex() for parameter in parameters.values()):
         return visit
 
-    def visit_real(name: str, form: Form, row: int) -> None:
+    def visit_real(name: str, form: PerExampleGradient, row: int) -> None:
         visit(name, in_real_numbers(form) if parameters[name].is_complex() else form, row)
 
     return visit_real
@@ -753,10 +753,16 @@ def _stretches(examples: int) -> list[slice]:
 
 
 # Batches without an example dimension: a graph, an image with its boxes.
-_ALONE = Covered(Way.LOOP, "examples come one at a time: their batches have no example dimension")
+_ALONE = Covered(
+    GradientMethod.LOOP, "examples come one at a time: their batches have no example dimension"
+)
 
 # What each way goes by, for reasons in words.
-_OF = {Way.FAST: "rules", Way.VMAP: "vmap", Way.LOOP: "backward passes"}
+_OF = {
+    GradientMethod.FAST: "rules",
+    GradientMethod.VMAP: "vmap",
+    GradientMethod.LOOP: "backward passes",
+}
 
 
 def _first_line(error: Exception) -> str:

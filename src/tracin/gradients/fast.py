@@ -11,6 +11,7 @@ from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.errors import LossError
+from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.graph import leaves_of, reached, refuse_foreign
 from tracin.gradients.layouts import (
     FEW,
@@ -18,15 +19,14 @@ from tracin.gradients.layouts import (
     Derived,
     Meeting,
     Role,
-    Trace,
-    Trial,
+    ShapeProbe,
+    ShapeRecorder,
     compared,
 )
-from tracin.gradients.ledger import Ledger, Visit
+from tracin.gradients.ledger import GradientAccumulator, Visit
 from tracin.gradients.routed import Routed, factors_of
 from tracin.gradients.rules import Leaf, Use
-from tracin.gradients.tap import new_anchor
-from tracin.gradients.watch import Watch
+from tracin.gradients.watch import FunctionWatch
 from tracin.losses import Outcome
 from tracin.sharding import is_sharded
 
@@ -49,7 +49,7 @@ def fast_pass(
     compute: Compute,
     batch: Batch,
     parameters: Mapping[str, Tensor],
-    trial: Trial,
+    trial: ShapeProbe,
     visit: Visit,
     kept: frozenset[int] = frozenset(),
 ) -> Pass:
@@ -73,9 +73,9 @@ def fast_pass(
     # Whole weights of a sharded model are others than the model's parameters, and gone as soon as
     # their module's turn is over.
     is_whole = is_sharded(model)
-    ledger = Ledger(parameters, visit, is_settled=is_whole)
+    ledger = GradientAccumulator(parameters, visit, is_settled=is_whole)
     try:
-        watch = Watch(
+        watch = FunctionWatch(
             parameters, trial, length(batch), anchor, ledger, kept=kept, follows=not is_whole
         )
         with torch.enable_grad(), watch:
@@ -130,7 +130,7 @@ def learn(
     parameters: Mapping[str, Tensor],
     *,
     is_live: bool = False,
-) -> Trial:
+) -> ShapeProbe:
     """Learn what each call does with its parameters, from copies of the batch's first example.
 
     With `is_live` the model may be in train mode, as it is beneath a training step.
@@ -138,7 +138,7 @@ def learn(
     traces = []
     for copies in (FEW, MORE):
         copied = part(batch, [0] * copies)
-        with torch.enable_grad(), Trace(parameters) as trace:
+        with torch.enable_grad(), ShapeRecorder(parameters) as trace:
             compute(model, copied)
         traces.append(trace)
     trial = compared(*traces)
@@ -169,17 +169,17 @@ def _with_orders(
     compute: Compute,
     batch: Batch,
     parameters: Mapping[str, Tensor],
-    trial: Trial,
+    trial: ShapeProbe,
     *,
     is_live: bool,
-) -> Trial:
+) -> ShapeProbe:
     """Where positions are merged with examples: which of the two is the slow index."""
     guessed = replace(trial, roles={n: _ordered(role, True) for n, role in trial.roles.items()})
     touched = _Touched()
     anchor = new_anchor(next(iter(parameters.values())).device)
     with (
         torch.enable_grad(),
-        Watch(parameters, guessed, MORE, anchor, touched, is_live=is_live),
+        FunctionWatch(parameters, guessed, MORE, anchor, touched, is_live=is_live),
     ):
         outcome = compute(model, batch)
     losses = checked_losses(outcome, MORE)

@@ -17,7 +17,7 @@ from torch.overrides import resolve_name
 from tracin.gradients.arguments import tensors_in
 from tracin.gradients.mode import Mode
 from tracin.gradients.opening import opened
-from tracin.gradients.scattering import Judged, is_judged, learn_judged
+from tracin.gradients.reordering import ReorderingCall, is_judged, learn_judged
 
 FEW, MORE = 2, 3  # copies of the example in the two runs
 
@@ -69,7 +69,7 @@ Role = Derived | Meeting
 
 @final
 @dataclass(frozen=True)
-class Trial:
+class ShapeProbe:
     """What the runs on copies of one example taught.
 
     Attributes:
@@ -79,7 +79,7 @@ class Trial:
     """
 
     roles: Mapping[str, Role]
-    judged: Sequence[Judged]
+    judged: Sequence[ReorderingCall]
 
 
 @lru_cache(maxsize=1024)
@@ -111,7 +111,7 @@ class _Call:
 
 
 @final
-class Trace(Mode):
+class ShapeRecorder(Mode):
     """Notes the shapes of every call from the first parameter on."""
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
@@ -155,12 +155,12 @@ class Trace(Mode):
         self.calls.append(_Call(func, sources, shapes, outputs, isinstance(output, Tensor)))
 
 
-def compared(few: Trace, more: Trace) -> Trial:
+def compared(few: ShapeRecorder, more: ShapeRecorder) -> ShapeProbe:
     """Compare the runs with FEW and with MORE copies of one example, call by call."""
-    return Trial(_roles(few, more), learn_judged(few.judged, more.judged))
+    return ShapeProbe(_roles(few, more), learn_judged(few.judged, more.judged))
 
 
-def _roles(few: Trace, more: Trace) -> dict[str, Role]:
+def _roles(few: ShapeRecorder, more: ShapeRecorder) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     names = CallNames()
     derived: dict[tuple[int, int], str] = {}

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.batching import quiet_batching
-from tracin.gradients.forms import Computed, Dense, Form, is_complex, real_part, total
+from tracin.gradients.forms import Computed, Dense, PerExampleGradient, is_complex, real_part, total
 from tracin.gradients.forms.form import BLOCK
 from tracin.gradients.routed import Routed
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.rules.rule import full
 
-Visit = Callable[[str, Form], None]
+Visit = Callable[[str, PerExampleGradient], None]
 
 
 @final
-class Ledger:
+class GradientAccumulator:
     """The account of one pass; `visit(name, form)` is called once a parameter that was used.
 
     Args:
@@ -41,7 +41,7 @@ class Ledger:
         self._is_settled = is_settled
         self._left_out: Collection[str] = ()
         self._pending: Counter[str] = Counter()
-        self._forms: defaultdict[str, list[Form]] = defaultdict(list)
+        self._forms: defaultdict[str, list[PerExampleGradient]] = defaultdict(list)
         self._derived: dict[str, Leaf] = {}
 
     def derive(self, leaf: Leaf) -> None:
@@ -86,7 +86,7 @@ class Ledger:
         self._forms.clear()
         self._derived.clear()
 
-    def _receive(self, leaf: Leaf, form: Form | Exception) -> None:
+    def _receive(self, leaf: Leaf, form: PerExampleGradient | Exception) -> None:
         if isinstance(form, Exception):
             self._fail(leaf, form)
         else:
@@ -97,7 +97,7 @@ class Ledger:
         for root in leaf.roots:
             self.failures[root] = error
 
-    def _put(self, leaf: Leaf, form: Form) -> None:
+    def _put(self, leaf: Leaf, form: PerExampleGradient) -> None:
         forms = self._forms[leaf.name]
         if self._is_settled:
             form = form.settled()
@@ -144,13 +144,13 @@ class Ledger:
         return [Leaf(name, self._parameters[name], (name,)) for name in leaf.roots]
 
 
-def _total(forms: list[Form], tensor: Tensor) -> Form:
+def _total(forms: list[PerExampleGradient], tensor: Tensor) -> PerExampleGradient:
     """All uses together; a real tensor among complex numbers has the real part as its gradient."""
     form = total(forms)
     return real_part(form) if is_complex(form) and not tensor.is_complex() else form
 
 
-def _pulled(tensor: Tensor, source: Leaf, form: Form) -> Form:
+def _pulled(tensor: Tensor, source: Leaf, form: PerExampleGradient) -> PerExampleGradient:
     """By autograd through the parameter-only graph, in blocks of examples."""
 
     def make(start: int, stop: int) -> Tensor:

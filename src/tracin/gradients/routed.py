@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tracin.gradients.arguments import tensors_in
-from tracin.gradients.forms import Form, Stacked
+from tracin.gradients.forms import PerExampleGradient, Stacked
 from tracin.gradients.layouts import Layout
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.rules.rule import full, leaves_in
@@ -75,7 +75,7 @@ class Routed:
         given = tensors_in(self._args, self._kwargs)
         self._versions = [(tensor, tensor._version) for tensor in given]
 
-    def forms(self, delta: Tensor) -> list[tuple[Leaf, Form | Exception]]:
+    def forms(self, delta: Tensor) -> list[tuple[Leaf, PerExampleGradient | Exception]]:
         """Each parameter's per-example gradients, from the gradient of the call's output."""
         leaves = [leaf for leaf, _ in self.parts]
         self.parts = []  # a later backward pass delivers nothing
@@ -91,7 +91,9 @@ class Routed:
             raise_if_out_of_memory(error)
             return [(leaf, error) for leaf in leaves]
 
-    def _by_rule(self, delta: Tensor, owners: Tensor) -> Sequence[tuple[Leaf, Form | Exception]]:
+    def _by_rule(
+        self, delta: Tensor, owners: Tensor
+    ) -> Sequence[tuple[Leaf, PerExampleGradient | Exception]]:
         """By the rule of the call, on the rows in the order of their owners."""
         shelves = _Shelves(owners, self._examples)
         layouts: dict[int, Layout | None] = {}

@@ -15,7 +15,7 @@ from tracin.data import Batch, length, part
 from tracin.errors import CoupledExamplesError
 from tracin.gradients.audit import too_far
 from tracin.gradients.fast import Compute
-from tracin.gradients.forms import Form
+from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.ledger import Visit
 from tracin.gradients.reference import in_double, weighted_gradients
 from tracin.precision import lowest, lowest_precision, precision_of
@@ -172,7 +172,7 @@ def weighted_sum(
     """
     sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
 
-    def visit(name: str, form: Form) -> None:
+    def visit(name: str, form: PerExampleGradient) -> None:
         whole = form.weighted_sum(factors).view(parameters[name].shape)
         sums[name] = own(whole, parameters[name]).to(sums[name], copy=is_divided(parameters))
 

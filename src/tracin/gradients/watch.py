@@ -12,24 +12,24 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tracin.gradients.arguments import tensors_in
+from tracin.gradients.grad_hook import grad_hook
 from tracin.gradients.layouts import (
     CallNames,
     Derived,
     Meeting,
-    Trial,
+    ShapeProbe,
     output_name,
 )
 from tracin.gradients.mode import Mode
 from tracin.gradients.opening import opened
 from tracin.gradients.refusals import refuse, refuse_live
+from tracin.gradients.reordering import Scattering, puts_back
 from tracin.gradients.routed import Routed, is_routable
 from tracin.gradients.rules import Leaf, Use, mark, plain, steps_of
-from tracin.gradients.scattering import Scattering, puts_back
-from tracin.gradients.tap import tap
 from tracin.gradients.writing import refuse_writes
 
 
-class Ledger(Protocol):
+class CallSink(Protocol):
     """Who keeps account of the uses of every parameter."""
 
     def derive(self, leaf: Leaf) -> None:
@@ -42,7 +42,7 @@ class Ledger(Protocol):
 
 
 @final
-class Watch(Mode):
+class FunctionWatch(Mode):
     """Runs beneath the user's loss: cuts parameters off where they meet data, and taps the outputs.
 
     A call that has no rule is left as it is, so that its parameter stays in the graph of the loss
@@ -60,10 +60,10 @@ class Watch(Mode):
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        trial: Trial,
+        trial: ShapeProbe,
         examples: int,
         anchor: Tensor,
-        ledger: Ledger,
+        ledger: CallSink,
         *,
         is_live: bool = False,
         kept: frozenset[int] = frozenset(),
@@ -159,7 +159,7 @@ class Watch(Mode):
             return func(*args, **kwargs)
         output = func(*plain(marked), **plain(marked_by_name))
         routed = Routed(name, func, marked, marked_by_name, self._examples, output.shape)
-        output = tap(output, self._anchor, _nothing)
+        output = grad_hook(output, self._anchor, _nothing)
         self.routed.append((routed, get_gradient_edge(output), self._ledger.meet(routed)))
         self._scattered.add(id(output))
         self._kept.append(output)
@@ -251,7 +251,7 @@ class Watch(Mode):
             rows = output.shape[role.output.dim]
             if rows != self._examples:
                 raise UnlikeTrialError(f"{name} holds {rows} examples")
-        return tap(output, self._anchor, self._ledger.meet(use))
+        return grad_hook(output, self._anchor, self._ledger.meet(use))
 
 
 def _nothing(delta: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.index.reading import Asked, Reading
+from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.store import Shard, Store, number_format
 from tracin.index.strongest import Strongest
 from tracin.index.table import sketched_squared_norms
@@ -55,11 +55,11 @@ class LimitSearch:
         k: How many of each.
     """
 
-    def __init__(self, reading: Reading, k: int) -> None:
+    def __init__(self, reading: RowScan, k: int) -> None:
         self._reading, self._k = reading, k
 
     @staticmethod
-    def smallest(asked: Asked) -> int:
+    def smallest(asked: SketchedQueries) -> int:
         """Bytes of one query in the smallest block."""
         return 4 * NEAR * HELD
 
@@ -83,7 +83,7 @@ class LimitSearch:
         return top, bottom, high, low
 
 
-def limits(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[Limits]:
+def limits(reading: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Limits]:
     """The limits of the rows' scores, a block at a time.
 
     The estimate and Z standard errors to each side, but never beyond the product of the gradients'

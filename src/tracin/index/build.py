@@ -22,7 +22,7 @@ from tracin.index.index import Index
 from tracin.index.job import IndexJob
 from tracin.index.measure_recall import QUERIES
 from tracin.index.rows import group_weights, groups_of, plan_of
-from tracin.index.store import Entry, Manifest, Store, absolute, number_format, place_of
+from tracin.index.store import Entry, Manifest, Store, absolute, number_format, open_storage
 from tracin.index.store.manifest import FILE, refuse_other
 from tracin.index.table import columns_beside, write_table
 from tracin.run import Run, open_data, parameter_shapes, rows_pass
@@ -141,7 +141,7 @@ def _known_plan(folder: str, projection: Projection) -> Plan | None:
 
     A plan depends on the first examples' gradients, which rounding may change.
     """
-    if place_of(folder).size(FILE) is None:
+    if open_storage(folder).size(FILE) is None:
         return None
     store = Store.open(folder)
     plan = plan_in(store)

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from tracin.errors import QueryError
 from tracin.index.finder import Finder
-from tracin.index.reading import Asked, Reading
+from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.search import Best, errors_of
 from tracin.scoring.top_k import top_k
 
 
 def proposed(
-    finder: Finder, asked: Asked, count: int, least: int, keep: Tensor | None, rows: int
+    finder: Finder, asked: SketchedQueries, count: int, least: int, keep: Tensor | None, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A finder's candidates that may be hits: [queries, candidates] each, -1 where there are fewer.
 
@@ -45,7 +45,7 @@ def proposed(
         count *= 4
 
 
-def best_of(reading: Reading, candidates: np.ndarray, k: int, sign: int) -> Best:
+def best_of(reading: RowScan, candidates: np.ndarray, k: int, sign: int) -> Best:
     """The best k of some candidates [queries, candidates], by the index's rows; -1 is nobody."""
     each = 4 * candidates.shape[1] * (2 * reading.plan.width + len(reading.asked))
     return Best.joined(
@@ -53,7 +53,7 @@ def best_of(reading: Reading, candidates: np.ndarray, k: int, sign: int) -> Best
     )
 
 
-def _best_of(reading: Reading, candidates: np.ndarray, k: int, sign: int) -> Best:
+def _best_of(reading: RowScan, candidates: np.ndarray, k: int, sign: int) -> Best:
     asked = reading.asked
     given = torch.from_numpy(np.sort(candidates, 1))  # of equal scores the first position is first
     unique, places = given.clamp(min=0).unique(return_inverse=True)

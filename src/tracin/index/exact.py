@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tracin.data import Examples
-from tracin.results.explanations import Hits
-from tracin.scoring.checkpoint_pass import Question, Walk
+from tracin.results.explanations import TopInfluences
+from tracin.scoring.checkpoint_pass import CheckpointPass, ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.top_k import top_k
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @settled
 def exact_scores(
-    walk: Walk,
+    walk: CheckpointPass,
     train: Examples,
     queries: Examples,
     candidates: np.ndarray,
@@ -54,7 +54,7 @@ def exact_scores(
         some = train.subset(union.tolist())
         scores = torch.zeros(walk.checkpoints, len(union), len(span))
         for step in walk.steps(
-            some, range(len(some)), Question(queries, span), batch_size, progress, "rescoring"
+            some, range(len(some)), ScoreRequest(queries, span), batch_size, progress, "rescoring"
         ):
             if step.scores is not None:
                 rows = slice(step.positions.start, step.positions.stop)
@@ -65,7 +65,7 @@ def exact_scores(
 
 
 def exact_hits(
-    walk: Walk,
+    walk: CheckpointPass,
     train: Examples,
     queries: Examples,
     candidates: tuple[np.ndarray, np.ndarray],
@@ -74,7 +74,7 @@ def exact_hits(
     memory: int,
     batch_size: int | None,
     progress: bool | None,
-) -> tuple[Hits, Hits]:
+) -> tuple[TopInfluences, TopInfluences]:
     """The best k of some candidates on each side, by the model itself.
 
     Args:
@@ -105,7 +105,7 @@ def exact_hits(
 
 def _best(
     ids: np.ndarray, candidates: np.ndarray, scores: Tensor, k: int, sign: int, bound: Tensor | None
-) -> Hits:
+) -> TopInfluences:
     totals = scores.sum(2)
     ranked = (sign * totals).masked_fill(torch.from_numpy(candidates < 0), -torch.inf)
     order = top_k(ranked, k).places
@@ -113,7 +113,7 @@ def _best(
     best = totals.gather(1, order)
     shares = scores.gather(1, order[:, :, None].expand(-1, -1, scores.shape[2]))
     sure = None if bound is None else sign * best > (sign * bound)[:, None]
-    return Hits(ids[positions], positions, best, shares, bounds=bound, sure=sure)
+    return TopInfluences(ids[positions], positions, best, shares, bounds=bound, sure=sure)
 
 
 def cut_at(side: "Strongest", count: int, is_sure: bool = True) -> tuple[np.ndarray, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from tracin.engines import Gatherer
 from tracin.engines.shares import stretches
 from tracin.index.bounds import LimitSearch
-from tracin.index.reading import Reading
+from tracin.index.row_scan import RowScan
 from tracin.index.search import Search
 from tracin.index.strongest import Strongest
 
@@ -32,7 +32,7 @@ class Scan:
     """
 
     kind: type[Search] | type[LimitSearch]
-    reading: Reading
+    reading: RowScan
     k: int
 
     def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:

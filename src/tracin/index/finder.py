@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tracin.index.reading import Asked
+from tracin.index.row_scan import SketchedQueries
 
 
 class Finder(Protocol):
@@ -14,7 +14,7 @@ class Finder(Protocol):
     mostly the dot product of the two.
     """
 
-    def candidates(self, asked: Asked, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def candidates(self, asked: SketchedQueries, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows that may have the highest, and those that may have the lowest scores.
 
         Args:

@@ -37,14 +37,14 @@ from tracin.index.measure_recall import (
     told,
     without,
 )
-from tracin.index.reading import Asked, Reading
+from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.rows import RowMaker, group_weights
 from tracin.index.search import Best, Search, best, scores_of
 from tracin.index.store import Removed, Report, Store, Unit
 from tracin.index.strongest import Strongest
 from tracin.index.table import add_weights, table_of, weights_of
 from tracin.index.where import Keep, kept
-from tracin.results.explanations import Explanations, Hits
+from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.recall import Recall, share_found
 from tracin.results.table import distinct
 from tracin.run import Run, open_data, parameter_shapes, rows_pass
@@ -127,8 +127,8 @@ class Index:
 
         Scores are estimates, each with its error, and the answer tells the recall of such answers.
         With `exact`, those rows that may be among the strongest are scored again by the model;
-        `Hits.is_certain` then tells whether no other row is expected to belong there: whether the
-        k-th exact score is beyond every other row's estimate and 3 standard errors.
+        `TopInfluences.is_certain` then tells whether no other row is expected to belong there:
+        whether the k-th exact score is beyond every other row's estimate and 3 standard errors.
 
         Args:
             run: The model with the checkpoints that count, all or some of the index's; they weigh
@@ -178,7 +178,7 @@ class Index:
         examples = self._examples(run, train) if exact else None
         queries = open_data(run, test, "test")
         asked = self._asked(run, queries, batch_size)
-        reading = Reading(self.store, self.plan, asked, memory, left, progress)
+        reading = RowScan(self.store, self.plan, asked, memory, left, progress)
         notes: list[str] = []
         recall, proposals = None, None
         if finder is not None:
@@ -251,7 +251,7 @@ class Index:
         own = chosen_rows(self.plan.seed, len(self), queries)
         some = examples.subset(own.tolist())
         asked = self._asked(run, some, batch_size)
-        reading = Reading(self.store, self.plan, asked, memory, progress=progress)
+        reading = RowScan(self.store, self.plan, asked, memory, progress=progress)
         wanted = min(len(self), (k + 1) * candidates)
         found = [
             LimitSearch(part, wanted + 1).with_estimates(k + 1)
@@ -309,7 +309,7 @@ class Index:
         """
         queries = open_data(run, test, "test")
         asked = self._asked(run, queries, batch_size)
-        return scores_of(Reading(self.store, self.plan, asked, memory, progress=progress))
+        return scores_of(RowScan(self.store, self.plan, asked, memory, progress=progress))
 
     def self_influence(self, run: Run | None = None) -> Tensor:
         """Each row's influence on itself, exact: [train].
@@ -375,7 +375,7 @@ class Index:
     def __str__(self) -> str:
         return described(self.store)
 
-    def _asked(self, run: Run, queries: Examples, batch_size: BatchSize) -> Asked:
+    def _asked(self, run: Run, queries: Examples, batch_size: BatchSize) -> SketchedQueries:
         """The queries' rows at each checkpoint of the run, and what each weighs."""
         keys = self._keys(run)
         weights = self._weights_of(run)
@@ -392,7 +392,7 @@ class Index:
                 for key in dict.fromkeys(keys)
             }
         made = [known[key] for key in keys]
-        return Asked(
+        return SketchedQueries(
             tuple(keys),
             tuple(range(len(keys))),
             tuple(one.rows for one in made),
@@ -400,7 +400,7 @@ class Index:
             tuple(one.squared_norms for one in made),
         )
 
-    def _best(self, reading: Reading, k: int, engine: Gatherer | None) -> tuple[Best, Best]:
+    def _best(self, reading: RowScan, k: int, engine: Gatherer | None) -> tuple[Best, Best]:
         """The strongest of all rows, by the index alone."""
         tops: list[Best] = []
         bottoms: list[Best] = []
@@ -411,7 +411,7 @@ class Index:
         return Best.joined(tops), Best.joined(bottoms)
 
     def _proposed(
-        self, reading: Reading, proposals: tuple[np.ndarray, np.ndarray], k: int
+        self, reading: RowScan, proposals: tuple[np.ndarray, np.ndarray], k: int
     ) -> tuple[Best, Best]:
         """The strongest of some rows, by the index alone."""
         return best_of(reading, proposals[0], k, 1), best_of(reading, proposals[1], k, -1)
@@ -435,9 +435,9 @@ class Index:
         queries: Examples,
         candidates: "_Candidates",
         k: int,
-        reading: Reading,
+        reading: RowScan,
         batch_size: BatchSize,
-    ) -> tuple[Hits, Hits]:
+    ) -> tuple[TopInfluences, TopInfluences]:
         """The strongest of the candidates, by the model."""
         return exact_hits(
             rows_pass(run),
@@ -452,7 +452,7 @@ class Index:
         )
 
     def _compared(
-        self, reading: Reading, proposals: tuple[np.ndarray, np.ndarray], k: int
+        self, reading: RowScan, proposals: tuple[np.ndarray, np.ndarray], k: int
     ) -> Recall:
         """A finder's recall on some of the queries, against the search of all rows."""
         asked = reading.asked

@@ -9,7 +9,7 @@ from typing import Any, final
 from tracin.data import open_examples
 from tracin.index.contents import checkpoint_keys, plan_in
 from tracin.index.rows import RowMaker
-from tracin.index.store import Manifest, Store, Unit, place_of
+from tracin.index.store import Manifest, Store, Unit, open_storage
 from tracin.index.table import sketched_squared_norms
 from tracin.run import Run, rows_pass
 from tracin.sharding import by_first
@@ -67,4 +67,4 @@ class IndexJob:
 
     def is_done(self, unit: Unit) -> bool:
         """Whether a unit's file is there, as long as it must be."""
-        return Store(place_of(self.folder), self.manifest).is_done(unit)
+        return Store(open_storage(self.folder), self.manifest).is_done(unit)

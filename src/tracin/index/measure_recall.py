@@ -8,7 +8,7 @@ import numpy as np
 
 from tracin.errors import IndexingError
 from tracin.index.store import Manifest, Store, sealed_json
-from tracin.index.store.storage import Place
+from tracin.index.store.storage import Storage
 from tracin.index.store.store import RECALL
 from tracin.results.recall import Recall
 from tracin.schema import Fields, Items, Number, Text, Whole
@@ -58,7 +58,7 @@ class Kept:
         """Whether it holds for these rows at these checkpoints."""
         return self.index == manifest.of and set(self.checkpoints) == set(keys)
 
-    def write(self, place: Place) -> None:
+    def write(self, place: Storage) -> None:
         """Keep it beside the rows; equal for equal figures."""
         content = {
             "k": self.recall.k,
@@ -74,7 +74,7 @@ class Kept:
         place.write(RECALL, sealed_json.written(content))
 
     @classmethod
-    def read(cls, place: Place) -> "Kept | None":
+    def read(cls, place: Storage) -> "Kept | None":
         """What was kept; None where nothing was.
 
         Raises:

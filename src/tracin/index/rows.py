@@ -14,8 +14,8 @@ from tracin.checkpoints import by_parameter
 from tracin.data import Batch, Examples, length, move
 from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
-from tracin.gradients.forms import Form, real_shape
-from tracin.scoring.checkpoint_pass import Walk, refuse_non_finite
+from tracin.gradients.forms import PerExampleGradient, real_shape
+from tracin.scoring.checkpoint_pass import CheckpointPass, refuse_non_finite
 from tracin.scoring.settled import settled
 from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import Plan, Projection, Sketcher, planned
@@ -86,7 +86,7 @@ class RowMaker:
 
     def __init__(
         self,
-        walk: Walk,
+        walk: CheckpointPass,
         plan: Plan,
         draws: Sequence[int],
         names: Sequence[str],
@@ -170,12 +170,12 @@ class RowMaker:
 
 @settled
 def plan_of(
-    walk: Walk, examples: Examples, projection: Projection, groups: Mapping[str, int]
+    walk: CheckpointPass, examples: Examples, projection: Projection, groups: Mapping[str, int]
 ) -> Plan:
     """The plan that the first examples' gradients at the last checkpoint ask for."""
-    forms: dict[str, Form] = {}
+    forms: dict[str, PerExampleGradient] = {}
 
-    def keep(name: str, form: Form, row: int) -> None:
+    def keep(name: str, form: PerExampleGradient, row: int) -> None:
         if row == 0:
             forms.setdefault(name, form)
 

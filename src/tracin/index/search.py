@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.index.reading import Asked, Reading
+from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.store import Shard
 from tracin.index.strongest import Strongest
-from tracin.results.explanations import Hits
+from tracin.results.explanations import TopInfluences
 from tracin.sketches import standard_error
 
 # Rows that are decoded at once: few enough to stay in a processor's cache, and enough to make up
@@ -62,14 +62,14 @@ class Best:
             torch.cat([one.errors for one in parts]),
         )
 
-    def to_hits(self, ids: np.ndarray) -> Hits:
+    def to_hits(self, ids: np.ndarray) -> TopInfluences:
         """With the rows' ids."""
-        return Hits(
+        return TopInfluences(
             ids[self.positions], self.positions, self.scores, self.by_checkpoint, self.errors
         )
 
 
-def scored(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[Scores]:
+def scored(reading: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Scores]:
     """The scores of the rows of some ranges of the manifest's, a block at a time; None for all."""
     asked = reading.asked
     each = 4 * COPIES * len(asked) * len(asked.keys)
@@ -81,7 +81,7 @@ def scored(reading: Reading, ranges: Sequence[range] | None = None) -> Iterator[
         yield Scores(block.first, scores)
 
 
-def _near_scores(reading: Reading, at: int, shard: Shard, rows: range) -> Tensor:
+def _near_scores(reading: RowScan, at: int, shard: Shard, rows: range) -> Tensor:
     """A function of its own, so that one block's rows are gone before the next is decoded."""
     kept, scales = shard.unscaled(rows.start, rows.stop)
     asked = reading.asked
@@ -90,7 +90,7 @@ def _near_scores(reading: Reading, at: int, shard: Shard, rows: range) -> Tensor
     return scores
 
 
-def scores_of(reading: Reading) -> Tensor:
+def scores_of(reading: RowScan) -> Tensor:
     """All scores: [train, queries]."""
     reading.store.refuse_missing()
     total = torch.empty(reading.store.manifest.rows, len(reading.asked))
@@ -108,11 +108,11 @@ class Search:
         k: How many of each.
     """
 
-    def __init__(self, reading: Reading, k: int) -> None:
+    def __init__(self, reading: RowScan, k: int) -> None:
         self._reading, self._k = reading, k
 
     @staticmethod
-    def smallest(asked: Asked) -> int:
+    def smallest(asked: SketchedQueries) -> int:
         """Bytes of one query in the smallest block."""
         return 4 * NEAR * COPIES * len(asked.keys)
 
@@ -131,7 +131,7 @@ class Search:
         return top, bottom
 
 
-def best(reading: Reading, sides: Sequence[Strongest]) -> list[Best]:
+def best(reading: RowScan, sides: Sequence[Strongest]) -> list[Best]:
     """Finished sides, with the errors of their scores; a row of both is decoded once."""
     errors = errors_of(reading, torch.cat([side.positions for side in sides], 1))
     found: list[Best] = []
@@ -143,7 +143,7 @@ def best(reading: Reading, sides: Sequence[Strongest]) -> list[Best]:
     return found
 
 
-def errors_of(reading: Reading, positions: Tensor) -> Tensor:
+def errors_of(reading: RowScan, positions: Tensor) -> Tensor:
     """One standard deviation of each hit's score: checkpoints' errors are independent.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 
 from tracin.errors import IndexingError, QueryError
 from tracin.index.index import Index
-from tracin.index.reading import Asked
+from tracin.index.row_scan import SketchedQueries
 from tracin.index.store import Store
 from tracin.index.store.checksums import body_of, headed
 from tracin.schema import Fields, Items, Text, Whole, parsed
@@ -140,7 +140,7 @@ class Nearest:
         return self._head.rows
 
     def candidates(
-        self, asked: Asked, count: int
+        self, asked: SketchedQueries, count: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows that may have the highest, and those that may have the lowest scores.
 
@@ -167,7 +167,7 @@ class Nearest:
             "searched"
         )
 
-    def _vectors(self, asked: Asked) -> npt.NDArray[np.float32]:
+    def _vectors(self, asked: SketchedQueries) -> npt.NDArray[np.float32]:
         """Checkpoints that are not asked for weigh nothing."""
         places = {key: at for at, key in enumerate(self._head.checkpoints)}
         if unknown := [key for key in asked.keys if key not in places]:

@@ -17,7 +17,7 @@ from tracin.checkpoints.rate import Rate
 from tracin.checkpoints.state_dicts import weights_within
 from tracin.checkpoints.torch_files import read_torch
 from tracin.errors import CheckpointError, LearningRateError, UnsupportedModelError
-from tracin.integrations.recording import Recording
+from tracin.integrations.recording import RecorderSettings
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -77,7 +77,7 @@ class TracInCallback(Callback):
         optimizer_state: bool = False,
         averaged: Module | None = None,
     ) -> None:
-        self._recording = Recording(
+        self._recording = RecorderSettings(
             Path(folder).expanduser(), every, epochs_between, keep, optimizer_state, averaged
         )
         self._losses: list[Tensor] = []

@@ -50,7 +50,8 @@ class RayCluster:
 
     Example:
         >>> import tracin.engines
-        >>> engine = tracin.engines.RayCluster("auto", gpus_per_worker=1)
+        >>> from tracin.integrations.ray import RayCluster
+        >>> engine = RayCluster("auto", gpus_per_worker=1)
     """
 
     address: str | None = None
@@ -278,7 +279,7 @@ def imported() -> ModuleType:
         import ray
     except ImportError as error:
         raise IndexingError(
-            "tracin.engines.RayCluster needs Ray: pip install 'tracin[ray]', on every machine of "
-            "the cluster. tracin.engines.Processes works without."
+            "tracin.integrations.ray.RayCluster needs Ray: pip install 'tracin[ray]', on every "
+            "machine of the cluster. tracin.engines.Processes works without."
         ) from error
     return ray

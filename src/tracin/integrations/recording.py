@@ -9,14 +9,14 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints import Recorder
-from tracin.checkpoints.beside import Beside
+from tracin.checkpoints.beside import FilesBeside
 from tracin.checkpoints.fitting import refuse_other_moments, refuse_other_weights
-from tracin.checkpoints.record import FILE, Record, read_record, write_record
+from tracin.checkpoints.record import FILE, CheckpointLog, read_record, write_record
 from tracin.errors import CheckpointError, CheckpointWarning
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecorderSettings:
     """What a person asks of the Recorder, before there is a model and an optimizer.
 
     Attributes:
@@ -91,11 +91,11 @@ class Recording:
         kept = tuple(one for one in record.entries if one.step <= step)
         losses = tuple(one for one in record.losses if one[0] <= step)
         write_record(replace(record, entries=kept, log=record.log.until(step), losses=losses))
-        beside = Beside(self.folder, model, None, None)
+        beside = FilesBeside(self.folder, model, None, None)
         for one in record.entries[len(kept) :]:
             beside.delete(one.file)
 
-    def _no_checkpoint(self, record: Record, step: int) -> CheckpointError:
+    def _no_checkpoint(self, record: CheckpointLog, step: int) -> CheckpointError:
         steps = [one.step for one in record.entries]
         shown = ", ".join(map(str, steps if len(steps) <= 4 else [*steps[:2], "...", steps[-1]]))
         return CheckpointError(

@@ -8,7 +8,7 @@ from torch.nn import Module
 from tracin.checkpoints import Checkpoint, Recorder, loaded, open_checkpoints
 from tracin.checkpoints.hugging_face import step_of
 from tracin.errors import CheckpointError, UnsupportedModelError
-from tracin.integrations.recording import Recording
+from tracin.integrations.recording import RecorderSettings
 
 try:
     from accelerate.utils import extract_model_from_parallel
@@ -63,7 +63,7 @@ class TracInCallback(TrainerCallback):
         optimizer_state: bool = False,
         averaged: Module | None = None,
     ) -> None:
-        self._recording = Recording(
+        self._recording = RecorderSettings(
             Path(folder).expanduser(), every, epochs_between, keep, optimizer_state, averaged
         )
         self._logged: list[float] = []

@@ -11,7 +11,7 @@ from tracin.checkpoints import Checkpoint, bare_name
 from tracin.checkpoints.optimizer_states import PARAMETERS, OptimizerState
 from tracin.checkpoints.state_dicts import listed
 from tracin.errors import CheckpointError, QueryError
-from tracin.gradients.forms import Form, scaled
+from tracin.gradients.forms import PerExampleGradient, scaled
 
 WAY_OUT = (
     "Record them while training, by tracin.Recorder(..., optimizer_state=True), or give a file of "
@@ -44,11 +44,11 @@ class Scaling:
 
     factors: Mapping[str, Tensor]
 
-    def squared_norm(self, name: str, form: Form) -> Tensor:
+    def squared_norm(self, name: str, form: PerExampleGradient) -> Tensor:
         """The squared lengths of one parameter's gradients under the factors: [examples]."""
         return form.squared_norm_under(self.factors[name])
 
-    def scaled(self, name: str, form: Form) -> Form:
+    def scaled(self, name: str, form: PerExampleGradient) -> PerExampleGradient:
         """One parameter's gradients times the factors, written out unless they are few rows."""
         return scaled(form, self.factors[name])
 

@@ -16,7 +16,7 @@ from tracin.results.table import aligned, arrow_table, distinct, numbers, save_p
 
 @final
 @dataclass(frozen=True)
-class Hit:
+class Influence:
     """One training example that matters for a query.
 
     Attributes:
@@ -36,7 +36,7 @@ class Hit:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Hits:
+class TopInfluences:
     """The strongest training examples for each query, strongest first.
 
     Attributes:
@@ -65,10 +65,10 @@ class Hits:
         """Whether these are the strongest there are: [queries]; None where nobody knows."""
         return None if self.sure is None else self.sure.all(1)
 
-    def cut(self, k: int) -> "Hits":
+    def cut(self, k: int) -> "TopInfluences":
         """The first k of each query."""
         errors = None if self.errors is None else self.errors[:, :k]
-        return Hits(
+        return TopInfluences(
             self.ids[:, :k],
             self.positions[:, :k],
             self.scores[:, :k],
@@ -78,12 +78,14 @@ class Hits:
             None if self.sure is None else self.sure[:, :k],
         )
 
-    def of(self, query: int) -> list[Hit]:
+    def of(self, query: int) -> list[Influence]:
         """One query's hits, strongest first."""
         scores, shares = self.scores[query].tolist(), self.by_checkpoint[query].tolist()
         errors = [0.0] * len(scores) if self.errors is None else self.errors[query].tolist()
         return [
-            Hit(self.ids[query, at], int(self.positions[query, at]), score, tuple(each), error)
+            Influence(
+                self.ids[query, at], int(self.positions[query, at]), score, tuple(each), error
+            )
             for at, (score, each, error) in enumerate(zip(scores, shares, errors, strict=True))
         ]
 
@@ -94,8 +96,8 @@ class Explanation:
     """What explains one query. Printing it gives a table."""
 
     id: Any
-    proponents: list[Hit]
-    opponents: list[Hit]
+    proponents: list[Influence]
+    opponents: list[Influence]
 
     def __str__(self) -> str:
         hits = [
@@ -139,8 +141,8 @@ class Explanations:
     """
 
     query_ids: np.ndarray
-    proponents: Hits
-    opponents: Hits
+    proponents: TopInfluences
+    opponents: TopInfluences
     checkpoints: tuple[str, ...]
     recall: Recall | None = None
     notes: tuple[str, ...] = ()
@@ -161,11 +163,11 @@ class Explanations:
         below = [*self._certainty(), *map(plain, self.notes)]
         return "\n\n".join([*said, "\n".join(below)] if below else said)
 
-    def top(self, k: int) -> Hits:
+    def top(self, k: int) -> TopInfluences:
         """The k strongest proponents of each query. Raises QueryError beyond what is held."""
         return self.proponents.cut(self._held(k))
 
-    def bottom(self, k: int) -> Hits:
+    def bottom(self, k: int) -> TopInfluences:
         """The k strongest opponents of each query. Raises QueryError beyond what is held."""
         return self.opponents.cut(self._held(k))
 

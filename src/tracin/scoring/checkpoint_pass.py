@@ -18,7 +18,7 @@ from tracin.data.batches import structure
 from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import Covered, Gradients, until_settled
 from tracin.gradients.fast import Compute, Pass
-from tracin.gradients.forms import Form, Memo, real_shape
+from tracin.gradients.forms import PerExampleGradient, ProductCache, real_shape
 from tracin.gradients.wording import worded
 from tracin.out_of_memory import is_out_of_memory
 from tracin.preconditioners.adam import Scaling, ScalingOf
@@ -26,7 +26,7 @@ from tracin.scoring.batch_size import fitting_size
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.padding import warn_if_padding_counts
 from tracin.scoring.progress import bar
-from tracin.scoring.query_gradients import FEW, Queries
+from tracin.scoring.query_gradients import FEW, QueryGradients
 from tracin.sharding import device_of, each_says
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @final
 @dataclass(frozen=True)
-class Question:
+class ScoreRequest:
     """What is asked of every batch.
 
     Attributes:
@@ -56,7 +56,7 @@ class Question:
 
 @final
 @dataclass(frozen=True)
-class Step:
+class BatchScores:
     """What one batch gave at one checkpoint, on the model's device, weighted."""
 
     checkpoint: int
@@ -69,7 +69,7 @@ class Step:
 
 
 @final
-class Walk:
+class CheckpointPass:
     """One model, its loss and its weighted checkpoints, ready to be walked any number of times.
 
     Scores and squared lengths are those of gradients as they are, or, with `scaling_of`, under
@@ -115,11 +115,11 @@ class Walk:
         self,
         train: Examples,
         span: range,
-        question: Question,
+        question: ScoreRequest,
         batch_size: int | None,
         progress: bool | None,
         what: str,
-    ) -> Iterator[Step]:
+    ) -> Iterator[BatchScores]:
         """Every checkpoint, and at each of them every batch of `span`, in order.
 
         Raises:
@@ -149,12 +149,12 @@ class Walk:
         batch_size: int | None,
         device: torch.device,
         part: range | None = None,
-    ) -> "Reader":
+    ) -> "BatchReader":
         """Batches of `span`, or of a part of it, at the checkpoint in place; the first is checked.
 
         Ranks of a sharded model give the same span, and equally long parts.
         """
-        reader = Reader(self.gradients, train, span, batch_size, device, part or span)
+        reader = BatchReader(self.gradients, train, span, batch_size, device, part or span)
         if not self._is_padding_known and reader.first is not None:
             self._is_padding_known = True
             warn_if_padding_counts(self.gradients, train, *reader.first)
@@ -168,15 +168,15 @@ class Walk:
     def _queries(
         self,
         number: int,
-        question: Question,
-        reader: "Reader",
+        question: ScoreRequest,
+        reader: "BatchReader",
         scaling: Scaling | None,
-    ) -> Queries | None:
+    ) -> QueryGradients | None:
         if question.queries is None:
             return None
         names = [n for n in self.gradients.parameters if n not in question.only_apart]
         weights = by_parameter(self._weights[number], names)
-        queries = Queries(weights, together=question.together, scaling=scaling)
+        queries = QueryGradients(weights, together=question.together, scaling=scaling)
         examples, span = question.queries, question.span
         few = move(examples.few(spread(span.start, len(span))), reader.device)
         if structure(few) != reader.structure:
@@ -197,13 +197,13 @@ class Walk:
     def _step(
         self,
         number: int,
-        queries: Queries | None,
-        question: Question,
+        queries: QueryGradients | None,
+        question: ScoreRequest,
         scaling: Scaling | None,
         positions: range,
         batch: Batch,
         is_last: bool,
-    ) -> Step:
+    ) -> BatchScores:
         weights = by_parameter(self._weights[number], self.gradients.parameters)
         sums = _Sums(length(batch), weights, queries, question, scaling)
         slow = self.gradients.slow_names()
@@ -222,7 +222,7 @@ class Walk:
 
 
 @final
-class Reader:
+class BatchReader:
     """Reads a span of examples at one checkpoint, batch by batch, in halves where memory ends.
 
     Attributes:
@@ -335,8 +335,8 @@ class _Sums:
         self,
         examples: int,
         weights: Mapping[str, float],
-        queries: Queries | None,
-        question: Question,
+        queries: QueryGradients | None,
+        question: ScoreRequest,
         scaling: Scaling | None,
     ) -> None:
         self._examples = examples
@@ -344,12 +344,12 @@ class _Sums:
         self._queries = queries
         self._question = question
         self._scaling = scaling
-        self._memo = Memo()
+        self._memo = ProductCache()
         self._scores: Tensor | None = None
         self._norms: Tensor | None = None
         self._apart: Tensor | None = None
 
-    def visit(self, name: str, form: Form, row: int) -> None:
+    def visit(self, name: str, form: PerExampleGradient, row: int) -> None:
         question = self._question
         is_counted = name not in question.only_apart
         if self._queries is not None and is_counted:
@@ -368,7 +368,7 @@ class _Sums:
     def add_scores(self, scores: Tensor) -> None:
         self._scores = self._added(self._scores, scores, 0)
 
-    def step(self, number: int, positions: range, result: Pass) -> Step:
+    def step(self, number: int, positions: range, result: Pass) -> BatchScores:
         question, queries = self._question, self._queries
         zeros = result.losses.new_zeros
         scores = self._scores
@@ -379,7 +379,7 @@ class _Sums:
             norms = zeros(self._examples) if norms is None else norms
             apart = zeros(self._examples) if apart is None else apart
         query_norms = None if queries is None else queries.norms
-        return Step(number, positions, scores, norms, apart, query_norms, result.outcome)
+        return BatchScores(number, positions, scores, norms, apart, query_norms, result.outcome)
 
     def _added(self, total: Tensor | None, share: Tensor, row: int) -> Tensor:
         if row == 0 and share.shape[0] == self._examples:
@@ -390,7 +390,7 @@ class _Sums:
         return total
 
 
-def check_finite(step: Step, ids: np.ndarray, checkpoint: str) -> None:
+def check_finite(step: BatchScores, ids: np.ndarray, checkpoint: str) -> None:
     """Refuse a batch in which a loss, a gradient or a score is NaN or infinite."""
     losses = getattr(step.outcome, "losses", step.outcome).detach()
     found = [values for values in (step.norms, step.scores) if values is not None]

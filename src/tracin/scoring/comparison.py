@@ -11,7 +11,7 @@ from torch import Tensor
 from tracin.data import Batch, length
 from tracin.data.batches import mapped_within
 from tracin.gradients import Gradients
-from tracin.gradients.forms import Dense, Form, as_query, pairs
+from tracin.gradients.forms import Dense, PerExampleGradient, as_query, pairs
 from tracin.results.verification import allowed
 from tracin.scoring.checkpoint_pass import refuse_non_finite
 from tracin.slow_twin import AS_THEY_ARE, IN_FLOAT64, THEMSELVES, Own, SlowTwin, Weights
@@ -111,7 +111,7 @@ class _Beside:
         self._errors = {name: _lengths(truth) for name, truth in self._truth.items()}
         self._scores = {name: -_exact(truth @ truth.mT) for name, truth in self._truth.items()}
 
-    def visit(self, name: str, form: Form, row: int) -> None:
+    def visit(self, name: str, form: PerExampleGradient, row: int) -> None:
         """Take some rows of one parameter; each row comes once."""
         start, stop = max(row, self._rows.start), min(row + form.examples, self._rows.stop)
         if start >= stop:

@@ -9,7 +9,7 @@ from torch import Tensor
 from tracin.errors import LossError
 from tracin.losses import Outcome
 from tracin.results.suspects import Suspects
-from tracin.scoring.checkpoint_pass import Step
+from tracin.scoring.checkpoint_pass import BatchScores
 
 # Probabilities that are held at once, whatever the size of the data: 256 MB in float32.
 HELD = 1 << 26
@@ -56,7 +56,7 @@ class Judgement:
         rows = slice(self._block.start, self._block.stop)
         self._suggested[rows] = self._probabilities.argmax(1)
 
-    def take(self, step: Step) -> None:
+    def take(self, step: BatchScores) -> None:
         """Add one batch at one checkpoint."""
         outcome = step.outcome
         logits, labels = outcome.logits.detach(), outcome.labels

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tracin.data import Batch, length
 from tracin.gradients import Gradients
-from tracin.gradients.forms import Form, Memo, added, as_query, pairs, total
+from tracin.gradients.forms import PerExampleGradient, ProductCache, added, as_query, pairs, total
 from tracin.preconditioners.adam import Scaling
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
@@ -16,7 +16,7 @@ FEW = 4
 
 
 @final
-class Queries:
+class QueryGradients:
     """The gradients of a set of queries, or of their sum, by parameter.
 
     Args:
@@ -36,15 +36,15 @@ class Queries:
         self._weights = weights
         self._together = together
         self._scaling = scaling
-        self._sums: dict[str, Form] = {}
-        self._blocks: list[tuple[int, dict[str, list[tuple[int, Form]]]]] = []
+        self._sums: dict[str, PerExampleGradient] = {}
+        self._blocks: list[tuple[int, dict[str, list[tuple[int, PerExampleGradient]]]]] = []
         self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
 
     def add(self, gradients: Gradients, batch: Batch, *, is_last: bool) -> Tensor:
         """Take up a batch of queries; returns their losses: [queries]."""
-        forms: dict[str, list[tuple[int, Form]]] = {}
+        forms: dict[str, list[tuple[int, PerExampleGradient]]] = {}
 
-        def keep(name: str, form: Form, row: int) -> None:
+        def keep(name: str, form: PerExampleGradient, row: int) -> None:
             forms.setdefault(name, []).append((row, added(form) if self._together else form))
 
         result = gradients.visit(batch, keep, is_last=is_last)
@@ -64,7 +64,7 @@ class Queries:
     def __len__(self) -> int:
         return sum(size for size, _ in self._blocks)
 
-    def products(self, name: str, form: Form, memo: Memo) -> Tensor | None:
+    def products(self, name: str, form: PerExampleGradient, memo: ProductCache) -> Tensor | None:
         """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""
         weight = self._weights[name]
         if len(self._blocks) == 1 and len(self._blocks[0][1].get(name, [])) == 1:
@@ -110,10 +110,10 @@ class Queries:
             ]
         return written
 
-    def _scaled(self, name: str, form: Form) -> Form:
+    def _scaled(self, name: str, form: PerExampleGradient) -> PerExampleGradient:
         return form if self._scaling is None else self._scaling.scaled(name, form)
 
-    def _add_up(self, forms: Mapping[str, list[tuple[int, Form]]]) -> None:
+    def _add_up(self, forms: Mapping[str, list[tuple[int, PerExampleGradient]]]) -> None:
         for name, each in forms.items():
             before = [self._sums[name]] if name in self._sums else []
             self._sums[name] = total([*before, *(form for _, form in each)])
@@ -123,7 +123,10 @@ class Queries:
         self.norms = self._weighted_norms(sums, 1, None)
 
     def _weighted_norms(
-        self, forms: Mapping[str, list[tuple[int, Form]]], size: int, like: Tensor | None
+        self,
+        forms: Mapping[str, list[tuple[int, PerExampleGradient]]],
+        size: int,
+        like: Tensor | None,
     ) -> Tensor:
         scaling = self._scaling
         norms = torch.zeros(size) if like is None else torch.zeros(size).to(like)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tracin.errors import QueryError
 from tracin.losses import Outcome
-from tracin.results.explanations import Hits
-from tracin.scoring.checkpoint_pass import Step
+from tracin.results.explanations import TopInfluences
+from tracin.scoring.checkpoint_pass import BatchScores
 from tracin.scoring.top_k import top_k
 
 
@@ -35,7 +35,7 @@ class Ranking:
         self._query_norms = torch.zeros(checkpoints, queries, dtype=torch.float64)
         self._is_wrong = torch.zeros(len(block), dtype=torch.bool)
 
-    def take(self, step: Step, factor: float) -> None:
+    def take(self, step: BatchScores, factor: float) -> None:
         """Take up one batch's scores at one checkpoint; `factor` scales the queries' gradients."""
         rows = slice(
             step.positions.start - self._block.start, step.positions.stop - self._block.start
@@ -64,18 +64,18 @@ class Ranking:
             chosen = top_k(ranked, min(self._k, kept)).places
             self._merge(side, sign, chosen, totals, scale)
 
-    def proponents(self) -> Hits:
+    def proponents(self) -> TopInfluences:
         """The strongest proponents found: scores descending."""
         return self._hits(0)
 
-    def opponents(self) -> Hits:
+    def opponents(self) -> TopInfluences:
         """The strongest opponents found: scores ascending."""
         return self._hits(1)
 
     @staticmethod
-    def joined(hits: list[Hits]) -> Hits:
+    def joined(hits: list[TopInfluences]) -> TopInfluences:
         """The hits of several sets of queries, one after the other."""
-        return Hits(
+        return TopInfluences(
             np.concatenate([each.ids for each in hits]),
             np.concatenate([each.positions for each in hits]),
             torch.cat([each.scores for each in hits]),
@@ -113,7 +113,7 @@ class Ranking:
             shares.gather(1, order[:, :, None].expand(-1, -1, shares.shape[2])),
         )
 
-    def _hits(self, side: int) -> Hits:
+    def _hits(self, side: int) -> TopInfluences:
         if self._candidates < self._k:
             raise QueryError(
                 f"k={self._k} hits were asked for, but only {self._candidates} training examples "
@@ -123,7 +123,7 @@ class Ranking:
         if best is None:
             raise QueryError("No block of training examples was ranked.")
         totals, positions, scores = best
-        return Hits(self._ids[positions.numpy()], positions.numpy(), totals, scores)
+        return TopInfluences(self._ids[positions.numpy()], positions.numpy(), totals, scores)
 
 
 def is_misclassified(outcome: Outcome) -> Tensor:

@@ -6,12 +6,12 @@ from tracin.data import Examples, move
 from tracin.gradients import Coverage
 from tracin.precision import FLOAT64, lowest
 from tracin.results.verification import Verification
-from tracin.scoring.checkpoint_pass import Walk
+from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.comparison import Comparison, copied
 
 
 def verified(
-    walk: Walk,
+    walk: CheckpointPass,
     names: Sequence[str],
     data: Examples,
     examples: int,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tracin.errors import IndexingError
 from tracin.sketches.columns import Columns, Dot, Product
-from tracin.sketches.hashing import Buckets
+from tracin.sketches.hashing import CountSketch
 from tracin.sketches.random_numbers import key
 
 WIDEST = 256
@@ -22,8 +22,8 @@ class _Hashed:
     """The two count-sketches whose convolution is one of a product block's outer product."""
 
     block: Product
-    left: Buckets
-    right: Buckets
+    left: CountSketch
+    right: CountSketch
 
     def waves(self, rows: Tensor) -> Tensor:
         """Its Fourier transform: [rows, width / 2 + 1]."""
@@ -114,9 +114,9 @@ class Flat:
 
 
 def _hashed(block: Product, number: int, width: int, seed: int) -> _Hashed:
-    def buckets(side: str, numbers: int) -> Buckets:
+    def buckets(side: str, numbers: int) -> CountSketch:
         stream = key(seed, "flat", number, side)
-        return Buckets(stream, numbers, width, torch.zeros(0), is_mixed=True)
+        return CountSketch(stream, numbers, width, torch.zeros(0), is_mixed=True)
 
     left, right = block.left.width, block.right.width + int(block.has_bias)
     return _Hashed(block, buckets("left", left), buckets("right", right))

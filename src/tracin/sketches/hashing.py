@@ -5,13 +5,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms import Rows
+from tracin.gradients.forms import SparseRows
 from tracin.gradients.forms.form import blocks
 from tracin.sketches.random_numbers import integers, order, signs
 
 
 @final
-class Folds:
+class FoldedCountSketch:
     """Sketches long rows: cut into pieces of `width`, each signed, turned round, and added up.
 
     A turn per piece in place of a column per number: memory is read and written in order. Two
@@ -44,7 +44,7 @@ class Folds:
             part = rows[:, at]
             into[:, turn : turn + part.shape[1]].addcmul_(part, self._factors[at])
 
-    def add_rows(self, form: Rows, into: Tensor) -> None:
+    def add_rows(self, form: SparseRows, into: Tensor) -> None:
         """Add a table's rows, of which few are there, without writing the table out."""
         width = form.values.shape[2]
         across = torch.arange(width, device=form.device)
@@ -63,7 +63,7 @@ def folded(sums: Tensor) -> Tensor:
 
 
 @final
-class Buckets:
+class CountSketch:
     """Sketches short rows, factors of gradients, with a column drawn for each number.
 
     Columns are filled evenly: two numbers share one with a probability of at most 1 / width.

@@ -8,14 +8,14 @@ from typing import Any, final
 from tracin.errors import IndexingError
 from tracin.schema import MOST, AnyMapping, Fields, Items, Kinds, Named, Text, Whole
 from tracin.sketches.columns import Columns
-from tracin.sketches.ways import (
+from tracin.sketches.kinds import (
     KINDS,
     Beside,
     Convolved,
     Factored,
     Hashed,
+    SketchKind,
     TwoSided,
-    Way,
     Written,
 )
 
@@ -35,7 +35,7 @@ class Plan:
 
     seed: int
     columns: Columns
-    ways: Mapping[str, Way]
+    ways: Mapping[str, SketchKind]
     numbers: Mapping[str, int]
     groups: Mapping[str, int]
 
@@ -106,7 +106,7 @@ SCHEMA = Fields(
 )
 
 
-def _refuse_odd(plan: Plan, name: str, way: Way) -> None:
+def _refuse_odd(plan: Plan, name: str, way: SketchKind) -> None:
     """What becomes of a parameter must be possible.
 
     Raises:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from tracin.errors import IndexingError
-from tracin.gradients.forms import Dense, Form, Outer, Total, as_query, pairs
+from tracin.gradients.forms import Dense, OuterProduct, PerExampleGradient, SumOf, as_query, pairs
 from tracin.precision import in_double
 from tracin.sketches.budget import Layer, Need, Shares, divided
 from tracin.sketches.columns import Block, Columns, Dot, Product, Side
 from tracin.sketches.error_bars import fill
+from tracin.sketches.kinds import Beside, Convolved, Factored, Hashed, SketchKind, TwoSided, Written
 from tracin.sketches.plan import Plan
 from tracin.sketches.projection import Projection
 from tracin.sketches.sketcher import Sketcher
-from tracin.sketches.ways import Beside, Convolved, Factored, Hashed, TwoSided, Way, Written
 
 PILOT = 16
 """So many examples of the first batch are looked at."""
@@ -36,7 +36,7 @@ _DRAWS = range(-8, 0)
 @torch.no_grad()
 def planned(
     projection: Projection,
-    forms: Mapping[str, Form],
+    forms: Mapping[str, PerExampleGradient],
     numbers: Mapping[str, int],
     groups: Mapping[str, int] | None = None,
 ) -> Plan:
@@ -60,7 +60,7 @@ def planned(
             leaves nothing.
 
     Example:
-        >>> forms = {"weight": Outer(torch.ones(2, 1, 30), torch.ones(2, 1, 20))}
+        >>> forms = {"weight": OuterProduct(torch.ones(2, 1, 30), torch.ones(2, 1, 20))}
         >>> plan = planned(Projection(dim=50), forms, {"weight": 600})
         >>> plan.columns.blocks[0].left
         Side(start=0, stop=30, numbers=30)
@@ -83,13 +83,13 @@ class _Draft:
 
     def __init__(
         self,
-        pilot: Mapping[str, Form],
+        pilot: Mapping[str, PerExampleGradient],
         seen: Mapping[str, Tensor],
         numbers: Mapping[str, int],
         groups: Mapping[str, int],
     ) -> None:
         self.blocks: list[Block] = []
-        self.ways: dict[str, Way] = {}
+        self.ways: dict[str, SketchKind] = {}
         self.width = 0
         self._pilot = pilot
         self._seen = seen
@@ -144,7 +144,7 @@ class _Draft:
             self.width += self._numbers[name]
         self.blocks.append(Dot(Side(start, self.width, self.width - start), group))
 
-    def _way(self, name: str, block: int, columns: int) -> Way:
+    def _way(self, name: str, block: int, columns: int) -> SketchKind:
         form, numbers = self._pilot.get(name), self._numbers[name]
         matrix = _matrix(form)
         if matrix is None:
@@ -173,7 +173,7 @@ class _Draft:
         cost = _cost(torch.stack(products).sum(0)) if products else 0.0
         for name in members:
             form = self._pilot.get(name)
-            if isinstance(form, Outer) and form.positions == 1 and _is_convolved(form, dim):
+            if isinstance(form, OuterProduct) and form.positions == 1 and _is_convolved(form, dim):
                 layer = _layer(form, has_bias=False)
                 cost += layer.left.cost + layer.right.cost
         return Need(total, cost)
@@ -188,7 +188,7 @@ class _Draft:
         found: list[tuple[float, _Candidate]] = []
         for name in names:
             form = self._pilot.get(name)
-            if not isinstance(form, Outer) or form.positions != 1:
+            if not isinstance(form, OuterProduct) or form.positions != 1:
                 continue
             bias = biases.pop(form.left.data_ptr(), None)
             if bias is not None and not self._go_together(name, bias):
@@ -202,7 +202,11 @@ class _Draft:
     def _go_together(self, weight: str, bias: str) -> bool:
         is_one_group = self._groups[weight] == self._groups[bias]
         out = self._pilot[weight].part(0, 1)
-        return is_one_group and isinstance(out, Outer) and self._numbers[bias] == out.left.shape[2]
+        return (
+            is_one_group
+            and isinstance(out, OuterProduct)
+            and self._numbers[bias] == out.left.shape[2]
+        )
 
 
 @final
@@ -220,7 +224,7 @@ def _without(names: Sequence[str], chosen: Sequence[_Candidate]) -> list[str]:
     return [name for name in names if name not in taken]
 
 
-def _layer(form: Outer, *, has_bias: bool) -> Layer:
+def _layer(form: OuterProduct, *, has_bias: bool) -> Layer:
     """The variance of (A + bias) E, of which A and E have errors of their own (method M19)."""
     left, right = in_double(form.left[:, 0]), in_double(form.right[:, 0])
     lefts, rights = left @ left.mT, right @ right.mT
@@ -232,7 +236,7 @@ def _layer(form: Outer, *, has_bias: bool) -> Layer:
     )
 
 
-def _seen(form: Form) -> Tensor:
+def _seen(form: PerExampleGradient) -> Tensor:
     """The products of a parameter's gradients among the first examples: [examples, examples]."""
     return pairs(form, as_query(form)).cpu().double()
 
@@ -256,15 +260,15 @@ def _mean(values: Tensor) -> float:
     return float(total) / (examples * (examples - 1))
 
 
-def _matrix(form: Form | None) -> Outer | None:
+def _matrix(form: PerExampleGradient | None) -> OuterProduct | None:
     """The outer products of a form, if it has any."""
-    if isinstance(form, Outer):
+    if isinstance(form, OuterProduct):
         return form
-    forms = form.forms if isinstance(form, Total) else ()
-    return next((each for each in forms if isinstance(each, Outer)), None)
+    forms = form.forms if isinstance(form, SumOf) else ()
+    return next((each for each in forms if isinstance(each, OuterProduct)), None)
 
 
-def _is_convolved(form: Outer, columns: int) -> bool:
+def _is_convolved(form: OuterProduct, columns: int) -> bool:
     """Whether two Fourier transforms a position are cheaper than writing the matrix out."""
     sides = form.left.shape[2] + form.right.shape[2]
     transform = columns * math.log2(columns + 1) / 2
@@ -292,7 +296,9 @@ def _split(projection: Projection, numbers: Mapping[str, int]) -> list[tuple[lis
     return [*parts, (left, rest)] if left else parts
 
 
-def _with_spreads(plan: Plan, pilot: Mapping[str, Form], seen: Mapping[str, Tensor]) -> Plan:
+def _with_spreads(
+    plan: Plan, pilot: Mapping[str, PerExampleGradient], seen: Mapping[str, Tensor]
+) -> Plan:
     """Measure how far sketched dot products are off, on the first examples.
 
     The formula with 1 / columns knows neither entries that are large in both gradients, which

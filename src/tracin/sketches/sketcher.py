@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from tracin.errors import IndexingError
-from tracin.gradients.forms import Dense, Form, Outer, Patches, Rows, Total
+from tracin.gradients.forms import (
+    ConvFactors,
+    Dense,
+    OuterProduct,
+    PerExampleGradient,
+    SparseRows,
+    SumOf,
+)
 from tracin.gradients.forms.form import blocks, by_blocks, squared_lengths
 from tracin.sketches.columns import Dot, Product
-from tracin.sketches.hashing import Buckets, Folds, folded
+from tracin.sketches.hashing import CountSketch, FoldedCountSketch, folded
+from tracin.sketches.kinds import Beside, Convolved, Factored, Hashed, TwoSided, Written
 from tracin.sketches.plan import Plan
 from tracin.sketches.random_numbers import key, signs
-from tracin.sketches.ways import Beside, Convolved, Factored, Hashed, TwoSided, Written
 
 # Numbers of one block of written-out gradients: a few examples even of a large layer, since each
 # piece of a row is one call whatever the number of rows.
@@ -68,8 +75,8 @@ class Sketcher:
         self._draw = draw
         self._has_norms = has_norms
         self._like = torch.zeros(0, dtype=dtype, device=device)
-        self._folds: dict[str, Folds] = {}
-        self._buckets: dict[tuple[str, str], Buckets] = {}
+        self._folds: dict[str, FoldedCountSketch] = {}
+        self._buckets: dict[tuple[str, str], CountSketch] = {}
         self._sides: dict[tuple[str, str], Tensor] = {}
         self.begin(0)
 
@@ -92,7 +99,7 @@ class Sketcher:
         self._single: dict[tuple[str, int], tuple[str, Tensor]] = {}
 
     @torch.no_grad()
-    def add(self, name: str, form: Form, row: int) -> None:
+    def add(self, name: str, form: PerExampleGradient, row: int) -> None:
         """Take up a parameter's gradients; the form's first example is this row of the batch.
 
         Raises:
@@ -153,29 +160,31 @@ class Sketcher:
             raise IndexingError("This sketcher makes no squared lengths: it has has_norms=False.")
         return self._norms.float()
 
-    def _write(self, form: Form, into: Tensor) -> Tensor:
+    def _write(self, form: PerExampleGradient, into: Tensor) -> Tensor:
         dense = form.dense()
         into.add_(dense)
         return squared_lengths(dense)
 
-    def _hash(self, name: str, form: Form, into: Tensor) -> Tensor:
+    def _hash(self, name: str, form: PerExampleGradient, into: Tensor) -> Tensor:
         folds = self._folds_of(name, form.numbers, into.shape[1] // 2)
         return _hashed(folds, form, into)
 
-    def _project(self, name: str, way: TwoSided, form: Form, into: Tensor) -> Tensor:
+    def _project(self, name: str, way: TwoSided, form: PerExampleGradient, into: Tensor) -> Tensor:
         out, inner = way.shape
         left, right = (
             self._side(name, "left", out, way.left),
             self._side(name, "right", inner, way.right),
         )
         folds = self._folds_of(name, way.left * way.right, into.shape[1] // 2)
-        for each in form.forms if isinstance(form, Total) else (form,):
+        for each in form.forms if isinstance(form, SumOf) else (form,):
             _project(each, (out, inner), left, right, folds, into)
         return self._squared_norm(form)
 
-    def _convolve(self, name: str, way: Convolved, form: Form, into: Tensor) -> Tensor:
+    def _convolve(
+        self, name: str, way: Convolved, form: PerExampleGradient, into: Tensor
+    ) -> Tensor:
         width = self._width(way.block)
-        if not isinstance(form, Outer):
+        if not isinstance(form, OuterProduct):
             raise _unlike(name, "outer products", form)
         out, inner = way.shape
         left = self._buckets_of(name, "left", out, width, is_mixed=True)
@@ -187,8 +196,8 @@ class Sketcher:
             into[start:stop] += waves.view(part.examples, part.positions, -1).sum(1)
         return self._squared_norm(form)
 
-    def _factor(self, name: str, way: Factored, form: Form, at: slice) -> Tensor:
-        if not isinstance(form, Outer) or form.positions != 1:
+    def _factor(self, name: str, way: Factored, form: PerExampleGradient, at: slice) -> Tensor:
+        if not isinstance(form, OuterProduct) or form.positions != 1:
             raise _unlike(name, "one position an example", form)
         block = self.plan.columns.blocks[way.block]
         if not isinstance(block, Product):
@@ -201,7 +210,7 @@ class Sketcher:
             self._match(name, at.start, name, left)
         return squared_lengths(left) * squared_lengths(right)
 
-    def _squared_norm(self, form: Form) -> Tensor:
+    def _squared_norm(self, form: PerExampleGradient) -> Tensor:
         return form.squared_norm() if self._has_norms else self._like.new_zeros(form.examples)
 
     def _match(self, weight: str, row: int, name: str, left: Tensor) -> None:
@@ -248,18 +257,18 @@ class Sketcher:
     def _stream(self, *path: str | int) -> int:
         return key(self.plan.seed, self._draw, *path)
 
-    def _folds_of(self, name: str, numbers: int, width: int) -> Folds:
+    def _folds_of(self, name: str, numbers: int, width: int) -> FoldedCountSketch:
         if name not in self._folds:
             stream = self._stream(name, "folds")
-            self._folds[name] = Folds(stream, numbers, width, self._like)
+            self._folds[name] = FoldedCountSketch(stream, numbers, width, self._like)
         return self._folds[name]
 
     def _buckets_of(
         self, name: str, side: str, numbers: int, width: int, *, is_mixed: bool = False
-    ) -> Buckets:
+    ) -> CountSketch:
         if (name, side) not in self._buckets:
             stream = self._stream(name, side)
-            self._buckets[name, side] = Buckets(
+            self._buckets[name, side] = CountSketch(
                 stream, numbers, width, self._like, is_mixed=is_mixed
             )
         return self._buckets[name, side]
@@ -280,12 +289,12 @@ def first_width(width: int) -> int:
     return width if width >= _FEW else width * -(-_MANY // width)
 
 
-def _hashed(folds: Folds, form: Form, into: Tensor) -> Tensor:
+def _hashed(folds: FoldedCountSketch, form: PerExampleGradient, into: Tensor) -> Tensor:
     """Hash a form; returns its squared lengths, for which it need not be written out again."""
-    if isinstance(form, Rows):
+    if isinstance(form, SparseRows):
         folds.add_rows(form, into)
         return form.squared_norm()
-    if isinstance(form, Total):
+    if isinstance(form, SumOf):
         for each in form.forms:
             _hashed(folds, each, into)
         return form.squared_norm()
@@ -300,20 +309,20 @@ def _hashed(folds: Folds, form: Form, into: Tensor) -> Tensor:
 
 
 def _project(
-    form: Form,
+    form: PerExampleGradient,
     shape: tuple[int, int],
     left: Tensor | None,
     right: Tensor | None,
-    folds: Folds,
+    folds: FoldedCountSketch,
     into: Tensor,
 ) -> None:
-    sides = form.numbers if isinstance(form, Dense | Patches) else _factors(form)
+    sides = form.numbers if isinstance(form, Dense | ConvFactors) else _factors(form)
     for start, stop in blocks(form.examples, sides, form.device):
         part = form.part(start, stop)
-        if isinstance(part, Outer):
+        if isinstance(part, OuterProduct):
             lefts = part.left.to(into.dtype)
             lefts = lefts if left is None else lefts @ left
-        elif isinstance(part, Rows):
+        elif isinstance(part, SparseRows):
             table = torch.eye(shape[0]).to(into) if left is None else left
             lefts = table[part.index]
         else:
@@ -322,15 +331,15 @@ def _project(
             matrices = matrices if right is None else matrices.to(right.dtype) @ right
             folds.add(matrices.flatten(1), into[start:stop])
             continue
-        rights = part.right if isinstance(part, Outer) else part.values
+        rights = part.right if isinstance(part, OuterProduct) else part.values
         rights = rights if right is None else rights.to(right.dtype) @ right
-        folds.add(Outer(lefts, rights.to(lefts.dtype)).dense(), into[start:stop])
+        folds.add(OuterProduct(lefts, rights.to(lefts.dtype)).dense(), into[start:stop])
 
 
-def _factors(form: Form) -> int:
-    if isinstance(form, Outer):
+def _factors(form: PerExampleGradient) -> int:
+    if isinstance(form, OuterProduct):
         return form.positions * (form.left.shape[2] + form.right.shape[2])
-    if isinstance(form, Rows):
+    if isinstance(form, SparseRows):
         return form.index.shape[1] * form.values.shape[2]
     return form.written
 
@@ -341,9 +350,9 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
 
 
-def _unlike(name: str, promised: str, form: Form) -> IndexingError:
+def _unlike(name: str, promised: str, form: PerExampleGradient) -> IndexingError:
     came = type(form).__name__
-    if isinstance(form, Outer):
+    if isinstance(form, OuterProduct):
         came = f"{form.positions} positions"
     return IndexingError(
         f"The gradient of parameter '{name}' had {promised} where the plan was made, but now came "

@@ -1,7 +1,7 @@
 """Training itself, traced: what each step did to the queries' losses, shared among its examples."""
 
-from tracin.tracing.goodness import Goodness as Goodness
-from tracin.tracing.paths import Path as Path
+from tracin.tracing.diagnostics import TraceDiagnostics as TraceDiagnostics
+from tracin.tracing.paths import Quadrature as Quadrature
 from tracin.tracing.replay import Replay as Replay
 from tracin.tracing.trace import Trace as Trace
 from tracin.tracing.tracer import Tracer as Tracer

@@ -16,7 +16,7 @@ from tracin.data.batches import leaves
 from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import Gradients, until_settled
 from tracin.gradients.fast import Compute, Pass, checked_losses
-from tracin.gradients.forms import Dense, Form, Memo, as_query, pairs
+from tracin.gradients.forms import Dense, PerExampleGradient, ProductCache, as_query, pairs
 
 # Numbers of scaled query gradients that are written out at once: 256 MB in float32.
 HELD = 1 << 26
@@ -33,9 +33,11 @@ class Asked:
     """
 
     losses: Tensor
-    forms: Mapping[str, list[tuple[int, Form]]]
+    forms: Mapping[str, list[tuple[int, PerExampleGradient]]]
 
-    def products(self, name: str, form: Form, scale: Tensor | None, memo: Memo) -> Tensor | None:
+    def products(
+        self, name: str, form: PerExampleGradient, scale: Tensor | None, memo: ProductCache
+    ) -> Tensor | None:
         """The products of examples' shares with queries: [examples, queries]; None if zero.
 
         Args:
@@ -82,7 +84,7 @@ class Asked:
         return result
 
 
-def _scaled_products(form: Form, query: Form, scale: Tensor) -> Tensor:
+def _scaled_products(form: PerExampleGradient, query: PerExampleGradient, scale: Tensor) -> Tensor:
     """An entry-wise scale goes to the queries, so that the examples' shares stay in factors."""
     flat = scale.reshape(1, -1)
     step = max(1, HELD // query.numbers)
@@ -136,9 +138,9 @@ class Questions:
         """
         if self._gradients is None:
             raise RuntimeError("ask before trace")
-        gradients, forms = self._gradients, dict[str, list[tuple[int, Form]]]()
+        gradients, forms = self._gradients, dict[str, list[tuple[int, PerExampleGradient]]]()
 
-        def keep(name: str, form: Form, row: int) -> None:
+        def keep(name: str, form: PerExampleGradient, row: int) -> None:
             forms.setdefault(name, []).append((row, as_query(form)))
 
         def visit(batch: Batch) -> Pass:

@@ -19,7 +19,7 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -38,7 +38,7 @@ from tracin.checkpoints.disk import made_folder, writing
 from tracin.checkpoints.folder_lock import FolderLock
 from tracin.data.ids import checked_ids
 from tracin.errors import DataError, TracingError
-from tracin.tracing.paths import Path
+from tracin.tracing.paths import Quadrature
 from tracin.tracing.step_table import StepWriter, columns, has_steps
 
 FORMAT = 2
@@ -79,9 +79,9 @@ class About:
     parameters: tuple[str, ...] = ()
 
     @property
-    def members(self) -> tuple[Path, ...]:
+    def members(self) -> tuple[Quadrature, ...]:
         """The paths themselves."""
-        return tuple(Path(name) for name in self.paths)
+        return tuple(Quadrature(name) for name in self.paths)
 
 
 @final
@@ -120,7 +120,7 @@ class Tables:
     """
 
     def __init__(
-        self, folder: str | FilePath, about: About, ids: np.ndarray, query_ids: np.ndarray
+        self, folder: str | Path, about: About, ids: np.ndarray, query_ids: np.ndarray
     ) -> None:
         self.folder, self.about = made_folder(folder, TracingError), about
         self._steps: StepWriter | None = None
@@ -175,7 +175,7 @@ class Tables:
             if later.step > save.step:  # training repeats what came after
                 shutil.rmtree(self.folder / SAVED / str(later.step))
 
-    def scores(self, path: Path) -> np.ndarray:
+    def scores(self, path: Quadrature) -> np.ndarray:
         """The scores of one path, to be added to: [train, queries]."""
         return self._tables[scores_name(path)]
 
@@ -252,7 +252,7 @@ class Tables:
         for leftover in (self.folder / SAVED).glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _copy(self, save: Save, place: FilePath, *, is_kept: bool) -> Save:
+    def _copy(self, save: Save, place: Path, *, is_kept: bool) -> Save:
         """Copy the tables, and take down their checksums."""
         place.mkdir()
         files = {STEPS: self.steps.checksum}
@@ -269,7 +269,7 @@ class Tables:
         return replace(save, files=files)
 
 
-def scores_name(path: Path) -> str:
+def scores_name(path: Quadrature) -> str:
     """The name of the table of one path's scores."""
     return f"scores-{path.value}.f32"
 
@@ -284,7 +284,7 @@ def tables_of(about: About) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
 FLOAT32, FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
 
 
-def read_about(folder: FilePath) -> About:
+def read_about(folder: Path) -> About:
     """What the trace in a folder is of.
 
     Raises:
@@ -316,7 +316,7 @@ def read_about(folder: FilePath) -> About:
     return about
 
 
-def read_ids(folder: FilePath, about: About) -> tuple[np.ndarray, np.ndarray]:
+def read_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
     """The ids of training examples and queries.
 
     Raises:
@@ -334,7 +334,7 @@ def read_ids(folder: FilePath, about: About) -> tuple[np.ndarray, np.ndarray]:
         ) from error
 
 
-def read_saves(folder: FilePath, about: About) -> list[Save]:
+def read_saves(folder: Path, about: About) -> list[Save]:
     """What was saved in a folder, oldest first.
 
     Raises:
@@ -371,7 +371,7 @@ def read_saves(folder: FilePath, about: About) -> list[Save]:
     return sorted(found, key=lambda save: save.step)
 
 
-def open_saved(folder: FilePath, about: About, save: Save) -> dict[str, np.ndarray]:
+def open_saved(folder: Path, about: About, save: Save) -> dict[str, np.ndarray]:
     """The tables of a save, memory-mapped; they stay readable when the save is deleted.
 
     Raises:
@@ -380,9 +380,7 @@ def open_saved(folder: FilePath, about: About, save: Save) -> dict[str, np.ndarr
     return open_tables(folder, about, save, folder / SAVED / str(save.step))
 
 
-def open_tables(
-    folder: FilePath, about: About, save: Save, place: FilePath
-) -> dict[str, np.ndarray]:
+def open_tables(folder: Path, about: About, save: Save, place: Path) -> dict[str, np.ndarray]:
     """The tables in `place`, and the steps, which lie in the trace's folder."""
     width = columns(about.queries, about.members)
     found = {STEPS: _mapped(folder / STEPS, (save.rows, width), FLOAT64, is_longer=True)}
@@ -393,7 +391,7 @@ def open_tables(
     return found
 
 
-def check_table(folder: FilePath, name: str, table: np.ndarray, save: Save) -> None:
+def check_table(folder: Path, name: str, table: np.ndarray, save: Save) -> None:
     """Compare a table with its checksum.
 
     Raises:
@@ -408,7 +406,7 @@ def check_table(folder: FilePath, name: str, table: np.ndarray, save: Save) -> N
         raise _damaged(folder / name)
 
 
-def reserve(path: FilePath, size: int) -> None:
+def reserve(path: Path, size: int) -> None:
     """Make a file at least so long, of zeros, and take the space on the disk now.
 
     A file with holes would end the process (SIGBUS) where a mapped page finds the disk full.
@@ -429,7 +427,7 @@ def reserve(path: FilePath, size: int) -> None:
         os.close(descriptor)
 
 
-def write_json(path: FilePath, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a small JSON file with its checksum, whole or not at all."""
     # Through JSON once, so that what is summed is what will be read.
     plain = json.loads(json.dumps(dict(content)))
@@ -445,7 +443,7 @@ def add_rows(table: np.ndarray, positions: Tensor, rows: Tensor) -> None:
 _KINDS = {"float32": torch.float32, "float64": torch.float64}
 
 
-def _copied(source: FilePath, target: FilePath) -> str:
+def _copied(source: Path, target: Path) -> str:
     """Copy a file, and give its checksum."""
     crc = 0
     with target.open("xb") as file:
@@ -456,7 +454,7 @@ def _copied(source: FilePath, target: FilePath) -> str:
 
 
 def _mapped(
-    path: FilePath, shape: tuple[int, ...], kind: np.dtype[Any], *, is_longer: bool = False
+    path: Path, shape: tuple[int, ...], kind: np.dtype[Any], *, is_longer: bool = False
 ) -> np.ndarray:
     size = int(np.prod([int(one) for one in shape], dtype=object)) * kind.itemsize
     held = path.stat().st_size if path.is_file() else -1
@@ -470,14 +468,14 @@ def _mapped(
     return np.memmap(path, kind, "r", shape=shape)
 
 
-def _damaged(path: FilePath) -> TracingError:
+def _damaged(path: Path) -> TracingError:
     return TracingError(
         f"{path} is damaged: its content does not match the checksum that was saved with it. "
         "Restore it from a backup, or trace again."
     )
 
 
-def _refuse_other(there: About, here: About, folder: FilePath) -> None:
+def _refuse_other(there: About, here: About, folder: Path) -> None:
     words = {
         "train": "number of training examples",
         "train_ids": "training ids",

@@ -26,11 +26,11 @@ from tracin.data import Batch, content_of
 from tracin.data.batches import leaves as leaves_of
 from tracin.data.batches import mapped
 from tracin.gradients.fast import Compute
-from tracin.gradients.forms import Form
-from tracin.gradients.layouts import Trial
-from tracin.gradients.ledger import Ledger
-from tracin.gradients.tap import new_anchor
-from tracin.gradients.watch import Watch
+from tracin.gradients.forms import PerExampleGradient
+from tracin.gradients.grad_hook import new_anchor
+from tracin.gradients.layouts import ShapeProbe
+from tracin.gradients.ledger import GradientAccumulator
+from tracin.gradients.watch import FunctionWatch
 from tracin.precision import lowest_precision
 from tracin.tracing.shares import buffers_kept
 
@@ -112,7 +112,7 @@ def asked(model: Module, compute: Compute, batch: Batch) -> Run:
 def gaps(
     model: Module,
     parameters: Mapping[str, Tensor],
-    trial: Trial,
+    trial: ShapeProbe,
     examples: int,
     run: Run,
     *,
@@ -138,11 +138,11 @@ def gaps(
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(2, (examples,), generator=generator).double().mul_(2).sub_(1)
     factors = signs * torch.rand(examples, generator=generator, dtype=torch.float64).add_(0.5)
-    forms: dict[str, Form] = {}
-    ledger = Ledger(leaves, forms.__setitem__)
+    forms: dict[str, PerExampleGradient] = {}
+    ledger = GradientAccumulator(leaves, forms.__setitem__)
     with _shadow(model, is_eval=is_eval):
         anchor = new_anchor(device)
-        watch = Watch(leaves, trial, examples, anchor, ledger, is_live=True)
+        watch = FunctionWatch(leaves, trial, examples, anchor, ledger, is_live=True)
         watch.begin()
         with watch:
             rows = _rows(run(leaves), examples)

@@ -3,7 +3,7 @@
 from enum import Enum
 
 
-class Path(Enum):
+class Quadrature(Enum):
     """How a step's effect is shared among its examples.
 
     Along the straight line from w_t to w_{t+1} an example's share of a query's loss drop is its
@@ -21,7 +21,7 @@ class Path(Enum):
     come close to the query's real loss drop (Aumann-Shapley shares).
 
     Example:
-        >>> Path.TRAPEZOID.points
+        >>> Quadrature.TRAPEZOID.points
         ((0.0, 0.5), (1.0, 0.5))
     """
 
@@ -37,8 +37,8 @@ class Path(Enum):
 
 
 _POINTS = {
-    Path.FIRST_ORDER: ((0.0, 1.0),),
-    Path.MIDPOINT: ((0.5, 1.0),),
-    Path.TRAPEZOID: ((0.0, 0.5), (1.0, 0.5)),
-    Path.SIMPSON: ((0.0, 1 / 6), (0.5, 4 / 6), (1.0, 1 / 6)),
+    Quadrature.FIRST_ORDER: ((0.0, 1.0),),
+    Quadrature.MIDPOINT: ((0.5, 1.0),),
+    Quadrature.TRAPEZOID: ((0.0, 0.5), (1.0, 0.5)),
+    Quadrature.SIMPSON: ((0.0, 1 / 6), (0.5, 4 / 6), (1.0, 1 / 6)),
 }

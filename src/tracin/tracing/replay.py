@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -24,7 +24,7 @@ from tracin.losses import PerExampleLoss, open_loss
 from tracin.results.table import aligned
 from tracin.scoring.parameters import Selection
 from tracin.scoring.progress import bar
-from tracin.tracing.paths import Path
+from tracin.tracing.paths import Quadrature
 from tracin.tracing.places import Places
 from tracin.tracing.trace import Trace
 from tracin.tracing.tracer import Tracer
@@ -109,7 +109,7 @@ class Replay:
         self,
         model: Module,
         optimizer: Optimizer,
-        record: str | FilePath,
+        record: str | Path,
         train: Any,
         *,
         start: int = 0,
@@ -162,10 +162,10 @@ class Replay:
         self,
         loss: str | PerExampleLoss,
         queries: Any | None,
-        folder: str | FilePath,
+        folder: str | Path,
         *,
         training_loss: TrainingLoss | None = None,
-        paths: Sequence[Path] = (Path.TRAPEZOID, Path.FIRST_ORDER),
+        paths: Sequence[Quadrature] = (Quadrature.TRAPEZOID, Quadrature.FIRST_ORDER),
         every: int = 1,
         parameters: Selection = None,
         queries_at_once: int | None = None,

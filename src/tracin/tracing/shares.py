@@ -14,11 +14,11 @@ from tracin.checkpoints.state_dicts import listed
 from tracin.data import Batch, part
 from tracin.errors import TracingError
 from tracin.gradients.fast import Compute, learn
-from tracin.gradients.forms import Form, added
-from tracin.gradients.layouts import Trial
-from tracin.gradients.ledger import Ledger
-from tracin.gradients.tap import new_anchor
-from tracin.gradients.watch import UnlikeTrialError, Watch
+from tracin.gradients.forms import PerExampleGradient, added
+from tracin.gradients.grad_hook import new_anchor
+from tracin.gradients.layouts import ShapeProbe
+from tracin.gradients.ledger import GradientAccumulator
+from tracin.gradients.watch import FunctionWatch, UnlikeTrialError
 
 
 @final
@@ -40,7 +40,7 @@ class Share:
     positions: Tensor
     weights: Tensor | None
     scale: float
-    forms: dict[str, Form] = field(default_factory=dict)
+    forms: dict[str, PerExampleGradient] = field(default_factory=dict)
     uncovered: dict[str, str] = field(default_factory=dict)
     settle: Callable[[], None] = lambda: None
 
@@ -63,7 +63,7 @@ class Watcher:
         self._model = model
         self.parameters = dict(parameters)
         with untouched(model), buffers_kept(model):
-            self.trial: Trial = learn(
+            self.trial: ShapeProbe = learn(
                 model, compute, part(example, [0]), self.parameters, is_live=True
             )
 
@@ -75,7 +75,7 @@ class Watcher:
             TracingError: The pass is not one over the examples that were announced.
         """
         # The shares are read after the step, when the weights have changed.
-        ledger = Ledger(self.parameters, share.forms.__setitem__, is_settled=True)
+        ledger = GradientAccumulator(self.parameters, share.forms.__setitem__, is_settled=True)
 
         def settle() -> None:
             ledger.close()
@@ -89,7 +89,7 @@ class Watcher:
 
         share.settle = settle
         anchor = new_anchor(next(iter(self.parameters.values())).device)
-        watch = Watch(self.parameters, self.trial, len(share), anchor, ledger, is_live=True)
+        watch = FunctionWatch(self.parameters, self.trial, len(share), anchor, ledger, is_live=True)
         entered = self._model.register_forward_pre_hook(lambda *_: watch.begin())
         try:
             with watch:

@@ -4,7 +4,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from tracin.checkpoints.atomic import replacing
 from tracin.checkpoints.checksum import blocks, crc_of, text_of
 from tracin.errors import TracingError
-from tracin.tracing.paths import Path
+from tracin.tracing.paths import Quadrature
 
 # What a step's prediction is made of, beside its examples (method: E4's lines for nobody).
 PARTS = ("examples", "weight_decay", "momentum", "unattributed")
@@ -41,7 +41,7 @@ class StepRow:
     before: Tensor
     after: Tensor
     buffers: Tensor
-    parts: Mapping[Path, Mapping[str, Tensor]]
+    parts: Mapping[Quadrature, Mapping[str, Tensor]]
 
 
 @final
@@ -57,7 +57,7 @@ class Steps:
 
     rows: np.ndarray
     queries: int
-    paths: tuple[Path, ...]
+    paths: tuple[Quadrature, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,11 +97,11 @@ class Steps:
         """The part of the drop that comes of running statistics: [steps, queries]."""
         return self._block(2)
 
-    def part(self, path: Path, part: str) -> np.ndarray:
+    def part(self, path: Quadrature, part: str) -> np.ndarray:
         """One part of the prediction, such as "examples" or "momentum": [steps, queries]."""
         return self._block(3 + self.paths.index(path) * len(PARTS) + PARTS.index(part))
 
-    def predicted(self, path: Path) -> np.ndarray:
+    def predicted(self, path: Quadrature) -> np.ndarray:
         """The sum of all parts: [steps, queries]."""
         parts = [self.part(path, part) for part in PARTS]
         return np.sum([*parts, self.buffers], axis=0)
@@ -111,7 +111,7 @@ class Steps:
         return self.rows[:, start : start + self.queries]
 
 
-def columns(queries: int, paths: Sequence[Path]) -> int:
+def columns(queries: int, paths: Sequence[Quadrature]) -> int:
     """The numbers in one row."""
     return len(HEAD) + queries * (3 + len(paths) * len(PARTS))
 
@@ -132,7 +132,7 @@ class StepWriter:
     """
 
     def __init__(
-        self, path: FilePath, queries: int, paths: Sequence[Path], rows: int, checksum: str
+        self, path: Path, queries: int, paths: Sequence[Quadrature], rows: int, checksum: str
     ) -> None:
         self.rows = rows
         self._path, self._paths = path, tuple(paths)
@@ -184,7 +184,7 @@ class StepWriter:
         self.rows += 1
 
 
-def has_steps(path: FilePath, queries: int, paths: Sequence[Path]) -> bool:
+def has_steps(path: Path, queries: int, paths: Sequence[Quadrature]) -> bool:
     """Whether a step was ever noted in this file; unused room in it is zeros."""
     if not path.is_file() or path.stat().st_size < 8 * columns(queries, paths):
         return False

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Self, final
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tracin.errors import QueryError, TracingError
-from tracin.results.explanations import Explanations, Hits
+from tracin.results.explanations import Explanations, TopInfluences
 from tracin.scoring.top_k import top_k
+from tracin.tracing.diagnostics import TraceDiagnostics, goodness_of
 from tracin.tracing.folder import (
     SELF,
     STEPS,
@@ -24,8 +25,7 @@ from tracin.tracing.folder import (
     read_saves,
     scores_name,
 )
-from tracin.tracing.goodness import Goodness, goodness_of
-from tracin.tracing.paths import Path
+from tracin.tracing.paths import Quadrature
 from tracin.tracing.step_table import Steps
 
 # Scores that are ranked at a time: 16 MB, and as much again beside them.
@@ -49,7 +49,7 @@ class Trace:
         tables: Name -> the table, memory-mapped; it stays readable when its save is replaced.
     """
 
-    folder: FilePath
+    folder: Path
     about: About
     save: Save
     ids: np.ndarray
@@ -58,14 +58,14 @@ class Trace:
     _checked: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
-    def open(cls, folder: str | FilePath) -> Self:
+    def open(cls, folder: str | Path) -> Self:
         """The trace in a folder as of its last save, also while its Tracer goes on.
 
         Raises:
             TracingError: There is none, training broke off before its first save, or a file is
                 missing or damaged.
         """
-        folder = FilePath(folder).expanduser()
+        folder = Path(folder).expanduser()
         about = read_about(folder)
         saves = read_saves(folder, about)
         if not saves or not saves[-1].rows:
@@ -77,7 +77,7 @@ class Trace:
         return cls(folder, about, saves[-1], *read_ids(folder, about), tables)
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[Quadrature, ...]:
         """The amounts that were added up."""
         return self.about.members
 
@@ -86,7 +86,7 @@ class Trace:
         """All traced steps: the queries' losses, and what was predicted."""
         return Steps(self._table(STEPS), self.about.queries, self.about.members)
 
-    def influence(self, path: Path | None = None) -> Tensor:
+    def influence(self, path: Quadrature | None = None) -> Tensor:
         """The influence of every training example on every query: [train, queries].
 
         Args:
@@ -113,8 +113,9 @@ class Trace:
             raise QueryError(
                 "TracInIdeal is defined where each step has one example, but steps of up to "
                 f"{int(steps.examples.max())} were traced: a step's real loss drop "
-                "(trace.steps.actual) cannot be split among them. influence(tracin.Path.TRAPEZOID) "
-                "shares it out so that shares add up to it."
+                "(trace.steps.actual) cannot be split among them. "
+                "influence(tracin.tracing.Quadrature.TRAPEZOID) shares it out so that shares add "
+                "up to it."
             )
         found = torch.zeros(self.about.train, self.about.queries, dtype=torch.float64)
         return found.index_add_(
@@ -138,7 +139,7 @@ class Trace:
             )
         return torch.from_numpy(np.array(self._table(SELF)))
 
-    def explain(self, k: int = 10, path: Path | None = None) -> Explanations:
+    def explain(self, k: int = 10, path: Quadrature | None = None) -> Explanations:
         """The k strongest proponents and opponents of each query, reading the scores in blocks.
 
         Raises:
@@ -165,15 +166,15 @@ class Trace:
                 order = top_k(best, k, positions=at, largest=sign > 0).places
                 best, at = best.gather(1, order), at.gather(1, order)
             positions = at.numpy()
-            sides.append(Hits(self.ids[positions], positions, best, best[:, :, None]))
+            sides.append(TopInfluences(self.ids[positions], positions, best, best[:, :, None]))
         return Explanations(self.query_ids, sides[0], sides[1], ("training",))
 
-    def goodness(self, path: Path | None = None) -> Goodness:
+    def goodness(self, path: Quadrature | None = None) -> TraceDiagnostics:
         """How well predicted loss changes agree with the real ones (Remark 3.3, Lemma 3.1)."""
         is_partial = bool(self.about.parameters)
         return goodness_of(self.steps, self._path(path), is_partial=is_partial)
 
-    def _scores(self, path: Path | None) -> np.ndarray:
+    def _scores(self, path: Quadrature | None) -> np.ndarray:
         self._refuse_no_queries()
         return self._table(scores_name(self._path(path)))
 
@@ -190,7 +191,7 @@ class Trace:
                 "Without queries only self-influence was traced; give some to the Tracer."
             )
 
-    def _path(self, path: Path | None) -> Path:
+    def _path(self, path: Quadrature | None) -> Quadrature:
         if path is None:
             return self.paths[0]
         if path not in self.paths:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path as FilePath
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -24,22 +24,22 @@ from tracin.checkpoints.hooked_optimizer import bare_optimizer
 from tracin.checkpoints.state_dicts import listed
 from tracin.data import content_of, move, open_examples
 from tracin.errors import NonFiniteError, TracingError, TracingWarning, UnsupportedModelError
-from tracin.gradients.forms import Form, Memo
+from tracin.gradients.forms import PerExampleGradient, ProductCache
 from tracin.guards import Guard, Hold, owned
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.scoring.last_used import last_used
 from tracin.scoring.parameters import LAST, Selection, chosen_parameters
 from tracin.tracing.asked import Asked, Questions, weights_at
+from tracin.tracing.diagnostics import TraceDiagnostics
 from tracin.tracing.fingerprints import (
     ids_fingerprint,
     query_fingerprint,
     weights_fingerprint,
 )
 from tracin.tracing.folder import About, Save, Tables, add_rows
-from tracin.tracing.goodness import Goodness
 from tracin.tracing.gradient_use import Seen, assumed, examined, written
 from tracin.tracing.live_audit import Call, asked, captured, gaps, repeated
-from tracin.tracing.paths import Path
+from tracin.tracing.paths import Quadrature
 from tracin.tracing.places import Places
 from tracin.tracing.probe import loss_factor
 from tracin.tracing.shares import Share, Watcher, check_shares
@@ -77,8 +77,8 @@ class Tracer:
                 optimizer.step()
 
     Learning rates, momentum and second moments are read from the optimizer at each step
-    (`tracin.update_rule`), clipping and unscaling from the gradient that it is given. Gradient
-    accumulation is several blocks before one step.
+    (`tracin.tracing.update_rule`), clipping and unscaling from the gradient that it is given.
+    Gradient accumulation is several blocks before one step.
 
     Scores lie in `folder`, [train, queries] floats a path, memory-mapped, never all in memory;
     their space on the disk is taken before the first step. Until its step is taken, a batch's
@@ -99,7 +99,7 @@ class Tracer:
         train: All training examples, or as many with the same ids; their number and ids count, and
             a few are looked at to learn how the training loss weighs its examples.
         folder: Where the trace is kept.
-        paths: Which amounts to add up; see `tracin.Path`.
+        paths: Which amounts to add up; see `tracin.tracing.Quadrature`.
         every: Trace each n-th step; examples get nothing for the others.
         parameters: Which to trace, as for `tracin.TracIn`; None for all that are trained, also
             those that are unfrozen later.
@@ -124,9 +124,9 @@ class Tracer:
         loss: str | PerExampleLoss,
         queries: Any | None,
         train: Any,
-        folder: str | FilePath,
+        folder: str | Path,
         *,
-        paths: Sequence[Path] = (Path.TRAPEZOID, Path.FIRST_ORDER),
+        paths: Sequence[Quadrature] = (Quadrature.TRAPEZOID, Quadrature.FIRST_ORDER),
         every: int = 1,
         parameters: Selection = None,
         scaler: Any = None,
@@ -138,10 +138,10 @@ class Tracer:
         _refuse_count(every, "every")
         if queries_at_once is not None:
             _refuse_count(queries_at_once, "queries_at_once")
-        if not paths or not all(isinstance(path, Path) for path in paths):
+        if not paths or not all(isinstance(path, Quadrature) for path in paths):
             raise TracingError(
-                "paths are some of tracin.Path, such as [tracin.Path.TRAPEZOID]; "
-                f"{paths!r} was given."
+                "paths are some of tracin.tracing.Quadrature, such as "
+                f"[tracin.tracing.Quadrature.TRAPEZOID]; {paths!r} was given."
             )
         optimizer = bare_optimizer(optimizer, "Tracer", TracingError)
         self.step = 0
@@ -285,8 +285,8 @@ class Tracer:
             self._tables.folder, self._about, save, self._train.ids, self._query_ids, tables
         )
 
-    def goodness(self, path: Path | None = None) -> Goodness:
-        """How well the trace explains the real losses; see `tracin.Trace.goodness`."""
+    def goodness(self, path: Quadrature | None = None) -> TraceDiagnostics:
+        """How well the trace explains the real losses; see `tracin.tracing.Trace.goodness`."""
         return self.trace().goodness(path)
 
     def close(self) -> None:
@@ -777,7 +777,7 @@ class Tracer:
             at: {part: asked[at].along(terms) for part, terms in made.own.items()}
             for at in positions
         }
-        parts: dict[Path, dict[str, Tensor]] = {}
+        parts: dict[Quadrature, dict[str, Tensor]] = {}
         for path in self._paths:
             total = torch.zeros(len(chunk), dtype=torch.float64)
             for number, share in enumerate(self._pending):
@@ -831,7 +831,7 @@ class Tracer:
         """What each micro-batch's examples did for the queries: [examples, queries] each."""
         found = []
         for share in self._pending:
-            memo = Memo()
+            memo = ProductCache()
             by_scale: dict[float, Tensor] = {}  # most parameters have the same learning rate
             for name, form in share.forms.items():
                 scale = made.scales.get(name)
@@ -913,7 +913,7 @@ class _ChunkRow:
     before: Tensor
     after: Tensor
     buffers: Tensor
-    parts: dict[Path, dict[str, Tensor]]
+    parts: dict[Quadrature, dict[str, Tensor]]
 
 
 def _see(tracer: "weakref.ref[Tracer]", name: str, parameter: Tensor) -> None:
@@ -957,7 +957,7 @@ def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor:
     return total
 
 
-def sum_of_norms(forms: Mapping[str, Form]) -> Tensor:
+def sum_of_norms(forms: Mapping[str, PerExampleGradient]) -> Tensor:
     """The squared length of each example's gradient over all parameters: [examples]."""
     return torch.stack([form.squared_norm().cpu().double() for form in forms.values()]).sum(0)
 

@@ -70,9 +70,9 @@ def update_rule(*kinds: type[Optimizer]) -> Callable[[UpdateRule], UpdateRule]:
         >>> import torch, tracin
         >>> class SignedSGD(torch.optim.Optimizer):
         ...     "Steps of one size, in the direction of the gradient's signs."
-        >>> @tracin.update_rule(SignedSGD)
+        >>> @tracin.tracing.update_rule(SignedSGD)
         ... def signed(step):
-        ...     return tracin.Update(step.option("lr") / step.gradient.abs())
+        ...     return tracin.tracing.Update(step.option("lr") / step.gradient.abs())
     """
 
     def register(rule: UpdateRule) -> UpdateRule:
@@ -94,7 +94,7 @@ def rule_of(optimizer: Optimizer) -> UpdateRule:
         raise TracingError(
             f"There is no update rule for the optimizer {type(optimizer).__name__}, so its steps "
             f"cannot be shared among examples. There are rules for {known}; write one with "
-            "tracin.update_rule."
+            "tracin.tracing.update_rule."
         )
     return rule
 

@@ -3,19 +3,19 @@
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, by_blocks
-from tracin.gradients.forms.outer import Outer
-from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.form import PerExampleGradient, by_blocks
+from tracin.gradients.forms.outer import OuterProduct
+from tracin.gradients.forms.rows import SparseRows
 from tracin.gradients.forms.scaled_rows import ScaledRows
 
 
-def aligned(form: Form, other: Form) -> Tensor:
+def aligned(form: PerExampleGradient, other: PerExampleGradient) -> Tensor:
     """The dot product of each example's gradient with the same example's other one: [examples]."""
-    if isinstance(form, Outer):
+    if isinstance(form, OuterProduct):
         form, other = other, form
-    if isinstance(form, Rows) and isinstance(other, Outer):
+    if isinstance(form, SparseRows) and isinstance(other, OuterProduct):
         return _aligned_rows_outer(form, other)
-    if isinstance(form, ScaledRows) and isinstance(other, Outer):
+    if isinstance(form, ScaledRows) and isinstance(other, OuterProduct):
         return _aligned_scaled_rows_outer(form, other)
     most = max(form.written, other.written)
 
@@ -25,7 +25,7 @@ def aligned(form: Form, other: Form) -> Tensor:
     return by_blocks(form.examples, most, form.device, one)
 
 
-def _aligned_rows_outer(form: Rows, other: Outer) -> Tensor:
+def _aligned_rows_outer(form: SparseRows, other: OuterProduct) -> Tensor:
     def one(start: int, stop: int) -> Tensor:
         rows, outer = form.part(start, stop), other.part(start, stop)
         products = torch.bmm(rows.values, outer.right.mT)  # [examples, here, there]
@@ -37,7 +37,7 @@ def _aligned_rows_outer(form: Rows, other: Outer) -> Tensor:
     return by_blocks(form.examples, form.index.shape[1] * other.positions, form.device, one)
 
 
-def _aligned_scaled_rows_outer(form: ScaledRows, other: Outer) -> Tensor:
+def _aligned_scaled_rows_outer(form: ScaledRows, other: OuterProduct) -> Tensor:
     if other.left.shape[2] != form.matrix.shape[0]:
         raise ValueError("the outer products' left sides are no rows of the matrix")
     moved = other.right.flatten(0, 1) @ form.matrix.mT.to(other.right)  # [.., rows]

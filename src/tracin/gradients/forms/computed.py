@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form, by_blocks
+from tracin.gradients.forms.form import PerExampleGradient, by_blocks
 
 Make = Callable[[int, int], Tensor]
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Computed(Form):
+class Computed(PerExampleGradient):
     """Per-example gradients that have no factors, of a parameter too large to write out for all.
 
     Attributes:
@@ -69,7 +69,7 @@ class Computed(Form):
         return self.written_norm()
 
 
-def summed(forms: list[Form]) -> Computed:
+def summed(forms: list[PerExampleGradient]) -> Computed:
     """The sum of forms of the same parameter and the same examples, added up block by block."""
 
     def make(start: int, stop: int) -> Tensor:

@@ -6,12 +6,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, squared_lengths
+from tracin.gradients.forms.form import PerExampleGradient, squared_lengths
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Dense(Form):
+class Dense(PerExampleGradient):
     """Per-example gradients as they are: [examples, *the parameter's shape]."""
 
     values: Tensor

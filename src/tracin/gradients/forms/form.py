@@ -12,7 +12,7 @@ BLOCK = 1 << 20
 GPU_BLOCK = 1 << 26
 
 
-class Form(ABC):
+class PerExampleGradient(ABC):
     """The gradients of one parameter, one an example, in whatever shape is cheapest to hold.
 
     Products of two forms are in `products.py`, since they depend on both kinds.
@@ -39,7 +39,7 @@ class Form(ABC):
         return self.numbers
 
     @abstractmethod
-    def part(self, start: int, stop: int) -> "Form":
+    def part(self, start: int, stop: int) -> "PerExampleGradient":
         """The gradients of examples `start` to `stop`."""
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Form(ABC):
     def squared_norm(self) -> Tensor:
         """The squared length of each example's gradient: [examples]."""
 
-    def settled(self) -> "Form":
+    def settled(self) -> "PerExampleGradient":
         """The same gradients, if need be written out: the weights may change from here on."""
         return self
 

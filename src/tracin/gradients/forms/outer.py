@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, by_blocks, squared_lengths
+from tracin.gradients.forms.form import PerExampleGradient, by_blocks, squared_lengths
 
 # Numbers in one block of Gram matrices: small enough for a core's own cache.
 GRAM = 1 << 17
@@ -19,7 +19,7 @@ CROSSING = 1.3
 
 @final
 @dataclass(frozen=True, eq=False)
-class Outer(Form):
+class OuterProduct(PerExampleGradient):
     """Gradient i is the sum over positions of left[i, t] (x) right[i, t]: [out, in]."""
 
     left: Tensor  # [examples, positions, out]
@@ -47,12 +47,12 @@ class Outer(Form):
         sides = self.left.shape[2] + self.right.shape[2]
         return self.positions * sides < CROSSING * self.numbers
 
-    def part(self, start: int, stop: int) -> "Outer":
-        return Outer(self.left[start:stop], self.right[start:stop])
+    def part(self, start: int, stop: int) -> "OuterProduct":
+        return OuterProduct(self.left[start:stop], self.right[start:stop])
 
-    def transposed(self) -> "Outer":
+    def transposed(self) -> "OuterProduct":
         """The gradient of the transpose."""
-        return Outer(self.right, self.left)
+        return OuterProduct(self.right, self.left)
 
     def dense(self) -> Tensor:
         return torch.bmm(self.left.mT, self.right).flatten(1)
@@ -82,15 +82,15 @@ class Outer(Form):
         return torch.linalg.vecdot(left @ metric.to(left).view(left.shape[1], -1), right)
 
 
-def _gram_norm(form: Outer) -> Tensor:
+def _gram_norm(form: OuterProduct) -> Tensor:
     """The sum over pairs of positions; a pair counts both ways, so a quarter need not be made."""
     half = form.positions // 2
-    first = Outer(form.left[:, :half], form.right[:, :half])
-    second = Outer(form.left[:, half:], form.right[:, half:])
+    first = OuterProduct(form.left[:, :half], form.right[:, :half])
+    second = OuterProduct(form.left[:, half:], form.right[:, half:])
     return _gram(first, first) + _gram(second, second) + 2 * _gram(first, second)
 
 
-def _gram(form: Outer, other: Outer) -> Tensor:
+def _gram(form: OuterProduct, other: OuterProduct) -> Tensor:
     lefts = torch.bmm(form.left, other.left.mT)
     rights = torch.bmm(form.right, other.right.mT)
     return torch.linalg.vecdot(lefts.flatten(1), rights.flatten(1))

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form
+from tracin.gradients.forms.form import PerExampleGradient
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Geometry:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Patches(Form):
+class ConvFactors(PerExampleGradient):
     """Gradient i is the weight gradient of the convolution of inputs[i] given deltas[i].
 
     An example may hold several images (`copies`): its gradient is the sum of theirs.
@@ -51,9 +51,9 @@ class Patches(Form):
     def written(self) -> int:
         return self.numbers * self.copies
 
-    def part(self, start: int, stop: int) -> "Patches":
+    def part(self, start: int, stop: int) -> "ConvFactors":
         rows = slice(start * self.copies, stop * self.copies)
-        return Patches(
+        return ConvFactors(
             self.inputs[rows], self.deltas[rows], self.weight_shape, self.geometry, self.copies
         )
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form, blocks
-from tracin.gradients.forms.outer import Outer
-from tracin.gradients.forms.patches import Patches
-from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.form import PerExampleGradient, blocks
+from tracin.gradients.forms.outer import OuterProduct
+from tracin.gradients.forms.patches import ConvFactors
+from tracin.gradients.forms.rows import SparseRows
 from tracin.gradients.forms.scaled_entries import ScaledEntries
 from tracin.gradients.forms.stacked import Stacked
-from tracin.gradients.forms.total import Total
+from tracin.gradients.forms.total import SumOf
 
 # One query's product as a convolution costs about one forward convolution, writing the gradients
 # out about two: up to this many queries the convolution wins.
@@ -27,7 +27,7 @@ ROWS = 512
 
 
 @final
-class Memo:
+class ProductCache:
     """The last product of output gradients, which a layer's weight and bias have in common.
 
     With one position, the bias's product is the left factor of the weight's: (a . a' + 1)(e . e').
@@ -51,7 +51,9 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
-def pairs(form: Form, query: Form, memo: Memo | None = None) -> Tensor:
+def pairs(
+    form: PerExampleGradient, query: PerExampleGradient, memo: ProductCache | None = None
+) -> Tensor:
     """The dot product of each example's gradient with each query's: [examples, queries].
 
     Args:
@@ -59,21 +61,21 @@ def pairs(form: Form, query: Form, memo: Memo | None = None) -> Tensor:
         query: The same parameter's gradients of the queries, as `as_query` gives them.
         memo: Kept from one parameter to the next of the same batch.
     """
-    if memo is not None and isinstance(query, Dense | Outer):
+    if memo is not None and isinstance(query, Dense | OuterProduct):
         shared = _shared(form, query, memo)
         if shared is not None:
             return shared
-    if isinstance(form, Total):
+    if isinstance(form, SumOf):
         return torch.stack([pairs(each, query) for each in form.forms]).sum(0)
-    if isinstance(query, Total):
+    if isinstance(query, SumOf):
         return torch.stack([pairs(form, each) for each in query.forms]).sum(0)
-    if isinstance(form, Outer) and isinstance(query, Outer):
+    if isinstance(form, OuterProduct) and isinstance(query, OuterProduct):
         return _outer_outer(form, query)
-    if isinstance(form, Rows) and isinstance(query, Rows):
+    if isinstance(form, SparseRows) and isinstance(query, SparseRows):
         return _rows_rows(form, query)
-    if isinstance(form, Rows) and isinstance(query, Outer):
+    if isinstance(form, SparseRows) and isinstance(query, OuterProduct):
         return _rows_outer(form, query)
-    if isinstance(form, Outer) and isinstance(query, Rows):
+    if isinstance(form, OuterProduct) and isinstance(query, SparseRows):
         return _rows_outer(query, form).mT
     if isinstance(form, Stacked) and isinstance(query, Stacked):
         each = zip(form.each, query.each, strict=True)
@@ -81,42 +83,46 @@ def pairs(form: Form, query: Form, memo: Memo | None = None) -> Tensor:
     return _with_dense(form, query.dense())
 
 
-def as_query(form: Form) -> Form:
+def as_query(form: PerExampleGradient) -> PerExampleGradient:
     """The form in which a set of queries costs the least to multiply with many batches.
 
     Factors are kept where products of factors are cheaper than products of matrices (method C2:
     queries x positions^2 x (in + out) against (positions + queries) x in x out); all else is
     written out once.
     """
-    if isinstance(form, Outer):
+    if isinstance(form, OuterProduct):
         sides = form.left.shape[2] + form.right.shape[2]
         factored = form.examples * form.positions**2 * sides
         written = (form.positions + form.examples) * form.numbers
         return form if factored < written else Dense(form.dense())
     if isinstance(form, Stacked):
         kept = [as_query(each) for each in form.each[:1]]
-        return form if isinstance(kept[0], Outer) else Dense(form.dense())
-    if isinstance(form, Rows):
+        return form if isinstance(kept[0], OuterProduct) else Dense(form.dense())
+    if isinstance(form, SparseRows):
         return Dense(form.dense()) if form.examples * form.numbers <= SMALL else form
-    if isinstance(form, Total):
+    if isinstance(form, SumOf):
         small = form.examples * form.numbers <= SMALL
         return Dense(form.dense()) if small else form
     return Dense(form.dense())
 
 
-def added(form: Form) -> Form:
+def added(form: PerExampleGradient) -> PerExampleGradient:
     """The sum of all examples' gradients, as the gradients of one example."""
-    if isinstance(form, Rows):
-        return Rows(form.index.reshape(1, -1), form.values.flatten(0, 1).unsqueeze(0), form.size)
+    if isinstance(form, SparseRows):
+        return SparseRows(
+            form.index.reshape(1, -1), form.values.flatten(0, 1).unsqueeze(0), form.size
+        )
     ones = torch.ones(form.examples, device=form.device)
     return Dense(form.weighted_sum(ones).unsqueeze(0))
 
 
-def _shared(form: Form, query: Dense | Outer, memo: Memo) -> Tensor | None:
+def _shared(
+    form: PerExampleGradient, query: Dense | OuterProduct, memo: ProductCache
+) -> Tensor | None:
     """The product of a layer with one position, if its factors are at hand."""
     if isinstance(form, Dense) and isinstance(query, Dense):
         return memo.product(form.dense(), query.dense())
-    if not (isinstance(form, Outer) and isinstance(query, Outer)):
+    if not (isinstance(form, OuterProduct) and isinstance(query, OuterProduct)):
         return None
     if (form.positions, query.positions) != (1, 1):
         return None
@@ -124,7 +130,7 @@ def _shared(form: Form, query: Dense | Outer, memo: Memo) -> Tensor | None:
     return (form.right[:, 0] @ query.right[:, 0].mT).mul_(product)
 
 
-def _outer_outer(form: Outer, query: Outer) -> Tensor:
+def _outer_outer(form: OuterProduct, query: OuterProduct) -> Tensor:
     queries, there = query.examples, query.positions
     lefts, rights = query.left.flatten(0, 1).mT, query.right.flatten(0, 1).mT
     out = []
@@ -138,7 +144,7 @@ def _outer_outer(form: Outer, query: Outer) -> Tensor:
     return torch.cat(out)
 
 
-def _rows_rows(form: Rows, query: Rows) -> Tensor:
+def _rows_rows(form: SparseRows, query: SparseRows) -> Tensor:
     queries, there = query.index.shape
     here = form.index.shape[1]
     out = []
@@ -150,7 +156,7 @@ def _rows_rows(form: Rows, query: Rows) -> Tensor:
     return torch.cat(out)
 
 
-def _rows_outer(form: Rows, query: Outer) -> Tensor:
+def _rows_outer(form: SparseRows, query: OuterProduct) -> Tensor:
     """Row t meets the outer products' left entries at its own index."""
     queries, there = query.examples, query.positions
     here = form.index.shape[1]
@@ -165,17 +171,17 @@ def _rows_outer(form: Rows, query: Outer) -> Tensor:
     return torch.cat(out)
 
 
-def _with_dense(form: Form, query: Tensor) -> Tensor:  # query [queries, numbers]
+def _with_dense(form: PerExampleGradient, query: Tensor) -> Tensor:  # query [queries, numbers]
     queries = query.shape[0]
-    if isinstance(form, Rows):
+    if isinstance(form, SparseRows):
         return _rows_dense(form, query)
-    if isinstance(form, Patches) and queries <= FEW_QUERIES:
+    if isinstance(form, ConvFactors) and queries <= FEW_QUERIES:
         return torch.stack([form.along(each) for each in query], 1)
     if isinstance(form, ScaledEntries) and queries <= FEW_QUERIES:
         return _with_dense(form.inner, query * form.factors.to(query))
     if isinstance(form, Stacked):
         return _stacked_dense(form, query)
-    if isinstance(form, Outer):
+    if isinstance(form, OuterProduct):
         here = form.positions
         if queries * here < 1.5 * (queries + here):
             return _outer_dense(form, query)
@@ -188,7 +194,7 @@ def _stacked_dense(form: Stacked, query: Tensor) -> Tensor:
     return torch.stack(each).sum(0)
 
 
-def _outer_dense(form: Outer, query: Tensor) -> Tensor:
+def _outer_dense(form: OuterProduct, query: Tensor) -> Tensor:
     """Push the right factors through each query's matrix, then meet the left ones."""
     out = form.left.shape[2]
     columns = [
@@ -198,7 +204,7 @@ def _outer_dense(form: Outer, query: Tensor) -> Tensor:
     return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
 
-def _outer_few_dense(form: Outer, query: Tensor) -> Tensor:
+def _outer_few_dense(form: OuterProduct, query: Tensor) -> Tensor:
     queries, out = query.shape[0], form.left.shape[2]
     matrices = query.reshape(queries * out, -1).mT
     products = []
@@ -210,7 +216,7 @@ def _outer_few_dense(form: Outer, query: Tensor) -> Tensor:
     return torch.cat(products)
 
 
-def _rows_dense(form: Rows, query: Tensor) -> Tensor:
+def _rows_dense(form: SparseRows, query: Tensor) -> Tensor:
     here, width = form.values.shape[1:]
     table = query.reshape(query.shape[0], form.size, width)
     out = form.values.new_empty(form.examples, query.shape[0])

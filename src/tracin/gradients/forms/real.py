@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tracin.gradients.forms.computed import Computed
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form
-from tracin.gradients.forms.outer import Outer
-from tracin.gradients.forms.patches import Patches
-from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.form import PerExampleGradient
+from tracin.gradients.forms.outer import OuterProduct
+from tracin.gradients.forms.patches import ConvFactors
+from tracin.gradients.forms.rows import SparseRows
 from tracin.gradients.forms.stacked import Stacked
-from tracin.gradients.forms.total import Total
+from tracin.gradients.forms.total import SumOf
 
 
 def real_shape(parameter: Tensor) -> torch.Size:
@@ -25,47 +25,47 @@ def real_shape(parameter: Tensor) -> torch.Size:
     return torch.Size([*shape, 2]) if parameter.is_complex() else shape
 
 
-def is_complex(form: Form) -> bool:
+def is_complex(form: PerExampleGradient) -> bool:
     """Whether gradients are held in complex numbers."""
     match form:
-        case Total():
+        case SumOf():
             return any(is_complex(each) for each in form.forms)
-        case Dense() | Rows():
+        case Dense() | SparseRows():
             return form.values.is_complex()
-        case Outer() | Stacked():
+        case OuterProduct() | Stacked():
             return form.left.is_complex() or form.right.is_complex()
-        case Patches():
+        case ConvFactors():
             return form.inputs.is_complex() or form.deltas.is_complex()
     return False
 
 
-def in_real_numbers(form: Form) -> Form:
+def in_real_numbers(form: PerExampleGradient) -> PerExampleGradient:
     """The gradients of a complex parameter as `torch.view_as_real` orders them: 2 x numbers."""
     match form:
-        case Total():
-            return Total(tuple(in_real_numbers(each) for each in form.forms))
+        case SumOf():
+            return SumOf(tuple(in_real_numbers(each) for each in form.forms))
         case Dense():
             return Dense(_interleaved(form.dense()))
-        case Rows():
-            return Rows(form.index, _interleaved(form.values), form.size)
-        case Outer():
-            return Outer(*_both_parts(form.left, form.right))
+        case SparseRows():
+            return SparseRows(form.index, _interleaved(form.values), form.size)
+        case OuterProduct():
+            return OuterProduct(*_both_parts(form.left, form.right))
         case Stacked():
             return Stacked(*_both_parts(form.left, form.right))
     return _written(form, 2 * form.numbers, _interleaved)
 
 
-def real_part(form: Form) -> Form:
+def real_part(form: PerExampleGradient) -> PerExampleGradient:
     """The gradients of a real parameter that met complex numbers."""
     match form:
-        case Total():
-            return Total(tuple(real_part(each) for each in form.forms))
+        case SumOf():
+            return SumOf(tuple(real_part(each) for each in form.forms))
         case Dense():
             return Dense(_real(form.dense()))
-        case Rows():
-            return Rows(form.index, _real(form.values), form.size)
-        case Outer():
-            return Outer(*_real_products(form.left, form.right))
+        case SparseRows():
+            return SparseRows(form.index, _real(form.values), form.size)
+        case OuterProduct():
+            return OuterProduct(*_real_products(form.left, form.right))
         case Stacked():
             return Stacked(*_real_products(form.left, form.right))
     return _written(form, form.numbers, _real)
@@ -86,7 +86,9 @@ def _real_products(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return lefts, torch.cat([right.real, -right.imag], -2)
 
 
-def _written(form: Form, numbers: int, change: Callable[[Tensor], Tensor]) -> Computed:
+def _written(
+    form: PerExampleGradient, numbers: int, change: Callable[[Tensor], Tensor]
+) -> Computed:
     def make(start: int, stop: int) -> Tensor:
         return change(form.part(start, stop).dense())
 

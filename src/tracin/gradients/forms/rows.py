@@ -6,12 +6,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form, by_blocks
+from tracin.gradients.forms.form import PerExampleGradient, by_blocks
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Rows(Form):
+class SparseRows(PerExampleGradient):
     """Gradient i adds values[i, t] to row index[i, t] of a [size, width] table."""
 
     index: Tensor  # [examples, positions], integers
@@ -30,8 +30,8 @@ class Rows(Form):
     def numbers(self) -> int:
         return self.size * self.values.shape[2]
 
-    def part(self, start: int, stop: int) -> "Rows":
-        return Rows(self.index[start:stop], self.values[start:stop], self.size)
+    def part(self, start: int, stop: int) -> "SparseRows":
+        return SparseRows(self.index[start:stop], self.values[start:stop], self.size)
 
     def dense(self) -> Tensor:
         width = self.values.shape[2]
@@ -61,13 +61,13 @@ class Rows(Form):
 
         return by_blocks(self.examples, positions * max(positions, width), self.device, one)
 
-    def scaled(self, metric: Tensor) -> "Rows":
+    def scaled(self, metric: Tensor) -> "SparseRows":
         """Each entry multiplied by its own factor, of which there are [numbers]."""
         factors = metric.to(self.values).view(self.size, -1)[self.index]
-        return Rows(self.index, factors.mul_(self.values), self.size)
+        return SparseRows(self.index, factors.mul_(self.values), self.size)
 
 
-def _met(form: Rows, values: Tensor) -> Tensor:
+def _met(form: SparseRows, values: Tensor) -> Tensor:
     """The sum over pairs of positions that hold the same row, of products with other values."""
     products = torch.bmm(form.values, values.mT)
     meet = form.index.unsqueeze(2) == form.index.unsqueeze(1)

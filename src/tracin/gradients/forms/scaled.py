@@ -4,18 +4,18 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form, blocks
-from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.form import PerExampleGradient, blocks
+from tracin.gradients.forms.rows import SparseRows
 
 
 @torch.no_grad()
-def scaled(form: Form, factors: Tensor) -> Dense | Rows:
+def scaled(form: PerExampleGradient, factors: Tensor) -> Dense | SparseRows:
     """The gradients times factors that may be unlike for all entries: [numbers].
 
     Rows stay rows. A sum of outer products does not stay one, so all else is written out: scale
     the side that has fewer examples.
     """
-    if isinstance(form, Rows):
+    if isinstance(form, SparseRows):
         return form.scaled(factors)
     parts = blocks(form.examples, form.written, form.device)
     first = form.part(*parts[0]).dense()

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form
-from tracin.gradients.forms.outer import Outer
+from tracin.gradients.forms.form import PerExampleGradient
+from tracin.gradients.forms.outer import OuterProduct
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class ScaledEntries(Form):
+class ScaledEntries(PerExampleGradient):
     """Gradient i is factors x inner[i], entry by entry; what is within keeps its factors."""
 
-    inner: Form
+    inner: PerExampleGradient
     factors: Tensor  # [numbers]
 
     @property
@@ -50,7 +50,7 @@ class ScaledEntries(Form):
         return summed * self.factors.to(summed)
 
     def squared_norm(self) -> Tensor:
-        if isinstance(self.inner, Outer) and self.inner.positions == 1:
+        if isinstance(self.inner, OuterProduct) and self.inner.positions == 1:
             return self.inner.squared_norm_under(self.factors.square())
         return self.written_norm()
 

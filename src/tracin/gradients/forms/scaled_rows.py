@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form
+from tracin.gradients.forms.form import PerExampleGradient
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class ScaledRows(Form):
+class ScaledRows(PerExampleGradient):
     """Row r of gradient i is scales[i, r] x matrix[r], as of a weight that is normalised by row."""
 
     scales: Tensor  # [examples, rows]

@@ -7,17 +7,17 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form
-from tracin.gradients.forms.outer import Outer
+from tracin.gradients.forms.form import PerExampleGradient
+from tracin.gradients.forms.outer import OuterProduct
 from tracin.gradients.forms.stacked import Stacked
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Slot(Form):
+class Slot(PerExampleGradient):
     """Matrix `place` of a stack of so many has these outer products as its gradient."""
 
-    inner: Outer
+    inner: OuterProduct
     place: int
     matrices: int
 
@@ -49,7 +49,7 @@ class Slot(Form):
 def stacked(slots: Sequence[Slot]) -> Stacked:
     """The sum of such gradients of one stack: positions side by side, as many for each matrix."""
     matrices = slots[0].matrices
-    of_each: list[list[Outer]] = [[] for _ in range(matrices)]
+    of_each: list[list[OuterProduct]] = [[] for _ in range(matrices)]
     for slot in slots:
         of_each[slot.place].append(slot.inner)
     most = max(sum(each.positions for each in outers) for outers in of_each)

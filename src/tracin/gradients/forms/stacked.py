@@ -6,13 +6,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.form import Form
-from tracin.gradients.forms.outer import Outer
+from tracin.gradients.forms.form import PerExampleGradient
+from tracin.gradients.forms.outer import OuterProduct
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Stacked(Form):
+class Stacked(PerExampleGradient):
     """Matrix m of gradient i is the sum over positions of left[i, m, t] (x) right[i, m, t]."""
 
     left: Tensor  # [examples, matrices, positions, out]
@@ -35,9 +35,9 @@ class Stacked(Form):
         return self.matrices * self.left.shape[3] * self.right.shape[3]
 
     @property
-    def each(self) -> list[Outer]:
+    def each(self) -> list[OuterProduct]:
         """The gradients of each matrix by itself."""
-        return [Outer(self.left[:, m], self.right[:, m]) for m in range(self.matrices)]
+        return [OuterProduct(self.left[:, m], self.right[:, m]) for m in range(self.matrices)]
 
     def part(self, start: int, stop: int) -> "Stacked":
         return Stacked(self.left[start:stop], self.right[start:stop])
@@ -51,6 +51,6 @@ class Stacked(Form):
     def squared_norm(self) -> Tensor:
         return self._as_one().squared_norm().view(self.examples, self.matrices).sum(1)
 
-    def _as_one(self) -> Outer:
+    def _as_one(self) -> OuterProduct:
         """Every matrix of every example as an example of its own."""
-        return Outer(self.left.flatten(0, 1), self.right.flatten(0, 1))
+        return OuterProduct(self.left.flatten(0, 1), self.right.flatten(0, 1))

@@ -9,19 +9,19 @@ from torch import Tensor
 from tracin.gradients.forms.aligned import aligned
 from tracin.gradients.forms.computed import summed
 from tracin.gradients.forms.dense import Dense
-from tracin.gradients.forms.form import Form
-from tracin.gradients.forms.outer import Outer
-from tracin.gradients.forms.rows import Rows
+from tracin.gradients.forms.form import PerExampleGradient
+from tracin.gradients.forms.outer import OuterProduct
+from tracin.gradients.forms.rows import SparseRows
 from tracin.gradients.forms.scaled_rows import ScaledRows
 from tracin.gradients.forms.slot import Slot, stacked
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Total(Form):
+class SumOf(PerExampleGradient):
     """The sum of a few forms of unlike kinds, cross terms included."""
 
-    forms: tuple[Form, ...]
+    forms: tuple[PerExampleGradient, ...]
 
     @property
     def examples(self) -> int:
@@ -39,11 +39,11 @@ class Total(Form):
     def written(self) -> int:
         return sum(form.written for form in self.forms)
 
-    def settled(self) -> "Total":
-        return Total(tuple(form.settled() for form in self.forms))
+    def settled(self) -> "SumOf":
+        return SumOf(tuple(form.settled() for form in self.forms))
 
-    def part(self, start: int, stop: int) -> "Total":
-        return Total(tuple(form.part(start, stop) for form in self.forms))
+    def part(self, start: int, stop: int) -> "SumOf":
+        return SumOf(tuple(form.part(start, stop) for form in self.forms))
 
     def dense(self) -> Tensor:
         return torch.stack([form.dense() for form in self.forms]).sum(0)
@@ -59,7 +59,7 @@ class Total(Form):
         return norms
 
 
-def total(forms: list[Form]) -> Form:
+def total(forms: list[PerExampleGradient]) -> PerExampleGradient:
     """Add forms of the same parameter and the same examples, keeping factors where they add up.
 
     Outer products and rows of several uses are joined along positions, which adds the cross
@@ -70,21 +70,25 @@ def total(forms: list[Form]) -> Form:
         forms = [form for form in forms if not isinstance(form, Slot)] + [stacked(slots)]
     if len(forms) == 1:
         return forms[0]
-    outers = [form for form in forms if isinstance(form, Outer)]
-    rows = [form for form in forms if isinstance(form, Rows)]
+    outers = [form for form in forms if isinstance(form, OuterProduct)]
+    rows = [form for form in forms if isinstance(form, SparseRows)]
     scales = [form for form in forms if isinstance(form, ScaledRows)]
     dense = [form.values for form in forms if isinstance(form, Dense)]
-    others = [form for form in forms if not isinstance(form, Outer | Rows | ScaledRows | Dense)]
-    joined: list[Form] = []
+    others = [
+        form
+        for form in forms
+        if not isinstance(form, OuterProduct | SparseRows | ScaledRows | Dense)
+    ]
+    joined: list[PerExampleGradient] = []
     if outers:
         left = torch.cat([form.left for form in outers], 1)
-        joined.append(Outer(left, torch.cat([form.right for form in outers], 1)))
+        joined.append(OuterProduct(left, torch.cat([form.right for form in outers], 1)))
     if rows:
         index = torch.cat([form.index for form in rows], 1)
-        joined.append(Rows(index, torch.cat([form.values for form in rows], 1), rows[0].size))
+        joined.append(SparseRows(index, torch.cat([form.values for form in rows], 1), rows[0].size))
     joined += scales
     if dense:
         others.append(Dense(torch.stack([each.flatten(1) for each in dense]).sum(0)))
     if others:
         joined.append(others[0] if len(others) == 1 else summed(others))
-    return joined[0] if len(joined) == 1 else Total(tuple(joined))
+    return joined[0] if len(joined) == 1 else SumOf(tuple(joined))

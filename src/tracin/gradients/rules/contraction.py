@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.gradients.forms import Dense, Form, Outer, Stacked
+from tracin.gradients.forms import Dense, OuterProduct, PerExampleGradient, Stacked
 from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, positions, rule_for, summed
 
 
@@ -52,14 +52,14 @@ def bilinear(use: Use, input1: Any, input2: Any, weight: Any, bias: Any = None) 
         (use.data(input1), use.data(input2)) if isinstance(weight, Leaf) else (None, None)
     )
 
-    def form(delta: Tensor) -> Form:
+    def form(delta: Tensor) -> PerExampleGradient:
         if lefts is None or rights is None:
             raise NoRule("the weight is no parameter")
         out, one, other = positions(delta), positions(lefts).conj(), positions(rights).conj()
         sizes = [each.shape[2] for each in (out, one, other)]
         if sizes[0] + sizes[1] * sizes[2] <= sizes[0] * sizes[1] + sizes[2]:
-            return Outer(out, _products(one, other))
-        return Outer(_products(out, one), other)
+            return OuterProduct(out, _products(one, other))
+        return OuterProduct(_products(out, one), other)
 
     return [(weight, form), (bias, lambda delta: Dense(summed(positions(delta))))]
 
@@ -93,12 +93,12 @@ def contracted(use: Use, leaf: Leaf, own: str, data: Tensor, theirs: str, output
         raise NoRule("the parameter's dimensions are mixed")
     kept = use.data(data).squeeze(layout.dim + 1)
 
-    def form(delta: Tensor) -> Form:
+    def form(delta: Tensor) -> PerExampleGradient:
         given = full(delta.squeeze(use.output.dim + 1))
         outs = _arranged(given, _first(output, example), example, shared, places, free)
         ins = _arranged(full(kept), _first(theirs, example), example, shared, places, inner).conj()
         left, right = (outs, ins) if is_free_first else (ins, outs)
-        return Stacked(left, right) if shared else Outer(left[:, 0], right[:, 0])
+        return Stacked(left, right) if shared else OuterProduct(left[:, 0], right[:, 0])
 
     return [(leaf, form)]
 

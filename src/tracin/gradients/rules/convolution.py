@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.gradients.forms import Dense, Geometry, Patches
+from tracin.gradients.forms import ConvFactors, Dense, Geometry
 from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, rule_for
 
 Sizes = int | Sequence[int]
@@ -83,9 +83,9 @@ def _parts(
         raise NoRule("complex numbers")
     images = use.data(input).flatten(0, 1)
 
-    def patches(delta: Tensor) -> Patches:
+    def patches(delta: Tensor) -> ConvFactors:
         inputs = full(images)
-        return Patches(
+        return ConvFactors(
             inputs if pad is None else pad(inputs),
             delta.flatten(0, 1),
             tuple(weight.tensor.shape),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.gradients.forms import Rows
+from tracin.gradients.forms import SparseRows
 from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, rule_for
 
 
@@ -66,7 +66,7 @@ def embedding_bag(
     scale = None if per_sample_weights is None else use.data(per_sample_weights)
     size = weight.tensor.shape[0]
 
-    def rows(delta: Tensor) -> Rows:  # delta [examples, copies, width]
+    def rows(delta: Tensor) -> SparseRows:  # delta [examples, copies, width]
         kept = torch.ones_like(index, dtype=delta.dtype)
         if padding_idx is not None:
             kept = (index != padding_idx % size).to(delta.dtype)
@@ -75,7 +75,7 @@ def embedding_bag(
         if scale is not None:
             kept = kept * full(scale)
         values = delta.unsqueeze(2) * kept.unsqueeze(3)
-        return Rows(index.flatten(1), values.flatten(1, 2), size)
+        return SparseRows(index.flatten(1), values.flatten(1, 2), size)
 
     return [(weight, rows)]
 
@@ -88,11 +88,11 @@ def _lookup(use: Use, input: Any, weight: Any, padding_idx: int | None) -> Parts
     index = use.data(input)
     size = weight.tensor.shape[0]
 
-    def rows(delta: Tensor) -> Rows:
+    def rows(delta: Tensor) -> SparseRows:
         flat = index.reshape(index.shape[0], -1).long() % size
         values = delta.reshape(*flat.shape, -1)
         if padding_idx is not None:
             values = values * (flat != padding_idx % size).unsqueeze(2)
-        return Rows(flat, values, size)
+        return SparseRows(flat, values, size)
 
     return [(weight, rows)]

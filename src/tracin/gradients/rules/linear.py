@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.gradients.forms import Dense, Outer
+from tracin.gradients.forms import Dense, OuterProduct
 from tracin.gradients.rules.broadcast import reduced
 from tracin.gradients.rules.contraction import stack
 from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, positions, rule_for, summed
@@ -19,7 +19,7 @@ def linear(use: Use, input: Any, weight: Any, bias: Any = None) -> Parts:
         raise NoRule("a weight vector")
     inputs = _rows(use, input) if isinstance(weight, Leaf) else None
     return [
-        (weight, lambda delta: Outer(positions(delta), positions(_of(inputs)).conj())),
+        (weight, lambda delta: OuterProduct(positions(delta), positions(_of(inputs)).conj())),
         (bias, lambda delta: Dense(summed(positions(delta)))),
     ]
 
@@ -34,7 +34,7 @@ def addmm(
     inputs = _rows(use, mat1) if isinstance(mat2, Leaf) else None
     shape = input.tensor.shape if isinstance(input, Leaf) else ()
     return [
-        (mat2, lambda delta: Outer(positions(_of(inputs)).conj(), positions(delta))),
+        (mat2, lambda delta: OuterProduct(positions(_of(inputs)).conj(), positions(delta))),
         (input, lambda delta: Dense(reduced(delta, shape))),
     ]
 
@@ -68,14 +68,14 @@ def _from_the_right(use: Use, input: Tensor, other: Leaf) -> Parts:
                 ),
             )
         ]
-    return [(other, lambda delta: Outer(positions(inputs).conj(), positions(delta)))]
+    return [(other, lambda delta: OuterProduct(positions(inputs).conj(), positions(delta)))]
 
 
 def _from_the_left(use: Use, input: Leaf, other: Tensor) -> Parts:
     if input.tensor.ndim != 2 or other.ndim < 3 or use.layout(other).dim >= other.ndim - 2:
         raise NoRule("the examples are in the matrix itself")
     inputs = use.data(other)
-    return [(input, lambda delta: Outer(positions(delta.mT), positions(inputs.mT).conj()))]
+    return [(input, lambda delta: OuterProduct(positions(delta.mT), positions(inputs.mT).conj()))]
 
 
 def _rows(use: Use, input: Any) -> Tensor:

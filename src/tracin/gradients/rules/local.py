@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from tracin.gradients.batching import quiet_batching
-from tracin.gradients.forms import Computed, Dense, Form
+from tracin.gradients.forms import Computed, Dense, PerExampleGradient
 from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, last_resort, leaves_in
 
 # Numbers of gradients that one call writes out for all parameters and examples at once, 16 MB in
@@ -30,7 +30,7 @@ def local(use: Use, *args: Any, **kwargs: Any) -> Parts:
     for tensor in _data_in(call):
         if use.has_examples(tensor):
             batched[id(tensor)] = use.data(tensor)
-    made: list[Form] = []
+    made: list[PerExampleGradient] = []
 
     def gradients(
         wanted: Sequence[Leaf], delta: Tensor, data: Sequence[Tensor]
@@ -53,7 +53,7 @@ def local(use: Use, *args: Any, **kwargs: Any) -> Parts:
         with quiet_batching():
             return [full(gradient) for gradient in vmap(one)(delta, *data)]
 
-    def form(place: int, delta: Tensor) -> Form:
+    def form(place: int, delta: Tensor) -> PerExampleGradient:
         data = list(batched.values())
         examples = len(delta)
         if examples * sum(leaf.tensor.numel() for leaf in leaves) <= AT_ONCE:

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms import Form
+from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.layouts import Layout
 from tracin.out_of_memory import raise_if_out_of_memory
 
@@ -36,7 +36,9 @@ class Leaf:
         )
 
 
-Move = Callable[[Form], Form | None]  # from the gradients of what was made to those of its source
+Move = Callable[
+    [PerExampleGradient], PerExampleGradient | None
+]  # from the gradients of what was made to those of its source
 
 
 @final
@@ -59,7 +61,7 @@ class NoRule(Exception):  # noqa: N818  # not an error: the next rule is tried
     """The rule does not hold for this call; the next one is tried."""
 
 
-MakeForm = Callable[[Tensor], Form]  # from the output's gradient, [examples, *output]
+MakeForm = Callable[[Tensor], PerExampleGradient]  # from the output's gradient, [examples, *output]
 Parts = Sequence[tuple[Any, MakeForm]]  # what takes the form; entries that are no Leaf are dropped
 Rule = Callable[..., Parts]
 
@@ -151,10 +153,10 @@ class Use:
                 return True
         return False
 
-    def forms(self, delta: Tensor) -> list[tuple[Leaf, Form | Exception]]:
+    def forms(self, delta: Tensor) -> list[tuple[Leaf, PerExampleGradient | Exception]]:
         """Each parameter's per-example gradients, from the gradient of the call's output."""
         split = self.output.split(full(delta), self.examples)
-        forms: list[tuple[Leaf, Form | Exception]] = []
+        forms: list[tuple[Leaf, PerExampleGradient | Exception]] = []
         for leaf, make in self.parts:
             try:
                 self._check_versions()

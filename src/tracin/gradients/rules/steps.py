@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms import (
+    ConvFactors,
     Dense,
-    Form,
-    Outer,
-    Patches,
-    Rows,
+    OuterProduct,
+    PerExampleGradient,
     ScaledEntries,
     ScaledRows,
     Slot,
+    SparseRows,
     Stacked,
-    Total,
+    SumOf,
     pairs,
     total,
 )
@@ -97,7 +97,7 @@ def picked(output: Tensor, input: Any, index: Any) -> Steps:
         raise NoRule("other than one matrix of a stack")
     matrices = input.tensor.shape[0]
 
-    def move(form: Form) -> Form | None:
+    def move(form: PerExampleGradient) -> PerExampleGradient | None:
         if not _is_outer(form, output.shape):
             return None
         return Slot(form, index % matrices, matrices)
@@ -144,7 +144,7 @@ def mul(output: Tensor, input: Any, other: Any) -> Steps:
 def div(output: Tensor, input: Any, other: Any) -> Steps:
     """Out = input / other, entry by entry."""
 
-    def below(form: Form) -> Form | None:
+    def below(form: PerExampleGradient) -> PerExampleGradient | None:
         divisor = _value(other)
         return _moved(form, other, output, -_value(input) / (divisor * divisor))
 
@@ -177,7 +177,7 @@ def entrywise(output: Tensor, input: Any, *how: Any, **named: Any) -> Steps:
     if not isinstance(input, Leaf) or leaves_in(how) or leaves_in(named):
         raise NoRule("more than one parameter")
 
-    def move(form: Form) -> Form | None:
+    def move(form: PerExampleGradient) -> PerExampleGradient | None:
         with torch.enable_grad():
             (factors,) = torch.autograd.grad(
                 output, [input.tensor], torch.ones_like(output), retain_graph=True
@@ -195,17 +195,17 @@ def matmul(output: Tensor, input: Any, other: Any) -> Steps:
         raise NoRule("a stack of matrices")
     if right.ndim == 1:
 
-        def onto(form: Form) -> Form:
+        def onto(form: PerExampleGradient) -> PerExampleGradient:
             rows = form.dense()
-            return Outer(rows.unsqueeze(1), right.to(rows).expand(len(rows), 1, -1))
+            return OuterProduct(rows.unsqueeze(1), right.to(rows).expand(len(rows), 1, -1))
 
         return [(input, onto), (other, lambda form: Dense(form.dense() @ left.to(form.dense())))]
     shape = output.shape
 
-    def to_left(form: Form) -> Form | None:
+    def to_left(form: PerExampleGradient) -> PerExampleGradient | None:
         return _each(form, lambda each: _right_times(each, shape, right.mT))
 
-    def to_right(form: Form) -> Form | None:
+    def to_right(form: PerExampleGradient) -> PerExampleGradient | None:
         return _each(form, lambda each: _left_times(each, shape, left))
 
     return [(input, to_left), (other, to_right)]
@@ -230,20 +230,24 @@ def weight_norm(output: Tensor, v: Any, g: Any, dim: int = 0) -> Steps:
         raise NoRule("not the rows of a matrix")
     norms = torch.linalg.vector_norm(matrix, dim=1)
     unit, scale = matrix / norms.unsqueeze(1), lengths.flatten() / norms
-    met: list[tuple[Form, Tensor]] = []  # of the last form, which both sources ask for
+    met: list[
+        tuple[PerExampleGradient, Tensor]
+    ] = []  # of the last form, which both sources ask for
 
-    def along(form: Outer) -> Tensor:  # [examples, out]: each row's share along its own direction
+    def along(
+        form: OuterProduct,
+    ) -> Tensor:  # [examples, out]: each row's share along its own direction
         if not met or met[0][0] is not form:
             met[:] = [(form, _row_products(form, unit))]
         return met[0][1]
 
-    def to_v(form: Form) -> Form | None:
+    def to_v(form: PerExampleGradient) -> PerExampleGradient | None:
         if not _is_outer(form, matrix.shape):
             return None
         kept = ScaledRows(-along(form) * scale.to(form.left), unit.to(form.left))
-        return total([Outer(form.left * scale.to(form.left), form.right), kept])
+        return total([OuterProduct(form.left * scale.to(form.left), form.right), kept])
 
-    def to_g(form: Form) -> Form | None:
+    def to_g(form: PerExampleGradient) -> PerExampleGradient | None:
         return Dense(along(form)) if _is_outer(form, matrix.shape) else None
 
     return [(v, to_v), (g, to_g)]
@@ -256,7 +260,9 @@ def _value(value: Any) -> Any:
     return full(value.detach()) if isinstance(value, Tensor) else value
 
 
-def _moved(form: Form, source: Leaf, output: Tensor, factors: Any) -> Form | None:
+def _moved(
+    form: PerExampleGradient, source: Leaf, output: Tensor, factors: Any
+) -> PerExampleGradient | None:
     """Through an entrywise product with `factors`, and through the source's broadcasting."""
     shape = source.tensor.shape
     if shape == output.shape:
@@ -274,7 +280,7 @@ def _moved(form: Form, source: Leaf, output: Tensor, factors: Any) -> Form | Non
     return None
 
 
-def _scaled(form: Form, source: Leaf, factors: Any) -> Form | None:
+def _scaled(form: PerExampleGradient, source: Leaf, factors: Any) -> PerExampleGradient | None:
     """Every entry times its factor: a number, or a tensor that spreads over the source's shape."""
     if isinstance(factors, int | float):
         return form if factors == 1 else _each(form, lambda each: _times(each, float(factors)))
@@ -287,37 +293,41 @@ def _scaled(form: Form, source: Leaf, factors: Any) -> Form | None:
             return _each(form, lambda each: _times_side(each, shape, factors.view(sides)))
     entries = factors.expand(shape).flatten()
 
-    def times(each: Form) -> Form:
-        return each.scaled(entries) if isinstance(each, Rows) else ScaledEntries(each, entries)
+    def times(each: PerExampleGradient) -> PerExampleGradient:
+        return (
+            each.scaled(entries) if isinstance(each, SparseRows) else ScaledEntries(each, entries)
+        )
 
     return _each(form, times)
 
 
-def _each(form: Form, move: Callable[[Form], Form | None]) -> Form | None:
+def _each(
+    form: PerExampleGradient, move: Callable[[PerExampleGradient], PerExampleGradient | None]
+) -> PerExampleGradient | None:
     """A linear map of a sum: of each of its terms."""
-    if not isinstance(form, Total):
+    if not isinstance(form, SumOf):
         return move(form)
     moved = [move(each) for each in form.forms]
     known = [each for each in moved if each is not None]
     return total(known) if len(known) == len(moved) else None
 
 
-def _transposed(form: Form) -> Form | None:
+def _transposed(form: PerExampleGradient) -> PerExampleGradient | None:
     if isinstance(form, Stacked):
         return Stacked(form.right, form.left)
-    return form.transposed() if isinstance(form, Outer) else None
+    return form.transposed() if isinstance(form, OuterProduct) else None
 
 
-def _times(form: Form, factor: float | Tensor) -> Form | None:
+def _times(form: PerExampleGradient, factor: float | Tensor) -> PerExampleGradient | None:
     match form:
         case Dense():
             return Dense(form.values * factor)
-        case Outer():
-            return Outer(form.left * factor, form.right)
-        case Rows():
-            return Rows(form.index, form.values * factor, form.size)
-        case Patches():
-            return Patches(
+        case OuterProduct():
+            return OuterProduct(form.left * factor, form.right)
+        case SparseRows():
+            return SparseRows(form.index, form.values * factor, form.size)
+        case ConvFactors():
+            return ConvFactors(
                 form.inputs, form.deltas * factor, form.weight_shape, form.geometry, form.copies
             )
         case ScaledRows():
@@ -327,7 +337,9 @@ def _times(form: Form, factor: float | Tensor) -> Form | None:
     return None
 
 
-def _times_side(form: Form, shape: Sequence[int], factors: Tensor) -> Form | None:
+def _times_side(
+    form: PerExampleGradient, shape: Sequence[int], factors: Tensor
+) -> PerExampleGradient | None:
     """Rows, or columns, times a factor each."""
     if isinstance(form, Dense):
         return Dense(form.dense().view(-1, *shape) * factors.to(form.values))
@@ -335,37 +347,41 @@ def _times_side(form: Form, shape: Sequence[int], factors: Tensor) -> Form | Non
         return None
     factors = factors.to(form.left)
     if factors.shape[1] == 1:
-        return Outer(form.left * factors.view(-1), form.right)
-    return Outer(form.left, form.right * factors.view(-1))
+        return OuterProduct(form.left * factors.view(-1), form.right)
+    return OuterProduct(form.left, form.right * factors.view(-1))
 
 
-def _right_times(form: Form, shape: Sequence[int], matrix: Tensor) -> Form | None:
+def _right_times(
+    form: PerExampleGradient, shape: Sequence[int], matrix: Tensor
+) -> PerExampleGradient | None:
     """The gradient times a matrix from the right."""
     if not _is_outer(form, shape):
         return None
-    return Outer(form.left, form.right @ matrix.to(form.right))
+    return OuterProduct(form.left, form.right @ matrix.to(form.right))
 
 
-def _left_times(form: Form, shape: Sequence[int], matrix: Tensor) -> Form | None:
+def _left_times(
+    form: PerExampleGradient, shape: Sequence[int], matrix: Tensor
+) -> PerExampleGradient | None:
     """The transpose of a matrix times the gradient."""
     if not _is_outer(form, shape):
         return None
-    return Outer(form.left @ matrix.to(form.left), form.right)
+    return OuterProduct(form.left @ matrix.to(form.left), form.right)
 
 
-def _row_products(form: Outer, matrix: Tensor) -> Tensor:
+def _row_products(form: OuterProduct, matrix: Tensor) -> Tensor:
     """Each row of the gradient with the same row of a matrix: [examples, out]."""
     moved = form.right @ matrix.mT.to(form.right)
     return (moved * form.left).sum(1)
 
 
-def _is_outer(form: Form, shape: Sequence[int]) -> TypeGuard[Outer]:
+def _is_outer(form: PerExampleGradient, shape: Sequence[int]) -> TypeGuard[OuterProduct]:
     """Whether a form is a sum of outer products with the sides of this matrix."""
-    if not isinstance(form, Outer) or len(shape) != 2:
+    if not isinstance(form, OuterProduct) or len(shape) != 2:
         return False
     return (form.left.shape[2], form.right.shape[2]) == tuple(shape)
 
 
-def _like(form: Form) -> Tensor:
+def _like(form: PerExampleGradient) -> Tensor:
     """A number of the type and on the device of a form's gradients."""
     return form.part(0, 1).dense().new_zeros(())

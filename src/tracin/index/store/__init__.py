@@ -7,7 +7,7 @@ from tracin.index.store.manifest import Unit as Unit
 from tracin.index.store.number_format import number_format as number_format
 from tracin.index.store.shard import Column as Column
 from tracin.index.store.storage import absolute as absolute
-from tracin.index.store.storage import place_of as place_of
+from tracin.index.store.storage import open_storage as open_storage
 from tracin.index.store.store import Removed as Removed
 from tracin.index.store.store import Report as Report
 from tracin.index.store.store import Shard as Shard

@@ -8,7 +8,7 @@ import numpy as np
 from tracin.errors import IndexingError
 from tracin.index.store.checksums import checksum
 from tracin.index.store.parquet import arrow, read, written
-from tracin.index.store.storage import Place
+from tracin.index.store.storage import Storage
 
 
 def ids_file(span: range, sum_of_ids: str) -> str:
@@ -26,12 +26,12 @@ def ids_checksum(ids: np.ndarray) -> str:
     return checksum(np.ascontiguousarray(ids, dtype="<i8").tobytes())
 
 
-def write_ids(place: Place, span: range, ids: np.ndarray) -> None:
+def write_ids(place: Storage, span: range, ids: np.ndarray) -> None:
     """Write the ids of these rows."""
     place.write(ids_file(span, ids_checksum(ids)), written({"id": ids.tolist()}, {}))
 
 
-def read_ids(place: Place, span: range, sum_of_ids: str) -> np.ndarray:
+def read_ids(place: Storage, span: range, sum_of_ids: str) -> np.ndarray:
     """The ids of these rows: int64 or texts.
 
     Raises:

@@ -43,7 +43,7 @@ class File:
     age: float | None
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Files by their names, each written whole or not at all."""
 
     url: str
@@ -98,7 +98,7 @@ class Place(Protocol):
         ...
 
 
-def place_of(folder: str | os.PathLike[str]) -> Place:
+def open_storage(folder: str | os.PathLike[str]) -> Storage:
     """The place at a path or URL; a relative path is one of the working directory of this moment.
 
     Raises:

@@ -30,11 +30,11 @@ from tracin.index.store.shard import (
 from tracin.index.store.storage import (
     UNFINISHED,
     File,
-    Place,
+    Storage,
     absolute,
     is_abandoned,
     is_missing,
-    place_of,
+    open_storage,
 )
 from tracin.plain_text import plain
 
@@ -117,7 +117,7 @@ class Store:
         manifest: What it holds.
     """
 
-    def __init__(self, place: Place, manifest: Manifest) -> None:
+    def __init__(self, place: Storage, manifest: Manifest) -> None:
         self.place, self.manifest = place, manifest
         self._columns = columns_of(manifest)
         self._sizes: dict[tuple[int, int], int] = {}
@@ -139,7 +139,7 @@ class Store:
         Raises:
             IndexingError: The folder holds another index, or rows with other ids.
         """
-        where = place_of(folder).url
+        where = open_storage(folder).url
 
         def proposed(there: Manifest | None) -> Manifest:
             if there is None:
@@ -167,7 +167,7 @@ class Store:
         Raises:
             IndexingError: `proposed` refuses, or the folder holds rows with other ids.
         """
-        place = place_of(folder)
+        place = open_storage(folder)
         there = manifest_at(place)
         for _ in range(_TRIES):
             if there is None:
@@ -201,7 +201,7 @@ class Store:
         Raises:
             IndexingError: There is none.
         """
-        place = place_of(folder)
+        place = open_storage(folder)
         manifest = manifest_at(place)
         if manifest is None:
             refuse_lost_manifest(place)
@@ -505,7 +505,7 @@ class Store:
 
 
 def _reopened(folder: str, manifest: Manifest) -> Store:
-    return Store(place_of(folder), manifest)
+    return Store(open_storage(folder), manifest)
 
 
 def columns_of(manifest: Manifest) -> dict[str, Column]:
@@ -518,7 +518,7 @@ def columns_of(manifest: Manifest) -> dict[str, Column]:
     }
 
 
-def manifest_at(place: Place) -> Manifest | None:
+def manifest_at(place: Storage) -> Manifest | None:
     """The manifest there; None where there is none."""
     size = place.size(FILE)
     if size is None:
@@ -532,7 +532,7 @@ def manifest_at(place: Place) -> Manifest | None:
     return Manifest.from_bytes(bytes(place.read(FILE)), f"{place.url}/{FILE}")
 
 
-def refuse_lost_manifest(place: Place) -> None:
+def refuse_lost_manifest(place: Storage) -> None:
     """Where there are rows there is a manifest, or nothing says any more which rows they are.
 
     Raises:
@@ -557,7 +557,7 @@ def refuse_lost_manifest(place: Place) -> None:
         )
 
 
-def forget(place: Place, manifest: Manifest, rows: int) -> None:
+def forget(place: Storage, manifest: Manifest, rows: int) -> None:
     """Delete files of rows from `rows` on: the manifest that is there never knew them.
 
     They are left of an index whose manifest was put back from an earlier copy.
@@ -570,7 +570,7 @@ def forget(place: Place, manifest: Manifest, rows: int) -> None:
             place.delete(unit.file)
 
 
-def put(place: Place, manifest: Manifest, *, is_new: bool = False) -> bool:
+def put(place: Storage, manifest: Manifest, *, is_new: bool = False) -> bool:
     """Write a manifest; a new one only where there is none: whether it was written."""
     if is_new:
         return place.create(FILE, manifest.to_bytes())
@@ -589,7 +589,7 @@ def with_ids(manifest: Manifest, ids: np.ndarray) -> Manifest:
     return replace(manifest, added=tuple(found))
 
 
-def has_ids(place: Place, span: range, sum_of_ids: str) -> bool:
+def has_ids(place: Storage, span: range, sum_of_ids: str) -> bool:
     """Whether these rows' ids are there, undamaged."""
     if place.size(ids_file(span, sum_of_ids)) is None:
         return False

@@ -8,7 +8,7 @@ import numpy as np
 
 from tracin.errors import QueryError
 from tracin.results.table import aligned
-from tracin.tracing.paths import Path
+from tracin.tracing.paths import Quadrature
 from tracin.tracing.step_table import PARTS, Steps
 
 # What is said of a trace: amounts within a tenth, steps that follow the real ones.
@@ -22,7 +22,7 @@ NOTICED = 0.01
 
 @final
 @dataclass(frozen=True, eq=False)
-class Goodness:
+class TraceDiagnostics:
     """Predicted against real loss drops, a step and query. Printing it says what to make of them.
 
     The prediction of a step is the sum of its examples' scores, weight decay, momentum, and what
@@ -38,7 +38,7 @@ class Goodness:
         is_partial: Whether some of the trained parameters were left out (`parameters=`).
     """
 
-    path: Path
+    path: Quadrature
     steps: Steps
     predicted: np.ndarray
     actual: np.ndarray
@@ -125,8 +125,8 @@ class Goodness:
                     "Parameters that were not traced move the losses, too."
                     if self.is_partial
                     else "Steps are too large for their gradients to tell what they do: a smaller "
-                    "learning rate, a finer path (tracin.Path.SIMPSON), or a model without "
-                    "dropout and batch statistics would show it."
+                    "learning rate, a finer path (tracin.tracing.Quadrature.SIMPSON), or a model "
+                    "without dropout and batch statistics would show it."
                 )
             )
         if not self.amounts_hold:
@@ -135,8 +135,8 @@ class Goodness:
                 f"{self.conservation_ratio:.2f} x the real loss drop, though single steps "
                 f"correlate by {self.pearson:.3f}."
                 + (
-                    " tracin.Path.TRAPEZOID mends that at no cost."
-                    if self.path is Path.FIRST_ORDER and not self.is_partial
+                    " tracin.tracing.Quadrature.TRAPEZOID mends that at no cost."
+                    if self.path is Quadrature.FIRST_ORDER and not self.is_partial
                     else " The parameters that were not traced have their part in the real drop."
                     if self.is_partial
                     else " Most likely the steps are large; see residuals by step."
@@ -213,7 +213,7 @@ class Goodness:
         return f"{aligned(head, rows)}\n{self.verdict}"
 
 
-def goodness_of(steps: Steps, path: Path, *, is_partial: bool = False) -> Goodness:
+def goodness_of(steps: Steps, path: Quadrature, *, is_partial: bool = False) -> TraceDiagnostics:
     """Judge the steps of a trace.
 
     Raises:
@@ -223,7 +223,7 @@ def goodness_of(steps: Steps, path: Path, *, is_partial: bool = False) -> Goodne
         raise QueryError("Without queries only self-influence was traced; give some to the Tracer.")
     if len(steps) == 0:
         raise QueryError("No step was traced yet, so there is nothing to judge.")
-    return Goodness(path, steps, steps.predicted(path), steps.actual, is_partial)
+    return TraceDiagnostics(path, steps, steps.predicted(path), steps.actual, is_partial)
 
 
 def _pearson(one: np.ndarray, other: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from tracin.sketches import Plan
 
 @final
 @dataclass(frozen=True)
-class Asked:
+class SketchedQueries:
     """Queries, sketched.
 
     Attributes:
@@ -35,7 +35,7 @@ class Asked:
     def __len__(self) -> int:
         return len(self.rows[0])
 
-    def merged(self) -> "Asked":
+    def merged(self) -> "SketchedQueries":
         """Checkpoints with equal weights as one, which weighs what they weigh together.
 
         Their rows are the same, and so are the errors of these.
@@ -44,7 +44,7 @@ class Asked:
         for key, each in zip(self.keys, self.weights, strict=True):
             add_weights(weights, key, each)
         places = [self.keys.index(key) for key in weights]
-        return Asked(
+        return SketchedQueries(
             tuple(weights),
             tuple(self.numbers[at] for at in places),
             tuple(self.rows[at] for at in places),
@@ -52,9 +52,9 @@ class Asked:
             tuple(self.squared_norms[at] for at in places if self.squared_norms),
         )
 
-    def some(self, which: slice | Tensor) -> "Asked":
+    def some(self, which: slice | Tensor) -> "SketchedQueries":
         """Some of the queries."""
-        return Asked(
+        return SketchedQueries(
             self.keys,
             self.numbers,
             tuple(one[which] for one in self.rows),
@@ -92,7 +92,7 @@ class Block:
 
 @final
 @dataclass(frozen=True)
-class Reading:
+class RowScan:
     """An index's rows, and the queries that they are read for.
 
     Attributes:
@@ -106,7 +106,7 @@ class Reading:
 
     store: Store
     plan: Plan
-    asked: Asked
+    asked: SketchedQueries
     memory: int
     keep: Tensor | None = None
     progress: bool | None = None
@@ -132,11 +132,11 @@ class Reading:
                     yield block
                     shown.update(len(block) * len(keys))
 
-    def merged(self) -> "Reading":
+    def merged(self) -> "RowScan":
         """For the same queries, of which equal checkpoints are one."""
         return replace(self, asked=self.asked.merged())
 
-    def parts(self, each: int) -> Iterator[tuple[slice, "Reading"]]:
+    def parts(self, each: int) -> Iterator[tuple[slice, "RowScan"]]:
         """The queries in parts, so that `each` bytes of every query of a part are in memory.
 
         Yields:

@@ -68,10 +68,10 @@ class Beside:
     weight: str
 
 
-Way = Written | Hashed | TwoSided | Convolved | Factored | Beside
+SketchKind = Written | Hashed | TwoSided | Convolved | Factored | Beside
 """How a parameter's gradients become columns."""
 
-KINDS: dict[str, type[Way]] = {
+KINDS: dict[str, type[SketchKind]] = {
     "written": Written,
     "hashed": Hashed,
     "two-sided": TwoSided,

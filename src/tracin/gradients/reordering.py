@@ -23,7 +23,7 @@ Shapes = Sequence[tuple[int, ...]]
 
 @final
 @dataclass(frozen=True)
-class Judged:
+class ReorderingCall:
     """One such call of the trial: the dimension of the examples in each tensor that goes in."""
 
     func: Callable[..., Any]
@@ -39,15 +39,17 @@ def is_judged(func: Callable[..., Any]) -> bool:
 def learn_judged(
     few: Sequence[tuple[Callable[..., Any], Shapes]],
     more: Sequence[tuple[Callable[..., Any], Shapes]],
-) -> list[Judged]:
+) -> list[ReorderingCall]:
     """Compare the calls of two runs with different numbers of copies of one example."""
-    judged: list[Judged] = []
+    judged: list[ReorderingCall] = []
     for (func, one), (other_func, other) in zip(few, more, strict=False):
         ranks = tuple(len(shape) for shape in other)
         if func is not other_func or ranks != tuple(len(shape) for shape in one):
             break
         judged.append(
-            Judged(func, tuple(_grown(*pair) for pair in zip(one, other, strict=True)), ranks)
+            ReorderingCall(
+                func, tuple(_grown(*pair) for pair in zip(one, other, strict=True)), ranks
+            )
         )
     return judged
 
@@ -61,7 +63,7 @@ def _grown(one: tuple[int, ...], other: tuple[int, ...]) -> int | None:
 class Scattering:
     """Judges the calls of one pass, one after the other."""
 
-    def __init__(self, trial: Sequence[Judged], examples: int) -> None:
+    def __init__(self, trial: Sequence[ReorderingCall], examples: int) -> None:
         self._trial = trial
         self._examples = examples
         self._at = 0
@@ -75,7 +77,7 @@ class Scattering:
         if judge is None:
             return False
         known = self._known(func, args, kwargs)
-        return self._examples > 1 and judge(args, kwargs, Sight(self._examples, known))
+        return self._examples > 1 and judge(args, kwargs, BatchDim(self._examples, known))
 
     def _known(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -98,7 +100,7 @@ class Scattering:
 
 @final
 @dataclass(frozen=True)
-class Sight:
+class BatchDim:
     """What is known of where the examples are in the tensors of one call."""
 
     examples: int
@@ -135,14 +137,14 @@ def puts_back(func: Callable[..., Any]) -> bool:
     return func in _PUTTING_BACK
 
 
-def _always(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _always(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     return True
 
 
 def _along_dim(place: int, default: int | None) -> Callable[..., bool]:
     """A judge of calls that reorder one dimension, given as their argument number `place`."""
 
-    def judge(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+    def judge(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
         dim = kwargs.get("dim", args[place] if len(args) > place else default)
         tensor = args[0] if args else kwargs.get("input")
         if not isinstance(tensor, Tensor) or dim is None:
@@ -153,19 +155,19 @@ def _along_dim(place: int, default: int | None) -> Callable[..., bool]:
     return judge
 
 
-def _split(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _split(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     tensor, dim = args[0], kwargs.get("dim", args[-1] if len(args) > 2 else 0)
     if not isinstance(dim, int):
         dim = 0
     return sight.holds(tensor, [dim])
 
 
-def _unbind(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _unbind(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
     return sight.holds(args[0], [dim])
 
 
-def _getitem(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _getitem(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     tensor = args[0]
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     given = sum(_width(each) for each in index)
@@ -209,7 +211,7 @@ def _is_count(index: Any, examples: int, place: int) -> bool:
     return bool((index.flatten() == torch.arange(examples, device=index.device)).all())
 
 
-def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     """Data times data: a permutation matrix would mix examples, attention keeps them apart."""
     left, right = args[0], args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
@@ -224,7 +226,7 @@ def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> boo
     return not any(sight.may_hold(each, dim) for each, dim in batch)
 
 
-def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     equation = args[0]
     if not isinstance(equation, str) or "." in equation or "->" not in equation:
         return False
@@ -236,16 +238,16 @@ def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> boo
     return bool(held - set(output)) and not held & set(output)
 
 
-def _where(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _where(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     return len(args) == 1 and not kwargs  # the form that returns positions
 
 
-def _lookup(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _lookup(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     table = args[1] if len(args) > 1 else kwargs.get("weight")
     return isinstance(table, Tensor) and sight.holds(table, [0], alike=True)
 
 
-def _repeat_interleave(args: Sequence[Any], kwargs: Mapping[str, Any], sight: Sight) -> bool:
+def _repeat_interleave(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
     repeats = args[1] if len(args) > 1 else kwargs.get("repeats")
     return not isinstance(repeats, int)
 

@@ -31,7 +31,7 @@ class _Tap(Function):
         return deltas[0], None, None
 
 
-def tap(output: Tensor, anchor: Tensor, deliver: Deliver) -> Tensor:
+def grad_hook(output: Tensor, anchor: Tensor, deliver: Deliver) -> Tensor:
     """Have `deliver` called with the gradient of `output`, on the way back from the loss.
 
     Args:
