@@ -23,7 +23,7 @@ from tracin.checkpoints import (
     open_checkpoints,
     untouched,
 )
-from tracin.checkpoints.torch_files import torch_version
+from tracin.checkpoints.readers.torch import torch_version
 from tracin.errors import (
     CheckpointError,
     CheckpointWarning,

@@ -17,11 +17,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import tracin
-from tracin.checkpoints import Recorder, checkpoint_weights, open_checkpoints, visit_log
+from tracin.checkpoints import Recorder, checkpoint_weights, open_checkpoints, visits
 from tracin.checkpoints.folder_lock import LOCK
-from tracin.checkpoints.keeping import kept
+from tracin.checkpoints.random_state import RandomState
 from tracin.checkpoints.record import Entry, read_record
-from tracin.checkpoints.visits import RandomState, Visits
+from tracin.checkpoints.schedule import kept
+from tracin.checkpoints.visits import Visits
 from tracin.errors import CheckpointError, CheckpointWarning
 
 
@@ -706,7 +707,7 @@ def test_what_is_held_back_is_bounded(tmp_path):
             recorder.batch(ids)
             optimizer.step()
             held = sum(len(file._held) for file in recorder._visits._files.values())
-            assert held < 5 * visit_log.HELD
+            assert held < 5 * visits.HELD
         recorder.save()
 
     assert Visits.open(tmp_path).ids(49) == [ids.tolist()]
@@ -720,11 +721,11 @@ import numpy as np, torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import tracin
-from tracin.checkpoints import beside, recorder as module, visit_log
+from tracin.checkpoints import companions, recorder as module, visits
 
 torch.set_num_threads(1)
 folder, stop, is_recorded = sys.argv[1], sys.argv[2], sys.argv[3] == "recorded"
-visit_log.HELD = 0
+visits.HELD = 0
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -759,7 +760,7 @@ for epoch in range(done, 6):
         if stop == "record":
             module.write_record = lambda record: os._exit(3)
         if stop == "delete":
-            beside.Beside.delete = lambda self, name: os._exit(3)
+            companions.Companions.delete = lambda self, name: os._exit(3)
     if recorder:
         recorder.epoch(loss=losses[epoch])
 if recorder:

@@ -6,6 +6,7 @@ writing) could forge the row of a table; they are shown as Python writes them in
 """
 
 import unicodedata
+from collections.abc import Iterable
 
 # Control, format and surrogate characters, and separators of lines and paragraphs.
 _OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -37,6 +38,18 @@ def plain_lines(text: str) -> str:
             no such file\x07
     """
     return f"\n{_INDENT}".join(map(plain, text.split("\n")))
+
+
+def listed(names: Iterable[object], most: int = 4) -> str:
+    """The first few names, quoted, and how many more there are.
+
+    Example:
+        >>> listed(["fc.weight", "fc.bias", "conv.weight"], most=2)
+        "'fc.weight', 'fc.bias' and 1 more"
+    """
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def _shown(character: str) -> str:

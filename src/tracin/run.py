@@ -16,8 +16,8 @@ from tracin.checkpoints import (
     untouched,
 )
 from tracin.checkpoints.discover import Checkpoints
+from tracin.checkpoints.fitting import refuse_other_traced
 from tracin.checkpoints.learning_rates import LearningRates
-from tracin.checkpoints.traced import refuse_other_traced
 from tracin.data import Batch, Examples, content_of, move, open_examples
 from tracin.errors import LossError
 from tracin.gradients import Covered

@@ -11,8 +11,8 @@ import numpy as np
 
 from tracin.checkpoints import Checkpoint, checkpoint_weights, open_checkpoints
 from tracin.checkpoints.discover import Checkpoints
-from tracin.checkpoints.state_dicts import listed
 from tracin.errors import CheckpointWarning, LearningRateError, QueryError
+from tracin.plain_text import listed
 from tracin.results.table import aligned
 
 By: TypeAlias = Literal["even", "middle", "loss_drop", "equal_drop", "log", "quadratic"]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tracin.checkpoints.formats import files_of, read_weights
-from tracin.checkpoints.optimizer_states import OptimizerState
+from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.checkpoints.rate import Rate, valid_rate
-from tracin.checkpoints.sealed_tensors import refuse_other_file
-from tracin.checkpoints.stamps import Stamp, stamp_of
-from tracin.checkpoints.state_dicts import refuse_other_kinds, weights_within
+from tracin.checkpoints.readers.formats import files_of, read_weights
+from tracin.checkpoints.readers.safetensors import refuse_other_file
+from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointError
+from tracin.files import Stamp, stamp_of
 
 
 @dataclass(frozen=True, eq=False)

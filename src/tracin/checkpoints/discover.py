@@ -13,20 +13,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.divided import refuse_divided
-from tracin.checkpoints.formats import files_of, is_checkpoint, read_recorded
-from tracin.checkpoints.hugging_face import step_of, weight_file
-from tracin.checkpoints.rate import number
+from tracin.checkpoints.rate import FileInfo, number, rate_within
+from tracin.checkpoints.readers.formats import files_of, is_checkpoint, read_recorded
+from tracin.checkpoints.readers.hugging_face import refuse_divided, step_of, weight_file
+from tracin.checkpoints.readers.safetensors import memory
 from tracin.checkpoints.record import FILE, has_record, read_record
-from tracin.checkpoints.safetensors_files import memory
-from tracin.checkpoints.stamps import stamp_of
-from tracin.checkpoints.state_dicts import (
-    FileInfo,
-    rate_within,
-    refuse_other_kinds,
-    weights_within,
-)
+from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.errors import CheckpointError, CheckpointWarning
+from tracin.files import stamp_of
 
 One: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Checkpoint
 Checkpoints: TypeAlias = One | Iterable[One]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.hugging_face import logged_rate
-from tracin.checkpoints.names import bare_name
 from tracin.checkpoints.rate import Rate, number, valid_rate
-from tracin.checkpoints.state_dicts import listed
+from tracin.checkpoints.readers.hugging_face import logged_rate
+from tracin.checkpoints.state_dict import bare_name
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointWarning, LearningRateError
+from tracin.plain_text import listed
 
 LearningRates: TypeAlias = Sequence[Rate] | Literal["equal", "span"] | None
 

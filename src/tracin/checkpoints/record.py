@@ -7,13 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tracin.checkpoints.atomic import replacing
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.checksum import checked_fields, read_sealed, sealed
-from tracin.checkpoints.rate import Rate
-from tracin.checkpoints.state_dicts import listed, recorded
+from tracin.checkpoints.rate import Rate, recorded
 from tracin.checkpoints.step_log import Segment, StepLog
 from tracin.errors import CheckpointError
+from tracin.files import checked_fields, read_sealed, replacing, sealed
+from tracin.plain_text import listed
 
 FILE = "recorder.json"
 FORMAT = 2

@@ -1,28 +1,25 @@
 """Checkpoints with the learning rates that were really used, from a person's own training loop."""
 
+import os
 import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import torch.distributed
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.atomic import remove_unfinished
-from tracin.checkpoints.beside import FilesBeside, tensors
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.disk import made_folder, writing
+from tracin.checkpoints.companions import Companions, tensors
 from tracin.checkpoints.fitting import (
+    bare_optimizer,
     refuse_other_model,
-    refuse_other_moments,
     refuse_other_optimizer,
     refuse_other_weights,
 )
 from tracin.checkpoints.folder_lock import FolderLock
-from tracin.checkpoints.hooked_optimizer import bare_optimizer
-from tracin.checkpoints.keeping import finite, kept
-from tracin.checkpoints.ranks import is_first_rank
-from tracin.checkpoints.rate_log import RateLog
+from tracin.checkpoints.readers.safetensors import write_safetensors
 from tracin.checkpoints.record import (
     AVERAGED,
     FILE,
@@ -33,12 +30,12 @@ from tracin.checkpoints.record import (
     read_record,
     write_record,
 )
-from tracin.checkpoints.safetensors_files import write_safetensors
-from tracin.checkpoints.step_log import StepLog
-from tracin.checkpoints.trained import TrainedNames
-from tracin.checkpoints.visit_log import VisitLog
+from tracin.checkpoints.schedule import finite, kept, refuse_other_moments
+from tracin.checkpoints.step_log import RateLog, StepLog, TrainedNames
 from tracin.checkpoints.visits import FOLDER as VISITS
+from tracin.checkpoints.visits import VisitLog
 from tracin.errors import CheckpointError, CheckpointWarning
+from tracin.files import made_folder, remove_unfinished, writing
 from tracin.guards import owned
 from tracin.wrappers import unwrapped
 
@@ -304,7 +301,7 @@ class Recorder:
             for folder in (self._folder, *(self._folder / name for name in INNER)):
                 remove_unfinished(folder)
         moments = self._optimizer if optimizer_state else None
-        self._beside = FilesBeside(self._folder, self._model, moments, averaged)
+        self._beside = Companions(self._folder, self._model, moments, averaged)
         record = read_record(self._folder) if (self._folder / FILE).is_file() else None
         if record is not None and record.entries:
             self._resume(record)
@@ -405,3 +402,14 @@ class Recorder:
             self._trained.names(),
             self._visits.listed(),
         )
+
+
+def is_first_rank() -> bool:
+    """Whether this is the only process of a training, or the first of several.
+
+    Asked of torch.distributed where it is initialised, else of the environment variable RANK, as
+    torchrun sets it.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get("RANK", "0") in ("", "0")

@@ -12,10 +12,10 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints import Checkpoint, Recorder
-from tracin.checkpoints.lightning import is_lightning, lightning_rate
 from tracin.checkpoints.rate import Rate
-from tracin.checkpoints.state_dicts import weights_within
-from tracin.checkpoints.torch_files import read_torch
+from tracin.checkpoints.readers.lightning import is_lightning, lightning_rate
+from tracin.checkpoints.readers.torch import read_torch
+from tracin.checkpoints.state_dict import weights_within
 from tracin.errors import CheckpointError, LearningRateError, UnsupportedModelError
 from tracin.integrations.recording import RecorderSettings
 

@@ -9,9 +9,10 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints import Recorder
-from tracin.checkpoints.beside import FilesBeside
-from tracin.checkpoints.fitting import refuse_other_moments, refuse_other_weights
+from tracin.checkpoints.companions import Companions
+from tracin.checkpoints.fitting import refuse_other_weights
 from tracin.checkpoints.record import FILE, CheckpointLog, read_record, write_record
+from tracin.checkpoints.schedule import refuse_other_moments
 from tracin.errors import CheckpointError, CheckpointWarning
 
 
@@ -91,7 +92,7 @@ class RecorderSettings:
         kept = tuple(one for one in record.entries if one.step <= step)
         losses = tuple(one for one in record.losses if one[0] <= step)
         write_record(replace(record, entries=kept, log=record.log.until(step), losses=losses))
-        beside = FilesBeside(self.folder, model, None, None)
+        beside = Companions(self.folder, model, None, None)
         for one in record.entries[len(kept) :]:
             beside.delete(one.file)
 

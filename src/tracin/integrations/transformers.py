@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, Recorder, loaded, open_checkpoints
-from tracin.checkpoints.hugging_face import step_of
+from tracin.checkpoints.readers.hugging_face import step_of
 from tracin.errors import CheckpointError, UnsupportedModelError
 from tracin.integrations.recording import RecorderSettings
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint, bare_name
-from tracin.checkpoints.optimizer_states import PARAMETERS, OptimizerState
-from tracin.checkpoints.state_dicts import listed
+from tracin.checkpoints.optimizer_state import PARAMETERS, OptimizerState
 from tracin.errors import CheckpointError, QueryError
 from tracin.gradients.forms import PerExampleGradient, scaled
+from tracin.plain_text import listed
 
 WAY_OUT = (
     "Record them while training, by tracin.Recorder(..., optimizer_state=True), or give a file of "

@@ -26,18 +26,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.checkpoints.atomic import flush, remove_unfinished, replacing
-from tracin.checkpoints.checksum import (
-    blocks,
-    checked_fields,
-    read_sealed,
-    sealed,
-    text_of,
-)
-from tracin.checkpoints.disk import made_folder, writing
 from tracin.checkpoints.folder_lock import FolderLock
 from tracin.data.ids import checked_ids
 from tracin.errors import DataError, TracingError
+from tracin.files import (
+    blocks,
+    checked_fields,
+    flush,
+    made_folder,
+    read_sealed,
+    remove_unfinished,
+    replacing,
+    sealed,
+    text_of,
+    writing,
+)
 from tracin.tracing.paths import Quadrature
 from tracin.tracing.step_table import StepWriter, columns, has_steps
 

@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.optim import SGD, Optimizer
 
 from tracin.checkpoints import Checkpoint, Visits, bare_name, loaded, open_checkpoints, untouched
-from tracin.checkpoints.names import without_wrappers
+from tracin.checkpoints.state_dict import without_wrappers
 from tracin.checkpoints.step_log import StepLog
 from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning

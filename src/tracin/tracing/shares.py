@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints import untouched
-from tracin.checkpoints.state_dicts import listed
 from tracin.data import Batch, part
 from tracin.errors import TracingError
 from tracin.gradients.fast import Compute, learn
@@ -19,6 +18,7 @@ from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.ledger import GradientAccumulator
 from tracin.gradients.watch import FunctionWatch, UnlikeTrialError
+from tracin.plain_text import listed
 
 
 @final

@@ -19,14 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from tracin.checkpoints import untouched
-from tracin.checkpoints.disk import unwritable, writing
-from tracin.checkpoints.hooked_optimizer import bare_optimizer
-from tracin.checkpoints.state_dicts import listed
+from tracin.checkpoints.fitting import bare_optimizer
 from tracin.data import content_of, move, open_examples
 from tracin.errors import NonFiniteError, TracingError, TracingWarning, UnsupportedModelError
+from tracin.files import unwritable, writing
 from tracin.gradients.forms import PerExampleGradient, ProductCache
 from tracin.guards import Guard, Hold, owned
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.plain_text import listed
 from tracin.scoring.last_used import last_used
 from tracin.scoring.parameters import LAST, Selection, chosen_parameters
 from tracin.tracing.asked import Asked, Questions, weights_at

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tracin.checkpoints.state_dicts import FileInfo, optimizer_rate, whole
+from tracin.checkpoints.rate import FileInfo, optimizer_rate, whole
 
 
 def is_lightning(content: Any) -> bool:

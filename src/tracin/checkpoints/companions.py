@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.names import without_wrappers
-from tracin.checkpoints.optimizer_states import OptimizerState
+from tracin.checkpoints.optimizer_state import OptimizerState
+from tracin.checkpoints.readers.safetensors import write_safetensors
 from tracin.checkpoints.record import AVERAGED, OPTIMIZER
-from tracin.checkpoints.safetensors_files import write_safetensors
-from tracin.checkpoints.state_dicts import listed, without_extra_state
+from tracin.checkpoints.state_dict import without_extra_state, without_wrappers
 from tracin.errors import CheckpointError
+from tracin.plain_text import listed
 
 COUNTER = "n_averaged"  # how many models torch's AveragedModel has averaged: no weight
 
 
-class FilesBeside:
+class Companions:
     """Writes the files of one name that belong to a checkpoint, and deletes them with it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which checkpoints to keep: those of the steps in which the loss went down most."""
+"""When a Recorder saves, and which of its checkpoints it keeps."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,41 @@ from tracin.checkpoints.record import Entry
 from tracin.errors import CheckpointError
 
 Losses: TypeAlias = Sequence[tuple[int, int, float]]
+
+
+def refuse_other_moments(every: Any, epochs_between: Any, keep: Any) -> None:
+    """What says when to save, and what to keep, must be possible together."""
+    if every != "epoch" and not is_count(every):
+        raise CheckpointError(
+            f'every must be "epoch" or a positive number of steps; {every!r} was given.'
+        )
+    if not is_count(epochs_between):
+        raise CheckpointError(
+            f"epochs_between must be a positive number of epochs; {epochs_between!r} was given."
+        )
+    if epochs_between != 1 and every != "epoch":
+        raise CheckpointError(
+            f"epochs_between={epochs_between} counts epochs, and every={every} steps: give "
+            'every="epoch", or leave epochs_between out.'
+        )
+    if keep is None:
+        return
+    if not is_count(keep):
+        raise CheckpointError(
+            f"keep must be a positive number of checkpoints, or None to keep all; {keep!r} was "
+            "given."
+        )
+    if every != "epoch":
+        raise CheckpointError(
+            f"keep={keep} needs the loss of each checkpoint, and every={every} saves where none "
+            'can be given: use every="epoch" with recorder.epoch(loss=...), or call '
+            "recorder.save(loss=...) yourself where you want checkpoints."
+        )
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number of at least one."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def kept(entries: Sequence[Entry], losses: Losses, keep: int) -> list[Entry]:

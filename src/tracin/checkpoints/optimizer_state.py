@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.names import bare_name
-from tracin.checkpoints.safetensors_files import unreadable
-from tracin.checkpoints.sealed_tensors import check_seal, write_sealed
+from tracin.checkpoints.readers.safetensors import check_seal, unreadable, write_sealed
+from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
 
 KIND = "tracin.optimizer"

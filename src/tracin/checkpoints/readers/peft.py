@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.checkpoints.names import bare_name
-from tracin.checkpoints.safetensors_files import read_safetensors
-from tracin.checkpoints.state_dicts import listed, weights_within
-from tracin.checkpoints.torch_files import read_torch
+from tracin.checkpoints.readers.safetensors import read_safetensors
+from tracin.checkpoints.readers.torch import read_torch
+from tracin.checkpoints.state_dict import bare_name, weights_within
 from tracin.errors import CheckpointError
+from tracin.plain_text import listed
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."

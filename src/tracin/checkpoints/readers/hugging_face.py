@@ -1,4 +1,4 @@
-"""Checkpoint folders of Hugging Face's Trainer: weights, perhaps in shards, and the logged rate."""
+"""Folders in which each rank saved its own part: which tool puts the weights together."""
 
 import re
 from dataclasses import dataclass
@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from tracin.checkpoints.adapters import ADAPTER_FILES, adapter_file, inner_adapter_file
-from tracin.checkpoints.checksum import read_object
-from tracin.checkpoints.divided import refuse_divided
-from tracin.checkpoints.rate import number
-from tracin.checkpoints.safetensors_files import read_safetensors
-from tracin.checkpoints.state_dicts import FileInfo, recorded, weights_within, whole
-from tracin.checkpoints.torch_files import read_torch
+from tracin.checkpoints.rate import FileInfo, number, recorded, whole
+from tracin.checkpoints.readers.peft import ADAPTER_FILES, adapter_file, inner_adapter_file
+from tracin.checkpoints.readers.safetensors import read_safetensors
+from tracin.checkpoints.readers.torch import read_torch
+from tracin.checkpoints.state_dict import weights_within
 from tracin.errors import CheckpointError
+from tracin.files import read_object
 
 # In the order in which Hugging Face itself looks for them.
 WEIGHT_FILES = (
@@ -29,6 +28,42 @@ STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "config.json"
 # Releases before this one logged a step's rate after the scheduler had gone on to the next step.
 TRUE_RATE_SINCE = (4, 51)
+
+
+def refuse_divided(folder: Path) -> None:
+    """Refuse a folder that holds parts of weights, by the name of the tool that merges them.
+
+    Raises:
+        CheckpointError: DeepSpeed, FSDP or torch.distributed.checkpoint wrote it.
+    """
+    if way := way_to_merge(folder):
+        raise CheckpointError(
+            f"{folder} holds weights in parts, as {way}. Then give the file or folder that it "
+            "writes."
+        )
+
+
+def way_to_merge(folder: Path) -> str:
+    """Who wrote parts of weights to this folder and what merges them, or nothing."""
+    if not folder.is_dir():
+        return ""
+    parts = [*folder.glob("*_optim_states.pt"), *folder.glob("*_model_states.pt")]
+    if (folder / "zero_to_fp32.py").is_file() or any(folder.glob("global_step*/")) or parts:
+        return (
+            "DeepSpeed saves them: merge them by python zero_to_fp32.py . output in this folder "
+            "(the script lies there, and in deepspeed.utils)"
+        )
+    if inner := next(folder.glob("pytorch_model_fsdp_*/"), None):
+        return (
+            "accelerate saves them under FSDP: merge them by accelerate merge-weights "
+            f"{inner} {folder}"
+        )
+    if (folder / ".metadata").is_file():
+        return (
+            "torch.distributed.checkpoint saves them: merge them by torch.distributed.checkpoint."
+            f"format_utils.dcp_to_torch_save({str(folder)!r}, 'weights.pt')"
+        )
+    return ""
 
 
 @dataclass(frozen=True)

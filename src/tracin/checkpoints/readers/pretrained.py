@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from tracin.checkpoints.names import bare_name
-from tracin.checkpoints.torch_files import first_line
+from tracin.checkpoints.readers.torch import first_line
+from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
 
 

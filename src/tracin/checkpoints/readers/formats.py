@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tracin.checkpoints.adapters import ADAPTER_FILES, inner_adapters
-from tracin.checkpoints.divided import refuse_divided
-from tracin.checkpoints.hugging_face import (
+from tracin.checkpoints.rate import FileInfo, rate_within
+from tracin.checkpoints.readers.hugging_face import (
     CONFIG_FILE,
     INDEX_SUFFIX,
     WEIGHT_FILES,
@@ -15,20 +14,17 @@ from tracin.checkpoints.hugging_face import (
     hugging_face_rate,
     is_hugging_face,
     read_hugging_face,
+    refuse_divided,
     shards,
     weight_file,
 )
-from tracin.checkpoints.lightning import is_lightning, lightning_rate
-from tracin.checkpoints.safetensors_files import read_safetensors, read_shapes
-from tracin.checkpoints.state_dicts import (
-    FileInfo,
-    listed,
-    rate_within,
-    refuse_other_kinds,
-    weights_within,
-)
-from tracin.checkpoints.torch_files import look_into, read_torch
+from tracin.checkpoints.readers.lightning import is_lightning, lightning_rate
+from tracin.checkpoints.readers.peft import ADAPTER_FILES, inner_adapters
+from tracin.checkpoints.readers.safetensors import read_safetensors, read_shapes
+from tracin.checkpoints.readers.torch import look_into, read_torch
+from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.errors import CheckpointError
+from tracin.plain_text import listed
 
 SAFETENSORS = ".safetensors"
 TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # best.pth.tar is torch's, not an archive of tar

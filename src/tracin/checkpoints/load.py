@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
-from tracin.checkpoints.adapters import adapter_weights
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.formats import is_adapter, is_saved_pretrained
-from tracin.checkpoints.names import bare_name
-from tracin.checkpoints.pretrained import as_in_memory, has_other_layouts, pretrained_parts
-from tracin.checkpoints.state_dicts import (
+from tracin.checkpoints.readers.formats import is_adapter, is_saved_pretrained
+from tracin.checkpoints.readers.peft import adapter_weights
+from tracin.checkpoints.readers.pretrained import as_in_memory, has_other_layouts, pretrained_parts
+from tracin.checkpoints.state_dict import (
     AVERAGE_COUNT,
-    listed,
+    bare_name,
     refuse_other_kinds,
     weights_within,
 )
 from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
 from tracin.guards import is_same_table, owned
+from tracin.plain_text import listed
 from tracin.restoring import Restoring
 from tracin.sharding import is_dtensor, is_sharded, local, own, recover, rest, whole
 

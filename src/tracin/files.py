@@ -1,21 +1,111 @@
-"""Small JSON files that carry a checksum of their own, and the one way to read them safely.
+"""Files written whole or not at all, read with every check, and known again by their checksums.
 
 CRC-32 finds every damage of up to 32 bits in a row and all but one in 4e9 of the others. It is in
 Python's standard library and runs at about 3 GB/s, faster than most disks; cryptographic digests
 run at 0.4 to 0.8 GB/s. It protects against accidents, not against forgery.
 """
 
+import errno
 import json
+import os
+import re
+import secrets
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tracin.errors import CheckpointError, TracInError
 
+SUFFIX = ".unfinished"
+# The safetensors library writes to names such as .tmpAb12Cd, and a killed process leaves them.
+_LIBRARY = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 CHECKSUM = "checksum"
 LARGEST = 1 << 30  # bytes of a JSON file that are read into memory
 _BLOCK = 1 << 22
+# (name, bytes, time of the last write in nanoseconds) of each file
+Stamp: TypeAlias = tuple[tuple[str, int, int], ...]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder; on leaving, it takes the place of `path`.
+
+    The temporary name is unique, so that two processes never write to one file. An exception
+    (Ctrl-C too) removes the temporary file and leaves what was at `path`.
+    """
+    unfinished = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}{SUFFIX}")
+    try:
+        yield unfinished
+        flush(unfinished)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":
+        # The new name is an entry of the folder, which reaches the disk on its own.
+        flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process left half-written; the folder must be the caller's alone."""
+    for leftover in [*folder.glob(f".*{SUFFIX}"), *folder.glob(".tmp*")]:
+        is_ours = leftover.name.endswith(SUFFIX) or _LIBRARY.fullmatch(leftover.name)
+        if is_ours and leftover.is_file():
+            leftover.unlink(missing_ok=True)
+
+
+def made_folder(folder: str | Path, error: type[TracInError]) -> Path:
+    """Make a folder if it is not there; the path is absolute, so that it survives `os.chdir`.
+
+    Raises:
+        TracInError: It cannot be made.
+    """
+    try:
+        made = Path(folder).expanduser().absolute()
+        made.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError, TypeError) as cause:
+        raise error(
+            f"{folder!r} cannot be made a folder ({cause}). Give the path of a folder that may be "
+            "written to."
+        ) from cause
+    return made
+
+
+@contextmanager
+def writing(folder: Path, error: type[TracInError]) -> Iterator[None]:
+    """Word what goes wrong on the disk within.
+
+    Raises:
+        TracInError: In place of any OSError.
+    """
+    try:
+        yield
+    except OSError as cause:
+        raise error(unwritable(folder, cause)) from cause
+
+
+def unwritable(folder: Path, cause: OSError) -> str:
+    """Why nothing can be written to a folder."""
+    is_full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    way = (
+        "Free some space, then go on from the last save"
+        if is_full
+        else "Check the disk and the permissions, then go on from the last save"
+    )
+    return (
+        f"{folder} cannot be written to ({cause.strerror or cause}). {way}, or give another disk."
+    )
 
 
 def text_of(crc: int) -> str:
@@ -133,3 +223,17 @@ def read_object(path: Path, error: type[TracInError] = CheckpointError) -> dict[
 
 def _checksum(content: Mapping[str, Any]) -> str:
     return text_of(zlib.crc32(json.dumps(content).encode()))
+
+
+def stamp_of(files: Iterable[Path]) -> Stamp:
+    """What changes when one of these files is written anew, cut or replaced.
+
+    Raises:
+        CheckpointError: A file is not there.
+    """
+    try:
+        return tuple((file.name, (it := file.stat()).st_size, it.st_mtime_ns) for file in files)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename} cannot be read: {error.strerror or error}."
+        ) from error
