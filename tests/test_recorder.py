@@ -570,7 +570,7 @@ def test_a_damaged_record_is_refused(tmp_path, text, words):
 def test_every_is_epoch_or_a_number_of_steps(tmp_path, every):
     model = net()
 
-    with pytest.raises(CheckpointError, match='every must be "epoch" or a positive number'):
+    with pytest.raises(CheckpointError, match='every is "epoch" or a whole number of at least 1'):
         Recorder(model, sgd(model), tmp_path, every=every)
 
 

@@ -71,18 +71,18 @@ def ema(model):
 # When to save
 
 
-def test_epochs_between_saves_at_each_nth_epoch(tmp_path):
-    recorded(tmp_path, [None] * 7, epochs_between=3)
+def test_every_n_epochs_saves_at_each_nth_epoch(tmp_path):
+    recorded(tmp_path, [None] * 7, every_n_epochs=3)
 
     content = json.loads((tmp_path / "recorder.json").read_text())
 
     assert [(one["step"], one["epoch"]) for one in content["checkpoints"]] == [(3, 3), (6, 6)]
 
 
-def test_epochs_between_counts_on_when_training_goes_on(tmp_path):
-    model, _ = recorded(tmp_path, [None] * 4, epochs_between=2)
+def test_every_n_epochs_counts_on_when_training_goes_on(tmp_path):
+    model, _ = recorded(tmp_path, [None] * 4, every_n_epochs=2)
     optimizer = adam(model)
-    with Recorder(model, optimizer, tmp_path, epochs_between=3) as recorder:
+    with Recorder(model, optimizer, tmp_path, every_n_epochs=3) as recorder:
         saved = []
         for _ in range(3):
             step(model, optimizer)
@@ -95,11 +95,11 @@ def test_epochs_between_counts_on_when_training_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"epochs_between": 0}, "epochs_between must be a positive number of epochs; 0 was given"),
-        ({"epochs_between": True}, "epochs_between must be"),
-        ({"every": 5, "epochs_between": 2}, "epochs_between=2 counts epochs, and every=5 steps"),
-        ({"keep": 0}, "keep must be a positive number of checkpoints, or None"),
-        ({"keep": 1.5}, "keep must be"),
+        ({"every_n_epochs": 0}, "every_n_epochs is a whole number of at least 1; 0 was given"),
+        ({"every_n_epochs": True}, "every_n_epochs is a whole number"),
+        ({"every": 5, "every_n_epochs": 2}, "every_n_epochs=2 counts epochs, and every=5 steps"),
+        ({"keep": 0}, "keep is None or a whole number of at least 1; 0 was"),
+        ({"keep": 1.5}, "keep is None or"),
         ({"keep": 2, "every": 5}, "keep=2 needs the loss of each checkpoint, and every=5 saves"),
         ({"averaged": {}}, r"averaged must be a torch.nn.Module .*; a dict was given"),
         ({"averaged": nn.Linear(1, 1)}, r"averaged must hold .* '0.weight'.* differ in name"),
@@ -212,7 +212,7 @@ def test_files_are_deleted_only_once_the_record_no_longer_lists_them(tmp_path, m
 
 def test_keep_needs_the_loss(tmp_path):
     model = net()
-    recorder = Recorder(model, adam(model), tmp_path, keep=2, epochs_between=2)
+    recorder = Recorder(model, adam(model), tmp_path, keep=2, every_n_epochs=2)
 
     with pytest.raises(CheckpointError, match=r"keep=2 ranks .* call recorder.epoch\(loss="):
         recorder.save()

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.checks import count_within, one_of, positive_int
 from tracin.data import length, move, open_examples
 from tracin.engines import Engine, Serial
 from tracin.errors import QueryError
@@ -205,11 +206,7 @@ class TracIn(Run):
         examples, queries = open_data(self, train, "train"), open_examples(test, name="test")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(examples):
-            raise QueryError(
-                f"k={k!r} hits were asked for, but train holds {len(examples)} examples. Give a k "
-                f"from 1 to {len(examples)}."
-            )
+        count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
         walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
         spans = [range(len(queries))] if group else query_spans(self, len(queries))
         rankings = []
@@ -322,10 +319,7 @@ class TracIn(Run):
             QueryError: `examples` is below 1.
             NonFiniteError: A loss or a gradient is NaN or infinite.
         """
-        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-            raise QueryError(
-                f"examples={examples!r} were to be verified. Give a whole number of at least 1."
-            )
+        positive_int(examples, "examples", QueryError)
         source = open_data(self, data, "data")
         walk = checkpoint_pass(self)
         names = [checkpoint.name for checkpoint in self.checkpoints]
@@ -397,6 +391,5 @@ def _known(tensor: Tensor | None) -> Tensor:
 
 
 def _check_words(word: str | None, allowed: tuple[str, ...], name: str) -> None:
-    if word is not None and word not in allowed:
-        listed = ", ".join(f'"{each}"' for each in allowed)
-        raise QueryError(f"{name} is None or one of {listed}; {word!r} was given.")
+    if word is not None:
+        one_of(word, allowed, name, QueryError, also="None")

@@ -70,7 +70,7 @@ class Recorder:
         folder: Where to write; made if it is not there.
         every: "epoch" to save when `epoch` is called, or a number n to save after each n-th
             optimizer step.
-        epochs_between: With `every="epoch"`, save at each n-th call of `epoch` only.
+        every_n_epochs: With `every="epoch"`, save at each n-th call of `epoch` only.
         keep: How many checkpoints to keep: those with the largest loss reductions since the save
             before. Every save then needs the loss. The last checkpoint is kept besides, to go on
             from, so there may be one more; the first one, with no loss before it, counts as the
@@ -115,17 +115,17 @@ class Recorder:
         folder: str | Path,
         every: Literal["epoch"] | int = "epoch",
         *,
-        epochs_between: int = 1,
+        every_n_epochs: int = 1,
         keep: int | None = None,
         optimizer_state: bool = False,
         averaged: Module | None = None,
         scaler: Any = None,
     ) -> None:
-        refuse_other_moments(every, epochs_between, keep)
+        refuse_other_moments(every, every_n_epochs, keep)
         model, optimizer = unwrapped(model), bare_optimizer(optimizer, "Recorder", CheckpointError)
         refuse_other_optimizer(model, optimizer)
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._every, self._epochs_between, self._keep = every, epochs_between, keep
+        self._every, self._every_n_epochs, self._keep = every, every_n_epochs, keep
         self._folder = made_folder(folder, CheckpointError)
         self._is_writing = is_first_rank()
         self._entries: list[Entry] = []
@@ -190,7 +190,7 @@ class Recorder:
             CheckpointError: As from `save`.
         """
         loss = finite(loss)
-        is_due = self._every == "epoch" and (self.epochs + 1) % self._epochs_between == 0
+        is_due = self._every == "epoch" and (self.epochs + 1) % self._every_n_epochs == 0
         if is_due:
             self._refuse_without(loss)
         self.epochs += 1

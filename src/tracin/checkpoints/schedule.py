@@ -6,44 +6,35 @@ from typing import Any, TypeAlias
 
 from tracin.checkpoints.rate import number
 from tracin.checkpoints.record import Entry
+from tracin.checks import positive_int
 from tracin.errors import CheckpointError
 
 Losses: TypeAlias = Sequence[tuple[int, int, float]]
 
 
-def refuse_other_moments(every: Any, epochs_between: Any, keep: Any) -> None:
-    """What says when to save, and what to keep, must be possible together."""
-    if every != "epoch" and not is_count(every):
+def refuse_other_moments(every: Any, every_n_epochs: Any, keep: Any) -> None:
+    """Refuse what cannot say, together, when to save and what to keep.
+
+    Raises:
+        CheckpointError: One of them is no positive number, or they contradict each other.
+    """
+    if every != "epoch":
+        positive_int(every, "every", CheckpointError, also='"epoch"')
+    positive_int(every_n_epochs, "every_n_epochs", CheckpointError)
+    if every_n_epochs != 1 and every != "epoch":
         raise CheckpointError(
-            f'every must be "epoch" or a positive number of steps; {every!r} was given.'
-        )
-    if not is_count(epochs_between):
-        raise CheckpointError(
-            f"epochs_between must be a positive number of epochs; {epochs_between!r} was given."
-        )
-    if epochs_between != 1 and every != "epoch":
-        raise CheckpointError(
-            f"epochs_between={epochs_between} counts epochs, and every={every} steps: give "
-            'every="epoch", or leave epochs_between out.'
+            f"every_n_epochs={every_n_epochs} counts epochs, and every={every} steps: give "
+            'every="epoch", or leave every_n_epochs out.'
         )
     if keep is None:
         return
-    if not is_count(keep):
-        raise CheckpointError(
-            f"keep must be a positive number of checkpoints, or None to keep all; {keep!r} was "
-            "given."
-        )
+    positive_int(keep, "keep", CheckpointError, also="None")
     if every != "epoch":
         raise CheckpointError(
             f"keep={keep} needs the loss of each checkpoint, and every={every} saves where none "
             'can be given: use every="epoch" with recorder.epoch(loss=...), or call '
             "recorder.save(loss=...) yourself where you want checkpoints."
         )
-
-
-def is_count(value: Any) -> bool:
-    """Whether this is a whole number of at least one."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def kept(entries: Sequence[Entry], losses: Losses, keep: int) -> list[Entry]:

@@ -23,7 +23,7 @@ class RecorderSettings:
     Attributes:
         folder: As for `tracin.Recorder`, like all that follow.
         every: When to save.
-        epochs_between: Save at each n-th epoch only.
+        every_n_epochs: Save at each n-th epoch only.
         keep: How many checkpoints to keep.
         optimizer_state: Whether the optimizer's moments are written.
         averaged: A model with averaged weights.
@@ -34,13 +34,13 @@ class RecorderSettings:
 
     folder: Path
     every: Literal["epoch"] | int
-    epochs_between: int
+    every_n_epochs: int
     keep: int | None
     optimizer_state: bool
     averaged: Module | None
 
     def __post_init__(self) -> None:
-        refuse_other_moments(self.every, self.epochs_between, self.keep)
+        refuse_other_moments(self.every, self.every_n_epochs, self.keep)
 
     def begin(self, model: Module, optimizer: Optimizer, step: int, scaler: Any) -> Recorder:
         """Open the Recorder, going on where the trainer does.
@@ -64,7 +64,7 @@ class RecorderSettings:
             optimizer,
             self.folder,
             self.every,
-            epochs_between=self.epochs_between,
+            every_n_epochs=self.every_n_epochs,
             keep=self.keep,
             optimizer_state=self.optimizer_state,
             averaged=self.averaged,

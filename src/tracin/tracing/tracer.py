@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from tracin.checkpoints import untouched
 from tracin.checkpoints.fitting import bare_optimizer
+from tracin.checks import positive_int
 from tracin.data import content_of, move, open_examples
 from tracin.errors import NonFiniteError, TracingError, TracingWarning, UnsupportedModelError
 from tracin.files import unwritable, writing
@@ -135,9 +136,9 @@ class Tracer:
         stops_training: bool = True,
     ) -> None:
         model = _traceable(model)
-        _refuse_count(every, "every")
+        positive_int(every, "every", TracingError)
         if queries_at_once is not None:
-            _refuse_count(queries_at_once, "queries_at_once")
+            positive_int(queries_at_once, "queries_at_once", TracingError)
         if not paths or not all(isinstance(path, Quadrature) for path in paths):
             raise TracingError(
                 "paths are some of tracin.tracing.Quadrature, such as "
@@ -984,8 +985,3 @@ def _said(parameters: Selection) -> tuple[str, ...]:
     if parameters is None:
         return ()
     return (parameters,) if isinstance(parameters, str) else tuple(parameters)
-
-
-def _refuse_count(value: Any, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TracingError(f"{name} is a whole number of at least 1; {value!r} was given.")
