@@ -6,6 +6,7 @@ run at 0.4 to 0.8 GB/s. It protects against accidents, not against forgery.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from tracin.errors import CheckpointError, TracInError
 
@@ -157,7 +162,7 @@ def read_sealed(
         TracInError: The file cannot be read, another release wrote it, or its content does not
             match its checksum.
     """
-    content = read_object(path, error)
+    content = read_json(path, error)
     if content.get("format") != version:
         raise error(
             f"{path} has format {content.get('format')!r}, and this release of tracin reads "
@@ -200,7 +205,7 @@ def checked_fields(content: Any, **kinds: type | tuple[type, ...]) -> list[Any]:
     return [content[name] for name in kinds]
 
 
-def read_object(path: Path, error: type[TracInError] = CheckpointError) -> dict[str, Any]:
+def read_json(path: Path, error: type[TracInError] = CheckpointError) -> dict[str, Any]:
     """Read a JSON file that holds an object, of any origin.
 
     Raises:
@@ -223,6 +228,34 @@ def read_object(path: Path, error: type[TracInError] = CheckpointError) -> dict[
 
 def _checksum(content: Mapping[str, Any]) -> str:
     return text_of(zlib.crc32(json.dumps(content).encode()))
+
+
+def fingerprint(pieces: Iterable[str | bytes | memoryview], size: int = 16) -> str:
+    """A BLAKE2b digest of the pieces, run together, in hexadecimal.
+
+    Args:
+        pieces: Text counts as its UTF-8.
+        size: How many bytes the digest has.
+
+    Example:
+        >>> fingerprint(["fc.weight", b"12"], size=8)
+        '57c51c231d5d973c'
+    """
+    digest = hashlib.blake2b(digest_size=size)
+    for piece in pieces:
+        digest.update(piece.encode() if isinstance(piece, str) else piece)
+    return digest.hexdigest()
+
+
+def ids_fingerprint(ids: np.ndarray) -> str:
+    """Equal for equal ids in the same order."""
+    return fingerprint(["\n".join(map(str, ids.tolist()))])
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's numbers as they lie in memory; not copied where that is the CPU's."""
+    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def stamp_of(files: Iterable[Path]) -> Stamp:

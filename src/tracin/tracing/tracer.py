@@ -23,7 +23,7 @@ from tracin.checkpoints.fitting import bare_optimizer
 from tracin.checks import positive_int
 from tracin.data import content_of, move, open_examples
 from tracin.errors import NonFiniteError, TracingError, TracingWarning, UnsupportedModelError
-from tracin.files import unwritable, writing
+from tracin.files import ids_fingerprint, unwritable, writing
 from tracin.gradients.forms import PerExampleGradient, ProductCache
 from tracin.guards import Guard, Hold, owned
 from tracin.losses import PerExampleLoss, open_loss
@@ -33,7 +33,6 @@ from tracin.scoring.parameters import LAST, Selection, chosen_parameters
 from tracin.tracing.asked import Asked, Questions, weights_at
 from tracin.tracing.diagnostics import TraceDiagnostics
 from tracin.tracing.fingerprints import (
-    ids_fingerprint,
     query_fingerprint,
     weights_fingerprint,
 )

@@ -13,7 +13,7 @@ from tracin.checkpoints.readers.safetensors import read_safetensors
 from tracin.checkpoints.readers.torch import read_torch
 from tracin.checkpoints.state_dict import weights_within
 from tracin.errors import CheckpointError
-from tracin.files import read_object
+from tracin.files import read_json
 
 # In the order in which Hugging Face itself looks for them.
 WEIGHT_FILES = (
@@ -137,7 +137,7 @@ def shards(index: Path) -> list[Path]:
     Raises:
         CheckpointError: One of them is missing.
     """
-    files = read_object(index).get("weight_map")
+    files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(map(is_file_name, files.values())):
         raise CheckpointError(
             f"{index} must hold a weight_map, from names to files in its own folder. Copy the "
@@ -161,7 +161,7 @@ def is_file_name(name: Any) -> bool:
 def refuse_quantised(folder: Path) -> None:
     """Quantised weights cannot be put into a model that has gradients."""
     file = folder / CONFIG_FILE
-    method = read_object(file).get("quantization_config") if file.is_file() else None
+    method = read_json(file).get("quantization_config") if file.is_file() else None
     if method:
         named = method.get("quant_method") if isinstance(method, dict) else method
         raise CheckpointError(
@@ -195,7 +195,7 @@ def hugging_face_rate(folder: Path) -> FileInfo:
 def saved_step(folder: Path) -> int | None:
     """How many steps came before a checkpoint, by its own account or else by its name."""
     file = folder / STATE_FILE
-    step = whole(read_object(file).get("global_step")) if file.is_file() else None
+    step = whole(read_json(file).get("global_step")) if file.is_file() else None
     return step_of(folder) if step is None else step
 
 
@@ -205,7 +205,7 @@ def logged_rate(folder: Path) -> LoggedRate | None:
     if not file.is_file():
         return None
     step, late = saved_step(folder), lateness(folder)
-    history = read_object(file).get("log_history")
+    history = read_json(file).get("log_history")
     logged = [
         LoggedRate(at + late, rate)
         for entry in (history if isinstance(history, list) else ())
@@ -224,7 +224,7 @@ def lateness(folder: Path) -> int:
     an adapter alone, the log is taken for one of today's.
     """
     file = folder / CONFIG_FILE
-    version = read_object(file).get("transformers_version") if file.is_file() else None
+    version = read_json(file).get("transformers_version") if file.is_file() else None
     named = re.match(r"(\d+)\.(\d+)", str(version))
     if not named:
         return 0

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import CheckpointError
-from tracin.files import blocks, replacing, text_of
+from tracin.files import blocks, bytes_of, replacing, text_of
 
 # The file format wants every tensor once: further names of one tensor stand in the metadata.
 ALIASES = "tracin.aliases"
@@ -45,28 +45,10 @@ DTYPES = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CRC = "tracin.crc32"  # of the whole file, with zeros where the checksum stands
 _BLANK = "0" * 8
 _DISPATCH = "__torch_dispatch__"  # what tensors made of other tensors (DTensor, ...) override
-_LONGEST = 100_000_000  # bytes of a header, as the format limits it
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.complex64: "C64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -136,7 +118,7 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where one tensor lies in a file.
 
     Attributes:
@@ -174,7 +156,7 @@ class Header:
         aliases: Further name of a tensor -> its name in `entries`.
     """
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     aliases: Mapping[str, str]
 
@@ -194,7 +176,7 @@ class Header:
         if not isinstance(content, dict):
             raise ValueError("its head is no JSON object")
         metadata = texts(content.pop(METADATA, {}), METADATA)
-        entries = {name: entry(name, one, 8 + length) for name, one in content.items()}
+        entries = {name: tensor_entry(name, one, 8 + length) for name, one in content.items()}
         refuse_gaps(entries, 8 + length, held)
         aliases = texts(json.loads(metadata.get(ALIASES, "{}")), ALIASES)
         lost = [name for name in aliases.values() if name not in entries]
@@ -203,7 +185,7 @@ class Header:
         return cls(entries, metadata, aliases)
 
 
-def entry(name: str, content: Any, start: int) -> Entry:
+def tensor_entry(name: str, content: Any, start: int) -> TensorEntry:
     """One tensor of the head; positions count from `start`, the end of the head.
 
     Raises:
@@ -221,10 +203,10 @@ def entry(name: str, content: Any, start: int) -> Entry:
     size = offsets[1] - offsets[0]
     if size != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name!r} takes {size:,} bytes, which its shape {shape} does not fill")
-    return Entry(dtype, tuple(shape), start + offsets[0], size)
+    return TensorEntry(dtype, tuple(shape), start + offsets[0], size)
 
 
-def refuse_gaps(entries: Mapping[str, Entry], start: int, held: int) -> None:
+def refuse_gaps(entries: Mapping[str, TensorEntry], start: int, held: int) -> None:
     """Tensors must follow each other from the head to the file's end.
 
     Raises:
@@ -280,16 +262,16 @@ def write_sealed(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         refuse_unsavable(name, tensor)
     # Wide numbers first, so that all are aligned.
     names = sorted(tensors, key=lambda one: (-tensors[one].dtype.itemsize, one))
-    header = _header({name: tensors[name] for name in names}, metadata)
+    header = header_of({name: tensors[name] for name in names}, metadata)
     crc = zlib.crc32(header)
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         file.write(header)
         for name in names:
-            content = _bytes(tensors[name])
+            content = bytes_of(tensors[name])
             crc = zlib.crc32(content, crc)
             file.write(content)
-        file.seek(header.index(_entry(_BLANK)))
-        file.write(_entry(text_of(crc)))
+        file.seek(header.index(seal_field(_BLANK)))
+        file.write(seal_field(text_of(crc)))
     return text_of(crc)
 
 
@@ -299,7 +281,7 @@ def refuse_other_file(path: Path, expected: str) -> None:
     Raises:
         CheckpointError: They differ, or the file cannot be read as safetensors.
     """
-    seal = _seal(_read_header(path), path)
+    seal = seal_within(header_bytes(path), path)
     if seal != expected:
         raise CheckpointError(
             f"{path} is not the file that its record lists: its checksum is {seal or 'missing'} "
@@ -320,11 +302,11 @@ def check_seal(path: Path, expected: str = "") -> None:
     """
     if expected:
         refuse_other_file(path, expected)
-    header = _read_header(path)
-    seal = _seal(header, path)
+    header = header_bytes(path)
+    seal = seal_within(header, path)
     if not seal:
         return
-    crc = zlib.crc32(header.replace(_entry(seal), _entry(_BLANK), 1))
+    crc = zlib.crc32(header.replace(seal_field(seal), seal_field(_BLANK), 1))
     for block in blocks(path, len(header), path.stat().st_size):
         crc = zlib.crc32(block, crc)
     if text_of(crc) != seal:
@@ -334,13 +316,14 @@ def check_seal(path: Path, expected: str = "") -> None:
         )
 
 
-def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    content: dict[str, Any] = {"__metadata__": {CRC: _BLANK, **metadata}}
+def header_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The head for these tensors, one after the other, with zeros for the checksum."""
+    content: dict[str, Any] = {METADATA: {CRC: _BLANK, **metadata}}
     at = 0
     for name, tensor in tensors.items():
         stop = at + tensor.numel() * tensor.dtype.itemsize
         content[name] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [at, stop],
         }
@@ -350,17 +333,22 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
     return len(text).to_bytes(8, "little") + text
 
 
-def _entry(seal: str) -> bytes:
+def seal_field(seal: str) -> bytes:
     """How a checksum stands in the header."""
     return f'"{CRC}":"{seal}"'.encode()
 
 
-def _read_header(path: Path) -> bytes:
+def header_bytes(path: Path) -> bytes:
+    """The head of a file, with the eight bytes of its length.
+
+    Raises:
+        CheckpointError: It has none.
+    """
     try:
         with path.open("rb") as file:
             front = file.read(8)
             size = int.from_bytes(front, "little")
-            if len(front) < 8 or not 2 <= size <= min(_LONGEST, path.stat().st_size - 8):
+            if len(front) < 8 or not 2 <= size <= min(LONGEST, path.stat().st_size - 8):
                 raise ValueError(f"its header cannot have {size} bytes")
             return front + file.read(size)
     except (OSError, ValueError) as error:
@@ -370,9 +358,14 @@ def _read_header(path: Path) -> bytes:
         ) from error
 
 
-def _seal(header: bytes, path: Path) -> str:
+def seal_within(header: bytes, path: Path) -> str:
+    """The checksum that a head carries; "" if another program wrote it.
+
+    Raises:
+        CheckpointError: The head is damaged.
+    """
     try:
-        metadata = json.loads(header[8:])["__metadata__"]
+        metadata = json.loads(header[8:])[METADATA]
         seal = metadata.get(CRC, "")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -382,11 +375,6 @@ def _seal(header: bytes, path: Path) -> str:
     except (KeyError, TypeError, AttributeError):
         return ""  # written by another program
     return seal if isinstance(seal, str) else ""
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    held = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return held.reshape(-1).view(torch.uint8).numpy().data
 
 
 def refuse_unsavable(name: str, tensor: Tensor) -> None:
@@ -400,7 +388,7 @@ def refuse_unsavable(name: str, tensor: Tensor) -> None:
         kind = f"is {str(tensor.layout).removeprefix('torch.')}"
     elif tensor.is_meta:
         kind = 'is on the device "meta" and holds no numbers'
-    elif tensor.is_quantized or tensor.dtype not in _NAMES:
+    elif tensor.is_quantized or tensor.dtype not in NAMES:
         kind = f"has the dtype {str(tensor.dtype).removeprefix('torch.')}"
     elif getattr(type(tensor), _DISPATCH, None) is not getattr(Tensor, _DISPATCH, None):
         kind = f"is a {type(tensor).__name__}, whose numbers lie elsewhere"
