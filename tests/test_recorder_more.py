@@ -707,7 +707,7 @@ def test_what_is_held_back_is_bounded(tmp_path):
             recorder.batch(ids)
             optimizer.step()
             held = sum(len(file._held) for file in recorder._visits._files.values())
-            assert held < 5 * visits.HELD
+            assert held < 5 * visits.BUFFER_BYTES
         recorder.save()
 
     assert Visits.open(tmp_path).ids(49) == [ids.tolist()]
@@ -725,7 +725,7 @@ from tracin.checkpoints import companions, recorder as module, visits
 
 torch.set_num_threads(1)
 folder, stop, is_recorded = sys.argv[1], sys.argv[2], sys.argv[3] == "recorded"
-visits.HELD = 0
+visits.BUFFER_BYTES = 0
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)

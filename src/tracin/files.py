@@ -35,7 +35,7 @@ Stamp: TypeAlias = tuple[tuple[str, int, int], ...]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; on leaving, it takes the place of `path`.
+    """Yield a temporary path in the same folder; on leaving, it replaces `path`.
 
     The temporary name is unique, so that two processes never write to one file. An exception
     (Ctrl-C too) removes the temporary file and leaves what was at `path`.
@@ -89,7 +89,7 @@ def made_folder(folder: str | Path, error: type[TracInError]) -> Path:
 
 @contextmanager
 def writing(folder: Path, error: type[TracInError]) -> Iterator[None]:
-    """Word what goes wrong on the disk within.
+    """Explain an error of the disk in the block.
 
     Raises:
         TracInError: In place of any OSError.
@@ -104,9 +104,9 @@ def unwritable(folder: Path, cause: OSError) -> str:
     """Why nothing can be written to a folder."""
     is_full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
     way = (
-        "Free some space, then go on from the last save"
+        "Free some space, then resume from the last save"
         if is_full
-        else "Check the disk and the permissions, then go on from the last save"
+        else "Check the disk and the permissions, then resume from the last save"
     )
     return (
         f"{folder} cannot be written to ({cause.strerror or cause}). {way}, or give another disk."

@@ -1,4 +1,4 @@
-"""Checkpoints: weights and learning rates, from what people have or what a Recorder writes."""
+"""Checkpoints: weights and learning rates, read from common formats or written by a Recorder."""
 
 from tracin.checkpoints.checkpoint import Checkpoint as Checkpoint
 from tracin.checkpoints.discover import open_checkpoints as open_checkpoints

@@ -1,4 +1,4 @@
-"""What is saved beside a checkpoint's weights: the optimizer's moments and averaged weights."""
+"""What a Recorder saves with a checkpoint's weights: optimizer moments and averaged weights."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From what a person gives for `checkpoints` to a list of them, in their order."""
+"""From the argument `checkpoints` to a list of checkpoints, in their order."""
 
 import re
 import warnings
@@ -146,7 +146,7 @@ def of_file(source: Path | Mapping[str, Any], name: str, found: FileInfo) -> Che
 
 
 def completed(checkpoint: Checkpoint) -> Checkpoint:
-    """What a person did not say about a checkpoint is taken from its file; the rest stands."""
+    """The checkpoint with what its file says wherever the caller said nothing."""
     if not isinstance(checkpoint.source, Path) or checkpoint.log is not None:
         return checkpoint
     found = at_path(checkpoint.source)
@@ -197,7 +197,7 @@ def stamped(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def warn_of_duplicates(checkpoints: list[Checkpoint]) -> None:
-    """Say which checkpoints are the same as an earlier one."""
+    """Warn of checkpoints that repeat an earlier one."""
     first: dict[Any, tuple[int, Checkpoint]] = {}
     for position, checkpoint in enumerate(checkpoints):
         key = identity(checkpoint)
@@ -239,7 +239,7 @@ def not_one(given: Any) -> CheckpointError:
         held = repr(given)
     else:
         held = f"a {type(given).__name__}"
-    hint = " Of a model, give model.state_dict()." if isinstance(given, Module) else ""
+    hint = " For a model, pass model.state_dict()." if isinstance(given, Module) else ""
     return CheckpointError(
         "Checkpoints are a folder, a glob, or a list of paths, state dicts or tracin.Checkpoint; "
         f"{held} was given.{hint}"

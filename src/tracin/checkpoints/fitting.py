@@ -20,7 +20,7 @@ _TRANSPARENT = ("AcceleratedOptimizer", "LightningOptimizer")
 
 
 def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> Optimizer:
-    """The optimizer itself, or the one within the wrapper of Accelerate or Lightning.
+    """The optimizer itself, or the one that Accelerate or Lightning wraps.
 
     Args:
         optimizer: What the user gave.
@@ -37,7 +37,7 @@ def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> O
     if not isinstance(optimizer, Optimizer):
         raise error(
             f"The {listener} listens to a torch.optim.Optimizer; a {kind} was given. If it is a "
-            "wrapper, pass the optimizer that it wraps."
+            "wrapper, pass the optimizer it wraps."
         )
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise error(
@@ -49,7 +49,7 @@ def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> O
 
 
 def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
-    """Every trainable parameter must be in the optimizer: else its rate would be made up."""
+    """Refuse an optimizer that lacks a trainable parameter, whose rate nobody would know."""
     held = {id(one) for group in optimizer.param_groups for one in group["params"]}
     trainable = {name: id(one) for name, one in model.named_parameters() if one.requires_grad}
     missing = [name for name, key in trainable.items() if key not in held]
@@ -63,7 +63,7 @@ def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
 
 
 def refuse_other_model(model: Module, path: Path) -> None:
-    """The folder's checkpoints, such as `path`, must be of a model like this one."""
+    """Refuse a folder whose checkpoints, such as `path`, are of another model."""
     theirs = without_wrappers(read_shapes(path))
     ours = without_wrappers(
         {
@@ -73,7 +73,7 @@ def refuse_other_model(model: Module, path: Path) -> None:
         }
     )
     differing = [
-        f"{name} is {said(theirs.get(name))} there and {said(ours.get(name))} here"
+        f"{name} is {shape_text(theirs.get(name))} there and {shape_text(ours.get(name))} here"
         for name in dict.fromkeys([*ours, *theirs])
         if theirs.get(name) != ours.get(name)
     ]
@@ -86,7 +86,7 @@ def refuse_other_model(model: Module, path: Path) -> None:
 
 
 def refuse_other_weights(model: Module, latest: Checkpoint | None, folder: Path) -> None:
-    """A log is true only if training goes on from the weights that it ends with."""
+    """Refuse a model without the last checkpoint's weights: the log is of another training."""
     if latest is None:
         return
     saved = latest.weights()
@@ -108,7 +108,7 @@ def refuse_other_weights(model: Module, latest: Checkpoint | None, folder: Path)
         )
 
 
-def said(shape: tuple[int, ...] | None) -> str:
+def shape_text(shape: tuple[int, ...] | None) -> str:
     """A shape in words."""
     return "missing" if shape is None else str(list(shape))
 
@@ -116,7 +116,7 @@ def said(shape: tuple[int, ...] | None) -> str:
 def refuse_other_traced(
     model: Module, checkpoints: Sequence[Checkpoint], traced: Collection[str], is_choice: bool
 ) -> None:
-    """Compare what is traced with what a `tracin.Recorder` saw trained.
+    """Refuse to trace other parameters than those a `tracin.Recorder` saw trained.
 
     Args:
         model: The model.

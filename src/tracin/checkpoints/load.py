@@ -1,4 +1,4 @@
-"""A checkpoint's weights in a person's model, for a while and without a trace."""
+"""Put a checkpoint's weights into the user's model for a while, and take them out again."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def loaded(
     parameters stay the same objects, so that optimizers, hooks and `.grad` know them. Weights
     take the model's dtype. For the rest of what a computation may change, see `untouched`.
 
-    Of a model that `fully_shard` has divided over ranks, all ranks must call this together. Each
+    If `fully_shard` has divided the model over ranks, all ranks must call this together. Each
     reads the checkpoint and writes its own part into the parameters' memory, to which FSDP2 keeps
     other references; on leaving, what was there is written back.
 
@@ -369,7 +369,7 @@ def placed(values: Tensor, tensor: Tensor, device: Device, is_own: bool, name: s
             "Build the model as it was when these weights were saved."
         )
     new = values.detach().to(tensor.device if device is None else device, tensor.dtype)
-    # Some layers write to their weights in a forward pass (max_norm): not to a person's tensors.
+    # Some layers write to their weights in a forward pass (max_norm): not to the user's tensors.
     is_shared = not is_own and new.data_ptr() == values.data_ptr()
     return new.clone() if is_shared else new
 

@@ -1,4 +1,4 @@
-"""An optimizer's moments beside a checkpoint's weights: safetensors, by parameter name."""
+"""An optimizer's moments at a checkpoint, by parameter name, in a safetensors file."""
 
 import json
 from collections.abc import Mapping

@@ -82,7 +82,7 @@ class FileInfo:
 
 
 def rate_within(content: Any) -> FileInfo:
-    """The learning rate and step that stand beside a state dict, or in its optimizer's."""
+    """The learning rate and step saved with a state dict, or in its optimizer's state."""
     if not isinstance(content, Mapping):
         return FileInfo()
     step = next((whole(content[key]) for key in STEP_KEYS if key in content), None)

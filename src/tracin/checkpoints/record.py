@@ -1,4 +1,4 @@
-"""What a Recorder writes beside the weights: which files, at which steps, with which rates."""
+"""The log of a Recorder's checkpoints: which files, at which steps, with which rates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from tracin.plain_text import listed
 
 FILE = "recorder.json"
 FORMAT = 2
-OPTIMIZER = "optimizer"  # folders beside the checkpoints, with files of the same names
+OPTIMIZER = "optimizer"  # folders within the Recorder's, with files of the checkpoints' names
 AVERAGED = "averaged"
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints with the learning rates that were really used, from a person's own training loop."""
+"""Record checkpoints, with the learning rates really used, from the user's own training loop."""
 
 import os
 import warnings
@@ -46,11 +46,11 @@ class Recorder:
     """Saves checkpoints while a model trains, with the learning rate of every step.
 
     It listens to the optimizer and changes nothing: training with it and without gives the same
-    weights, bit for bit. The folder gets one `.safetensors` file a checkpoint and a small
-    `recorder.json`; each is written whole or not at all. What is asked for besides lies in folders
-    within: `optimizer/` and `averaged/`, with files of the checkpoints' names, and `visits/`.
+    weights, bit for bit. The folder gets one `.safetensors` file per checkpoint and a small
+    `recorder.json`; each is written whole or not at all. Optional parts lie in folders within:
+    `optimizer/` and `averaged/`, with files of the checkpoints' names, and `visits/`.
 
-    A Recorder on a folder that has checkpoints of this model goes on after the last one. Put its
+    A Recorder on a folder that has checkpoints of this model resumes after the last one. Put its
     weights into the model (`recorder.latest().weights()`), and your own saved state into the
     optimizer, the averaged model and the random generators, before the first step; the
     optimizer's is also in `recorder.latest().optimizer_state()`, if it was written. Steps that a
@@ -72,9 +72,9 @@ class Recorder:
             optimizer step.
         every_n_epochs: With `every="epoch"`, save at each n-th call of `epoch` only.
         keep: How many checkpoints to keep: those with the largest loss reductions since the save
-            before. Every save then needs the loss. The last checkpoint is kept besides, to go on
-            from, so there may be one more; the first one, with no loss before it, counts as the
-            smallest reduction.
+            before. Every save then needs the loss. The last checkpoint is always kept, to
+            resume from, so there may be one more; the first one, with no loss before it, counts
+            as the smallest reduction.
         optimizer_state: Also write the optimizer's moments with each checkpoint, for
             `Checkpoint.optimizer_state`.
         averaged: A model with averaged weights (EMA), such as torch's `AveragedModel`, to be saved
@@ -155,7 +155,7 @@ class Recorder:
         return list(self._losses)
 
     def batch(self, ids: Any) -> None:
-        """Say which training examples a micro-batch holds, before or after its backward pass.
+        """Record which training examples a micro-batch holds, before or after its backward pass.
 
         All ids given since the last optimizer step belong to the next one. They are written with
         the random state at the first of these calls, for `tracin.Visits`.
@@ -178,7 +178,7 @@ class Recorder:
         self._visits.add(ids)
 
     def epoch(self, loss: float | None = None) -> Path | None:
-        """Say that an epoch is over; with `every="epoch"`, save a checkpoint.
+        """Count an epoch; with `every="epoch"`, save a checkpoint if one is due.
 
         Args:
             loss: The training loss at this moment; written down if a checkpoint is saved.
@@ -226,10 +226,10 @@ class Recorder:
         """Write a checkpoint, then the record that lists it, then delete what the record lacks."""
         name = file_of(self.step)
         checksum = write_safetensors(tensors(self._model), self._folder / name)
-        beside = self._beside.write(name)
+        checksums = self._companions.write(name)
         self._visits.flush()
         self._trained.look()
-        self._add_entry(name, loss, (checksum, *beside))
+        self._add_entry(name, loss, (checksum, *checksums))
         dropped: list[Entry] = []
         if self._keep is not None:
             chosen = kept(self._entries, self._losses, self._keep)
@@ -237,11 +237,11 @@ class Recorder:
             self._entries = chosen
         write_record(self._record())
         for one in dropped:
-            self._beside.delete(one.file)
+            self._companions.delete(one.file)
         return self._folder / name
 
     def latest(self) -> Checkpoint | None:
-        """The last checkpoint in the folder, to go on from; None where there is none."""
+        """The last checkpoint in the folder, to resume from; None if there is none."""
         return self._record().checkpoint(self._entries[-1]) if self._entries else None
 
     def close(self) -> None:
@@ -301,7 +301,7 @@ class Recorder:
             for folder in (self._folder, *(self._folder / name for name in INNER)):
                 remove_unfinished(folder)
         moments = self._optimizer if optimizer_state else None
-        self._beside = Companions(self._folder, self._model, moments, averaged)
+        self._companions = Companions(self._folder, self._model, moments, averaged)
         record = read_record(self._folder) if (self._folder / FILE).is_file() else None
         if record is not None and record.entries:
             self._resume(record)
@@ -309,7 +309,7 @@ class Recorder:
         self._visits = VisitLog(self._folder / VISITS, listed, self.step)
 
     def _resume(self, record: CheckpointLog) -> None:
-        """Go on after the last checkpoint in the folder."""
+        """Resume after the last checkpoint in the folder."""
         last = record.entries[-1]
         record.checkpoint(last)
         refuse_other_model(self._model, self._folder / last.file)
@@ -318,7 +318,7 @@ class Recorder:
             raise CheckpointError(
                 f"keep={self._keep} ranks checkpoints by their losses, but {len(unknown)} of "
                 f"{len(record.entries)} in {self._folder} were saved without one, the first being "
-                f"{unknown[0]}. Go on without keep, or give a new folder."
+                f"{unknown[0]}. Resume without keep, or give a new folder."
             )
         self._entries, self._losses = list(record.entries), list(record.losses)
         self._log = RateLog(self._model, self._optimizer, record.log.until(last.step).segments)
@@ -329,10 +329,10 @@ class Recorder:
         # A process that was killed after it wrote the record may have left what that dropped.
         listed = {one.file for one in record.entries}
         for name in {file_of(step) for step, _, _ in record.losses} - listed:
-            self._beside.delete(name)
+            self._companions.delete(name)
 
     def _refuse_without(self, loss: float | None) -> None:
-        """To keep the best, each checkpoint's loss must be known."""
+        """Refuse a save without a loss where `keep` ranks checkpoints by it."""
         if self._keep is not None and loss is None:
             raise CheckpointError(
                 f"keep={self._keep} ranks checkpoints by how far the loss went down, but no loss "

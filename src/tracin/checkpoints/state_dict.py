@@ -1,4 +1,4 @@
-"""The state dict within what people save, under the names of the bare model."""
+"""The state dict in a saved dict, under the names of the bare model."""
 
 import re
 from collections.abc import Mapping

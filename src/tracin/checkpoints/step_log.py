@@ -164,7 +164,7 @@ class RateLog:
             for group in self._optimizer.param_groups
         )
         self._runs, self._sizes = [], sizes
-        # A run that goes on with the same groups goes on in the same segment.
+        # A run that resumes with the same groups continues the same segment.
         if self._closed and self._closed[-1].groups == self._groups:
             self._runs = list(self._closed[-1].runs)
             self._closed = self._closed[:-1]

@@ -3,12 +3,12 @@
 A Recorder writes these files to `visits` in its folder, each only ever added to:
 
     visits.json      the format, and whether ids are numbers or text
-    ids.i64          int64: all ids in their order; for text, ids.jsonl, one line a micro-batch
-    batches.i64      int64 a micro-batch: how many ids (for text: bytes) come up to its end
-    steps.i64        5 x int64 a step: how many micro-batches come up to its end, and which states
+    ids.i64          int64: all ids in their order; for text, ids.jsonl, one line per micro-batch
+    batches.i64      int64 per micro-batch: how many ids (for text: bytes) come up to its end
+    steps.i64        5 x int64 per step: how many micro-batches come up to its end, and which states
                      of random.raw it began with: CPU, CUDA, Python, NumPy
     random.raw       the states; one is written only where it differs from the one before
-    random_ends.i64  int64 a state: how many bytes come up to its end
+    random_ends.i64  int64 per state: how many bytes come up to its end
 
 Numbers are little-endian. The Recorder's record lists how long each file is and its checksum at
 that length, so what a killed process wrote beyond it does not count.
@@ -39,12 +39,12 @@ IDS = {"int": "ids.i64", "text": "ids.jsonl"}
 INT64 = np.dtype("<i8")
 GENERATORS = tuple(field.name for field in fields(RandomState))
 ROW = 1 + len(GENERATORS)
-HELD = 1 << 18  # bytes held back before they are appended to a file
+BUFFER_BYTES = 1 << 18  # collected in memory before they are appended to a file
 
 
 @dataclass(frozen=True, eq=False)
 class Visits:
-    """The ids that were given to `Recorder.batch`, step by step, read from the disk when asked for.
+    """The ids that were given to `Recorder.batch`, step by step, read from the disk on demand.
 
     Step t, counted from 0, takes the weights after t steps to those after t + 1. The length is
     the number of steps.
@@ -214,7 +214,7 @@ def _refuse_unsound(
 
 def numbers(path: Path, start: int, stop: int) -> NDArray[np.int64]:
     """Some of the numbers in a file."""
-    # Not memory-mapped: a Recorder that goes on cuts its files, and a map would crash its reader.
+    # Not memory-mapped: a Recorder that resumes cuts its files, and a map would crash its reader.
     held = read_between(path, start * INT64.itemsize, stop * INT64.itemsize)
     return np.frombuffer(held, INT64, len(held) // INT64.itemsize)
 
@@ -242,7 +242,7 @@ class VisitLog:
     Args:
         folder: The folder `visits`; made with the first step that has ids.
         listed: What the record of an earlier run lists of its files.
-        step: How many steps were taken up to the checkpoint that training goes on from.
+        step: How many steps were taken up to the checkpoint that training resumes from.
     """
 
     def __init__(self, folder: Path, listed: Sequence[tuple[str, int, str]], step: int) -> None:
@@ -263,7 +263,7 @@ class VisitLog:
         return bool(self._pending)
 
     def add(self, ids: Any) -> None:
-        """Take down a micro-batch of the step to come."""
+        """Note a micro-batch of the coming step."""
         batch = encoded(ids)
         kind = self._pending[0][0] if self._pending else self._kind
         if kind and batch[0] != kind:
@@ -387,7 +387,7 @@ class Growing:
         self._crc = zlib.crc32(content, self._crc)
         self._held += content
         self.size += len(content)
-        if len(self._held) > HELD:
+        if len(self._held) > BUFFER_BYTES:
             self._write()
 
     def flush(self) -> None:
@@ -413,14 +413,14 @@ def encoded(ids: Any) -> tuple[str, int, bytes]:
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) < 1:
         raise CheckpointError(
             "recorder.batch(ids) takes the ids of one micro-batch, as a list, a tensor or an "
-            f"array; a {type(ids).__name__} was given. Of a single example, give [id]."
+            f"array; a {type(ids).__name__} was given. For a single example, pass [id]."
         )
     held = ids if isinstance(ids, np.ndarray | list) else list(ids)
     if len(held) and isinstance(held[0], str) and all(isinstance(one, str) for one in held):
         line = json.dumps([str(one) for one in held]).encode() + b"\n"
         return "text", len(line), line
     try:
-        # Of a list, an array takes nothing but whole numbers of 64 bits, and truths.
+        # From a list, `array` takes only whole numbers of 64 bits, and booleans.
         numbers = held if isinstance(held, np.ndarray) else np.frombuffer(array("q", held), "=i8")
         is_whole = numbers.dtype.kind in "iu" and numbers.ndim == 1 and len(numbers) > 0
         is_whole = is_whole and not isinstance(held[0], bool | np.bool_)

@@ -26,7 +26,7 @@ WEIGHT_FILES = (
 INDEX_SUFFIX = ".index.json"
 STATE_FILE = "trainer_state.json"
 CONFIG_FILE = "config.json"
-# Releases before this one logged a step's rate after the scheduler had gone on to the next step.
+# Releases before this one logged a step's rate after the scheduler had moved to the next step.
 TRUE_RATE_SINCE = (4, 51)
 
 
@@ -180,7 +180,7 @@ def read_shard(file: Path) -> dict[str, Tensor]:
 def hugging_face_rate(folder: Path) -> FileInfo:
     """The learning rate that the Trainer used in this checkpoint's step, or last before it.
 
-    `optimizer.pt` is not asked: it holds the rate of the step to come.
+    `optimizer.pt` is not read: it holds the next step's rate.
     """
     file = folder / STATE_FILE
     step = saved_step(folder)

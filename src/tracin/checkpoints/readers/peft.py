@@ -35,7 +35,7 @@ def adapter_weights(
 ) -> dict[str, Tensor]:
     """A checkpoint's adapters under the names that they have in the model that was trained.
 
-    PEFT itself is asked how it names what it saves: `q_proj.lora_A.weight` is
+    PEFT itself maps the names: `q_proj.lora_A.weight` is
     `q_proj.lora_A.default.weight` in the model, and a magnitude of DoRA loses `.weight` as well.
     Names that it does not know stay as they are.
 

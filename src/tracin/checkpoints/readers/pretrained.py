@@ -1,7 +1,7 @@
 """Weights that transformers saved under other names, or in another layout, than it has in memory.
 
 `save_pretrained` writes the names of a model's first release, with experts one by one; in memory
-names are newer and experts are stacked. Only `from_pretrained` knows the way back, so it is asked.
+names are newer and experts are stacked. Only `from_pretrained` knows the way back, so it is called.
 """
 
 import copy
@@ -112,7 +112,7 @@ def converted(model: Module, saved: Mapping[str, Tensor], name: str) -> dict[str
     fixed = unsaved(model)
     missing = set(report["missing_keys"])
     state = read.state_dict()
-    nothing = torch.empty(0)  # of a name that the model lacks, the name alone is asked for
+    nothing = torch.empty(0)  # for a name that the model lacks, only the name matters
     return {
         **{key: saved.get(key, nothing) for key in sorted(report["unexpected_keys"])},
         **{key: values for key, values in state.items() if key not in missing},

@@ -1,7 +1,7 @@
 """Files of `torch.save`, read without ever running the code that a pickle can hold.
 
 `torch.load` reads a storage as long as the pickle says, whatever the file holds, and never compares
-the CRC-32 that `torch.save` writes beside each. Here both are looked at before it is called.
+the CRC-32 that `torch.save` writes with each. Here both are checked first.
 """
 
 import io
@@ -21,7 +21,7 @@ from tracin.files import Stamp, stamp_of
 from tracin.plain_text import listed
 
 SAFE_SINCE = (2, 10)
-# Names of values that people save beside weights, and that run nothing when they are loaded.
+# Names of values often saved with weights, which run nothing when they are loaded.
 PLAIN_VALUES = (
     "argparse.Namespace",
     "numpy._core.multiarray.",
@@ -61,7 +61,7 @@ def look_into(path: Path) -> Any:
 
 
 def warn_of_old_torch(path: Path) -> None:
-    """Say that a release of torch could run what a hostile file holds."""
+    """Warn that this release of torch could run what a hostile file holds."""
     if torch_version() < SAFE_SINCE:
         warnings.warn(
             f"torch {torch.__version__} reads {path.name}: releases before 2.10 have known ways "
@@ -169,7 +169,7 @@ class Inert:
 
 
 class InertBytes(Inert):
-    """Stands for a bytearray, which takes as much memory as a number tells it to."""
+    """Stands for a bytearray, which would take as much memory as a number says."""
 
     def __init__(self, *args: object) -> None:
         if any(isinstance(one, int) for one in args):
@@ -187,13 +187,13 @@ class StorageKind(str):
         return Inert()
 
 
-# The one written in C takes as much memory as a damaged file tells it to.
+# The one written in C would take as much memory as a damaged file says.
 class StorageNames(pickle._Unpickler):
     """Reads from a pickle which storages it asks for, by key, and of how many bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file, encoding="latin1")
-        self.asked: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """The name itself for a kind of storage; nothing that could run for all else."""
@@ -208,7 +208,7 @@ class StorageNames(pickle._Unpickler):
             size = count * item_size(kind)
             if not isinstance(size, int) or size < 0:
                 raise pickle.UnpicklingError(f"a storage of {count!r} numbers")
-            self.asked[str(key)] = max(size, self.asked.get(str(key), 0))
+            self.sizes[str(key)] = max(size, self.sizes.get(str(key), 0))
         return Inert()
 
 
@@ -254,7 +254,7 @@ def refuse_unsound(path: Path) -> None:
         # Read whole, and so compared with its checksum, before anything in it is believed.
         unpickler = StorageNames(io.BytesIO(archive.read(records[PICKLE])))
         unpickler.load()
-    for key, size in unpickler.asked.items():
+    for key, size in unpickler.sizes.items():
         held = records.get(f"data/{key}")
         if held is None or held.file_size < size:
             there = None if held is None else held.file_size
@@ -283,7 +283,7 @@ def legacy_storages(path: Path) -> Mapping[str, int]:
             StorageNames(file).load()
         unpickler = StorageNames(file)
         unpickler.load()
-    return unpickler.asked
+    return unpickler.sizes
 
 
 def pickle_number(file: IO[bytes]) -> Any:
@@ -294,9 +294,9 @@ def pickle_number(file: IO[bytes]) -> Any:
         return None
 
 
-def refuse_cut(path: Path, asked: Mapping[str, int], held: int) -> None:
+def refuse_cut(path: Path, sizes: Mapping[str, int], held: int) -> None:
     """Refuse storages that are larger than the file, before memory is taken for them."""
-    total = sum(asked.values())
+    total = sum(sizes.values())
     if total > held:
         raise cut(path, f"its tensors need {total:,} bytes", held)
 
