@@ -92,9 +92,9 @@ class RecorderSettings:
         kept = tuple(one for one in record.entries if one.step <= step)
         losses = tuple(one for one in record.losses if one[0] <= step)
         write_record(replace(record, entries=kept, log=record.log.until(step), losses=losses))
-        beside = Companions(self.folder, model, None, None)
+        companions = Companions(self.folder, model, None, None)
         for one in record.entries[len(kept) :]:
-            beside.delete(one.file)
+            companions.delete(one.file)
 
     def _no_checkpoint(self, record: CheckpointLog, step: int) -> CheckpointError:
         steps = [one.step for one in record.entries]
