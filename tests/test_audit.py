@@ -166,7 +166,7 @@ def test_units_of_an_index_are_audited_as_well(tmp_path):
     projection = tracin.Projection(256)
 
     index = opened(model).index(
-        data(), tmp_path, projection, rows_a_shard=8, number_format="float32", recall_queries=0
+        data(), tmp_path, projection, shard_size=8, number_format="float32", recall_queries=0
     )
 
     expected = slow_twin.self_influence(model, "cross_entropy", data())
@@ -438,7 +438,7 @@ def test_optimizers_that_step_in_the_backward_pass_do_not():
     run = opened(model)
 
     found = run.self_influence(data())
-    run.explain(data(3), data(), k=2)
+    run.explain(data(), data(3), k=2)
     run.find_mislabelled(data())
     run.coverage(data())
     assert run.verify(data()).is_exact
@@ -462,9 +462,9 @@ def test_optimizers_that_step_in_the_backward_pass_do_not_while_an_index_is_buil
 
     run = opened(model)
     index = run.index(data(), tmp_path, tracin.Projection(64), recall_queries=2)
-    index.explain(run, data(3), k=2)
-    index.influence(run, data(3))
-    index.measure_recall(run, train=data(), queries=2)
+    index.explain(data(3), k=2)
+    index.influence(data(3))
+    index.measure_recall(queries=2)
 
     assert all(not optimizer.state for optimizer in optimizers.values())
     assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))

@@ -464,7 +464,7 @@ def test_a_replay_on_another_device_is_refused(begun, capsys):
 
 def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
     folder = tmp_path / "index"
-    place = ("--set", f"index.folder={folder}", "--set", "index.rows_a_shard=100")
+    place = ("--set", f"index.folder={folder}", "--set", "index.shard_size=100")
     asked = ("--query", "0,3", "-k", 2, "--out", tmp_path / "out")
 
     code, out, _ = call(capsys, "index", "build", begun, *place)

@@ -112,8 +112,8 @@ def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Ou
     else:
         from tracin import Index
 
-        found = Index.open(index)
-        ids, scores = found.ids, numbers(found.self_influence(opened.tracer))
+        found = Index.open(index, run=opened.tracer)
+        ids, scores = found.ids, numbers(found.self_influence())
     columns = {"id": ids, "position": np.arange(len(ids)), "self_influence": scores}
     order = np.argsort(-scores, kind="stable")[:SHOWN]
     shown = aligned(("id", "self-influence"), [(ids[at], scores[at]) for at in order])
@@ -171,14 +171,13 @@ def explain(
             raise QueryError(
                 f"An index gives the scores themselves: explain.{other[0]} is not for --index."
             )
-        asked_index = Index.open(index, opened.task.train)
+        asked_index = Index.open(index, run=opened.tracer, train=opened.task.train)
         conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
         found = asked_index.explain(
-            opened.tracer,
             asked.queries,
             options.k,
             exact=exact,
-            keep=keep_of(conditions),
+            where=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
             batch_size=opened.settings.tracin.batch_size,
         )
@@ -191,8 +190,8 @@ def explain(
         }
         return _finish(opened, str(found), found.save, "explain", **where)
     found = opened.tracer.explain(
-        asked.queries,
         opened.task.train,
+        asked.queries,
         options.k,
         normalise=None if options.normalise == "none" else options.normalise,
         group=None if options.group == "none" else options.group,

@@ -12,7 +12,7 @@ function = "task.py:task"
 [tracin]
 # parameters = "last"          # all trainable ones if left out; "last" layer; or ["head.*", ...]
 # learning_rates = "span"      # the recorded ones if left out; "equal"; "span"; or [0.1, 0.1]
-# update = "adam"              # "sgd" if left out; "adam": Recorder(..., optimizer_state=True)
+# preconditioner = "adam"      # needs Recorder(..., optimizer_state=True)
 # batch_size = "auto"          # or a number
 # device = "cuda"              # where the model is if left out
 
@@ -36,7 +36,7 @@ function = "task.py:task"
 # dim = 2048                   # numbers kept of each gradient
 # seed = 0
 # number_format = "float16"    # or "bfloat16", "int8", "float32"
-# rows_a_shard = 8192
+# shard_size = 8192
 
 [output]
 # folder = "results"           # relative to this file

@@ -21,7 +21,7 @@ from tracin.gradients.fast import Compute, Pass
 from tracin.gradients.forms import PerExampleGradient, ProductCache, real_shape
 from tracin.gradients.wording import worded
 from tracin.out_of_memory import is_out_of_memory
-from tracin.preconditioners.adam import Scaling, ScalingOf
+from tracin.preconditioners import Preconditioner, Scaling
 from tracin.scoring.batch_size import fitting_size
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.padding import warn_if_padding_counts
@@ -72,7 +72,7 @@ class BatchScores:
 class CheckpointPass:
     """One model, its loss and its weighted checkpoints, ready to be walked any number of times.
 
-    Scores and squared lengths are those of gradients as they are, or, with `scaling_of`, under
+    Scores and squared lengths are those of gradients as they are, or, with a preconditioner, under
     what the optimizer multiplied each entry by at that checkpoint. `ways` keeps what audits have
     found of the parameters' ways, from one walk to the next.
     """
@@ -85,7 +85,7 @@ class CheckpointPass:
         checkpoints: Sequence[Checkpoint],
         weights: Sequence[float | dict[str, float]],
         device: torch.device | str | None,
-        scaling_of: ScalingOf | None = None,
+        preconditioner: Preconditioner | None = None,
         ways: dict[str, Covered] | None = None,
     ) -> None:
         self.gradients = Gradients(model, worded(compute), parameters, ways)
@@ -93,7 +93,7 @@ class CheckpointPass:
         self._checkpoints = checkpoints
         self._weights = weights
         self._device = device
-        self._scaling_of = scaling_of
+        self._preconditioner = preconditioner
         self._is_padding_known = False
 
     @property
@@ -160,10 +160,14 @@ class CheckpointPass:
             warn_if_padding_counts(self.gradients, train, *reader.first)
         return reader
 
+    def scaling_at(self, number: int) -> Scaling | None:
+        """The preconditioner's factors at a checkpoint, which is in place; None without one."""
+        return self._scaling(self._checkpoints[number])
+
     def _scaling(self, checkpoint: Checkpoint) -> Scaling | None:
-        if self._scaling_of is None:
+        if self._preconditioner is None:
             return None
-        return self._scaling_of(checkpoint, self.gradients.parameters)
+        return self._preconditioner.scaling(checkpoint, self.gradients.parameters)
 
     def _queries(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 from tracin.data import Batch, length
 from tracin.gradients import Gradients
 from tracin.gradients.forms import PerExampleGradient, ProductCache, added, as_query, pairs, total
-from tracin.preconditioners.adam import Scaling
+from tracin.preconditioners import Scaling
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
 FEW = 4
