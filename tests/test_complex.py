@@ -112,7 +112,7 @@ def true_rows(model: nn.Module, data: tuple[Tensor, Tensor]) -> Tensor:
     for i in range(len(data[1])):
         loss = F.cross_entropy(model(data[0][i : i + 1]), data[1][i : i + 1])
         found = torch.autograd.grad(loss, list(model.parameters()))
-        parts = [torch.view_as_real(g) if g.is_complex() else g for g in found]
+        parts = [torch.view_as_real(g.resolve_conj()) if g.is_complex() else g for g in found]
         rows.append(torch.cat([part.flatten() for part in parts]).double())
     return torch.stack(rows)
 

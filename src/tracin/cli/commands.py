@@ -40,7 +40,7 @@ Set = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[
-    str, typer.Option("--query", help="Positions in test (in train if there is none): 3,17.")
+    str, typer.Option("--query", help="Positions in queries (in train if there are none): 3,17.")
 ]
 Folder = Annotated[
     str | None, typer.Option("--index", help="Ask this index, a folder or URL, not the data.")
@@ -306,10 +306,10 @@ class _Asked:
 def _asked(task: Task, query: str) -> _Asked:
     from tracin.data import open_examples
 
-    where = "train" if task.test is None else "test"
-    test = open_examples(getattr(task, where), name=where)
-    positions = _positions(query, len(test), where)
-    return _Asked(test.subset(positions), positions, where)
+    where = "train" if task.queries is None else "queries"
+    among = open_examples(getattr(task, where), name=where)
+    positions = _positions(query, len(among), where)
+    return _Asked(among.subset(positions), positions, where)
 
 
 def _positions(text: str, examples: int, where: str) -> list[int]:

@@ -5,8 +5,8 @@ RUN = """\
 # Every setting can be changed for once:  --set explain.k=5
 
 [task]
-# A Python function that returns a dict with model, loss, train, checkpoints and, if there are
-# queries, test: "file.py:function" (relative to this file) or "package.module:function".
+# A Python function that returns a dict with model, loss, train, checkpoints and, if there are any,
+# queries: "file.py:function" (relative to this file) or "package.module:function".
 function = "task.py:task"
 
 [tracin]
@@ -78,7 +78,7 @@ def task() -> dict[str, object]:
         "model": model,
         "loss": "cross_entropy",  # or "mse", "causal_lm", or loss(model, batch) -> [examples]
         "train": train,  # tensors, a Dataset, or an unshuffled DataLoader
-        "test": data(20, seed=2),
+        "queries": data(20, seed=2),
         "checkpoints": FOLDER,  # a Recorder's folder, a glob, or a list of files
         "optimizer": optimizer,  # for tracin replay alone
     }
