@@ -106,6 +106,14 @@ def test_the_page_names_every_folder():
     assert folders <= set(re.findall(r"`([\w/]+)`", PAGE))
 
 
+def test_the_tree_of_the_readme_names_every_folder():
+    folders = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+
+    tree = (ROOT / "README.md").read_text().split("```text\n")[1].split("```")[0]
+
+    assert folders == set(re.findall(r"^  (\w+)/", tree, re.MULTILINE))
+
+
 def test_the_page_names_every_layer_of_the_contract(make_layers):
     parts = {part for row in make_layers.layers() for part in row}
 
