@@ -504,7 +504,7 @@ def test_a_kink_that_the_batch_size_moves_is_no_reason_for_a_slower_way():
 
     run.self_influence(data(), batch_size=8)
 
-    assert {covered.way for covered in run.coverage(data()).entries.values()} == {"fast"}
+    assert {covered.method for covered in run.coverage(data()).entries.values()} == {"fast"}
 
 
 def test_a_module_under_two_names_gets_its_own_weights_back():

@@ -48,7 +48,7 @@ class Run:
         weights: What each checkpoint weighs.
         device: Where to compute; None for where the model is.
         update: What a step made of a gradient.
-        ways: How each parameter's gradients are computed, as far as passes have settled it.
+        methods: How each parameter's gradients are computed, as far as passes have settled it.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Run:
         self.device = checked_device(device)
         self.update = update
         self.scaling_of = scaling_of(update, self.checkpoints)
-        self.ways: dict[str, Covered] = {}
+        self.methods: dict[str, Covered] = {}
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -155,7 +155,7 @@ def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> Ch
         run.weights,
         run.device,
         run.scaling_of,
-        run.ways,
+        run.methods,
     )
 
 

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tracin.data import Batch
 from tracin.data.batches import Entries, leaves, mapped
 from tracin.errors import UnsupportedModelError
+from tracin.gradients.compute import Compute
 from tracin.gradients.exchange import exchanged
-from tracin.gradients.fast import Compute
 from tracin.losses import Outcome
 from tracin.sharding import is_dtensor
 

@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.errors import LossError
-from tracin.gradients.fast import Compute, checked_losses
+from tracin.gradients.compute import Compute, checked_losses
 
 
 def refuse_unrepeatable(

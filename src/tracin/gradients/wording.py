@@ -10,7 +10,7 @@ from torch.nn import Module
 from tracin.data import Batch
 from tracin.data.batches import content_of, leaves
 from tracin.errors import DataError
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 from tracin.torch_internals import is_functorch_wrapped_tensor
 
 # "mat1 and mat2 must have the same dtype", "expected scalar type Double", "Input type (double) and
