@@ -49,7 +49,7 @@ def fast_pass(
     compute: Compute,
     batch: Batch,
     parameters: Mapping[str, Tensor],
-    trial: ShapeProbe,
+    probe: ShapeProbe,
     visit: Visit,
     kept: frozenset[int] = frozenset(),
 ) -> Pass:
@@ -60,7 +60,7 @@ def fast_pass(
         compute: The per-example loss.
         batch: Examples first.
         parameters: Those to trace, by name.
-        trial: What `learn` found.
+        probe: What `learn` found.
         visit: Called inside the backward pass, once per parameter.
         kept: Storages that no call may write to.
 
@@ -77,7 +77,7 @@ def fast_pass(
     try:
         watch = FunctionWatch(
             parameters,
-            trial,
+            probe,
             length(batch),
             anchor,
             accumulator,
@@ -96,7 +96,7 @@ def fast_pass(
         missed = dict.fromkeys(reached(leaves, parameters), "used in a call that has no rule")
         accumulator.leave_out(missed)
         if losses.requires_grad:
-            # Whatever leads to these is walked, nothing else: no weight gradient of covered calls.
+            # Only what leads to these is computed: no weight gradient of covered calls.
             ends = [anchor, *(parameters[name] for name in missed)]
             _backward(losses, watch.routed, ends)
         accumulator.close()

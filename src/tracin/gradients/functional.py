@@ -51,7 +51,7 @@ def refuse_sharded(parameters: Mapping[str, Tensor]) -> None:
     sharded = [name for name, parameter in parameters.items() if is_dtensor(parameter)]
     if sharded:
         raise UnsupportedModelError(
-            "vmap, jvp and one backward pass an example are silently wrong under DTensor "
+            "vmap, jvp and one backward pass per example are silently wrong under DTensor "
             f"parameters, and '{sharded[0]}' is one (with {len(sharded) - 1} more). Gather "
             "the model on one device first, for example "
             "with torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "

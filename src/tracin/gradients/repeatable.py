@@ -51,7 +51,7 @@ def _reason(
     if is_random:
         return (
             f"The loss draws random numbers: {values}, so scores would be random, too. Fix them "
-            "for each example: store the noise (or a seed) beside the example in the data, or "
+            "for each example: store the noise (or a seed) with the example in the data, or "
             "average over a few fixed draws."
         )
     changed = _changed_buffers(model, compute, single)

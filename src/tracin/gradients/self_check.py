@@ -25,7 +25,7 @@ from tracin.torch_internals import lengths_of
 
 @dataclass(frozen=True)
 class Alone:
-    """What autograd says of a few examples, each in a batch of its own.
+    """What autograd gives for a few examples, each in a batch of its own.
 
     Attributes:
         gradients: The sum over examples of factor x gradient, by parameter; of a sharded one,
@@ -51,7 +51,7 @@ def alone(
     parameters: Mapping[str, Tensor],
     factors: Tensor,
 ) -> Alone:
-    """One ordinary backward pass an example; all ranks of a sharded model take the same ones."""
+    """One ordinary backward pass per example; all ranks of a sharded model take the same ones."""
     sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
     norms, losses = [], []
     for example, factor in zip(range(length(batch)), factors.tolist(), strict=False):
