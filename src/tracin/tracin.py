@@ -30,9 +30,10 @@ from tracin.run import (
 )
 from tracin.scoring import mislabelled
 from tracin.scoring.batch_size import BatchSize, checked_size
-from tracin.scoring.checkpoint_pass import CheckpointPass, ScoreRequest
+from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.mislabelled import Judgement, classes_of
 from tracin.scoring.ranking import Ranking
+from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.verify import verified
 from tracin.sketches import Projection
@@ -374,8 +375,8 @@ class TracIn(Run):
     def _covered(self, walk: CheckpointPass) -> Coverage:
         entries = {}
         for name, parameter in self.model.named_parameters():
-            if name in walk.gradients.ways:
-                entries[name] = walk.gradients.ways[name]
+            if name in walk.gradients.methods:
+                entries[name] = walk.gradients.methods[name]
             elif parameter.requires_grad:
                 entries[name] = Covered(GradientMethod.EXCLUDED, "not chosen by parameters=")
             else:
