@@ -186,7 +186,7 @@ def _build(subject: Subject, folder: Path) -> None:
 def _search(subject: Subject, folder: Path) -> object:
     """The top and bottom 10 of 16 queries; the first, unmeasured call builds the index."""
     k = min(10, len(subject.train[0]))
-    return _index(subject, folder).explain(subject.traced(), subject.some_queries(16), k=k)
+    return _index(subject, folder).explain(subject.some_queries(16), k=k)
 
 
 def _index(subject: Subject, folder: Path) -> tracin.Index:

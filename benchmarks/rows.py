@@ -44,7 +44,7 @@ def influence(subject: Subject) -> object:
 def explain_one(subject: Subject) -> object:
     """The top and bottom of one query."""
     return subject.traced().explain(
-        subject.some_queries(1), subject.train, k=10, batch_size=subject.batch_size
+        subject.train, subject.some_queries(1), k=10, batch_size=subject.batch_size
     )
 
 

@@ -125,22 +125,22 @@ class Damage:
 
     def _notes(self) -> tuple[str, ...]:
         index = tracin.Index.open(self.folder)
-        return index.explain(self.run, self.queries, k=2, progress=False).notes
+        return index.with_run(self.run).explain(self.queries, k=2, progress=False).notes
 
     def _answers(self) -> Iterator[tuple[str, Any]]:
         """All that an index is asked for, each from one that was opened anew."""
-        index = tracin.Index.open(self.folder, self.train)
+        index = tracin.Index.open(self.folder, train=self.train)
         yield "ids", index.ids
         yield "self-influence", index.self_influence().numpy()
         for name, column in index.table().items():
             yield f"table {name}", column
-        yield "influence", index.influence(self.run, self.queries, progress=False).numpy()
+        yield "influence", index.with_run(self.run).influence(self.queries, progress=False).numpy()
         ways: dict[str, Callable[[], dict[str, Any]]] = {"estimates": dict}
         ways["exact"] = lambda: {"exact": True}
         if importlib.util.find_spec("faiss"):
             ways["faiss"] = lambda: {"finder": nearest(index)}
         for way, options in ways.items():
-            found = index.explain(self.run, self.queries, k=2, progress=False, **options())
+            found = index.with_run(self.run).explain(self.queries, k=2, progress=False, **options())
             for name, column in found.columns().items():
                 yield f"{way} {name}", column
 
@@ -206,7 +206,7 @@ def built(folder: Path, run: tracin.TracIn, train: Any) -> Damage:
         train,
         folder,
         tracin.Projection(dim=64),
-        rows_a_shard=20,
+        shard_size=20,
         batch_size=20,
         recall_queries=4,
         progress=False,

@@ -71,7 +71,7 @@ class Building:
             data(self.rows),
             folder,
             tracin.Projection(dim=64),
-            rows_a_shard=A_SHARD,
+            shard_size=A_SHARD,
             batch_size=A_SHARD,
             engine=self.made(),
             progress=False,

@@ -91,7 +91,7 @@ def run_of(
 def exactly(run: tracin.TracIn, train: Pair, test: Pair) -> Told:
     """TracInCP with no index."""
     began = perf_counter()
-    found = run.explain(test, train, k=K)
+    found = run.explain(train, test, k=K)
     took = perf_counter() - began
     scores = run.influence(train, test)
     hits = tuple(torch.from_numpy(one.positions) for one in (found.proponents, found.opponents))
@@ -106,10 +106,10 @@ def tell_indexes(run: tracin.TracIn, train: Pair, test: Pair, folder: Path, targ
         index = run.index(train, at, tracin.Projection(dim), recall_queries=0)
         build = perf_counter() - began
         size = sum(path.stat().st_size for path in at.rglob("*") if path.is_file())
-        scores = index.influence(run, test)
+        scores = index.with_run(run).influence(test)
         for is_exact in (False, True):
             began = perf_counter()
-            found = index.explain(run, test, k=K, exact=is_exact)
+            found = index.with_run(run).explain(test, k=K, exact=is_exact)
             took = perf_counter() - began
             hits = [torch.from_numpy(one.positions) for one in (found.proponents, found.opponents)]
             name = f"tracin index, dim {dim}" + (", exact=True" if is_exact else "")
@@ -118,11 +118,11 @@ def tell_indexes(run: tracin.TracIn, train: Pair, test: Pair, folder: Path, targ
 
 def tell_one_query(run: tracin.TracIn, train: Pair, query: Pair, folder: Path) -> None:
     """What a single question takes: the middle of five."""
-    index = tracin.Index.open(folder / f"index of {DIMS[0]}", train)
+    index = tracin.Index.open(folder / f"index of {DIMS[0]}", train=train)
     works = {
-        "no index": lambda: run.explain(query, train, k=K),
-        f"index of {DIMS[0]}": lambda: index.explain(run, query, k=K),
-        "exact=True": lambda: index.explain(run, query, k=K, exact=True),
+        "no index": lambda: run.explain(train, query, k=K),
+        f"index of {DIMS[0]}": lambda: index.with_run(run).explain(query, k=K),
+        "exact=True": lambda: index.with_run(run).explain(query, k=K, exact=True),
     }
     for work in works.values():
         work()

@@ -89,7 +89,7 @@ def cases(folder: Path) -> dict[str, Callable[[], Case]]:
     return {
         "self_influence": made(lambda run: run.self_influence(train, batch_size=8)),
         "influence": made(lambda run: run.influence(train, queries, batch_size=8)),
-        "explain": made(lambda run: run.explain(queries, train, k=2, batch_size=8)),
+        "explain": made(lambda run: run.explain(train, queries, k=2, batch_size=8)),
         "find_mislabelled": made(lambda run: run.find_mislabelled(train, batch_size=8)),
         "coverage": made(lambda run: run.coverage(train)),
         "verify": made(lambda run: run.verify(train, examples=2)),

@@ -218,13 +218,13 @@ def explain(run: tracin.TracIn, noisy: Trained, spoiled: Spoiled) -> list[Row]:
     queries = (answers != images.test_labels).nonzero()[:QUERIES, 0]
     began = perf_counter()
     found = run.explain(
-        (images.test_images[queries], images.test_labels[queries]), spoiled.train, k=10
+        spoiled.train, (images.test_images[queries], images.test_labels[queries]), k=10
     )
     what = f"explain, {len(queries)} wrong test predictions"
     tell_time(what, perf_counter() - began, len(run.checkpoints), noisy)
     began = perf_counter()
     one = queries[:1]
-    run.explain((images.test_images[one], images.test_labels[one]), spoiled.train, k=10)
+    run.explain(spoiled.train, (images.test_images[one], images.test_labels[one]), k=10)
     tell_time("explain, one of them", perf_counter() - began, len(run.checkpoints), noisy)
 
     for kind, hits in (("proponents", found.proponents), ("opponents", found.opponents)):

@@ -19,7 +19,6 @@ from tracin import errors
 from tracin import run as front_door
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.cli.settings import read_settings
-from tracin.preconditioners import adam as update
 from tracin.run import query_spans
 from zoo import ZOO, relative_error
 
@@ -95,12 +94,12 @@ def at(
 
 def run(folder: Path, **options: Any) -> tracin.TracIn:
     """Two checkpoints of the small net, each with moments of its own."""
-    kind = options.pop("update", "adam")
+    options = {"preconditioner": tracin.Adam(), **options}
     checkpoints = [
         at(folder, net(seed).state_dict(), rate, state_of(trainable(net()), seed))
         for seed, rate in zip((1, 2), RATES, strict=True)
     ]
-    return tracin.TracIn(net(), "cross_entropy", checkpoints, update=kind, **options)
+    return tracin.TracIn(net(), "cross_entropy", checkpoints, **options)
 
 
 def twin(
@@ -134,7 +133,7 @@ def test_scores_are_sums_over_entries_of_gradient_times_factor_times_gradient(
     expected = slow_twin.dots(train, scaled)
     own = slow_twin.sum_of((factors[k] * train[k] ** 2).flatten(1).sum(1) for k in train)
     checkpoint = at(tmp_path, case.model.state_dict(), 0.5, state)
-    runner = tracin.TracIn(case.model, case.loss, [checkpoint], update="adam")
+    runner = tracin.TracIn(case.model, case.loss, [checkpoint], preconditioner=tracin.Adam())
 
     for size in (1, 3, 5):
         scores = runner.influence(case.data, case.queries, batch_size=size)
@@ -156,8 +155,8 @@ def test_single_precision_loses_no_more_than_its_digits(tmp_path: Path):
     model = net().float()
     (inputs, labels), state = data(7), state_of(trainable(net()))
     checkpoint = at(tmp_path, model.state_dict(), 0.1, state)
-    double = tracin.TracIn(net(), "cross_entropy", [checkpoint], update="adam")
-    single = tracin.TracIn(model, "cross_entropy", [checkpoint], update="adam")
+    double = tracin.TracIn(net(), "cross_entropy", [checkpoint], preconditioner=tracin.Adam())
+    single = tracin.TracIn(model, "cross_entropy", [checkpoint], preconditioner=tracin.Adam())
 
     expected = double.influence((inputs, labels), (inputs, labels))
     found = single.influence((inputs.float(), labels), (inputs.float(), labels))
@@ -173,7 +172,7 @@ def test_equal_factors_give_the_plain_scores_times_the_factor(tmp_path: Path):
     second = {n: torch.full_like(p, 0.25 * (1 - 0.5**STEP)) for n, p in trainable(net()).items()}
     moments = {n: {"step": torch.tensor(STEP), "exp_avg_sq": v} for n, v in second.items()}
     checkpoint = at(tmp_path, net(1).state_dict(), 0.1, OptimizerState("AdamW", groups, moments))
-    adam = tracin.TracIn(net(), "cross_entropy", [checkpoint], update="adam")
+    adam = tracin.TracIn(net(), "cross_entropy", [checkpoint], preconditioner=tracin.Adam())
     plain = tracin.TracIn(net(), "cross_entropy", [checkpoint])
     train, test, factor = data(7), data(3, seed=1), 1 / 0.55
 
@@ -181,8 +180,8 @@ def test_equal_factors_give_the_plain_scores_times_the_factor(tmp_path: Path):
     assert close(adam.self_influence(train), factor * plain.self_influence(train))
     cosine = {"normalise": "cosine", "k": 7}
     assert close(
-        adam.explain(test, train, **cosine).proponents.scores,
-        plain.explain(test, train, **cosine).proponents.scores,
+        adam.explain(train, test, **cosine).proponents.scores,
+        plain.explain(train, test, **cosine).proponents.scores,
     )
 
 
@@ -229,7 +228,7 @@ def test_a_loss_times_s_gives_scores_times_s_squared_where_moments_stay(tmp_path
         return 3 * F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
     runner = run(tmp_path)
-    tripling = tracin.TracIn(net(), tripled, runner.checkpoints, update="adam")
+    tripling = tracin.TracIn(net(), tripled, runner.checkpoints, preconditioner=tracin.Adam())
 
     assert close(tripling.self_influence(data(6)), 9 * runner.self_influence(data(6)))
 
@@ -239,7 +238,7 @@ def test_an_entry_that_no_gradient_has_reached_has_no_influence(tmp_path: Path):
     untouched = state.moments["0.weight"]["exp_avg_sq"]
     untouched[:, 2] = 0.0
     checkpoint = at(tmp_path, net(1).state_dict(), 1.0, state)
-    runner = tracin.TracIn(net(), "cross_entropy", [checkpoint], update="adam")
+    runner = tracin.TracIn(net(), "cross_entropy", [checkpoint], preconditioner=tracin.Adam())
     inputs, labels = data(6)
     changed = replace(state, moments={**state.moments})
     factors = factors_of(changed)
@@ -259,7 +258,7 @@ def test_amsgrad_takes_the_largest_second_moments(tmp_path: Path):
     plainly = at(tmp_path, net(1).state_dict(), 1.0, most)
 
     def scores(checkpoint: tracin.Checkpoint) -> Tensor:
-        runner = tracin.TracIn(net(), "cross_entropy", [checkpoint], update="adam")
+        runner = tracin.TracIn(net(), "cross_entropy", [checkpoint], preconditioner=tracin.Adam())
         return runner.influence(data(5), data(3, seed=1))
 
     assert torch.equal(scores(with_max), scores(plainly))
@@ -313,7 +312,7 @@ def test_without_momentum_the_score_is_what_the_step_did_to_the_query(kind: str,
     for row, (before, after, state) in enumerate(steps(kind, (0.0, 0.9), train)):
         checkpoint = at(tmp_path, before, 1.0, state)
         checkpoint = replace(checkpoint, learning_rate=rates(state))
-        runner = tracin.TracIn(net(), "cross_entropy", [checkpoint], update="adam")
+        runner = tracin.TracIn(net(), "cross_entropy", [checkpoint], preconditioner=tracin.Adam())
 
         scores = runner.influence(part(train, slice(row, row + 1)), test)[0]
 
@@ -330,7 +329,7 @@ def test_with_momentum_the_examples_of_all_steps_share_what_a_step_did(kind: str
         model = net()
         model.load_state_dict(before)
         queries = slow_twin.gradients(model, "cross_entropy", test)
-        factors = update.adam(_Remembered(state), trainable(net())).factors
+        factors = tracin.Adam().scaling(_Remembered(state), trainable(net())).factors
         shares = torch.zeros(len(test[0]), dtype=torch.float64)
         for s, weights in enumerate(visited):
             model.load_state_dict(weights)
@@ -365,8 +364,10 @@ def test_a_recorder_writes_what_is_needed(tmp_path: Path):
             optimizer.step()
             recorder.epoch()
     kept = OptimizerState.of(model, optimizer)
-    runner = tracin.TracIn(model, "cross_entropy", tmp_path, update="adam")
-    last = tracin.TracIn(model, "cross_entropy", runner.checkpoints[-1:], update="adam")
+    runner = tracin.TracIn(model, "cross_entropy", tmp_path, preconditioner=tracin.Adam())
+    last = tracin.TracIn(
+        model, "cross_entropy", runner.checkpoints[-1:], preconditioner=tracin.Adam()
+    )
     rows = slow_twin.gradients(model, "cross_entropy", train)
 
     factors = factors_of(kept)
@@ -382,7 +383,7 @@ def test_explain_finds_what_sorting_the_whole_matrix_finds(tmp_path: Path):
     train, test = data(11), data(3, seed=1)
     matrix = twin(train, test)
 
-    found = run(tmp_path).explain(test, train, k=4)
+    found = run(tmp_path).explain(train, test, k=4)
 
     order = matrix.argsort(dim=0, descending=True).T
     assert np.array_equal(found.proponents.positions, order[:, :4])
@@ -398,10 +399,10 @@ def test_a_group_of_queries_is_their_sum_or_mean(size: int, tmp_path: Path):
     train, test, runner = data(8), data(4, seed=1), run(tmp_path)
     matrix = twin(train, test)
 
-    summed = runner.explain(test, train, k=8, group="sum", batch_size=size).proponents
-    mean = runner.explain(test, train, k=8, group="mean", batch_size=size).proponents
+    summed = runner.explain(train, test, k=8, group="sum", batch_size=size).proponents
+    mean = runner.explain(train, test, k=8, group="mean", batch_size=size).proponents
     cosine = runner.explain(
-        test, train, k=8, group="mean", normalise="cosine", batch_size=size
+        train, test, k=8, group="mean", normalise="cosine", batch_size=size
     ).proponents
 
     assert close(summed.scores[0], matrix.sum(1)[summed.positions[0]])
@@ -415,8 +416,8 @@ def test_normalised_scores_are_divided_by_lengths_under_the_factors(tmp_path: Pa
     matrix, own, query = twin(train, test), twin(train, train), twin(test, test)
     lengths = own.diagonal().sqrt()[:, None], query.diagonal().sqrt()
 
-    cosine = runner.explain(test, train, k=8, normalise="cosine").proponents
-    by_query = runner.explain(test, train, k=8, normalise="query").proponents
+    cosine = runner.explain(train, test, k=8, normalise="cosine").proponents
+    by_query = runner.explain(train, test, k=8, normalise="query").proponents
 
     places = torch.from_numpy(cosine.positions)
     assert close(cosine.scores, (matrix / lengths[0] / lengths[1]).T.gather(1, places))
@@ -452,12 +453,11 @@ def test_contributions_of_checkpoints_are_under_the_factors(tmp_path: Path):
 
 def test_a_run_file_may_ask_for_it(tmp_path: Path):
     path = tmp_path / "run.toml"
-    path.write_text('[task]\nfunction = "task.py:task"\n[tracin]\nupdate = "adam"\n')
+    path.write_text('[task]\nfunction = "task.py:task"\n[tracin]\npreconditioner = "adam"\n')
 
-    assert read_settings(path, []).tracin.update == "adam"
-    assert read_settings(path, ["tracin.update=sgd"]).tracin.update == "sgd"
-    with pytest.raises(errors.RunFileError, match=r"'tracin\.update' = 'lion'"):
-        read_settings(path, ["tracin.update=lion"])
+    assert read_settings(path, []).tracin.preconditioner == "adam"
+    with pytest.raises(errors.RunFileError, match=r"'tracin\.preconditioner' = 'lion'"):
+        read_settings(path, ["tracin.preconditioner=lion"])
 
 
 # Names and refusals -------------------------------------------------------------------------------
@@ -471,23 +471,30 @@ def test_wrappers_around_names_do_not_matter(tmp_path: Path):
     other = replace(plain, source={f"module.{n}": v for n, v in net(1).state_dict().items()})
 
     def scores(model: nn.Module, checkpoint: tracin.Checkpoint) -> Tensor:
-        runner = tracin.TracIn(model, "cross_entropy", [checkpoint], update="adam")
+        runner = tracin.TracIn(model, "cross_entropy", [checkpoint], preconditioner=tracin.Adam())
         return runner.self_influence(data(4))
 
     assert close(scores(wrapped, other), scores(net(), plain))
 
 
 def test_plain_scores_ask_for_no_moments(tmp_path: Path):
-    runner = run(tmp_path, update="sgd")
+    runner = run(tmp_path, preconditioner=None)
     for path in tmp_path.glob("*"):
         path.unlink()
 
     assert len(runner.self_influence(data(4))) == 4
 
 
-def test_an_unknown_update_is_refused():
-    with pytest.raises(errors.QueryError, match=r'update is one of "sgd", "adam"; \'lion\''):
-        front_door.scaling_of("lion", [])
+@pytest.mark.parametrize("given", ["adam", tracin.Adam, 3])
+def test_what_is_no_preconditioner_is_refused(given: object):
+    with pytest.raises(errors.QueryError, match=r"such as tracin\.Adam\(\); .* was given"):
+        tracin.TracIn(
+            net(),
+            "cross_entropy",
+            [net().state_dict()],
+            learning_rates="equal",
+            preconditioner=given,
+        )  # type: ignore[arg-type]
 
 
 def test_missing_moments_name_the_checkpoint_and_the_way_out_at_once():
@@ -496,16 +503,16 @@ def test_missing_moments_name_the_checkpoint_and_the_way_out_at_once():
     with pytest.raises(
         errors.CheckpointError, match=r"with 'epoch 7'\. .*Recorder\(\.\.\., optimizer_state=True\)"
     ):
-        tracin.TracIn(net(), "cross_entropy", [first], update="adam")
+        tracin.TracIn(net(), "cross_entropy", [first], preconditioner=tracin.Adam())
     with pytest.raises(
         errors.CheckpointError, match=r"none were written with checkpoint 'epoch 7'"
     ):
-        update.adam(first, trainable(net()))
+        tracin.Adam().scaling(first, trainable(net()))
 
 
 def refused(folder: Path, state: OptimizerState, words: str) -> None:
     checkpoint = at(folder, net().state_dict(), 0.1, state)
-    runner = tracin.TracIn(net(), "cross_entropy", [checkpoint], update="adam")
+    runner = tracin.TracIn(net(), "cross_entropy", [checkpoint], preconditioner=tracin.Adam())
     with pytest.raises(errors.CheckpointError, match=words):
         runner.self_influence(data(3))
 
@@ -526,7 +533,7 @@ def test_a_traced_parameter_without_moments_is_named(tmp_path: Path):
         "cross_entropy",
         [at(tmp_path, net().state_dict(), 0.1, replace(state, moments=rest))],
         parameters=["0.*"],
-        update="adam",
+        preconditioner=tracin.Adam(),
     )
     assert len(left_out.self_influence(data(3))) == 3
 
@@ -559,3 +566,21 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path):
     state = state_of({**trainable(net()), "0.bias": torch.zeros(2, 3)})
 
     refused(tmp_path, state, r"0\.bias has shape \[2, 3\] after 7 steps")
+
+
+def test_an_index_takes_the_preconditioner_on_its_queries(tmp_path: Path):
+    runner = run(tmp_path)
+    train, queries = data(20), data(5, 1)
+    plain = tracin.TracIn(net(), "cross_entropy", runner.checkpoints)
+    options: Any = {"number_format": "float32", "recall_queries": 0}
+    index = runner.index(train, tmp_path / "index", tracin.Projection(4096), **options)
+
+    for one in (runner, plain):
+        wanted = one.influence(train, queries).float()
+        apart = (index.with_run(one).influence(queries) - wanted).abs().max()
+        assert float(apart / wanted.abs().max()) < 1e-5
+    found = index.explain(queries, k=3, exact=True).proponents
+    assert (found.positions == runner.explain(train, queries, k=3).proponents.positions).all()
+    assert "not known under a preconditioner" in str(index.explain(queries, k=1))
+    with pytest.raises(errors.QueryError, match="keeps the lengths of plain gradients"):
+        index.self_influence()

@@ -258,7 +258,7 @@ def test_a_task_file_does_not_stand_in_for_the_library_of_its_name(begun, capsys
 
 
 def test_without_test_data_queries_are_training_examples(begun, capsys, tmp_path):
-    task = (begun.parent / "task.py").read_text().replace('"test": data(20, seed=2),', "")
+    task = (begun.parent / "task.py").read_text().replace('"queries": data(20, seed=2),', "")
     run = altered(begun, tmp_path, task=task)
 
     code, _, _ = call(capsys, "explain", run, "--query", "299", "-k", 1)
@@ -464,7 +464,7 @@ def test_a_replay_on_another_device_is_refused(begun, capsys):
 
 def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
     folder = tmp_path / "index"
-    place = ("--set", f"index.folder={folder}", "--set", "index.rows_a_shard=100")
+    place = ("--set", f"index.folder={folder}", "--set", "index.shard_size=100")
     asked = ("--query", "0,3", "-k", 2, "--out", tmp_path / "out")
 
     code, out, _ = call(capsys, "index", "build", begun, *place)

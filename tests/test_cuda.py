@@ -241,8 +241,8 @@ def test_an_index_built_on_a_gpu_answers_as_one_built_on_a_cpu(tmp_path: Path) -
     for device in ("cpu", "cuda"):
         run = traced(model, device=device)
         index = run.index(train, tmp_path / device, tracin.Projection(256))
-        answers[device] = index.explain(run, some, k=5)
-        exact = index.explain(run, some, k=5, exact=True, train=train)
+        answers[device] = index.with_run(run).explain(some, k=5)
+        exact = index.explain(some, k=5, exact=True)
         wanted = true_influence(model, train, some).topk(5, 0).indices.T
         assert torch.as_tensor(exact.proponents.positions).tolist() == wanted.tolist()
     one, other = (torch.as_tensor(answers[d].proponents.scores) for d in ("cpu", "cuda"))

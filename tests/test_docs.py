@@ -57,6 +57,29 @@ def test_the_documentation_builds_without_a_warning(tmp_path: Path):
     assert "influence of every training example" in (tmp_path / "api.html").read_text()
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_to_files_that_exist(page: Path):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+
+    missing = [
+        link
+        for link in links
+        if not re.match(r"[a-z]+:", link) and not (page.parent / link).exists()
+    ]
+
+    assert missing == []
+
+
+def test_every_decision_has_a_date_and_the_newest_is_first():
+    text = (ROOT / "docs" / "decisions.md").read_text()
+    dates = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    decisions = re.split(r"\n\n(?=\*\*)", text.split(f"## {dates[0]}")[1])[1:]
+
+    assert dates == sorted(dates, reverse=True)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for date in dates)
+    assert [one[:60] for one in decisions if "](../" not in one] == []
+
+
 def test_readme_names_commands_that_exist():
     commands = set(re.findall(r"^\$ make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

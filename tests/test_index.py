@@ -60,7 +60,7 @@ def run_of(build=mlp, rates=(0.1, 0.05), seeds=(1, 2)):
 
 
 def built(tmp_path, run=None, train=TRAIN, dim=200, **options):
-    options = {"rows_a_shard": 16, "number_format": "float32", **options}
+    options = {"shard_size": 16, "number_format": "float32", **options}
     return (run or run_of()).index(train, tmp_path / "index", Projection(dim), **options)
 
 
@@ -83,14 +83,14 @@ def test_where_all_numbers_fit_scores_are_those_without_an_index(tmp_path, build
 
     exact = run.influence(TRAIN, TEST)
     largest = float(exact.abs().max())
-    torch.testing.assert_close(index.influence(run, TEST), exact, rtol=0, atol=tolerance * largest)
+    torch.testing.assert_close(index.influence(TEST), exact, rtol=0, atol=tolerance * largest)
     torch.testing.assert_close(index.self_influence(), run.self_influence(TRAIN), rtol=1e-5, atol=0)
 
 
 def test_the_strongest_are_those_without_an_index(tmp_path):
     run = run_of()
-    found = built(tmp_path, run).explain(run, TEST, k=5)
-    exact = run.explain(TEST, TRAIN, k=5)
+    found = built(tmp_path, run).explain(TEST, k=5)
+    exact = run.explain(TRAIN, TEST, k=5)
 
     for one, other in ((found.proponents, exact.proponents), (found.opponents, exact.opponents)):
         assert (one.positions == other.positions).all()
@@ -105,7 +105,7 @@ def test_memory_does_not_matter(tmp_path, memory, monkeypatch):
     run = run_of()
     index = built(tmp_path, run)
 
-    found, once = index.explain(run, TEST, k=7, memory=memory), index.explain(run, TEST, k=7)
+    found, once = index.explain(TEST, k=7, memory=memory), index.explain(TEST, k=7)
 
     assert (found.proponents.positions == once.proponents.positions).all()
     assert (found.opponents.positions == once.opponents.positions).all()
@@ -129,9 +129,9 @@ def test_sketched_scores_have_error_bars_and_can_be_made_exact(tmp_path):
     run = run_of(pictures)
     index = built(tmp_path, run, dim=24)
 
-    rough = index.explain(run, TEST, k=3)
-    sure = index.explain(run, TEST, k=3, exact=True, candidates=20)
-    exact = run.explain(TEST, TRAIN, k=3)
+    rough = index.explain(TEST, k=3)
+    sure = index.explain(TEST, k=3, exact=True, candidates=20)
+    exact = run.explain(TRAIN, TEST, k=3)
 
     assert float(rough.proponents.errors.min()) > 0
     assert "error" in str(rough)
@@ -147,9 +147,9 @@ def test_weights_may_change_when_asked(tmp_path):
     other = run_of(rates=(0.3, 0.7))
 
     torch.testing.assert_close(
-        index.influence(other, TEST), other.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+        index.with_run(other).influence(TEST), other.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
     )
-    torch.testing.assert_close(index.self_influence(other), other.self_influence(TRAIN))
+    torch.testing.assert_close(index.with_run(other).self_influence(), other.self_influence(TRAIN))
 
 
 def test_some_of_the_checkpoints_may_be_asked(tmp_path):
@@ -157,7 +157,7 @@ def test_some_of_the_checkpoints_may_be_asked(tmp_path):
     second = run_of(rates=(0.05,), seeds=(2,))
 
     torch.testing.assert_close(
-        index.influence(second, TEST), second.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+        index.with_run(second).influence(TEST), second.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
     )
 
 
@@ -171,14 +171,13 @@ def test_groups_of_parameters_keep_their_own_rates(tmp_path):
     later = TracIn(mlp(), "cross_entropy", [tracin.Checkpoint(state, twice, name="one")])
 
     torch.testing.assert_close(
-        exact.influence(run, TEST), run.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+        exact.influence(TEST), run.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
     )
-    torch.testing.assert_close(index.self_influence(later), later.self_influence(TRAIN))
+    torch.testing.assert_close(index.with_run(later).self_influence(), later.self_influence(TRAIN))
     mixed = {name: 0.1 + at for at, name in enumerate(state)}
+    other = TracIn(mlp(), "cross_entropy", [tracin.Checkpoint(state, mixed, name="one")])
     with pytest.raises(IndexingError, match="had one learning rate when the index was built"):
-        index.self_influence(
-            TracIn(mlp(), "cross_entropy", [tracin.Checkpoint(state, mixed, name="one")])
-        )
+        index.with_run(other).self_influence()
 
 
 def test_rows_may_be_left_out(tmp_path):
@@ -186,7 +185,7 @@ def test_rows_may_be_left_out(tmp_path):
     index = built(tmp_path, run)
     keep = index.table()["is_right"] == 1
 
-    found = index.explain(run, TEST, k=3, keep=keep)
+    found = index.explain(TEST, k=3, where=keep)
 
     assert keep[found.proponents.positions].all()
     scores = run.influence(TRAIN, TEST)
@@ -222,7 +221,7 @@ def test_building_again_does_nothing_and_opening_is_enough(tmp_path):
     built(tmp_path, run)
 
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "index").rglob("*")}
-    found = Index.open(tmp_path / "index").explain(run, TEST, k=2)
+    found = Index.open(tmp_path / "index", run=run).explain(TEST, k=2)
     assert len(found) == QUERIES
     assert len(Index.open(tmp_path / "index")) == ROWS
 
@@ -236,7 +235,7 @@ def test_what_was_lost_is_built_again_as_it_was(tmp_path):
 
     assert "files built" in str(Index.open(tmp_path / "index"))
     with pytest.raises(IndexingError, match="is missing: the index is not complete"):
-        Index.open(tmp_path / "index").explain(run, TEST, k=2)
+        Index.open(tmp_path / "index", run=run).explain(TEST, k=2)
     built(tmp_path, run)
 
     assert files(tmp_path / "index") == whole
@@ -253,7 +252,7 @@ def test_rows_are_added(tmp_path):
     assert {name: after[name] for name in first} == first
     assert len(index) == ROWS
     torch.testing.assert_close(
-        index.influence(run, TEST), run.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+        index.influence(TEST), run.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
     )
     with pytest.raises(IndexingError, match="holds 70 rows, but the data have 40: rows are only"):
         built(tmp_path, run, (TRAIN[0][:40], TRAIN[1][:40]))
@@ -265,16 +264,16 @@ def test_checkpoints_are_added_and_dropped(tmp_path):
 
     index = built(tmp_path, both)
     torch.testing.assert_close(
-        index.influence(both, TEST), both.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+        index.with_run(both).influence(TEST), both.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
     )
     index = index.drop("epoch 1")
 
     second = run_of(rates=(0.05,), seeds=(2,))
     torch.testing.assert_close(
-        index.influence(second, TEST), second.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
+        index.with_run(second).influence(TEST), second.influence(TRAIN, TEST), rtol=1e-4, atol=1e-6
     )
     with pytest.raises(IndexingError, match="The index has no rows at epoch 1"):
-        index.influence(both, TEST)
+        index.with_run(both).influence(TEST)
     removed = index.gc()
     assert len(removed.files) == 5
     assert removed.bytes > 0
@@ -304,7 +303,7 @@ def test_a_flipped_bit_a_short_file_and_a_missing_one_are_found(tmp_path):
     assert report.missing == (names[3],)
     assert not report.is_sound
     with pytest.raises(IndexingError, match=r"cannot be read .* tracin index verify"):
-        index.explain(run, TEST, k=1)
+        index.explain(TEST, k=1)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +311,7 @@ def test_a_flipped_bit_a_short_file_and_a_missing_one_are_found(tmp_path):
     [
         ({"dim": 100}, r"projection\.dim is 200 there and 100 here"),
         ({"number_format": "int8"}, "number_format is 'float32' there and 'int8' here"),
-        ({"rows_a_shard": 8}, "rows_a_shard is 16 there and 8 here"),
+        ({"shard_size": 8}, "rows_a_shard is 16 there and 8 here"),
         ({"train": data(ROWS, 3)}, "holds rows of other data: example 0 is not the one"),
         ({"train": WithIds(TRAIN, range(1, ROWS + 1))}, "row 0 has the id 0 there and 1 here"),
         ({"run": run_of(pictures)}, r"parameters\.conv\.weight is None there and \[4, 1, 3, 3\]"),
@@ -332,7 +331,7 @@ def test_a_run_of_another_model_is_refused(tmp_path):
     )
 
     with pytest.raises(IndexingError, match=r"is an index of other parameters: 0\.weight is"):
-        index.influence(last, TEST)
+        index.with_run(last).influence(TEST)
 
 
 def test_bad_questions_are_refused(tmp_path):
@@ -340,13 +339,13 @@ def test_bad_questions_are_refused(tmp_path):
     index = built(tmp_path, run)
 
     with pytest.raises(QueryError, match="the index has 70 rows to choose from"):
-        index.explain(run, TEST, k=71)
-    with pytest.raises(QueryError, match=r"keep says of each of the 70 rows"):
-        index.explain(run, TEST, k=1, keep=[True])
+        index.explain(TEST, k=71)
+    with pytest.raises(QueryError, match=r"where says of each of the 70 rows"):
+        index.explain(TEST, k=1, where=[True])
     with pytest.raises(IndexingError, match="number_format is one of 'float16'"):
         built(tmp_path / "new", run, number_format="float8")
-    with pytest.raises(IndexingError, match="rows_a_shard is a whole number"):
-        built(tmp_path / "new", run, rows_a_shard=0)
+    with pytest.raises(IndexingError, match="shard_size is a whole number"):
+        built(tmp_path / "new", run, shard_size=0)
     with pytest.raises(IndexingError, match="holds no index: it has no manifest"):
         Index.open(tmp_path / "nowhere")
     with pytest.raises(IndexingError, match="One checkpoint of several can be dropped"):
@@ -358,7 +357,7 @@ def test_text_ids_come_back(tmp_path):
     run = run_of()
     index = built(tmp_path, run, WithIds(TRAIN, names))
 
-    found = index.explain(run, TEST, k=1)
+    found = index.explain(TEST, k=1)
 
     assert found[0].proponents[0].id == names[found[0].proponents[0].position]
 
@@ -366,11 +365,11 @@ def test_text_ids_come_back(tmp_path):
 def test_any_url_will_do(tmp_path):
     run = run_of()
     url = f"memory://{tmp_path.name}/index"
-    index = run.index(TRAIN, url, Projection(200), rows_a_shard=16, number_format="float32")
+    index = run.index(TRAIN, url, Projection(200), shard_size=16, number_format="float32")
     local = built(tmp_path, run)
 
     assert index.verify().is_sound
-    torch.testing.assert_close(index.influence(run, TEST), local.influence(run, TEST))
+    torch.testing.assert_close(index.influence(TEST), local.with_run(run).influence(TEST))
     assert Index.open(url).gc().files == ()
 
 
@@ -382,12 +381,8 @@ def test_batch_size_and_engine_do_not_matter(tmp_path):
     plain = built(tmp_path / "plain", run, dim=50)
 
     for other in (two, plain):
-        torch.testing.assert_close(
-            one.influence(run, TEST), other.influence(run, TEST), rtol=1e-4, atol=1e-6
-        )
-    torch.testing.assert_close(
-        workers.influence(run, TEST), plain.influence(run, TEST), rtol=1e-5, atol=1e-7
-    )
+        torch.testing.assert_close(one.influence(TEST), other.influence(TEST), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(workers.influence(TEST), plain.influence(TEST), rtol=1e-5, atol=1e-7)
 
 
 def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch):
@@ -442,7 +437,7 @@ def test_the_format_can_be_read_without_the_library(tmp_path):
 def _build_in_a_loop(folder):
     torch.set_num_threads(1)
     run_of().index(
-        TRAIN, folder, Projection(200), rows_a_shard=2, number_format="float32", progress=False
+        TRAIN, folder, Projection(200), shard_size=2, number_format="float32", progress=False
     )
 
 

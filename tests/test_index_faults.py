@@ -42,7 +42,7 @@ def rows_of(folder, **options):
         tracin.Projection(40),
         number_format="float32",
         progress=False,
-        **{"rows_a_shard": 13, **options},
+        **{"shard_size": 13, **options},
     )
     keys = [entry.key for entry in index.store.manifest.checkpoints]
     shards = [shard for key in keys for shard in index.store.shards(key)]
@@ -85,7 +85,7 @@ def test_rows_do_not_depend_on_the_batch_size(tmp_path, plain, batch_size):
 
 @pytest.mark.parametrize("rows", [1000, 4])
 def test_rows_do_not_depend_on_the_size_of_files(tmp_path, plain, rows):
-    assert_same(rows_of(tmp_path, rows_a_shard=rows), plain)
+    assert_same(rows_of(tmp_path, shard_size=rows), plain)
 
 
 def test_rows_do_not_depend_on_the_order_of_units(tmp_path, plain):
@@ -103,10 +103,10 @@ def test_rows_and_answers_do_not_depend_on_ray(tmp_path, plain):
 
     with engine.session(ray, 0):
         assert_same(rows_of(tmp_path, engine=engine), plain)
-        index, queries = tracin.Index.open(tmp_path, data()), tuple(one[:3] for one in data())
+        index, queries = tracin.Index.open(tmp_path, train=data()), tuple(one[:3] for one in data())
         for exact in (False, True):
-            alone = index.explain(RUN, queries, k=2, exact=exact)
-            divided = index.explain(RUN, queries, k=2, exact=exact, engine=engine)
+            alone = index.with_run(RUN).explain(queries, k=2, exact=exact)
+            divided = index.with_run(RUN).explain(queries, k=2, exact=exact, engine=engine)
             for side in ("proponents", "opponents"):
                 one, other = getattr(alone, side), getattr(divided, side)
                 assert (one.positions == other.positions).all()

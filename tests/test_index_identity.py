@@ -50,7 +50,7 @@ def run_of(rates=(0.1, 0.05), seeds=(1, 2), names=None, loss="cross_entropy"):
 
 
 def built(folder, run=None, train=TRAIN, dim=24, **options):
-    options = {"rows_a_shard": 10, "batch_size": 10, "recall_queries": 0, **options}
+    options = {"shard_size": 10, "batch_size": 10, "recall_queries": 0, **options}
     return (run or run_of()).index(train, folder, Projection(dim), progress=False, **options)
 
 
@@ -77,11 +77,11 @@ def assert_refused(folder, message):
     """No answer rests on the files, whoever asks, and `verify` names them."""
     run = run_of()
     asks = (
-        lambda index: index.explain(run, QUERIES, k=2),
-        lambda index: index.explain(run, QUERIES, k=2, exact=True, train=TRAIN),
-        lambda index: index.influence(run, QUERIES),
+        lambda index: index.with_run(run).explain(QUERIES, k=2),
+        lambda index: Index(index.store, run, TRAIN).explain(QUERIES, k=2, exact=True),
+        lambda index: index.with_run(run).influence(QUERIES),
         lambda index: index.self_influence(),
-        lambda index: index.self_influence(run),
+        lambda index: index.with_run(run).self_influence(),
         lambda index: index.table(),
     )
     for ask in asks:
@@ -129,12 +129,12 @@ def test_files_of_another_index_are_refused(tmp_path, options, message):
     whole = files(here)
     options = dict(options)
     projection = Projection(24, options.pop("seed", 0))
-    options = {"rows_a_shard": 10, "batch_size": 10, "recall_queries": 0, **options}
+    options = {"shard_size": 10, "batch_size": 10, "recall_queries": 0, **options}
     run_of().index(options.pop("train", TRAIN), there, projection, **options)
     shutil.copy(shards(there)[2], shards(here)[2])
 
     with pytest.raises(IndexingError, match=message):
-        Index.open(here).explain(run_of(), QUERIES, k=2)
+        Index.open(here, run=run_of()).explain(QUERIES, k=2)
     assert list(Index.open(here).verify().problems) == [
         shards(here)[2].relative_to(here).as_posix()
     ]
@@ -169,7 +169,7 @@ def test_a_table_and_a_recall_of_another_index_are_not_taken_for_its_own(tmp_pat
 
     index = Index.open(here)
     assert "stale: table.parquet" in str(index)
-    said = str(index.explain(run_of(), QUERIES, k=1))
+    said = str(index.with_run(run_of()).explain(QUERIES, k=1))
     assert "recall: measured in another index, or with other data" in said
     built(here, recall_queries=4)
 
@@ -194,7 +194,7 @@ def test_a_rebuild_mends_a_damaged_table_and_recall(tmp_path, name):
 
 def test_a_file_that_is_replaced_while_the_index_is_open_is_compared_again(tmp_path):
     index, run = built(tmp_path, number_format="float32"), run_of()
-    index.explain(run, QUERIES, k=2, exact=True)
+    index.with_run(run).explain(QUERIES, k=2, exact=True)
     path = shards(tmp_path)[1]
     content = bytearray(path.read_bytes())
     content[-2] ^= 1  # of a row
@@ -202,7 +202,7 @@ def test_a_file_that_is_replaced_while_the_index_is_open_is_compared_again(tmp_p
     path.write_bytes(content)
 
     with pytest.raises(IndexingError, match=r"changed since it was written.*tracin index verify"):
-        index.explain(run, QUERIES, k=2, exact=True)
+        index.with_run(run).explain(QUERIES, k=2, exact=True)
 
 
 def test_files_of_another_loss_are_refused_where_all_else_is_equal(tmp_path):
@@ -238,7 +238,9 @@ def test_rows_whose_manifest_was_lost_become_nobody_elses(tmp_path):
 
     exact = run_of().self_influence(other)
     torch.testing.assert_close(index.self_influence(), exact, rtol=1e-4, atol=0)
-    assert "recall: measured in another index" in str(index.explain(run_of(), QUERIES, k=1))
+    assert "recall: measured in another index" in str(
+        index.with_run(run_of()).explain(QUERIES, k=1)
+    )
 
 
 def test_the_manifest_of_another_index_makes_no_rows_its_own(tmp_path):
@@ -282,7 +284,7 @@ def test_one_changed_label_anywhere_is_other_data(tmp_path):
     with pytest.raises(IndexingError, match=r"of examples 0 to 39, some are not .* in a label"):
         built(tmp_path, train=one_other_label())
     with pytest.raises(IndexingError, match="of examples 0 to 39, some are not"):
-        Index.open(tmp_path, one_other_label()).explain(run_of(), QUERIES, k=1)
+        Index.open(tmp_path, train=one_other_label(), run=run_of()).explain(QUERIES, k=1)
 
 
 # Hostile files.
@@ -307,9 +309,9 @@ def test_rows_that_are_not_finite_lead_no_list(tmp_path, name, value):
     unit = Store.open(tmp_path).manifest.units()[1]
     sealed(tmp_path, unit, lambda tensors: tensors[name][3].fill_(value))
 
-    for options in ({}, {"exact": True, "train": TRAIN}):
+    for exact in (False, True):
         with pytest.raises(IndexingError, match="NaN or infinity"):
-            Index.open(tmp_path).explain(run_of(), QUERIES, k=2, **options)
+            Index.open(tmp_path, run=run_of(), train=TRAIN).explain(QUERIES, k=2, exact=exact)
     assert "NaN or infinity" in str(Index.open(tmp_path).verify())
 
 
@@ -341,11 +343,11 @@ def test_hostile_manifests_end_in_an_indexing_error_before_memory_is_taken(tmp_p
     path = tmp_path / "manifest.json"
     held = sealed_json.unsealed(path.read_bytes())
     absurd = {
-        "files": {"extents": [2 * 10**8], "rows_a_shard": 1},
-        "rows": {"extents": [10**12], "rows_a_shard": 10**12},
-        "rows that no file holds": {"extents": [10**9], "rows_a_shard": 10**9},
+        "files": {"extents": [2 * 10**8], "shard_size": 1},
+        "rows": {"extents": [10**12], "shard_size": 10**12},
+        "rows that no file holds": {"extents": [10**9], "shard_size": 10**9},
         "width": {"width": 10**12, "pieces": [[0, 10**12]]},
-        "zero": {"rows_a_shard": 0},
+        "zero": {"shard_size": 0},
         "null": {"about": None},
         "groups": {"beside": {"squared_norms": {"dtype": "F32", "shape": [10**9]}}},
         "falling": {"extents": [40, 30]},
@@ -371,7 +373,7 @@ def test_hostile_manifests_end_in_an_indexing_error_before_memory_is_taken(tmp_p
         with pytest.raises(IndexingError):
             Index.open(tmp_path).self_influence()
         with pytest.raises(IndexingError):
-            Index.open(tmp_path).explain(run_of(), QUERIES, k=1)
+            Index.open(tmp_path, run=run_of()).explain(QUERIES, k=1)
 
 
 @pytest.mark.slow
@@ -409,19 +411,21 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 def agree(index, run, exact_too=True):
     """The index answers as the run does; all numbers fit, so that estimates are exact."""
     close = {"rtol": 2e-3, "atol": 2e-3}
-    torch.testing.assert_close(index.self_influence(run), run.self_influence(TRAIN), **close)
     torch.testing.assert_close(
-        index.influence(run, QUERIES), run.influence(TRAIN, QUERIES), **close
+        index.with_run(run).self_influence(), run.self_influence(TRAIN), **close
     )
-    found = index.explain(run, QUERIES, k=3)
-    true = run.explain(QUERIES, TRAIN, k=3)
+    torch.testing.assert_close(
+        index.with_run(run).influence(QUERIES), run.influence(TRAIN, QUERIES), **close
+    )
+    found = index.with_run(run).explain(QUERIES, k=3)
+    true = run.explain(TRAIN, QUERIES, k=3)
     assert (found.proponents.positions == true.proponents.positions).all()
     torch.testing.assert_close(
         found.proponents.by_checkpoint, true.proponents.by_checkpoint, **close
     )
     assert list(found.columns())[-1] == list(true.columns())[-1]
     if exact_too:
-        sure = index.explain(run, QUERIES, k=3, exact=True, train=TRAIN)
+        sure = Index(index.store, run, TRAIN).explain(QUERIES, k=3, exact=True)
         assert (sure.opponents.positions == true.opponents.positions).all()
 
 
@@ -464,7 +468,7 @@ def test_equal_checkpoints_are_added_dropped_and_come_again(tmp_path):
     agree(index, three)
     index = index.drop("again")
     with pytest.raises(IndexingError, match="The index has no rows at first, again"):
-        index.influence(three, QUERIES)
+        index.with_run(three).influence(QUERIES)
     assert len(index.gc().files) == 4
     agree(built(tmp_path, three, dim=1000), three)
 
@@ -482,12 +486,13 @@ def test_errors_of_equal_checkpoints_go_together(tmp_path):
     double, once = run_of((0.1, 0.3), (1, 1), ("a", "b")), run_of((0.4,), (1,))
     index = built(tmp_path, double)
 
-    two, one = (index.explain(run, QUERIES, k=3).proponents for run in (double, once))
+    two, one = (index.with_run(run).explain(QUERIES, k=3).proponents for run in (double, once))
 
     torch.testing.assert_close(two.errors, one.errors)
     assert (two.positions == one.positions).all()
     two, one = (
-        index.explain(run, QUERIES, k=3, exact=True).proponents.bounds for run in (double, once)
+        index.with_run(run).explain(QUERIES, k=3, exact=True).proponents.bounds
+        for run in (double, once)
     )
     torch.testing.assert_close(two, one)
 
@@ -515,11 +520,13 @@ def test_the_random_state_stays_where_it_was(tmp_path):
     calls = {
         "build": lambda: built(tmp_path, run, train, recall_queries=4),
         "build again": lambda: built(tmp_path, run, train),
-        "explain": lambda: Index.open(tmp_path, train).explain(run, QUERIES, k=1),
-        "exact": lambda: Index.open(tmp_path, train).explain(run, QUERIES, k=1, exact=True),
-        "influence": lambda: Index.open(tmp_path, train).influence(run, QUERIES),
-        "recall": lambda: Index.open(tmp_path, train).measure_recall(run, k=2),
-        "refused": lambda: Index.open(tmp_path, train).explain(run, QUERIES, k=ROWS + 1),
+        "explain": lambda: Index.open(tmp_path, train=train, run=run).explain(QUERIES, k=1),
+        "exact": lambda: Index.open(tmp_path, train=train, run=run).explain(
+            QUERIES, k=1, exact=True
+        ),
+        "influence": lambda: Index.open(tmp_path, train=train, run=run).influence(QUERIES),
+        "recall": lambda: Index.open(tmp_path, train=train, run=run).measure_recall(k=2),
+        "refused": lambda: Index.open(tmp_path, train=train, run=run).explain(QUERIES, k=ROWS + 1),
     }
     for name, call in calls.items():
         before = random_state()
@@ -543,13 +550,13 @@ def test_error_bars_are_made_of_each_querys_own_hits_alone(tmp_path, monkeypatch
         seen.append((*rows.shape[:-1], queries.shape[-2]))
         return real(columns, rows, queries, weights)
 
-    expected = index.explain(run, many, k=3).proponents
+    expected = index.with_run(run).explain(many, k=3).proponents
     monkeypatch.setattr(index_search, "standard_error", counted)
-    found = index.explain(run, many, k=3)
+    found = index.with_run(run).explain(many, k=3)
 
     assert seen == [(30, 6, 1)] * 2  # both sides, at each of two checkpoints
     torch.testing.assert_close(found.proponents.errors, expected.errors)
-    asked = index._asked(run, tracin.data.open_examples(many, name="test"), "auto")
+    asked = index._asked(tracin.data.open_examples(many, name="test"), "auto")
     variance = torch.zeros(30, 3)
     for key, rows, weights in zip(asked.keys, asked.rows, asked.weights, strict=True):
         every = torch.cat([shard.rows() for shard in index.store.shards(key)])
@@ -604,11 +611,11 @@ def test_a_relative_folder_means_the_same_after_another_was_gone_to(tmp_path, mo
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     made = built("index")
-    opened = Index.open("index", TRAIN)
+    opened = Index.open("index", train=TRAIN)
     monkeypatch.chdir(tmp_path / "elsewhere")
 
     for index in (made, opened):
-        assert len(index.explain(run_of(), QUERIES, k=1, exact=True)) == 6
+        assert len(index.with_run(run_of()).explain(QUERIES, k=1, exact=True)) == 6
         assert index.verify().is_sound
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -629,7 +636,7 @@ def test_ctrl_c_while_files_are_read_stays_what_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(type(index.store.place), "read", broken_off)
     for call in (
         lambda: Index.open(tmp_path),
-        lambda: index.explain(run_of(), QUERIES, k=1),
+        lambda: index.with_run(run_of()).explain(QUERIES, k=1),
         index.verify,
         index.table,
         lambda: built(tmp_path),

@@ -62,7 +62,7 @@ def test_what_is_called_certain_is_so(tmp_path, candidates):
             index = run.index(
                 TRAIN, tmp_path / f"{seed} {dim}", Projection(dim, seed), recall_queries=0
             )
-            found = index.explain(run, more, k=3, exact=True, candidates=candidates)
+            found = index.explain(more, k=3, exact=True, candidates=candidates)
             for side, right in zip((found.proponents, found.opponents), true, strict=True):
                 sure = side.is_certain.numpy()
                 assert not (dim == 30 and sure.any())  # too few columns to be sure of anything
@@ -81,7 +81,7 @@ def test_exact_scores_lie_between_the_limits(tmp_path, kept, dim):
     index = built(tmp_path, run, dim=dim, number_format=kept, recall_queries=0)
     exact = run.influence(TRAIN, TEST)
 
-    asked = index._asked(run, tracin.data.open_examples(TEST, name="test"), "auto")
+    asked = index._asked(tracin.data.open_examples(TEST, name="test"), "auto")
     within = []
     for block in limits(RowScan(index.store, index.plan, asked, 1)):
         true = exact[block.first : block.first + block.lower.shape[1]].T
@@ -94,9 +94,9 @@ def test_with_all_rows_candidates_the_answer_is_certain_and_exact(tmp_path):
     run = run_of(pictures)
     index = built(tmp_path, run, dim=24)
 
-    found = index.explain(run, TEST, k=5, exact=True, candidates=ROWS)
+    found = index.explain(TEST, k=5, exact=True, candidates=ROWS)
 
-    equal_answers(found, run.explain(TEST, TRAIN, k=5))
+    equal_answers(found, run.explain(TRAIN, TEST, k=5))
     assert bool(found.proponents.is_certain.all())
     assert bool(torch.isinf(found.opponents.bounds).all())
     assert f"proponents: top 5 certain for {QUERIES} of {QUERIES} queries" in str(found)
@@ -107,7 +107,7 @@ def test_with_all_rows_candidates_the_answer_is_certain_and_exact(tmp_path):
 
 def test_certainty_is_told_hit_by_hit(tmp_path):
     run = run_of(pictures)
-    found = built(tmp_path, run, dim=60).explain(run, TEST, k=6, exact=True, candidates=1)
+    found = built(tmp_path, run, dim=60).explain(TEST, k=6, exact=True, candidates=1)
 
     sure, bounds = found.proponents.sure, found.proponents.bounds
     assert (sure == (found.proponents.scores > bounds[:, None])).all()
@@ -120,20 +120,25 @@ def test_certainty_is_told_hit_by_hit(tmp_path):
 def test_exact_needs_the_training_data(tmp_path):
     run = run_of()
     index = built(tmp_path, run)
-    opened = Index.open(tmp_path / "index")
+    folder = tmp_path / "index"
 
     equal_answers(
-        index.explain(run, TEST, k=2, exact=True),
-        opened.explain(run, TEST, k=2, exact=True, train=TRAIN),
+        index.explain(TEST, k=2, exact=True),
+        Index.open(folder, run=run, train=TRAIN).explain(TEST, k=2, exact=True),
     )
-    with pytest.raises(QueryError, match=r"does not know them\. Give train="):
-        opened.explain(run, TEST, k=2, exact=True)
-    with pytest.raises(QueryError, match=r"train= is for exact=True"):
-        opened.explain(run, TEST, k=2, train=TRAIN)
+    with pytest.raises(
+        QueryError, match=r"opened without it\. Give tracin\.Index\.open\(folder, run"
+    ):
+        Index.open(folder, run=run).explain(TEST, k=2, exact=True)
+    with pytest.raises(
+        QueryError, match=r"opened without one\. Give tracin\.Index\.open\(folder, run"
+    ):
+        Index.open(folder, train=TRAIN).explain(TEST, k=2)
+    fewer = TRAIN[0][:9], TRAIN[1][:9]
     with pytest.raises(IndexingError, match="but train holds 9 examples"):
-        index.explain(run, TEST, k=2, exact=True, train=(TRAIN[0][:9], TRAIN[1][:9]))
+        Index.open(folder, run=run, train=fewer).explain(TEST, k=2, exact=True)
     with pytest.raises(QueryError, match="candidates is a whole number of at least 1; 0"):
-        index.explain(run, TEST, k=2, exact=True, candidates=0)
+        index.explain(TEST, k=2, exact=True, candidates=0)
 
 
 class Seeing:
@@ -160,9 +165,9 @@ def test_a_finder_that_misses_nothing_changes_nothing(tmp_path, exact):
     run = run_of(pictures)
     index = built(tmp_path, run, dim=40)
 
-    found = index.explain(run, TEST, k=4, finder=Seeing(index), exact=exact, candidates=ROWS)
+    found = index.explain(TEST, k=4, finder=Seeing(index), exact=exact, candidates=ROWS)
 
-    equal_answers(found, index.explain(run, TEST, k=4, exact=exact, candidates=ROWS))
+    equal_answers(found, index.explain(TEST, k=4, exact=exact, candidates=ROWS))
     assert (found.recall.proponents, found.recall.opponents, found.recall.queries) == (1, 1, 6)
     assert "finder: recall@4: 1.000 of proponents" in str(found)
     assert found.proponents.is_certain is None
@@ -173,9 +178,9 @@ def test_a_finder_that_sees_every_other_row_has_its_recall_told(tmp_path):
     run = run_of(pictures)
     index = built(tmp_path, run, dim=40)
 
-    found = index.explain(run, TEST, k=8, finder=Seeing(index, 2))
+    found = index.explain(TEST, k=8, finder=Seeing(index, 2))
 
-    plain = index.explain(run, TEST, k=8)
+    plain = index.explain(TEST, k=8)
     here = [len(np.intersect1d(*pair)) / 8 for pair in zip(
         found.proponents.positions, plain.proponents.positions, strict=True
     )]  # fmt: skip
@@ -190,12 +195,12 @@ def test_a_finder_is_asked_for_more_where_rows_are_left_out(tmp_path):
     keep = np.arange(ROWS) >= ROWS - 5
     finder = Seeing(index)
 
-    found = index.explain(run, TEST, k=5, finder=finder, keep=keep, candidates=1)
+    found = index.explain(TEST, k=5, finder=finder, where=keep, candidates=1)
 
     assert finder.counts == [5, 20, ROWS]
-    equal_answers(found, index.explain(run, TEST, k=5, keep=keep))
+    equal_answers(found, index.explain(TEST, k=5, where=keep))
     with pytest.raises(QueryError, match=r"The finder gave 2 candidates .* but 5 are"):
-        index.explain(run, TEST, k=5, finder=Seeing(index, 2), keep=keep)
+        index.explain(TEST, k=5, finder=Seeing(index, 2), where=keep)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +214,7 @@ def test_what_a_finder_gives_is_checked(tmp_path, answer):
 
     run = run_of()
     with pytest.raises(QueryError, match=r"A finder gives positions of rows, \[6 queries, "):
-        built(tmp_path, run).explain(run, TEST, k=1, finder=Odd())
+        built(tmp_path, run).explain(TEST, k=1, finder=Odd())
 
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"finder": 1}])
@@ -218,12 +223,12 @@ def test_memory_does_not_matter_for_any_way(tmp_path, options, monkeypatch):
     index = built(tmp_path, run, dim=60)
     if "finder" in options:
         options = {"finder": Seeing(index)}
-    once = index.explain(run, TEST, k=3, **options)
+    once = index.explain(TEST, k=3, **options)
     monkeypatch.setattr("tracin.index.search.NEAR", 4)
     monkeypatch.setattr("tracin.index.bounds.NEAR", 4)
 
     for memory in (1, 20_000):
-        found = index.explain(run, TEST, k=3, memory=memory, **options)
+        found = index.explain(TEST, k=3, memory=memory, **options)
 
         equal_answers(found, once)
         if "exact" in options:
@@ -234,14 +239,14 @@ def test_rows_are_kept_by_a_function_of_their_table(tmp_path):
     run = run_of()
     index = built(tmp_path, run)
 
-    found = index.explain(run, TEST, k=3, keep=lambda rows: rows["label"] == 1)
+    found = index.explain(TEST, k=3, where=lambda rows: rows["label"] == 1)
 
     assert (TRAIN[1][found.proponents.positions] == 1).all()
-    equal_answers(found, index.explain(run, TEST, k=3, keep=TRAIN[1] == 1))
+    equal_answers(found, index.explain(TEST, k=3, where=TRAIN[1] == 1))
     with pytest.raises(QueryError, match=r"the index has 0 rows to choose from"):
-        index.explain(run, TEST, k=1, keep=lambda rows: rows["label"] == 9)
+        index.explain(TEST, k=1, where=lambda rows: rows["label"] == 9)
     with pytest.raises(QueryError, match=r"a function of the table .* \[70\] of torch.int64 came"):
-        index.explain(run, TEST, k=1, keep=lambda rows: rows["label"])
+        index.explain(TEST, k=1, where=lambda rows: rows["label"])
 
 
 def test_the_recall_of_an_index_is_measured_and_told(tmp_path):
@@ -251,7 +256,7 @@ def test_the_recall_of_an_index_is_measured_and_told(tmp_path):
     kept = json.loads((tmp_path / "index" / "recall.json").read_text())
     own = chosen_rows(0, ROWS, 16)
     queries = TRAIN[0][own], TRAIN[1][own]
-    rough, exact = index.influence(run, queries), run.influence(TRAIN, queries)
+    rough, exact = index.influence(queries), run.influence(TRAIN, queries)
     for each in (rough, exact):
         each[own, np.arange(len(own))] = torch.nan  # itself: neither high nor low
     shares = []
@@ -263,39 +268,37 @@ def test_the_recall_of_an_index_is_measured_and_told(tmp_path):
         shares.append(
             np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(*lists, strict=True)])
         )
-    found = index.explain(run, TEST, k=2)
+    found = index.explain(TEST, k=2)
 
     assert kept["proponents"] == pytest.approx(shares[0], abs=0.02)
     assert kept["opponents"] == pytest.approx(shares[1], abs=0.02)
     assert (kept["rows"], kept["queries"], kept["k"]) == (ROWS, 16, 10)
     assert found.recall.proponents == kept["proponents"]
     assert f"recall@10: {kept['proponents']:.3f} of proponents" in str(found)
-    assert index.explain(run, TEST, k=2, exact=True).recall is None
+    assert index.explain(TEST, k=2, exact=True).recall is None
 
 
 def test_a_recall_that_is_missing_or_outdated_is_said_to_be(tmp_path):
     run = run_of()
     index = built(tmp_path, run, (TRAIN[0][:40], TRAIN[1][:40]), recall_queries=0)
     assert not (tmp_path / "index" / "recall.json").exists()
-    assert "recall: not measured; index.measure_recall(run, train=...)" in str(
-        index.explain(run, TEST, k=1)
-    )
+    assert "recall: not measured; index.measure_recall()" in str(index.explain(TEST, k=1))
 
-    index.measure_recall(run)
-    assert index.explain(run, TEST, k=1).recall is not None
+    index.measure_recall()
+    assert index.explain(TEST, k=1).recall is not None
     index = built(tmp_path, run, recall_queries=0)
-    assert "measured when there were 40 of 70 rows" in str(index.explain(run, TEST, k=1))
+    assert "measured when there were 40 of 70 rows" in str(index.explain(TEST, k=1))
     index = built(tmp_path, run, recall_queries=3)
-    assert index.explain(run, TEST, k=1).recall.queries == 3
+    assert index.explain(TEST, k=1).recall.queries == 3
     second = run_of(rates=(0.05,), seeds=(2,))
-    assert "measured at other checkpoints" in str(index.explain(second, TEST, k=1))
+    assert "measured at other checkpoints" in str(index.with_run(second).explain(TEST, k=1))
     assert "recall.json" not in index.gc().files
     (tmp_path / "index" / "recall.json").write_text("{")
-    assert "recall: not known; " in str(Index.open(tmp_path / "index").explain(run, TEST, k=1))
+    assert "recall: not known; " in str(Index.open(tmp_path / "index", run=run).explain(TEST, k=1))
     with pytest.raises(QueryError, match="queries is a whole number"):
-        index.measure_recall(run, queries=0)
+        index.measure_recall(queries=0)
     with pytest.raises(QueryError, match="k=70 hits were asked for, but the index has 69"):
-        index.measure_recall(run, k=70)
+        index.measure_recall(k=70)
 
 
 def test_building_twice_gives_the_same_recall(tmp_path):
@@ -313,10 +316,10 @@ def test_workers_that_divide_the_rows_find_the_same(tmp_path, options):
     run = run_of(pictures)
     index = built(tmp_path, run, dim=60)
     keep = np.arange(ROWS) % 3 > 0
-    alone = index.explain(run, TEST, k=4, keep=keep, **options)
+    alone = index.explain(TEST, k=4, where=keep, **options)
 
     for engine in (Serial(), Processes(2)) if options else (Serial(),):
-        found = index.explain(run, TEST, k=4, keep=keep, engine=engine, progress=False, **options)
+        found = index.explain(TEST, k=4, where=keep, engine=engine, progress=False, **options)
 
         equal_answers(found, alone)
         assert (found.proponents.by_checkpoint == alone.proponents.by_checkpoint).all()
@@ -329,8 +332,8 @@ def test_an_engine_that_cannot_divide_rows_is_refused(tmp_path):
     index = built(tmp_path, run)
 
     with pytest.raises(IndexingError, match="Ranks never talk to each other"):
-        index.explain(run, TEST, k=1, engine=Ranks(0, 2))
+        index.explain(TEST, k=1, engine=Ranks(0, 2))
     with pytest.raises(QueryError, match=r"Give finder= or engine=, not both"):
-        index.explain(run, TEST, k=1, engine=Serial(), finder=Seeing(index))
+        index.explain(TEST, k=1, engine=Serial(), finder=Seeing(index))
     with pytest.raises(QueryError, match="object cannot divide the rows"):
-        index.explain(run, TEST, k=1, engine=object())
+        index.explain(TEST, k=1, engine=object())

@@ -39,7 +39,7 @@ def run_of(seeds=(1, 2)):
 
 
 def built(folder, run=None, rows=400, dim=100):
-    return (run or run_of()).index(data(rows, 1), folder, Projection(dim=dim), rows_a_shard=128)
+    return (run or run_of()).index(data(rows, 1), folder, Projection(dim=dim), shard_size=128)
 
 
 def asked_of(index, run, queries):
@@ -98,7 +98,10 @@ def test_large_products_are_sketched_without_bias():
 def test_the_strongest_are_among_the_candidates(tmp_path):
     run = run_of()
     index = built(tmp_path, run, rows=ROWS)
-    asked, scores = asked_of(index, run, QUERIES), index.influence(run, data(ROWS, 1))[:, -QUERIES:]
+    asked, scores = (
+        asked_of(index, run, QUERIES),
+        index.with_run(run).influence(data(ROWS, 1))[:, -QUERIES:],
+    )
 
     for probes, least in ((None, 0.9), (10_000, 0.99)):
         high, low = Nearest.open(index, probes=probes).candidates(asked, 5 * TOP)
@@ -110,8 +113,8 @@ def test_an_index_takes_it_as_a_finder(tmp_path):
     run = run_of()
     index, queries = built(tmp_path, run), tuple(each[:4] for each in data(400, 2))
 
-    found = index.explain(run, queries, k=3, finder=Nearest.open(index, probes=100))
-    known = index.explain(run, queries, k=3)
+    found = index.with_run(run).explain(queries, k=3, finder=Nearest.open(index, probes=100))
+    known = index.with_run(run).explain(queries, k=3)
 
     assert (found.proponents.positions == known.proponents.positions).all()
     assert (found.opponents.positions == known.opponents.positions).all()
@@ -163,7 +166,7 @@ def test_an_append_adds_only_the_new_rows(tmp_path, monkeypatch):
     assert set(seen) == {400}
     assert len(nearest) == 500
     asked = asked_of(longer, run, 5)
-    scores = longer.influence(run, data(500, 1))[:, -5:]
+    scores = longer.influence(data(500, 1))[:, -5:]
     assert recall(nearest.candidates(asked, 5 * TOP)[0], scores) > 0.95
     seen.clear()
     Nearest.open(longer)
@@ -245,7 +248,7 @@ def test_the_strongest_of_a_trained_net_are_among_the_candidates(tmp_path):
         optimizer.step()
     run = TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[0.2])
     index = run.index((images, labels), tmp_path, Projection(dim=128))
-    scores = index.influence(run, (images[-QUERIES:], labels[-QUERIES:]))
+    scores = index.with_run(run).influence((images[-QUERIES:], labels[-QUERIES:]))
 
     high, low = Nearest.open(index).candidates(asked_of(index, run, QUERIES), 5 * TOP)
 

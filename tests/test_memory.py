@@ -63,14 +63,14 @@ def questions(folder: Path) -> dict[str, Callable[[], Any]]:
         "self_influence": lambda: run.self_influence(data),
         "self_influence in small batches": lambda: run.self_influence(data, batch_size=5),
         "influence": lambda: run.influence(data, queries),
-        "explain": lambda: run.explain(queries, data, k=2),
-        "explain a sum": lambda: run.explain(queries, data, k=2, group="sum"),
+        "explain": lambda: run.explain(data, queries, k=2),
+        "explain a sum": lambda: run.explain(data, queries, k=2, group="sum"),
         "find_mislabelled": lambda: run.find_mislabelled(data),
         "coverage": lambda: run.coverage(data),
         "verify": lambda: run.verify(data),
         "index": lambda: run.index(data, folder / str(next(number)), projection=projection),
-        "index.explain": lambda: index.explain(run, queries, k=2),
-        "index.influence": lambda: index.influence(run, queries),
+        "index.explain": lambda: index.explain(queries, k=2),
+        "index.influence": lambda: index.influence(queries),
         "index.self_influence": lambda: index.self_influence(),
     }
 

@@ -40,7 +40,7 @@ QUESTIONS = {
     "self-influence": lambda one, data: one.self_influence(data, batch_size=16),
     "influence": lambda one, data: one.influence(data, labelled(label=0), batch_size=16),
     "queries": lambda one, data: one.influence(labelled(label=0), data, batch_size=16),
-    "explain": lambda one, data: one.explain(labelled(label=0), data, k=2, batch_size=16),
+    "explain": lambda one, data: one.explain(data, labelled(label=0), k=2, batch_size=16),
     "mislabelled": lambda one, data: one.find_mislabelled(data, batch_size=16),
 }
 

@@ -416,3 +416,28 @@ def test_private_names_of_torch_are_imported_in_one_file():
     ]
 
     assert found == []
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_an_autocast_around_the_call_keeps_no_cast_of_a_checkpoint(used_before: bool) -> None:
+    torch.manual_seed(0)
+    model, inputs, labels = nn.Linear(8, 2), torch.randn(16, 8), torch.randint(2, (16,))
+    states = [{name: factor * v for name, v in model.state_dict().items()} for factor in (-1, 3)]
+    run = tracin.TracIn(model, "cross_entropy", states, learning_rates="equal")
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    wanted = tracin.TracIn(model, loss, states, learning_rates="equal").self_influence(
+        (inputs, labels)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        own = model(inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        if used_before:
+            model(inputs)
+        found = run.self_influence((inputs, labels))
+        assert torch.equal(model(inputs), own)
+        assert torch.is_autocast_cache_enabled()
+    torch.testing.assert_close(found, wanted)

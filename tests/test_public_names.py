@@ -8,6 +8,7 @@ import tracin
 from tracin import errors
 
 PUBLIC = [
+    "Adam",
     "Agreement",
     "Checkpoint",
     "CheckpointError",
@@ -33,6 +34,7 @@ PUBLIC = [
     "Outcome",
     "OutputError",
     "ParametersError",
+    "Preconditioner",
     "Projection",
     "QueryError",
     "Recall",

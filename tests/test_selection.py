@@ -482,7 +482,9 @@ def test_comparing_nothing_or_with_another_shape_is_refused(recorded):
 
     with pytest.raises(QueryError, match="At least one selection"):
         compare_selections(model, "cross_entropy", {}, train, test)
-    with pytest.raises(QueryError, match=r"\[train, test\], here \[20, 4\]; \[4, 20\] was given"):
+    with pytest.raises(
+        QueryError, match=r"\[train, queries\], here \[20, 4\]; \[4, 20\] was given"
+    ):
         compare_selections(model, "cross_entropy", one, train, test, torch.zeros(4, 20))
     with pytest.raises(QueryError, match=r"of one shape; came \[2, 2\] and \[2, 3\]"):
         correlations(torch.zeros(2, 2), torch.zeros(2, 3))
@@ -493,7 +495,7 @@ def test_without_a_step_log_a_reference_is_asked_for(recorded):
     states = [one.weights() for one in tracin.open_checkpoints(folder)]
     one = {"one": select_checkpoints(states, 2, weights="equal")}
 
-    with pytest.raises(LearningRateError, match=r"Or give reference=\[train, test\]"):
+    with pytest.raises(LearningRateError, match=r"Or give reference=\[train, queries\]"):
         compare_selections(model, "cross_entropy", one, train, test)
 
 

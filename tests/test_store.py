@@ -52,7 +52,7 @@ def run_of(rates=(0.1, 0.05), seeds=(1, 2), loss="cross_entropy", activation=nn.
 
 
 def built(folder, run=None, train=TRAIN, dim=24, **options):
-    options = {"rows_a_shard": 16, "number_format": "float32", "batch_size": 16, **options}
+    options = {"shard_size": 16, "number_format": "float32", "batch_size": 16, **options}
     return (run or run_of()).index(train, folder, Projection(dim), **options)
 
 
@@ -96,7 +96,7 @@ def test_the_sketched_column_is_what_the_rows_say(tmp_path):
     run = run_of()
     index = built(tmp_path, run)
 
-    scores = index.influence(run, TRAIN).diagonal().numpy()
+    scores = index.with_run(run).influence(TRAIN).diagonal().numpy()
     np.testing.assert_allclose(index.table()["self_influence_sketched"], scores, rtol=1e-4)
 
 
@@ -182,39 +182,28 @@ def test_another_model_of_these_shapes_or_another_loss_is_refused(tmp_path, othe
 
 def test_another_model_or_loss_is_no_questioner(tmp_path, other_run):
     index = built(tmp_path)
-    opened, blind = Index.open(tmp_path, TRAIN), Index.open(tmp_path)
+    opened = Index.open(tmp_path, train=TRAIN)
 
-    for asked, options in ((index, {}), (opened, {}), (blind, {"exact": True, "train": TRAIN})):
+    for asked in (index, opened):
+        other = asked.with_run(other_run)
         for _ in range(2):  # it is not forgotten
             with pytest.raises(IndexingError, match="another model or loss: at epoch 2"):
-                asked.explain(other_run, first(TRAIN, 3), k=2, **options)
+                other.explain(first(TRAIN, 3), k=2)
     with pytest.raises(IndexingError, match="another model or loss"):
-        opened.influence(other_run, first(TRAIN, 3))
+        opened.with_run(other_run).influence(first(TRAIN, 3))
     with pytest.raises(IndexingError, match="another model or loss"):
-        blind.measure_recall(other_run, train=TRAIN)
-    opened.explain(run_of(), first(TRAIN, 3), k=2, exact=True)
+        opened.with_run(other_run).measure_recall()
+    opened.with_run(run_of()).explain(first(TRAIN, 3), k=2, exact=True)
 
 
 def test_other_data_do_not_make_scores_exact(tmp_path):
     built(tmp_path)
     other = TRAIN[0] + 1, TRAIN[1]
 
-    for index, options in (
-        (Index.open(tmp_path), {"train": other}),
-        (Index.open(tmp_path, other), {}),
-    ):
+    index = Index.open(tmp_path, run=run_of(), train=other)
+    for _ in range(2):  # it is not forgotten
         with pytest.raises(IndexingError, match="rows of other data: example 0 is not the one"):
-            index.explain(run_of(), first(TRAIN, 3), k=2, exact=True, **options)
-
-
-def test_right_data_once_given_do_not_vouch_for_the_wrong_ones_it_was_opened_with(tmp_path):
-    built(tmp_path)
-    run, queries = run_of(), first(TRAIN, 3)
-    index = Index.open(tmp_path, (TRAIN[0] + 1, TRAIN[1]))
-
-    for options in ({"train": TRAIN}, {}):
-        with pytest.raises(IndexingError, match="rows of other data: example 0 is not the one"):
-            index.explain(run, queries, k=2, exact=True, **options)
+            index.explain(first(TRAIN, 3), k=2, exact=True)
 
 
 def test_rounding_is_no_other_loss(tmp_path):
@@ -300,7 +289,7 @@ def test_a_truncated_file_is_built_again(tmp_path, length):
     assert "5 of 6 files built" in str(index)
     assert "truncated" in str(index.verify())
     with pytest.raises(IndexingError, match=r"bytes, and should have .* tracin index verify"):
-        index.influence(run_of(), TRAIN)
+        index.with_run(run_of()).influence(TRAIN)
     built(tmp_path)
 
     assert files(tmp_path) == whole
@@ -315,7 +304,7 @@ def test_a_flipped_bit_is_an_error_of_the_search(tmp_path, at):
     path.write_bytes(content)
 
     with pytest.raises(IndexingError, match=r"cannot be read .* tracin index verify"):
-        Index.open(tmp_path).influence(run_of(), TRAIN)
+        Index.open(tmp_path, run=run_of()).influence(TRAIN)
     assert not Index.open(tmp_path).verify().is_sound
 
 
@@ -443,7 +432,7 @@ def test_a_checkpoint_that_comes_again_has_the_rows_it_had(tmp_path):
 
     assert files(tmp_path / "rows") == rows
     fresh = built(tmp_path / "fresh", run)
-    torch.testing.assert_close(index.influence(run, TRAIN), fresh.influence(run, TRAIN))
+    torch.testing.assert_close(index.with_run(run).influence(TRAIN), fresh.influence(TRAIN))
 
 
 # What is deleted, and what is said.
@@ -585,12 +574,12 @@ def test_the_kind_of_a_file_system_is_known(tmp_path):
 
 def test_on_a_network_files_are_read_into_memory(tmp_path, monkeypatch):
     run = run_of()
-    local = built(tmp_path, run).influence(run, TRAIN)
+    local = built(tmp_path, run).with_run(run).influence(TRAIN)
     monkeypatch.setattr("tracin.index.store.storage.is_on_network", lambda path: True)
     monkeypatch.setattr("tracin.index.store.storage._PIECE", 100)
     with monkeypatch.context() as patched:
         patched.setattr(np, "memmap", None)
-        torch.testing.assert_close(built(tmp_path, run).influence(run, TRAIN), local)
+        torch.testing.assert_close(built(tmp_path, run).with_run(run).influence(TRAIN), local)
     place = Folder(tmp_path)
     whole = (tmp_path / "manifest.json").read_bytes()
     assert bytes(place.read("manifest.json", 3, 250)) == whole[3:250]

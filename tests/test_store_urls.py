@@ -35,7 +35,7 @@ def run_of(seeds=(1, 2)):
 
 
 def built(folder, run, train=TRAIN):
-    return run.index(train, folder, Projection(16), rows_a_shard=16, batch_size=16)
+    return run.index(train, folder, Projection(16), shard_size=16, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,10 @@ def test_an_index_lives_behind_a_url(url, tmp_path):
 
     assert index.verify().is_sound
     assert index.store.place.size("table.parquet")
-    torch.testing.assert_close(index.influence(run, TRAIN), local.influence(run, TRAIN))
-    found, known = (each.explain(run, TRAIN, k=2) for each in (Index.open(url), local))
+    torch.testing.assert_close(
+        index.with_run(run).influence(TRAIN), local.with_run(run).influence(TRAIN)
+    )
+    found, known = (each.with_run(run).explain(TRAIN, k=2) for each in (Index.open(url), local))
     assert (found.proponents.positions == known.proponents.positions).all()
     # Its shards end elsewhere, so its batches are of other sizes, whose rounding may differ.
     norms = (torch.from_numpy(each.table()["self_influence"]) for each in (index, local))

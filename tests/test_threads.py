@@ -83,7 +83,7 @@ def test_two_runs_of_one_model_wait_for_each_other(ask):
     model = mlp()
     calls = {
         "influence": lambda run: run.influence(batch(), batch(3)).tolist(),
-        "explain": lambda run: str(run.explain(batch(3), batch(), k=2)),
+        "explain": lambda run: str(run.explain(batch(), batch(3), k=2)),
         "find_mislabelled": lambda run: str(run.find_mislabelled(batch())),
         "coverage": lambda run: str(run.coverage(batch())),
         "verify": lambda run: run.verify(batch()).is_exact,

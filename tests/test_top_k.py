@@ -77,7 +77,7 @@ def test_of_equal_examples_the_first_explain(batch_size):
     model = torch.nn.Linear(6, 3)
     run = TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[1.0])
 
-    found = run.explain((inputs[:1], labels[:1]), (inputs, labels), k=5, batch_size=batch_size)
+    found = run.explain((inputs, labels), (inputs[:1], labels[:1]), k=5, batch_size=batch_size)
 
     assert found.proponents.positions.tolist() == [[0, 1, 2, 3, 4]]
     assert found.opponents.positions.tolist() == [[0, 1, 2, 3, 4]]

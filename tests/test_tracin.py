@@ -168,7 +168,7 @@ def test_explain_finds_what_sorting_the_whole_matrix_finds(
     train, test = data(11), data(3, seed=1)
     matrix = run().influence(train, test)
 
-    found = run().explain(test, train, k=4)
+    found = run().explain(train, test, k=4)
 
     order = matrix.argsort(dim=0, descending=True).T
     assert np.array_equal(found.proponents.positions, order[:, :4])
@@ -181,8 +181,8 @@ def test_a_group_of_queries_is_their_sum_or_mean():
     train, test = data(8), data(4, seed=1)
     matrix = run().influence(train, test)
 
-    summed = run().explain(test, train, k=8, group="sum", batch_size=3)
-    mean = run().explain(test, train, k=8, group="mean")
+    summed = run().explain(train, test, k=8, group="sum", batch_size=3)
+    mean = run().explain(train, test, k=8, group="mean")
 
     order = torch.from_numpy(summed.proponents.positions[0])
     assert close(summed.proponents.scores[0], matrix.sum(1)[order])
@@ -194,8 +194,8 @@ def test_normalised_scores_are_divided_by_gradient_lengths():
     matrix = run().influence(train, test)
     own, query = run().self_influence(train), run().self_influence(test)
 
-    cosine = run().explain(test, train, k=8, normalise="cosine").proponents
-    by_query = run().explain(test, train, k=8, normalise="query").proponents
+    cosine = run().explain(train, test, k=8, normalise="cosine").proponents
+    by_query = run().explain(train, test, k=8, normalise="query").proponents
 
     at = torch.from_numpy(cosine.positions)
     expected = (matrix / own.sqrt()[:, None] / query.sqrt()).T.gather(1, at)
@@ -209,18 +209,18 @@ def test_misclassified_examples_can_be_left_out():
     train, test = data(20), data(2, seed=1)
     wrong = net(2)(train[0]).argmax(1) != train[1]
 
-    found = run().explain(test, train, k=3, drop_misclassified=True)
+    found = run().explain(train, test, k=3, drop_misclassified=True)
 
     assert not wrong[torch.from_numpy(found.proponents.positions)].any()
     with pytest.raises(errors.QueryError, match=r"only .* left after drop_misclassified"):
-        run().explain(test, train, k=20, drop_misclassified=True)
+        run().explain(train, test, k=20, drop_misclassified=True)
 
 
 def test_hits_carry_the_users_ids():
     inputs, labels = data(4)
     named = tracin.WithIds((inputs, labels), ["a", "b", "c", "d"])
 
-    found = run().explain(data(1), named, k=4)
+    found = run().explain(named, data(1), k=4)
 
     assert set(found.proponents.ids[0]) == {"a", "b", "c", "d"}
 
@@ -441,14 +441,14 @@ def test_a_query_that_is_not_finite_is_named():
 @pytest.mark.parametrize("k", [0, 9, -1, 2.0, True])
 def test_k_is_between_one_and_the_number_of_examples(k: object):
     with pytest.raises(errors.QueryError, match=r"train holds 8 examples. Give a k from 1 to 8"):
-        run().explain(data(2), data(8), k=k)  # pyright: ignore[reportArgumentType]
+        run().explain(data(8), data(2), k=k)  # pyright: ignore[reportArgumentType]
 
 
 def test_words_that_do_not_exist_are_listed():
     with pytest.raises(errors.QueryError, match='one of "cosine", "query"; \'l2\' was given'):
-        run().explain(data(1), data(4), k=1, normalise="l2")
+        run().explain(data(4), data(1), k=1, normalise="l2")
     with pytest.raises(errors.QueryError, match='one of "sum", "mean"'):
-        run().explain(data(1), data(4), k=1, group="max")
+        run().explain(data(4), data(1), k=1, group="max")
     with pytest.raises(errors.QueryError, match=r'"self_influence".*"margin".*entropy'):
         run().find_mislabelled(data(4), rank_by="entropy")
 

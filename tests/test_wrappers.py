@@ -124,11 +124,11 @@ def test_no_reducer_fires_while_a_batch_of_the_training_waits_for_its_backward(a
     loss = nn.functional.cross_entropy(wrapped(batch()[0]), batch()[1])  # the reducer waits now
     run.self_influence(batch())
     run.influence(batch(), batch(2))
-    run.explain(batch(2), batch(), k=2)
+    run.explain(batch(), batch(2), k=2)
     run.coverage(batch())
     run.verify(batch())
     index = run.index(batch(), tmp_path, tracin.Projection(64), recall_queries=2)
-    index.explain(run, batch(2), k=2)
+    index.with_run(run).explain(batch(2), k=2)
     assert sent == []
     loss.backward()
 

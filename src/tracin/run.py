@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +19,11 @@ from tracin.checkpoints.discover import Checkpoints
 from tracin.checkpoints.fitting import refuse_other_traced
 from tracin.checkpoints.learning_rates import LearningRates
 from tracin.data import Batch, Examples, content_of, move, open_examples
-from tracin.errors import LossError
+from tracin.errors import LossError, QueryError
 from tracin.gradients import Covered
 from tracin.gradients.forms import real_shape
 from tracin.losses import PerExampleLoss, open_loss
-from tracin.preconditioners.adam import scaling_of
+from tracin.preconditioners import Preconditioner
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.device import checked_device
 from tracin.scoring.last_used import last_foreseen, last_used
@@ -47,8 +47,8 @@ class Run:
         checkpoints: In the order given.
         weights: What each checkpoint weighs.
         device: Where to compute; None for where the model is.
-        update: What a step made of a gradient.
-        ways: How each parameter's gradients are computed, as far as passes have settled it.
+        preconditioner: What multiplies a query's gradient; None for nothing.
+        methods: How each parameter's gradients are computed, as far as passes have settled it.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Run:
         parameters: Selection = None,
         learning_rates: LearningRates = None,
         device: torch.device | str | None = None,
-        update: Literal["sgd", "adam"] = "sgd",
+        preconditioner: Preconditioner | None = None,
     ) -> None:
         self.model = unwrapped(model)
         self.loss = open_loss(loss)
@@ -72,9 +72,11 @@ class Run:
         refuse_other_traced(self.model, self.checkpoints, self._chosen, is_choice)
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
         self.device = checked_device(device)
-        self.update = update
-        self.scaling_of = scaling_of(update, self.checkpoints)
-        self.ways: dict[str, Covered] = {}
+        _refuse_no_preconditioner(preconditioner)
+        if preconditioner is not None:
+            preconditioner.check(self.checkpoints)
+        self.preconditioner = preconditioner
+        self.methods: dict[str, Covered] = {}
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -99,6 +101,14 @@ class Run:
         if self._is_last:
             self._see_last_layer(examples)
         return examples
+
+
+def _refuse_no_preconditioner(given: Any) -> None:
+    if given is None or (hasattr(given, "scaling") and not isinstance(given, type)):
+        return
+    raise QueryError(
+        f"preconditioner is None or an object such as tracin.Adam(); {given!r} was given."
+    )
 
 
 def open_data(run: Run, data: Any, name: str) -> Examples:
@@ -154,8 +164,8 @@ def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> Ch
         run.checkpoints,
         run.weights,
         run.device,
-        run.scaling_of,
-        run.ways,
+        run.preconditioner,
+        run.methods,
     )
 
 

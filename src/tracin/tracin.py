@@ -31,9 +31,10 @@ from tracin.run import (
 )
 from tracin.scoring import mislabelled
 from tracin.scoring.batch_size import BatchSize, checked_size
-from tracin.scoring.checkpoint_pass import CheckpointPass, ScoreRequest
+from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.mislabelled import Judgement, classes_of
 from tracin.scoring.ranking import Ranking
+from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.verify import verified
 from tracin.sketches import Projection
@@ -65,10 +66,9 @@ class TracIn(Run):
         learning_rates: None for the recorded ones, one a checkpoint, "equal" (every weight 1), or
             "span" (the recorded rates of all steps that a checkpoint stands for).
         device: Where to compute; by default where the model is.
-        update: What a step made of a gradient. "sgd": its rate times the gradient, as in equation
-            1. "adam": each entry also times 1 / (sqrt(v_hat) + eps), by the second moments that
-            Adam or AdamW had at the checkpoint, which `tracin.Recorder(..., optimizer_state=True)`
-            writes. Scores, self-influence and lengths are all under these factors.
+        preconditioner: What multiplies a query's gradient: None for nothing, as in equation 1;
+            `tracin.Adam()` for the factors of Adam's steps. Scores, self-influence and lengths are
+            all under it.
 
     Raises:
         CheckpointError: No checkpoint, one that cannot be read, one without Adam's moments
@@ -76,7 +76,7 @@ class TracIn(Run):
         LearningRateError: A learning rate is missing, zero, or negative.
         ParametersError: No trainable parameter, or a name that matches none.
         LossError: An unknown loss.
-        QueryError: An unknown update.
+        QueryError: The preconditioner is none.
         DeviceError: There is no such device here.
         UnsupportedModelError: The model, or a part of it, is wrapped by FSDP1.
 
@@ -131,18 +131,18 @@ class TracIn(Run):
     def influence(
         self,
         train: Any,
-        test: Any,
+        queries: Any,
         *,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Tensor:
-        """The influence of every training example on every query: [train, test].
+        """The influence of every training example on every query: [train, queries].
 
         The whole matrix is held; where only the strongest matter, `explain` does not.
 
         Args:
             train: The examples whose influence is asked for.
-            test: The queries, as the same kinds of data.
+            queries: The same kinds of data.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
@@ -150,14 +150,14 @@ class TracIn(Run):
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             CoupledExamplesError: An example's loss depends on the rest of its batch.
         """
-        examples, queries = open_data(self, train, "train"), open_examples(test, name="test")
-        total = torch.zeros(len(examples), len(queries), dtype=score_dtype(self))
+        examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
+        total = torch.zeros(len(examples), len(asked), dtype=score_dtype(self))
         walk = checkpoint_pass(self)
-        for span in query_spans(self, len(queries)):
+        for span in query_spans(self, len(asked)):
             steps = walk.steps(
                 examples,
                 range(len(examples)),
-                ScoreRequest(queries, span),
+                ScoreRequest(asked, span),
                 checked_size(batch_size),
                 progress,
                 "influence",
@@ -170,8 +170,8 @@ class TracIn(Run):
     @settled
     def explain(
         self,
-        test: Any,
         train: Any,
+        queries: Any,
         k: int = 10,
         *,
         normalise: str | None = None,
@@ -182,17 +182,17 @@ class TracIn(Run):
     ) -> Explanations:
         """The k strongest proponents and the k strongest opponents of each query.
 
-        Top and bottom come from one streaming pass; [train, test] is never held.
+        Top and bottom come from one streaming pass; [train, queries] is never held.
 
         Args:
-            test: The queries.
             train: The examples to choose from.
+            queries: The examples whose loss is explained.
             k: How many of each, at most the number of examples.
             normalise: None for the scores themselves; "cosine" divides them by the lengths of both
                 gradients (over all checkpoints, weighted), so that loud examples do not lead every
                 list; "query" by the query's length alone, so that queries can be compared. Both
                 lose the unit of loss.
-            group: "sum" or "mean" makes all of `test` one query.
+            group: "sum" or "mean" makes all of `queries` one.
             drop_misclassified: Leave out training examples that the last checkpoint gets wrong:
                 their large gradients show up for every query (paper, sections 5.2 and 5.3).
             batch_size: "auto", or how many examples go through the model at once.
@@ -203,12 +203,12 @@ class TracIn(Run):
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             LossError: drop_misclassified without a loss that tells classes apart.
         """
-        examples, queries = open_data(self, train, "train"), open_examples(test, name="test")
+        examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
         count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
         walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
-        spans = [range(len(queries))] if group else query_spans(self, len(queries))
+        spans = [range(len(asked))] if group else query_spans(self, len(asked))
         rankings = []
         for span in spans:
             width = 1 if group else len(span)
@@ -217,14 +217,14 @@ class TracIn(Run):
             for start in range(0, len(examples), step):
                 block = range(start, min(start + step, len(examples)))
                 ranking.open(block, width, len(self.checkpoints), score_dtype(self))
-                question = ScoreRequest(queries, span, bool(group), norms=normalise == "cosine")
+                question = ScoreRequest(asked, span, bool(group), norms=normalise == "cosine")
                 for each in walk.steps(
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):
-                    ranking.take(each, 1 / len(queries) if group == "mean" else 1.0)
+                    ranking.take(each, 1 / len(asked) if group == "mean" else 1.0)
                 ranking.close()
             rankings.append(ranking)
-        ids = np.array([f"{group} of {len(queries)}"]) if group else queries.ids
+        ids = np.array([f"{group} of {len(asked)}"]) if group else asked.ids
         names = tuple(checkpoint.name for checkpoint in self.checkpoints)
         return Explanations(
             ids,
@@ -334,7 +334,7 @@ class TracIn(Run):
         projection: Projection | None = None,
         *,
         number_format: str = "float16",
-        rows_a_shard: int = 8192,
+        shard_size: int = 8192,
         engine: Engine | None = None,
         recall_queries: int = 16,
         batch_size: BatchSize = "auto",
@@ -343,7 +343,7 @@ class TracIn(Run):
         """Build an index of the training data's gradients, or finish one that was begun.
 
         Gradients are sketched to `projection.dim` numbers an example and checkpoint and written to
-        files of `rows_a_shard` rows. What is there already is not done again: after a crash, run
+        files of `shard_size` rows. What is there already is not done again: after a crash, run
         the same. With more rows after the old ones, or more checkpoints, these are added.
 
         Args:
@@ -352,7 +352,7 @@ class TracIn(Run):
             projection: How much is kept of a gradient; None for `tracin.Projection()`.
             number_format: "float16" with a scale for each row, "bfloat16", "int8" with a scale, or
                 "float32".
-            rows_a_shard: Rows in a file, the unit of work.
+            shard_size: Rows in a file, the unit of work.
             engine: Who builds, of `tracin.engines`; None for this process.
             recall_queries: On how many rows the recall of the finished index is measured; 0 for
                 none.
@@ -363,14 +363,14 @@ class TracIn(Run):
             IndexingError: The folder holds another index, or cannot be written; a worker failed.
             NonFiniteError: A loss or gradient is NaN or infinite.
         """
-        job = begun(self, train, folder, projection, number_format, rows_a_shard, batch_size)
+        job = begun(self, train, folder, projection, number_format, shard_size, batch_size)
         return finished(job, engine or Serial(), progress, recall_queries)
 
     def _covered(self, walk: CheckpointPass) -> Coverage:
         entries = {}
         for name, parameter in self.model.named_parameters():
-            if name in walk.gradients.ways:
-                entries[name] = walk.gradients.ways[name]
+            if name in walk.gradients.methods:
+                entries[name] = walk.gradients.methods[name]
             elif parameter.requires_grad:
                 entries[name] = Covered(GradientMethod.EXCLUDED, "not chosen by parameters=")
             else:

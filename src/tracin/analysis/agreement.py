@@ -68,7 +68,7 @@ def compare_selections(
     loss: str | PerExampleLoss,
     selections: Mapping[str, Selection],
     train: Any,
-    test: Any,
+    queries: Any,
     reference: Tensor | None = None,
     *,
     parameters: Parameters = None,
@@ -76,7 +76,7 @@ def compare_selections(
     batch_size: BatchSize = "auto",
     progress: bool | None = None,
 ) -> Agreement:
-    """How the influence of `train` on `test` changes with the choice of checkpoints.
+    """How the influence of `train` on `queries` changes with the choice of checkpoints.
 
     Each is compared with the reference in two ways that can disagree, so both are given: Pearson's
     r *pooled* over all pairs, which loud queries decide, and the mean over queries of the r (and
@@ -84,16 +84,16 @@ def compare_selections(
     query gets a list of its own; pooled where scores of several queries are compared or added.
 
     Scores are sums over checkpoints, so gradients are computed once at each checkpoint that is
-    used at all, and only reweighted for each selection. [selections + 1, train, test] is held.
+    used at all, and only reweighted for each selection. [selections + 1, train, queries] is held.
 
     Args:
         model: The model that was trained.
         loss: As for `tracin.TracIn`.
         selections: What to compare, by the names to call them.
         train: The training examples, or a part of them.
-        test: The queries.
-        reference: [train, test]; by default the influence with all the checkpoints that the first
-            selection was chosen from, by their spans.
+        queries: The examples whose loss is explained.
+        reference: [train, queries]; by default the influence with all the checkpoints that the
+            first selection was chosen from, by their spans.
         parameters: As for `tracin.TracIn`.
         device: Where to compute; by default where the model is.
         batch_size: "auto", or how many examples go through the model at once.
@@ -114,11 +114,11 @@ def compare_selections(
     if reference is None:
         first = next(iter(selections.values()))
         terms += [(len(plans), *term) for term in zip(first.among, all_spans(first), strict=True)]
-    examples, queries = open_examples(train, name="train"), open_examples(test, name="test")
-    shape = len(examples), len(queries)
+    examples, asked = open_examples(train, name="train"), open_examples(queries, name="queries")
+    shape = len(examples), len(asked)
     if reference is not None and tuple(reference.shape) != shape:
         raise QueryError(
-            f"reference is [train, test], here {list(shape)}; {list(reference.shape)} was given."
+            f"reference is [train, queries], here {list(shape)}; {list(reference.shape)} was given."
         )
     # What is to be computed once, and where it goes: {key: (run, [(total, scale), ...])}.
     needed: dict[Any, tuple[TracIn, list[tuple[int, float]]]] = {}
@@ -141,7 +141,7 @@ def compare_selections(
         needed[key][1].append((at, scale))
     totals: Tensor | None = None
     for run, uses in needed.values():
-        scores = run.influence(examples, queries, batch_size=batch_size, progress=progress)
+        scores = run.influence(examples, asked, batch_size=batch_size, progress=progress)
         if totals is None:
             totals = scores.new_zeros(len(plans) + (reference is None), *shape)
         for at, scale in uses:
@@ -163,7 +163,7 @@ def all_spans(selection: Selection) -> list[Weight]:
         except LearningRateError as error:
             raise LearningRateError(
                 "By default selections are compared with all checkpoints, weighted by their "
-                f"spans, and these are not known. {error} Or give reference=[train, test]."
+                f"spans, and these are not known. {error} Or give reference=[train, queries]."
             ) from error
 
 

@@ -14,7 +14,7 @@ from tracin.guards import guarded
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
 from tracin.run import Run, checkpoint_pass, open_data, query_spans, score_dtype
 from tracin.scoring.batch_size import BatchSize, checked_size
-from tracin.scoring.checkpoint_pass import ScoreRequest
+from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 
 
@@ -28,8 +28,8 @@ class Contributions:
     Attributes:
         names: The checkpoints' names.
         self_influence: [checkpoints, train]; its sum over checkpoints is `run.self_influence`.
-        positive: [checkpoints, test], or None: the sum of each query's positive scores.
-        negative: [checkpoints, test], or None: the sum of its negative scores.
+        positive: [checkpoints, queries], or None: the sum of each query's positive scores.
+        negative: [checkpoints, queries], or None: the sum of its negative scores.
         classes: The classes, or other groups, that `mix` counts; empty without labels.
         mix: [checkpoints, classes]: how many of each class are among the first in the
             checkpoint's own ranking by self-influence (paper, figure 8).
@@ -80,7 +80,7 @@ class Contributions:
 def contributions(
     run: Run,
     train: Any,
-    test: Any = None,
+    queries: Any = None,
     *,
     labels: Any = None,
     top: float = 0.1,
@@ -92,13 +92,13 @@ def contributions(
 
     Early checkpoints find other examples than late ones (paper, section 4.2 and figure 8).
 
-    [checkpoints, train] is held, in the model's precision; of the influence on `test` only sums
+    [checkpoints, train] is held, in the model's precision; of the influence on `queries` only sums
     are.
 
     Args:
         run: Whose model, loss, and weighted checkpoints.
         train: The training examples.
-        test: Queries, to add up each checkpoint's positive and negative influence on them.
+        queries: Examples, to add up each checkpoint's positive and negative influence on them.
         labels: [train]; the class, or any group, of each example, to count in `mix`.
         top: The share of each checkpoint's ranking that is counted, above 0 and up to 1.
         among: [train], bool: count only these, such as the examples known to be mislabelled; the
@@ -137,7 +137,7 @@ def contributions(
         )
     if counted is not None and groups is None:
         raise QueryError("among says which examples to count by label; give labels as well.")
-    own, positive, negative = sums_of(run, examples, test, checked_size(batch_size), progress)
+    own, positive, negative = sums_of(run, examples, queries, checked_size(batch_size), progress)
     first = max(1, round(top * len(examples)))
     classes: tuple[Any, ...] = ()
     mix = np.zeros((len(run.checkpoints), 0), dtype=np.int64)
@@ -168,25 +168,25 @@ def column(values: Any, examples: int, name: str) -> np.ndarray | None:
 
 @settled
 def sums_of(
-    run: Run, train: Any, test: Any, batch_size: int | None, progress: bool | None
+    run: Run, train: Any, queries: Any, batch_size: int | None, progress: bool | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Self-influence by checkpoint, and the two sums of the influence on queries."""
     examples = open_data(run, train, "train")
-    queries = None if test is None else open_examples(test, name="test")
+    asked = None if queries is None else open_examples(queries, name="queries")
     count = len(run.checkpoints)
     own = torch.zeros(count, len(examples), dtype=score_dtype(run))
     walk = checkpoint_pass(run)
     everything = range(len(examples))
-    if queries is None:
+    if asked is None:
         for step in walk.steps(
             examples, everything, ScoreRequest(norms=True), batch_size, progress, "contributions"
         ):
             if step.norms is not None:
                 own[step.checkpoint, step.positions.start : step.positions.stop] = step.norms.cpu()
         return own, None, None
-    sums = torch.zeros(2, count, len(queries), dtype=torch.float64)
-    for span in query_spans(run, len(queries)):
-        question = ScoreRequest(queries, span, norms=span.start == 0)
+    sums = torch.zeros(2, count, len(asked), dtype=torch.float64)
+    for span in query_spans(run, len(asked)):
+        question = ScoreRequest(asked, span, norms=span.start == 0)
         for step in walk.steps(
             examples, everything, question, batch_size, progress, "contributions"
         ):

@@ -40,6 +40,9 @@ def untouched(model: Module) -> Iterator[Module]:
     with guard, guard:
         for parameter in model.parameters():
             parameter.grad = None
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            # An autocast around the call keeps casts of weights, which would outlive a checkpoint.
+            torch.set_autocast_cache_enabled(False)
         with exact_matmuls(), eagerly(), differentiable_recurrence(model):
             yield model
 

@@ -40,7 +40,7 @@ Set = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[
-    str, typer.Option("--query", help="Positions in test (in train if there is none): 3,17.")
+    str, typer.Option("--query", help="Positions in queries (in train if there are none): 3,17.")
 ]
 Folder = Annotated[
     str | None, typer.Option("--index", help="Ask this index, a folder or URL, not the data.")
@@ -112,8 +112,8 @@ def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Ou
     else:
         from tracin import Index
 
-        found = Index.open(index)
-        ids, scores = found.ids, numbers(found.self_influence(opened.tracer))
+        found = Index.open(index, run=opened.tracer)
+        ids, scores = found.ids, numbers(found.self_influence())
     columns = {"id": ids, "position": np.arange(len(ids)), "self_influence": scores}
     order = np.argsort(-scores, kind="stable")[:SHOWN]
     shown = aligned(("id", "self-influence"), [(ids[at], scores[at]) for at in order])
@@ -171,14 +171,13 @@ def explain(
             raise QueryError(
                 f"An index gives the scores themselves: explain.{other[0]} is not for --index."
             )
-        asked_index = Index.open(index, opened.task.train)
+        asked_index = Index.open(index, run=opened.tracer, train=opened.task.train)
         conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
         found = asked_index.explain(
-            opened.tracer,
             asked.queries,
             options.k,
             exact=exact,
-            keep=keep_of(conditions),
+            where=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
             batch_size=opened.settings.tracin.batch_size,
         )
@@ -191,8 +190,8 @@ def explain(
         }
         return _finish(opened, str(found), found.save, "explain", **where)
     found = opened.tracer.explain(
-        asked.queries,
         opened.task.train,
+        asked.queries,
         options.k,
         normalise=None if options.normalise == "none" else options.normalise,
         group=None if options.group == "none" else options.group,
@@ -279,7 +278,7 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
     columns = {
         "parameter": np.array(list(found.errors)),
         "relative_error": np.array(list(found.errors.values())),
-        "way": np.array([str(each.way) for each in entries]),
+        "way": np.array([str(each.method) for each in entries]),
         "reason": np.array([each.reason for each in entries]),
     }
     shown = f"{found.coverage}\n\n{found}"
@@ -307,10 +306,10 @@ class _Asked:
 def _asked(task: Task, query: str) -> _Asked:
     from tracin.data import open_examples
 
-    where = "train" if task.test is None else "test"
-    test = open_examples(getattr(task, where), name=where)
-    positions = _positions(query, len(test), where)
-    return _Asked(test.subset(positions), positions, where)
+    where = "train" if task.queries is None else "queries"
+    among = open_examples(getattr(task, where), name=where)
+    positions = _positions(query, len(among), where)
+    return _Asked(among.subset(positions), positions, where)
 
 
 def _positions(text: str, examples: int, where: str) -> list[int]:

@@ -53,7 +53,7 @@ def build(
         index_folder(run, options.folder),
         Projection(options.dim, options.seed, options.split),
         number_format=options.number_format,
-        rows_a_shard=options.rows_a_shard,
+        shard_size=options.shard_size,
         engine=chosen,
         batch_size=found.settings.tracin.batch_size,
     )

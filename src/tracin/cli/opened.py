@@ -35,7 +35,7 @@ def opened(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
     options = settings.tracin
     _check_device(options.device, run)
     task = load_task(settings.task.function, run)
-    from tracin import TracIn
+    from tracin import Adam, TracIn
 
     tracer = TracIn(
         task.model,
@@ -44,7 +44,7 @@ def opened(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
         parameters=options.parameters,
         learning_rates=options.learning_rates,
         device=options.device,
-        update=options.update,
+        preconditioner=None if options.preconditioner is None else Adam(),
     )
     return Opened(settings, task, tracer, folder)
 

@@ -35,7 +35,7 @@ class TracInTable(_Table):
 
     parameters: str | list[str] | None = None
     learning_rates: Literal["equal", "span"] | list[float] | None = None
-    update: Literal["sgd", "adam"] = "sgd"
+    preconditioner: Literal["adam"] | None = None
     batch_size: Literal["auto"] | PositiveInt = "auto"
     device: str | None = None
 
@@ -73,7 +73,7 @@ class IndexTable(_Table):
     seed: int = 0
     split: dict[str, PositiveInt] | None = None
     number_format: str = "float16"
-    rows_a_shard: PositiveInt = 8192
+    shard_size: PositiveInt = 8192
 
 
 class OutputTable(_Table):

@@ -12,7 +12,7 @@ from typing import Any
 from tracin.errors import RunFileError
 
 NEEDED = ("model", "loss", "train", "checkpoints")
-OPTIONAL = ("test", "optimizer", "training_loss")
+OPTIONAL = ("queries", "optimizer", "training_loss")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Task:
         loss: Its loss for an example.
         train: The training data.
         checkpoints: The checkpoints.
-        test: Where queries come from; None for the training data.
+        queries: Where queries come from; None for the training data.
         optimizer: As it trained the model, for a replay.
         training_loss: (model, batch) -> what was differentiated, for a replay; None for the mean
             of `loss`.
@@ -34,7 +34,7 @@ class Task:
     loss: Any
     train: Any
     checkpoints: Any
-    test: Any = None
+    queries: Any = None
     optimizer: Any = None
     training_loss: Any = None
 

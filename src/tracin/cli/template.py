@@ -5,14 +5,14 @@ RUN = """\
 # Every setting can be changed for once:  --set explain.k=5
 
 [task]
-# A Python function that returns a dict with model, loss, train, checkpoints and, if there are
-# queries, test: "file.py:function" (relative to this file) or "package.module:function".
+# A Python function that returns a dict with model, loss, train, checkpoints and, if there are any,
+# queries: "file.py:function" (relative to this file) or "package.module:function".
 function = "task.py:task"
 
 [tracin]
 # parameters = "last"          # all trainable ones if left out; "last" layer; or ["head.*", ...]
 # learning_rates = "span"      # the recorded ones if left out; "equal"; "span"; or [0.1, 0.1]
-# update = "adam"              # "sgd" if left out; "adam": Recorder(..., optimizer_state=True)
+# preconditioner = "adam"      # needs Recorder(..., optimizer_state=True)
 # batch_size = "auto"          # or a number
 # device = "cuda"              # where the model is if left out
 
@@ -36,7 +36,7 @@ function = "task.py:task"
 # dim = 2048                   # numbers kept of each gradient
 # seed = 0
 # number_format = "float16"    # or "bfloat16", "int8", "float32"
-# rows_a_shard = 8192
+# shard_size = 8192
 
 [output]
 # folder = "results"           # relative to this file
@@ -78,7 +78,7 @@ def task() -> dict[str, object]:
         "model": model,
         "loss": "cross_entropy",  # or "mse", "causal_lm", or loss(model, batch) -> [examples]
         "train": train,  # tensors, a Dataset, or an unshuffled DataLoader
-        "test": data(20, seed=2),
+        "queries": data(20, seed=2),
         "checkpoints": FOLDER,  # a Recorder's folder, a glob, or a list of files
         "optimizer": optimizer,  # for tracin replay alone
     }

@@ -109,8 +109,8 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
         say("The net reads every test digit right, so there is no mistake to explain.")
     else:
         explanation = tracin.explain(
-            (digits.test_images[query : query + 1], digits.test_labels[query : query + 1]),
             (digits.train_images, labels),
+            (digits.test_images[query : query + 1], digits.test_labels[query : query + 1]),
             k=SHOWN,
             progress=False,
         )
@@ -153,7 +153,7 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
         "explain RUN.toml --query 0`. In Python it is three lines:\n\n"
         '  run = tracin.TracIn(model, "cross_entropy", "checkpoints")\n'
         "  run.find_mislabelled(train)\n"
-        "  run.explain(test, train, k=10)\n\n"
+        "  run.explain(train, queries, k=10)\n\n"
         "The documentation's quick start tells the rest."
     )
 

@@ -79,7 +79,7 @@ class Guard(Restoring):
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function leave the model of its argument `run`, or `self`, and all else, as it was."""
+    """Have a function leave the model of its `run`, or of `self`, and all else, as it was."""
     signature = inspect.signature(function)
     name = function.__qualname__
 
@@ -89,7 +89,8 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
             given = signature.bind(*args, **kwargs).arguments
         except TypeError:  # Python has better words for it
             return function(*args, **kwargs)
-        model = getattr(given.get("run", given.get("self")), "model", None)
+        run = given.get("run", given.get("self"))
+        model = getattr(getattr(run, "run", run), "model", None)
         if not isinstance(model, Module):
             return function(*args, **kwargs)
         guard = Guard(model, name)

@@ -20,7 +20,7 @@ from tracin.index.data import (
 )
 from tracin.index.index import Index
 from tracin.index.job import IndexJob
-from tracin.index.measure_recall import QUERIES
+from tracin.index.measure_recall import HITS, QUERIES, is_known
 from tracin.index.rows import group_weights, groups_of, plan_of
 from tracin.index.store import Entry, Manifest, Store, absolute, number_format, open_storage
 from tracin.index.store.manifest import FILE, refuse_other
@@ -38,7 +38,7 @@ def begun(
     folder: str | os.PathLike[str],
     projection: Projection | None,
     numbers: str,
-    rows_a_shard: int,
+    shard_size: int,
     batch_size: BatchSize,
 ) -> IndexJob:
     """Write the manifest, and give the work.
@@ -46,15 +46,10 @@ def begun(
     Raises:
         IndexingError: The folder holds another index, or an option cannot be.
     """
-    if run.update != "sgd":
-        raise IndexingError(
-            f'An index keeps plain gradients, and this run has update="{run.update}", under which '
-            'they are scaled by moments. Build it from a run with update="sgd".'
-        )
     number_format(numbers)
-    if isinstance(rows_a_shard, bool) or not isinstance(rows_a_shard, int) or rows_a_shard < 1:
+    if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
         raise IndexingError(
-            f"rows_a_shard is a whole number of at least 1; {rows_a_shard!r} was given."
+            f"shard_size is a whole number of at least 1; {shard_size!r} was given."
         )
     size = checked_size(batch_size)
     examples = open_data(run, train, "train")
@@ -76,7 +71,7 @@ def begun(
     # Each has a scale of its own.
     pieces = tuple((side.start, side.stop) for side in plan.columns.sides)
     rows = (len(examples),)
-    here = Manifest(about, plan.width, pieces, numbers, rows_a_shard, rows, entries, beside)
+    here = Manifest(about, plan.width, pieces, numbers, shard_size, rows, entries, beside)
 
     def agreed(losses: Losses) -> Manifest:
         def proposed(there: Manifest | None) -> Manifest:
@@ -123,11 +118,27 @@ def finished(
             "files are there."
         )
     by_first(partial(table, store)) if is_divided else table(store)
-    index = Index(store, job.train, job.run)
-    if recall_queries and index.is_recall_due(job.run):
+    index = Index(store, job.run, job.train, is_agreed=True)
+    if recall_queries and _is_recall_due(store, job.run):
         size = job.batch_size or "auto"
-        index.measure_recall(job.run, queries=recall_queries, batch_size=size, progress=progress)
+        index.measure_recall(queries=recall_queries, batch_size=size, progress=progress)
     return index
+
+
+def _is_recall_due(store: Store, run: Run) -> bool:
+    """Whether the index is complete, at this run's checkpoints, and its recall not known.
+
+    Never where the model is sharded: exact scores of single examples are for whole ones. Nor under
+    a preconditioner: the recall is that of plain queries.
+    """
+    return (
+        store.manifest.rows > HITS
+        and run.preconditioner is None
+        and set(checkpoint_keys(run)) == set(store.manifest.keys)
+        and not is_known(store)
+        and not is_sharded(run.model)
+        and not store.missing()
+    )
 
 
 def table(store: Store) -> None:

@@ -10,7 +10,7 @@ from tracin.errors import IndexingError
 from tracin.files import bytes_of, fingerprint
 from tracin.index.store import Store
 from tracin.index.table import columns_beside
-from tracin.run import Run
+from tracin.run import Run, parameter_shapes
 from tracin.schema import MOST, AnyMapping, Fields, Items, Maybe, Named, Whole
 from tracin.sketches import Plan, Projection
 
@@ -101,3 +101,23 @@ def checkpoint_key(checkpoint: Checkpoint) -> str:
         ),
         size=8,
     )
+
+
+def refuse_other_parameters(store: Store, run: Run) -> None:
+    """The run's parameters must be those of the rows.
+
+    Raises:
+        IndexingError: They are not.
+    """
+    there, here = store.manifest.about["parameters"], parameter_shapes(run)
+    differing = [
+        f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        for name in dict.fromkeys([*there, *here])
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        raise IndexingError(
+            f"{store.place.url} is an index of other parameters: "
+            f"{'; '.join(differing[:4])}. Give the model, and `parameters`, that it was built "
+            "with."
+        )

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from tracin.errors import IndexingError, QueryError
 from tracin.guards import guarded
 from tracin.index.bounds import LimitSearch, is_narrow
 from tracin.index.candidates import best_of, proposed
-from tracin.index.contents import checkpoint_keys, plan_in
+from tracin.index.contents import checkpoint_keys, plan_in, refuse_other_parameters
 from tracin.index.data import (
     losses_at,
     refuse_other_data,
@@ -34,7 +33,6 @@ from tracin.index.measure_recall import (
     QUERIES,
     Kept,
     chosen_rows,
-    is_known,
     told,
     without,
 )
@@ -44,11 +42,11 @@ from tracin.index.search import Best, Search, best, scores_of
 from tracin.index.store import Removed, Report, Store, Unit
 from tracin.index.strongest import Strongest
 from tracin.index.table import add_weights, table_of, weights_of
-from tracin.index.where import Keep, kept
+from tracin.index.where import Where, rows_where
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.recall import Recall, share_found
 from tracin.results.table import distinct
-from tracin.run import Run, open_data, parameter_shapes, rows_pass
+from tracin.run import Run, open_data, rows_pass
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.sharding import is_sharded
 
@@ -66,6 +64,7 @@ class Index:
 
     Attributes:
         store: The files.
+        run: What puts queries through the model; None where the index was opened without.
         plan: How gradients became rows.
 
     Example:
@@ -75,29 +74,40 @@ class Index:
         >>> train = torch.randn(50, 3), torch.randint(0, 2, (50,))
         >>> index = run.index(train, tempfile.mkdtemp(), tracin.Projection(dim=64))
         >>> query = train[0][:1], train[1][:1]
-        >>> exact, found = run.explain(query, train, k=2), index.explain(run, query, k=2)
+        >>> exact, found = run.explain(train, query, k=2), index.explain(query, k=2)
         >>> bool((exact.top(2).positions == found.top(2).positions).all())
         True
     """
 
-    def __init__(self, store: Store, train: Any = None, built_by: Run | None = None) -> None:
-        self.store, self._train = store, train
-        self._agreed: WeakSet[Run] = WeakSet([built_by] if built_by else [])
+    def __init__(
+        self, store: Store, run: Run | None = None, train: Any = None, *, is_agreed: bool = False
+    ) -> None:
+        self.store, self.run, self._train = store, run, train
+        self._is_agreed = is_agreed  # whether the run and the data are known to be the build's
         self.plan = plan_in(store)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], train: Any = None) -> "Index":
+    def open(
+        cls, folder: str | os.PathLike[str], *, run: Run | None = None, train: Any = None
+    ) -> "Index":
         """Open an index, complete or not.
 
         Args:
             folder: A folder, or any URL that fsspec knows.
-            train: The training data that it was built from. With it, exact scores need not be given
-                it, and a run with another loss, or another model of the same shapes, is refused.
+            run: The `tracin.TracIn` that puts queries through the model, at all or some of the
+                index's checkpoints; these weigh what they do in this run, whatever they did when
+                the index was built. Without it the index tells what it holds, and no more.
+            train: The training data that it was built from, for exact scores. With it, a run with
+                another loss, or another model of the same shapes, is refused.
 
         Raises:
             IndexingError: There is none, or it cannot be read.
         """
-        return cls(Store.open(folder), train)
+        return cls(Store.open(folder), run, train)
+
+    def with_run(self, run: Run) -> "Index":
+        """The same index for another run: other weights, fewer checkpoints, a preconditioner."""
+        return Index(self.store, run, self._train)
 
     def __len__(self) -> int:
         return self.store.manifest.rows
@@ -110,13 +120,11 @@ class Index:
     @guarded
     def explain(
         self,
-        run: Run,
-        test: Any,
+        queries: Any,
         k: int = 10,
         *,
         exact: bool = False,
-        train: Any = None,
-        keep: Keep = None,
+        where: Where = None,
         candidates: int = CANDIDATES,
         finder: Finder | None = None,
         engine: Gatherer | None = None,
@@ -132,15 +140,12 @@ class Index:
         whether the k-th exact score is beyond every other row's estimate and 3 standard errors.
 
         Args:
-            run: The model with the checkpoints that count, all or some of the index's; they weigh
-                what they do in this run, whatever they did when the index was built.
-            test: The queries.
+            queries: The examples whose loss is explained.
             k: How many of each.
-            exact: Whether to score candidates again by the model itself.
-            train: With `exact`, the training data; an index that `run.index` gave, or that was
-                opened with it, knows its own.
-            keep: Which examples may be hits: [train] of bool, from any column of your own, or a
-                function of `index.table()`, such as `lambda rows: rows["is_right"] == 1`.
+            exact: Whether to score candidates again by the model itself, on the training data that
+                the index was built from or opened with.
+            where: Which examples may be in the lists: [train] of bool, from any column of your own,
+                or a function of `index.table()`, such as `lambda rows: rows["is_right"] == 1`.
             candidates: With `exact` or a finder, how many candidates there are for each hit.
             finder: Who proposes candidates; None looks at every row. Its recall is measured on some
                 of the queries, each time.
@@ -153,11 +158,12 @@ class Index:
         Raises:
             IndexingError: The index is incomplete, or of another model, loss, data or other
                 checkpoints; the engine's workers failed.
-            QueryError: k is out of range, keep is not one truth a row, train came without exact or
-                exact without train, or a finder gave too few.
+            QueryError: k is out of range, `where` is not one truth per row, the index knows no run,
+                or for `exact` no training data, or a finder gave too few.
             NonFiniteError: A query's loss or gradient is NaN or infinite.
         """
-        left = kept(keep, self.table, len(self))
+        run = self._known_run()
+        left = rows_where(where, self.table, len(self))
         count = len(self) if left is None else int(left.sum())
         _check_hits(k, count)
         _check_count("candidates", candidates)
@@ -171,14 +177,9 @@ class Index:
                 f"{type(engine).__name__} cannot divide the rows of an index: it has no gather. "
                 "Use tracin.engines.Processes or RayCluster, or leave engine out."
             )
-        if not exact and train is not None:
-            raise QueryError(
-                "train= is for exact=True, which scores candidates again by the model. Without it "
-                "all comes from the index: leave train out, or give exact=True as well."
-            )
-        examples = self._examples(run, train) if exact else None
-        queries = open_data(run, test, "test")
-        asked = self._asked(run, queries, batch_size)
+        examples = self._examples() if exact else None
+        given = open_data(run, queries, "queries")
+        asked = self._asked(given, batch_size)
         reading = RowScan(self.store, self.plan, asked, memory, left, progress)
         notes: list[str] = []
         recall, proposals = None, None
@@ -196,7 +197,7 @@ class Index:
                     for _, part in reading.parts(LimitSearch.smallest(asked))
                 ]
                 chosen = self._limited(searched, wanted)
-            sides = self._rescored(run, examples, queries, chosen, k, reading, batch_size)
+            sides = self._rescored(examples, given, chosen, k, reading, batch_size)
         else:
             found = (
                 self._best(reading, k, engine)
@@ -205,18 +206,21 @@ class Index:
             )
             ids = self.ids
             sides = found[0].to_hits(ids), found[1].to_hits(ids)
-            known, said = told(self.store, asked.keys)
-            recall = recall or known
-            notes.append(said)
+            if run.preconditioner is None:
+                known, said = told(self.store, asked.keys)
+                recall = recall or known
+                notes.append(said)
+            else:
+                notes.append(
+                    "recall: not known under a preconditioner; index.measure_recall() tells"
+                )
         names = tuple(run.checkpoints[number].name for number in asked.numbers)
-        return Explanations(queries.ids, sides[0], sides[1], names, recall, tuple(notes))
+        return Explanations(given.ids, sides[0], sides[1], names, recall, tuple(notes))
 
     @guarded
     def measure_recall(
         self,
-        run: Run,
         *,
-        train: Any = None,
         k: int = HITS,
         queries: int = QUERIES,
         candidates: int = CANDIDATES,
@@ -232,8 +236,6 @@ class Index:
         they were certain.
 
         Args:
-            run: The model and its checkpoints.
-            train: The training data, if the index does not know its own.
             k: How many hits of each query.
             queries: How many rows are queries.
             candidates: How many rows are scored exactly for each hit and query.
@@ -243,15 +245,15 @@ class Index:
 
         Raises:
             IndexingError: The index is incomplete, or cannot be written to.
-            QueryError: No train, or a k or number of queries that cannot be.
+            QueryError: The index knows no run or no training data, or k or queries is out of range.
         """
         _check_hits(k, len(self) - 1)
         _check_count("queries", queries)
         _check_count("candidates", candidates)
-        examples = self._examples(run, train)
+        examples = self._examples()
         own = chosen_rows(self.plan.seed, len(self), queries)
         some = examples.subset(own.tolist())
-        asked = self._asked(run, some, batch_size)
+        asked = self._asked(some, batch_size)
         reading = RowScan(self.store, self.plan, asked, memory, progress=progress)
         wanted = min(len(self), (k + 1) * candidates)
         found = [
@@ -259,7 +261,7 @@ class Index:
             for _, part in reading.parts(LimitSearch.smallest(asked))
         ]
         limited = self._limited([(top, bottom) for top, bottom, _, _ in found], wanted)
-        true = self._rescored(run, examples, some, limited, k + 1, reading, batch_size)
+        true = self._rescored(examples, some, limited, k + 1, reading, batch_size)
         estimated = (
             np.concatenate([side.positions.numpy() for side in sides])
             for sides in list(zip(*found, strict=True))[2:]
@@ -270,37 +272,23 @@ class Index:
             certain.append(0 if exact.is_certain is None else int(exact.is_certain.sum()))
         recall = Recall(k, len(own), shares[0], shares[1], AGAINST)
         of, keys = self.store.manifest.of, asked.merged().keys
-        Kept(recall, (certain[0], certain[1]), len(self), keys, of).write(self.store.place)
+        if self._known_run().preconditioner is None:
+            Kept(recall, (certain[0], certain[1]), len(self), keys, of).write(self.store.place)
         return recall
-
-    def is_recall_due(self, run: Run) -> bool:
-        """Whether the index is complete, at this run's checkpoints, and its recall not known.
-
-        Never where the model is sharded: exact scores of single examples are for whole ones.
-        """
-        return (
-            len(self) > HITS
-            and set(checkpoint_keys(run)) == set(self.store.manifest.keys)
-            and not is_known(self.store)
-            and not is_sharded(run.model)
-            and not self.store.missing()
-        )
 
     @guarded
     def influence(
         self,
-        run: Run,
-        test: Any,
+        queries: Any,
         *,
         memory: int = MEMORY,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Tensor:
-        """The influence of every row on every query: [train, test], estimated without bias.
+        """The influence of every row on every query: [train, queries], estimated without bias.
 
         Args:
-            run: As for `explain`, like all that follow.
-            test: The queries.
+            queries: As for `explain`, like all that follow.
             memory: Bytes that blocks may take, about.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
@@ -308,22 +296,28 @@ class Index:
         Raises:
             IndexingError: As from `explain`.
         """
-        queries = open_data(run, test, "test")
-        asked = self._asked(run, queries, batch_size)
+        given = open_data(self._known_run(), queries, "queries")
+        asked = self._asked(given, batch_size)
         return scores_of(RowScan(self.store, self.plan, asked, memory, progress=progress))
 
-    def self_influence(self, run: Run | None = None) -> Tensor:
+    def self_influence(self) -> Tensor:
         """Each row's influence on itself, exact: [train].
 
-        Args:
-            run: Whose weights of the checkpoints count; None for those of the build.
+        By the weights of the index's run, or, without a run, by those of the build.
 
         Raises:
             IndexingError: The index is incomplete, or has other checkpoints than the run.
+            QueryError: The run has a preconditioner: an index keeps lengths of plain gradients.
         """
+        if self.run is not None and self.run.preconditioner is not None:
+            raise QueryError(
+                "An index keeps the lengths of plain gradients, and its run has preconditioner="
+                f"{self.run.preconditioner!r}. Use run.self_influence(train), or "
+                "index.with_run(...) of a run without one."
+            )
         self.store.refuse_missing()
         total = torch.zeros(len(self), dtype=torch.float64)
-        for key, weights in self._weights(run).items():
+        for key, weights in self._weights().items():
             for span in self.store.manifest.ranges():
                 found = self.store.columns(Unit(key, span.start, span.stop))
                 norms = found["squared_norms"].double()
@@ -346,6 +340,8 @@ class Index:
     def drop(self, checkpoint: str) -> "Index":
         """The index without a checkpoint, by its name; its files stay until `gc`.
 
+        It has no run, since this index's had the checkpoint: give one by `with_run`.
+
         Of several with one name, the second is called "NAME (2)", and so on, as in results.
 
         Raises:
@@ -359,7 +355,7 @@ class Index:
                 f"{', '.join(names)}, and {checkpoint!r} was given."
             )
         dropped = entries[names.index(checkpoint)]
-        return Index(self.store.drop(dropped.key, dropped.name), self._train)
+        return Index(self.store.drop(dropped.key, dropped.name), None, self._train)
 
     def verify(self) -> Report:
         """Read every byte, and compare with the checksums."""
@@ -376,21 +372,29 @@ class Index:
     def __str__(self) -> str:
         return described(self.store)
 
-    def _asked(self, run: Run, queries: Examples, batch_size: BatchSize) -> SketchedQueries:
+    def _known_run(self) -> Run:
+        if self.run is None:
+            raise QueryError(
+                "Queries go through a model, and this index was opened without one. Give "
+                "tracin.Index.open(folder, run=run), the tracin.TracIn with its checkpoints."
+            )
+        return self.run
+
+    def _asked(self, queries: Examples, batch_size: BatchSize) -> SketchedQueries:
         """The queries' rows at each checkpoint of the run, and what each weighs."""
+        run = self._known_run()
         keys = self._keys(run)
         weights = self._weights_of(run)
-        self.refuse_other_model(run)
-        if self._train is not None and run not in self._agreed:
-            self._examples(run, None)
+        refuse_other_parameters(self.store, run)
+        if self._train is not None and not self._is_agreed:
+            self._examples()
         entries = [self.store.manifest.entry(key) for key in keys]
         names = [one.name for one in run.checkpoints]
         numbers = [entry.number for entry in entries]
         size = checked_size(batch_size)
         with RowMaker(rows_pass(run), self.plan, numbers, names, size) as maker:
             known = {
-                key: maker.sketched(keys.index(key), queries, range(len(queries)), "query")
-                for key in dict.fromkeys(keys)
+                key: maker.sketched_queries(keys.index(key), queries) for key in dict.fromkeys(keys)
             }
         made = [known[key] for key in keys]
         return SketchedQueries(
@@ -431,7 +435,6 @@ class Index:
 
     def _rescored(
         self,
-        run: Run,
         examples: Examples,
         queries: Examples,
         candidates: "_Candidates",
@@ -441,7 +444,7 @@ class Index:
     ) -> tuple[TopInfluences, TopInfluences]:
         """The strongest of the candidates, by the model."""
         return exact_hits(
-            rows_pass(run),
+            rows_pass(self._known_run()),
             examples,
             queries,
             (candidates.proponents, candidates.opponents),
@@ -468,25 +471,6 @@ class Index:
         ]
         return Recall(k, count, shares[0], shares[1], "of the queries, by a search of all rows")
 
-    def refuse_other_model(self, run: Run) -> None:
-        """The run's parameters must be those of the rows.
-
-        Raises:
-            IndexingError: They are not.
-        """
-        there, here = self.store.manifest.about["parameters"], parameter_shapes(run)
-        differing = [
-            f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
-            for name in dict.fromkeys([*there, *here])
-            if there.get(name) != here.get(name)
-        ]
-        if differing:
-            raise IndexingError(
-                f"{self.store.place.url} is an index of other parameters: "
-                f"{'; '.join(differing[:4])}. Give the model, and `parameters`, that it was built "
-                "with."
-            )
-
     def _keys(self, run: Run) -> list[str]:
         keys = checkpoint_keys(run)
         there = {entry.key for entry in self.store.manifest.checkpoints}
@@ -501,10 +485,11 @@ class Index:
             )
         return keys
 
-    def _weights(self, run: Run | None) -> dict[str, list[float]]:
+    def _weights(self) -> dict[str, list[float]]:
         """What each group weighs at each checkpoint that counts, by the checkpoint's key."""
-        if run is None:
+        if self.run is None:
             return weights_of(self.store.manifest)
+        run = self.run
         found: dict[str, list[float]] = {}
         for key, weights in zip(self._keys(run), self._weights_of(run), strict=True):
             add_weights(found, key, weights)
@@ -517,30 +502,28 @@ class Index:
             for weight, checkpoint in zip(run.weights, run.checkpoints, strict=True)
         ]
 
-    def _examples(self, run: Run, train: Any) -> Examples:
+    def _examples(self) -> Examples:
         """The training data, if it and the run are those of the build as far as a few rows tell."""
-        given = self._train if train is None else train
-        if given is None:
+        run = self._known_run()
+        if self._train is None:
             raise QueryError(
-                "Exact scores come from the training data, and an index that was opened from its "
-                "folder does not know them. Give train=, the data that it was built from."
+                "Exact scores come from the training data, and this index was opened without it. "
+                "Give tracin.Index.open(folder, run=run, train=train), the data it was built from."
             )
-        examples = open_examples(given, name="train")
+        examples = open_examples(self._train, name="train")
         self.store.refuse_other_ids(examples.ids)
         if len(examples) < len(self):
             raise IndexingError(
                 f"The index has {len(self)} rows, but train holds {len(examples)} examples. Give "
                 "the data that it was built from."
             )
-        if run not in self._agreed or train is not None:
+        if not self._is_agreed:
             manifest, where = self.store.manifest, self.store.place.url
-            refuse_other_data(manifest, examples, given, where)
-            self.refuse_other_model(run)
+            refuse_other_data(manifest, examples, self._train, where)
+            refuse_other_parameters(self.store, run)
             if not is_sharded(run.model):
-                losses = partial(losses_at, run, examples)
-                refuse_other_losses(manifest, run, losses, where)
-            if train is None:  # data that was given now says nothing of the index's own
-                self._agreed.add(run)
+                refuse_other_losses(manifest, run, partial(losses_at, run, examples), where)
+            self._is_agreed = True
         return examples
 
 

@@ -16,7 +16,7 @@ from tracin.sketches.random_numbers import integers, key
 
 HITS, QUERIES = 10, 16
 AGAINST = "training rows, by the model's own scores"
-HOW = "index.measure_recall(run, train=...) measures it"
+HOW = "index.measure_recall() measures it"
 
 
 SHARE = Number(0, 1)

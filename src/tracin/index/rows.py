@@ -15,7 +15,9 @@ from tracin.data import Batch, Examples, length, move
 from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
 from tracin.gradients.forms import PerExampleGradient, real_shape
-from tracin.scoring.checkpoint_pass import CheckpointPass, refuse_non_finite
+from tracin.preconditioners import Scaling
+from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.settled import settled
 from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import Plan, Projection, Sketcher, planned
@@ -121,11 +123,27 @@ class RowMaker:
             self._sketcher = Sketcher(self._plan, self._device, draw=self._draws[number])
         return self._sketcher
 
+    def sketched_queries(self, number: int, queries: Examples) -> Sketched:
+        """All queries at a checkpoint, under the preconditioner of the pass.
+
+        Raises:
+            NonFiniteError: As from `sketched`.
+            UnsupportedModelError: As from `sketched`.
+        """
+        self.at(number)
+        scaling = self._walk.scaling_at(number)
+        return self.sketched(number, queries, range(len(queries)), "query", scaling)
+
     @settled
     def sketched(
-        self, number: int, examples: Examples, span: range, whose: str = "example"
+        self,
+        number: int,
+        examples: Examples,
+        span: range,
+        whose: str = "example",
+        scaling: Scaling | None = None,
     ) -> Sketched:
-        """The examples of `span` at a checkpoint.
+        """The examples of `span` at a checkpoint, their gradients under `scaling`.
 
         The ranks of a sharded model share them, and all get all.
 
@@ -141,11 +159,14 @@ class RowMaker:
         found = Sketched.empty(len(part), self._plan.width, self._plan.columns.groups)
         late: list[str] = []
 
+        def visit(name: str, form: PerExampleGradient, row: int) -> None:
+            sketcher.add(name, form if scaling is None else scaling.scaled(name, form), row)
+
         def read(positions: range, batch: Batch, is_last: bool) -> None:
             at = slice(positions.start - part.start, positions.stop - part.start)
             sketcher.begin(length(batch), found.rows[at])
             try:
-                result = gradients.visit(batch, sketcher.add, is_last=is_last)
+                result = gradients.visit(batch, visit, is_last=is_last)
             except LateError as error:
                 late.append(str(error))  # told once all ranks have done their passes
                 return

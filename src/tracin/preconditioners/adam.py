@@ -1,126 +1,58 @@
-"""What an optimizer multiplied each entry of a gradient by, beside its learning rate."""
+"""What Adam multiplied each entry of a gradient by, apart from its learning rate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint, bare_name
-from tracin.checkpoints.optimizer_state import PARAMETERS, OptimizerState
-from tracin.errors import CheckpointError, QueryError
-from tracin.gradients.forms import PerExampleGradient, scaled
+from tracin.checkpoints.optimizer_state import PARAMETERS
+from tracin.errors import CheckpointError
 from tracin.plain_text import listed
+from tracin.preconditioners.preconditioner import HasOptimizerState, Scaling
 
 WAY_OUT = (
     "Record them while training, by tracin.Recorder(..., optimizer_state=True), or give a file of "
-    'them, by tracin.Checkpoint(..., optimizer_path=...); or score with update="sgd".'
+    "them, by tracin.Checkpoint(..., optimizer_path=...); or leave the preconditioner out."
 )
 KINDS = ("Adam", "AdamW")
 
 
-class HasOptimizerState(Protocol):
-    """A checkpoint, or anything else that has a name and an optimizer's state."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        ...
-
-    def optimizer_state(self) -> OptimizerState | None:
-        """What the optimizer remembered then, if that is known."""
-        ...
-
-
 @final
-@dataclass(frozen=True, eq=False)
-class Scaling:
-    """The factors of a step: each entry of a gradient moves its weight by rate x factor x gradient.
+@dataclass(frozen=True)
+class Adam:
+    """What Adam made of a gradient: each entry times 1 / (sqrt(v_hat) + eps).
 
-    Attributes:
-        factors: Parameter name -> one factor an entry, [numbers], none below zero.
+    v_hat are the second moments that Adam or AdamW had at the checkpoint (under AMSGrad their
+    largest), with their bias correction; eps and the betas are those of each parameter's group. An
+    entry whose second moment is zero has the factor zero: no gradient has reached it, so no step
+    has moved it. `tracin.Recorder(..., optimizer_state=True)` writes the moments. Momentum is left
+    out; a `tracin.Tracer` follows it. Source: Kingma and Ba, 2015,
+    https://arxiv.org/abs/1412.6980; as a preconditioner of influence: LESS,
+    https://arxiv.org/abs/2402.04333.
+
+    Example:
+        >>> import tempfile, torch, tracin
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> data, folder = (torch.randn(8, 2), torch.randn(8)), tempfile.mkdtemp()
+        >>> with tracin.Recorder(model, optimizer, folder, optimizer_state=True) as recorder:
+        ...     (model(data[0])[:, 0] - data[1]).square().mean().backward()
+        ...     optimizer.step()
+        ...     _ = recorder.epoch()
+        >>> run = tracin.TracIn(model, "mse", folder, preconditioner=tracin.Adam())
+        >>> run.influence(data, data).shape
+        torch.Size([8, 8])
     """
 
-    factors: Mapping[str, Tensor]
+    def check(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Refuse checkpoints without moments, before any is loaded.
 
-    def squared_norm(self, name: str, form: PerExampleGradient) -> Tensor:
-        """The squared lengths of one parameter's gradients under the factors: [examples]."""
-        return form.squared_norm_under(self.factors[name])
-
-    def scaled(self, name: str, form: PerExampleGradient) -> PerExampleGradient:
-        """One parameter's gradients times the factors, written out unless they are few rows."""
-        return scaled(form, self.factors[name])
-
-
-ScalingOf = Callable[[HasOptimizerState, Mapping[str, Tensor]], Scaling]
-
-
-def adam(checkpoint: HasOptimizerState, parameters: Mapping[str, Tensor]) -> Scaling:
-    """The factors of Adam's step into a checkpoint, 1 / (sqrt(v_hat) + eps), by entry.
-
-    v_hat are the recorded second moments (under AMSGrad their largest), with their bias correction;
-    eps and the betas are those of each parameter's group. An entry whose second moment is zero
-    has the factor zero: no gradient has reached it, so no step has moved it.
-
-    Args:
-        checkpoint: Whose state is read.
-        parameters: Those that need factors; they come in the dtype and on the device of these.
-
-    Raises:
-        CheckpointError: There is no state, it is not Adam's, or it has no moments for one of the
-            parameters.
-    """
-    state = checkpoint.optimizer_state()
-    where = f"checkpoint '{checkpoint.name}'"
-    if state is None:
-        raise CheckpointError(
-            f'update="adam" needs the second moments that Adam had at each checkpoint, but none '
-            f"were written with {where}. {WAY_OUT}"
-        )
-    if state.kind not in KINDS:
-        raise CheckpointError(
-            f'update="adam" needs the second moments of Adam or AdamW, but {where} has the state '
-            f'of {state.kind}. Score with update="sgd", or, if its step is Adam\'s, write the '
-            'moments with kind="Adam": tracin.OptimizerState("Adam", groups, moments).write(path).'
-        )
-    groups = {bare_name(n): group for group in state.groups for n in group[PARAMETERS]}
-    moments = {bare_name(name): kept for name, kept in state.moments.items()}
-    lacking = [
-        name
-        for name in parameters
-        if bare_name(name) not in groups or "step" not in moments.get(bare_name(name), {})
-    ]
-    if lacking:
-        raise CheckpointError(
-            f"Adam's second moments are needed for every parameter that is traced, but {where} has "
-            f"none for {listed(lacking)}: the optimizer did not hold these, or no gradient had "
-            "reached them. Leave them out by `parameters`, or leave out the checkpoint."
-        )
-    return Scaling(
-        {
-            name: _factors(groups[bare_name(name)], moments[bare_name(name)], parameter, name)
-            for name, parameter in parameters.items()
-        }
-    )
-
-
-# The words of the front door; None leaves gradients as they are.
-UPDATES: Mapping[str, ScalingOf | None] = {"sgd": None, "adam": adam}
-
-
-def scaling_of(word: str, checkpoints: Sequence[Checkpoint]) -> ScalingOf | None:
-    """What the front door's word stands for.
-
-    Raises:
-        QueryError: There is no such word.
-        CheckpointError: A checkpoint lacks the state that is needed; said before any is loaded.
-    """
-    if word not in UPDATES:
-        allowed = ", ".join(f'"{each}"' for each in UPDATES)
-        raise QueryError(f"update is one of {allowed}; {word!r} was given.")
-    found = UPDATES[word]
-    if found is not None:
+        Raises:
+            CheckpointError: There are such.
+        """
         # A path is enough to know; its file is read when its turn comes.
         lacking = [
             checkpoint.name
@@ -129,10 +61,51 @@ def scaling_of(word: str, checkpoints: Sequence[Checkpoint]) -> ScalingOf | None
         ]
         if lacking:
             raise CheckpointError(
-                f'update="{word}" needs the moments that the optimizer had at each checkpoint, but '
-                f"none were written with {listed(lacking)}. {WAY_OUT}"
+                "preconditioner=tracin.Adam() needs the moments that the optimizer had at each "
+                f"checkpoint, but none were written with {listed(lacking)}. {WAY_OUT}"
             )
-    return found
+
+    def scaling(self, checkpoint: HasOptimizerState, parameters: Mapping[str, Tensor]) -> Scaling:
+        """The factors at a checkpoint, in the dtype and on the device of the parameters.
+
+        Raises:
+            CheckpointError: There is no state, it is not Adam's, or it has no moments for one of
+                the parameters.
+        """
+        state = checkpoint.optimizer_state()
+        where = f"checkpoint '{checkpoint.name}'"
+        if state is None:
+            raise CheckpointError(
+                "preconditioner=tracin.Adam() needs the second moments that Adam had at each "
+                f"checkpoint, but none were written with {where}. {WAY_OUT}"
+            )
+        if state.kind not in KINDS:
+            raise CheckpointError(
+                "preconditioner=tracin.Adam() needs the second moments of Adam or AdamW, but "
+                f"{where} has the state of {state.kind}. Leave the preconditioner out, or, if its "
+                'step is Adam\'s, write the moments with kind="Adam": '
+                'tracin.OptimizerState("Adam", groups, moments).write(path).'
+            )
+        groups = {bare_name(n): group for group in state.groups for n in group[PARAMETERS]}
+        moments = {bare_name(name): kept for name, kept in state.moments.items()}
+        lacking = [
+            name
+            for name in parameters
+            if bare_name(name) not in groups or "step" not in moments.get(bare_name(name), {})
+        ]
+        if lacking:
+            raise CheckpointError(
+                "Adam's second moments are needed for every parameter that is traced, but "
+                f"{where} has none for {listed(lacking)}: the optimizer did not hold these, or no "
+                "gradient had reached them. Leave them out by `parameters`, or leave out the "
+                "checkpoint."
+            )
+        return Scaling(
+            {
+                name: _factors(groups[bare_name(name)], moments[bare_name(name)], parameter, name)
+                for name, parameter in parameters.items()
+            }
+        )
 
 
 def _factors(

@@ -134,7 +134,7 @@ class Explanations:
         >>> weights = {"weight": torch.zeros(1, 1)}
         >>> run = tracin.TracIn(model, "mse", [weights], learning_rates=[0.5])
         >>> train = torch.ones(3, 1), torch.tensor([1.0, 2.0, -1.0])
-        >>> print(run.explain((torch.ones(1, 1), torch.ones(1)), train, k=1)[0])
+        >>> print(run.explain(train, (torch.ones(1, 1), torch.ones(1)), k=1)[0])
         query 0
         kind       id  score
         proponent   1      4

@@ -25,11 +25,11 @@ from tracin.checkpoints import untouched
 from tracin.data import Batch, content_of
 from tracin.data.batches import leaves as leaves_of
 from tracin.data.batches import mapped
-from tracin.gradients.fast import Compute
+from tracin.gradients.accumulator import GradientAccumulator
+from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
-from tracin.gradients.ledger import GradientAccumulator
 from tracin.gradients.watch import FunctionWatch
 from tracin.precision import lowest_precision
 from tracin.tracing.shares import buffers_kept
@@ -139,7 +139,7 @@ def gaps(
     signs = torch.randint(2, (examples,), generator=generator).double().mul_(2).sub_(1)
     factors = signs * torch.rand(examples, generator=generator, dtype=torch.float64).add_(0.5)
     forms: dict[str, PerExampleGradient] = {}
-    ledger = GradientAccumulator(leaves, forms.__setitem__)
+    ledger = GradientAccumulator(leaves, lambda name, form, row: forms.update({name: form}))
     with _shadow(model, is_eval=is_eval):
         anchor = new_anchor(device)
         watch = FunctionWatch(leaves, trial, examples, anchor, ledger, is_live=True)

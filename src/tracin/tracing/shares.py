@@ -12,11 +12,12 @@ from torch.nn import Module
 from tracin.checkpoints import untouched
 from tracin.data import Batch, part
 from tracin.errors import TracingError
-from tracin.gradients.fast import Compute, learn
+from tracin.gradients.accumulator import GradientAccumulator
+from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient, added
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
-from tracin.gradients.ledger import GradientAccumulator
+from tracin.gradients.probing import learn
 from tracin.gradients.watch import FunctionWatch, UnlikeTrialError
 from tracin.plain_text import listed
 
@@ -75,7 +76,10 @@ class Watcher:
             TracingError: The pass is not one over the examples that were announced.
         """
         # The shares are read after the step, when the weights have changed.
-        ledger = GradientAccumulator(self.parameters, share.forms.__setitem__, is_settled=True)
+        forms = share.forms
+        ledger = GradientAccumulator(
+            self.parameters, lambda name, form, row: forms.update({name: form}), is_settled=True
+        )
 
         def settle() -> None:
             ledger.close()

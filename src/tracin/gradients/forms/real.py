@@ -96,11 +96,12 @@ def _written(
 
 
 def _interleaved(values: Tensor) -> Tensor:
-    return torch.view_as_real(_complex(values).resolve_conj()).flatten(-2)
+    return torch.view_as_real(_complex(values)).flatten(-2)
 
 
 def _complex(values: Tensor) -> Tensor:
-    return values if values.is_complex() else values.to(values.dtype.to_complex())
+    # view_as_real refuses the lazy conjugates that autograd gives.
+    return values.resolve_conj() if values.is_complex() else values.to(values.dtype.to_complex())
 
 
 def _real(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adds up the uses of each parameter during one backward pass, and hands each sum on when complete.
+"""Adds up the uses of each parameter in one backward pass, and hands each complete sum on.
 
 A parameter's per-example gradient is the sum over its uses, cross terms included; it is handed on
 inside the backward pass, so that all layers' gradients are never held at once.
@@ -17,19 +17,18 @@ from tracin.gradients.forms.form import BLOCK
 from tracin.gradients.routed import Routed
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.rules.rule import full
-
-Visit = Callable[[str, PerExampleGradient], None]
+from tracin.gradients.visit import Visit
 
 
 @final
 class GradientAccumulator:
-    """The account of one pass; `visit(name, form)` is called once a parameter that was used.
+    """The sums of one pass; it calls `visit` once per parameter that was used.
 
     Args:
-        parameters: Those that are traced, by name.
-        visit: Takes each one's gradients.
-        is_settled: Whether these must not need the weights any more, since they will have changed
-            by the time that the gradients are read.
+        parameters: The traced ones, by name.
+        visit: Takes each one's gradients, those of all rows at once.
+        is_settled: Whether the gradients must not depend on the weights any more, because these
+            change before the gradients are read.
     """
 
     def __init__(
@@ -58,40 +57,35 @@ class GradientAccumulator:
         def deliver(delta: Tensor) -> None:
             with torch.no_grad():
                 for leaf, form in use.forms(delta):
-                    self._receive(leaf, form)
+                    if isinstance(form, Exception):
+                        self._fail(leaf, form)
+                    else:
+                        self._put(leaf, form)
+                    if self._is_last_use(leaf.name):
+                        self._complete(leaf.name)
 
         return deliver
 
     def leave_out(self, names: Collection[str]) -> None:
-        """Nothing of these parameters is handed on: another way covers them."""
+        """Hand on nothing of these parameters: another method covers them."""
         self._left_out = names
 
     @torch.no_grad()
     def close(self) -> None:
-        """After the backward pass: settle what waited for calls that the loss does not use."""
-        for name, leaf in reversed(self._derived.items()):
+        """After the backward pass: complete what waits for calls that the loss does not use."""
+        for name in [*reversed(self._derived), *self._parameters]:
             if self._pending[name] > 0:
                 self._pending[name] = 0
-                self._complete(leaf)
-        for name in self._parameters:
-            if self._pending[name] > 0:
-                self._hand_on(name)
+                self._complete(name)
 
     def let_go(self) -> None:
-        """Keep nothing: the graph may live on, and its hooks know this account.
+        """Keep nothing: the graph may live on, and its hooks refer to this object.
 
         A cycle through the graph's nodes, which are not Python's, would never be collected.
         """
         self._visit = None
         self._forms.clear()
         self._derived.clear()
-
-    def _receive(self, leaf: Leaf, form: PerExampleGradient | Exception) -> None:
-        if isinstance(form, Exception):
-            self._fail(leaf, form)
-        else:
-            self._put(leaf, form)
-        self._settle(leaf)
 
     def _fail(self, leaf: Leaf, error: Exception) -> None:
         for root in leaf.roots:
@@ -106,22 +100,19 @@ class GradientAccumulator:
             form = Dense(forms.pop().dense() + form.dense())
         forms.append(form)
 
-    def _settle(self, leaf: Leaf) -> None:
-        self._pending[leaf.name] -= 1
-        if self._pending[leaf.name] == 0:
-            self._complete(leaf)
+    def _is_last_use(self, name: str) -> bool:
+        """Count one use of a parameter or derived tensor; whether none is left."""
+        self._pending[name] -= 1
+        return self._pending[name] == 0
 
-    def _complete(self, leaf: Leaf) -> None:
-        if leaf.name in self._derived:
-            self._pull_back(leaf)
-        else:
-            self._hand_on(leaf.name)
-
-    def _hand_on(self, name: str) -> None:
+    def _complete(self, name: str) -> None:
+        if name in self._derived:
+            self._pull_back(self._derived[name])
+            return
         forms = self._forms.pop(name, [])
         is_wanted = name not in self._left_out and name not in self.failures
         if forms and is_wanted and self._visit is not None:
-            self._visit(name, _total(forms, self._parameters[name]))
+            self._visit(name, _total(forms, self._parameters[name]), 0)
 
     def _pull_back(self, leaf: Leaf) -> None:
         """From a derived tensor's gradients to those of what it is made of."""
@@ -136,7 +127,8 @@ class GradientAccumulator:
             for source in sources:
                 self._put(source, kept.get(source.name) or _pulled(leaf.tensor, source, form))
         for source in sources:
-            self._settle(source)
+            if self._is_last_use(source.name):
+                self._complete(source.name)
 
     def _sources(self, leaf: Leaf) -> list[Leaf]:
         if leaf.steps:
