@@ -28,7 +28,6 @@ TWICE = {
     "Report",
     "Shares",
     "TracInCallback",  # one per trainer, in the module that is named after it
-    "adam",
     "add",  # of rules, like div, matmul, mul and sub: named after the torch function
     "aligned",
     "bar",
@@ -42,7 +41,6 @@ TWICE = {
     "exchanged",
     "in_double",
     "joined",
-    "kept",
     "local",
     "mark",
     "matmul",
@@ -56,7 +54,6 @@ TWICE = {
     "read",
     "read_ids",
     "refuse_non_finite",
-    "refuse_other",
     "refuse_other_losses",
     "said",
     "scaled",

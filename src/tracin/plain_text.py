@@ -56,3 +56,9 @@ def _shown(character: str) -> str:
     if unicodedata.category(character) not in _OBEYED or character in _JOINERS:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -15,7 +15,6 @@ from tracin.data.batches import structure
 from tracin.errors import TracInError, UnsupportedModelError
 from tracin.gradients.batch_pass import BatchPass
 from tracin.gradients.coverage import Covered, GradientMethod
-from tracin.gradients.error_text import first_line
 from tracin.gradients.forms import Dense
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.repeatable import refuse_unrepeatable
@@ -32,6 +31,7 @@ from tracin.gradients.traced_model import TracedModel
 from tracin.gradients.visit import Visit
 from tracin.gradients.vmapped import vmap_gradients
 from tracin.out_of_memory import is_out_of_memory
+from tracin.plain_text import first_line
 from tracin.sharding import each_says
 
 # Different factors for the two examples of a pair, so that mixing them up changes the sum.

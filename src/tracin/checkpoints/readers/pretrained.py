@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from tracin.checkpoints.readers.torch import first_line
 from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
+from tracin.plain_text import first_line
 
 
 def pretrained_parts(model: Module) -> dict[str, Module]:

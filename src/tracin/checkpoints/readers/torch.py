@@ -18,7 +18,7 @@ import torch
 
 from tracin.errors import CheckpointError, CheckpointWarning
 from tracin.files import Stamp, stamp_of
-from tracin.plain_text import listed
+from tracin.plain_text import first_line, listed
 
 SAFE_SINCE = (2, 10)
 # Names of values often saved with weights, which run nothing when they are loaded.
@@ -129,11 +129,6 @@ def code_within(error: Exception) -> str:
     if "Unsupported operand" in message or "Unsupported class" in message:
         return "a pickle that torch.save did not write, which may have code"
     return ""
-
-
-def first_line(error: Exception) -> str:
-    """The gist of a long message."""
-    return (str(error).strip().splitlines() or ["no more is known"])[0][:200]
 
 
 def torch_version() -> tuple[int, int]:
