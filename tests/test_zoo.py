@@ -138,7 +138,7 @@ def test_fast_rules_alone_cover_every_parameter(name: str):
 
     trainable = {key for key, value in case.model.named_parameters() if value.requires_grad}
     assert set(coverage.entries) >= trainable
-    slow = {key: str(coverage.entries[key].way) for key in trainable}
+    slow = {key: str(coverage.entries[key].method) for key in trainable}
     assert {key: way for key, way in slow.items() if way != "fast"} == {}
 
 
