@@ -1970,7 +1970,7 @@ def ways(name: str) -> str:
 
     made = ZOO[name].build()
     run = tracin.TracIn(made.model, made.loss, [made.model.state_dict()], learning_rates=[1.0])
-    taken = Counter(str(entry.way) for entry in run.coverage(made.data).entries.values())
+    taken = Counter(str(entry.method) for entry in run.coverage(made.data).entries.values())
     return ", ".join(f"{way} {count}" for way, count in taken.most_common())
 
 
