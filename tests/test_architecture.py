@@ -39,7 +39,6 @@ TWICE = {
     "copied",
     "div",
     "exchanged",
-    "in_double",
     "joined",
     "local",
     "mark",

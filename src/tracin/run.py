@@ -90,18 +90,6 @@ class Run:
             return self._chosen
         return last_foreseen(self.model) if self._last is None else self._last
 
-    def _see_last_layer(self, examples: Examples) -> dict[str, Parameter]:
-        if self._last is None:
-            with first_example(self, examples) as batch:
-                self._last = last_used(self.model, lambda: self.loss(self.model, batch))
-        return self._last
-
-    def _open(self, data: Any, name: str) -> Examples:
-        examples = open_examples(data, name=name)
-        if self._is_last:
-            self._see_last_layer(examples)
-        return examples
-
 
 def _refuse_no_preconditioner(given: Any) -> None:
     if given is None or (hasattr(given, "scaling") and not isinstance(given, type)):
@@ -113,12 +101,18 @@ def _refuse_no_preconditioner(given: Any) -> None:
 
 def open_data(run: Run, data: Any, name: str) -> Examples:
     """Data to be walked; the first shows which layer is used last, if that is asked for."""
-    return run._open(data, name)
+    examples = open_examples(data, name=name)
+    if run._is_last:
+        last_layer(run, examples)
+    return examples
 
 
 def last_layer(run: Run, examples: Examples) -> dict[str, Parameter]:
     """The trainable parameters of the layer that a forward pass over an example uses last."""
-    return run._see_last_layer(examples)
+    if run._last is None:
+        with first_example(run, examples) as batch:
+            run._last = last_used(run.model, lambda: run.loss(run.model, batch))
+    return run._last
 
 
 @contextmanager

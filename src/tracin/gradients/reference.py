@@ -73,7 +73,7 @@ def weighted_gradients(
     return {name: _gradient(leaf) for name, leaf in leaves.items()}, losses
 
 
-def in_double(
+def weighted_gradients_in_double(
     model: Module,
     compute: Compute,
     batch: Batch,

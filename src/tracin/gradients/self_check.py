@@ -16,7 +16,7 @@ from tracin.errors import CoupledExamplesError
 from tracin.gradients.audit import too_far
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
-from tracin.gradients.reference import in_double, weighted_gradients
+from tracin.gradients.reference import weighted_gradients, weighted_gradients_in_double
 from tracin.gradients.visit import Visit
 from tracin.precision import lowest, lowest_precision, precision_of
 from tracin.sharding import is_divided, local, over_ranks, own
@@ -119,18 +119,17 @@ def _agree_in_double(
     """
     if is_divided(parameters):
         return False
-    together = in_double(model, compute, batch, parameters, factors)
-    apart = [
-        in_double(model, compute, part(batch, slice(at, at + 1)), parameters, factors[at : at + 1])
-        for at in range(length(batch))
-    ]
-    alone = [found for found in apart if found is not None]
-    if together is None or len(alone) < len(apart):
+
+    def of(rows: slice) -> dict[str, Tensor] | None:
+        return weighted_gradients_in_double(
+            model, compute, part(batch, rows), parameters, factors[rows]
+        )
+
+    together = of(slice(0, length(batch)))
+    apart = [each for row in range(length(batch)) if (each := of(slice(row, row + 1)))]
+    if together is None or len(apart) < length(batch):
         return False
-    summed = {
-        name: sum([found[name] for found in alone], gradient * 0)
-        for name, gradient in together.items()
-    }
+    summed = {name: torch.stack([each[name] for each in apart]).sum(0) for name in together}
     return not differences(summed, together, tolerance, parameters)
 
 

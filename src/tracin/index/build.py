@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from tracin.checks import positive_int
 from tracin.engines import Engine, Mesh
 from tracin.errors import IndexingError
 from tracin.index.contents import about_of, checkpoint_keys, draw_of, plan_in, projection_of
@@ -47,10 +48,7 @@ def begun(
         IndexingError: The folder holds another index, or an option cannot be.
     """
     number_format(numbers)
-    if isinstance(shard_size, bool) or not isinstance(shard_size, int) or shard_size < 1:
-        raise IndexingError(
-            f"shard_size is a whole number of at least 1; {shard_size!r} was given."
-        )
+    positive_int(shard_size, "shard_size", IndexingError)
     size = checked_size(batch_size)
     examples = open_data(run, train, "train")
     where = absolute(folder)

@@ -166,7 +166,7 @@ class Index:
         left = rows_where(where, self.table, len(self))
         count = len(self) if left is None else int(left.sum())
         _check_hits(k, count)
-        _check_count("candidates", candidates)
+        positive_int(candidates, "candidates", QueryError)
         if finder is not None and engine is not None:
             raise QueryError(
                 "A finder proposes candidates in this process, and an engine's workers look at "
@@ -248,8 +248,8 @@ class Index:
             QueryError: The index knows no run or no training data, or k or queries is out of range.
         """
         _check_hits(k, len(self) - 1)
-        _check_count("queries", queries)
-        _check_count("candidates", candidates)
+        positive_int(queries, "queries", QueryError)
+        positive_int(candidates, "candidates", QueryError)
         examples = self._examples()
         own = chosen_rows(self.plan.seed, len(self), queries)
         some = examples.subset(own.tolist())
@@ -546,7 +546,3 @@ class _Candidates:
 
 def _check_hits(k: Any, most: int) -> None:
     count_within(k, most, f"the index has {most} rows to choose from", QueryError)
-
-
-def _check_count(name: str, count: Any) -> None:
-    positive_int(count, name, QueryError)
