@@ -24,11 +24,9 @@ TWICE = {
     "Guard",
     "Items",
     "Layout",
-    "Places",
     "Report",
     "Shares",
     "TracInCallback",  # one per trainer, in the module that is named after it
-    "adam",
     "add",  # of rules, like div, matmul, mul and sub: named after the torch function
     "aligned",
     "bar",
@@ -42,7 +40,6 @@ TWICE = {
     "exchanged",
     "in_double",
     "joined",
-    "kept",
     "local",
     "mark",
     "matmul",

@@ -24,8 +24,8 @@ from tracin.losses import PerExampleLoss, open_loss
 from tracin.results.table import aligned
 from tracin.scoring.parameters import Selection
 from tracin.scoring.progress import bar
+from tracin.tracing.id_lookup import IdLookup
 from tracin.tracing.paths import Quadrature
-from tracin.tracing.places import Places
 from tracin.tracing.trace import Trace
 from tracin.tracing.tracer import Tracer
 
@@ -118,7 +118,7 @@ class Replay:
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._train = open_examples(train, name="train")
-        self._places = Places(self._train.ids)
+        self._ids = IdLookup(self._train.ids)
         self._visits = Visits.open(record)
         self._checkpoints = {one.step: one for one in open_checkpoints(record)}
         self._log = log_of(list(self._checkpoints.values()))
@@ -289,7 +289,7 @@ class Replay:
     def _batches(self, number: int, device: torch.device) -> Iterator[Any]:
         """The batches of a step; from the first on, its random numbers."""
         for at, ids in enumerate(self._visits.ids(number)):
-            batch = move(self._train.take(self._places.of(ids).tolist()), device)
+            batch = move(self._train.take(self._ids.positions(ids).tolist()), device)
             if at == 0:
                 self._visits.random_state(number).restore()
             yield batch

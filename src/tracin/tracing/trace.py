@@ -13,13 +13,12 @@ from tracin.errors import QueryError, TracingError
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.scoring.top_k import top_k
 from tracin.tracing.diagnostics import TraceDiagnostics, goodness_of
-from tracin.tracing.folder import (
+from tracin.tracing.folder import check_table, open_saved
+from tracin.tracing.manifest import (
     SELF,
     STEPS,
     About,
     Save,
-    check_table,
-    open_saved,
     read_about,
     read_ids,
     read_saves,
