@@ -35,7 +35,7 @@ from tracin.gradients.watch import FunctionWatch
 from tracin.precision import lowest_precision
 from tracin.tracing.buffers import buffers_kept
 from tracin.tracing.micro_batches import MicroBatch, ShareReader
-from tracin.tracing.model_calls import Run, captured_calls, losses_of, repeated_calls
+from tracin.tracing.model_calls import Run, captured_calls, repeated_calls, repeated_losses
 
 
 @final
@@ -88,7 +88,7 @@ class LiveAudit:
             if far != {}:
                 device = next(iter(reader.parameters.values())).device
                 examples = move(self._train.take(batch.positions.tolist()), device)
-                run = losses_of(self._model, self._compute, examples)
+                run = repeated_losses(self._model, self._compute, examples)
                 by_loss = gaps(*inputs, run, seed=step, is_eval=True)
                 if far is None and by_loss == {}:
                     return

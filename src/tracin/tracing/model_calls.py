@@ -68,7 +68,7 @@ def repeated_calls(model: Module, calls: list[ModelCall]) -> Run:
     return run
 
 
-def losses_of(model: Module, compute: Compute, batch: Batch) -> Run:
+def repeated_losses(model: Module, compute: Compute, batch: Batch) -> Run:
     """The per-example losses of a batch."""
 
     def run(parameters: Mapping[str, Tensor]) -> Any:
