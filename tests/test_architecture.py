@@ -18,7 +18,6 @@ PAGE = (DOCS / "architecture.md").read_text()
 # Public names that two files define. The list only gets shorter: rename one of the two, or merge
 # them, and delete the line. Never add to it.
 TWICE = {
-    "Check",
     "Columns",
     "Entry",
     "Guard",
@@ -34,7 +33,6 @@ TWICE = {
     "checked",
     "columns",
     "columns_of",
-    "compared",
     "copied",
     "div",
     "exchanged",

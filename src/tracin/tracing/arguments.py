@@ -1,14 +1,15 @@
 """What a Tracer is given, checked at the door."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.distributed import get_world_size
 from torch.nn import DataParallel, Module
 from torch.nn.parallel import DistributedDataParallel
 
 from tracin.errors import TracingError, UnsupportedModelError
-from tracin.scoring.parameters import Selection
 from tracin.tracing.paths import Quadrature
 from tracin.wrappers import unwrapped
 
@@ -44,11 +45,35 @@ def checked_paths(paths: Sequence[Quadrature]) -> tuple[Quadrature, ...]:
     return tuple(dict.fromkeys(paths))
 
 
-def selection_text(parameters: Selection) -> tuple[str, ...]:
-    """Which parameters were chosen, as a trace's folder keeps it; nothing for all."""
-    if parameters is None:
-        return ()
-    return (parameters,) if isinstance(parameters, str) else tuple(parameters)
+def checked_weights(weights: Tensor, examples: int) -> Tensor:
+    """The weights of a batch's examples: [examples], float64 on the CPU.
+
+    Raises:
+        TracingError: There is not one number above 0 per example.
+    """
+    checked = torch.as_tensor(weights).detach().cpu().double().flatten()
+    if checked.shape != (examples,) or not bool((checked > 0).all()):
+        raise TracingError(f"weights needs one number above 0 for each of the {examples} ids.")
+    return checked
+
+
+def refuse_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """A step must be made of the gradients that are there when it begins.
+
+    Args:
+        args: What the optimizer's step was called with, the optimizer first.
+        kwargs: The same, by name.
+
+    Raises:
+        TracingError: The step has a closure.
+    """
+    closures = (*args[1:], kwargs.get("closure"))
+    if any(closure is not None for closure in closures):
+        raise TracingError(
+            "optimizer.step(closure) runs its backward passes where the Tracer cannot tell which "
+            "of them make up the step. Call loss.backward() first and then optimizer.step() "
+            "without a closure."
+        )
 
 
 def refuse_count(value: Any, name: str) -> None:

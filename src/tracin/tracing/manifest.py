@@ -1,17 +1,21 @@
 """What a trace's folder says of itself: what is traced, by which ids, and what was saved."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+from torch.optim import Optimizer
 
 from tracin.checkpoints.atomic import replacing
 from tracin.checkpoints.checksum import checked_fields, read_sealed, sealed
+from tracin.data import Examples
 from tracin.data.ids import checked_ids
 from tracin.errors import DataError, TracingError
+from tracin.scoring.parameters import Selection
+from tracin.tracing.fingerprints import ids_fingerprint, query_fingerprint
 from tracin.tracing.paths import Quadrature
 
 FORMAT = 2
@@ -51,6 +55,29 @@ class About:
     paths: tuple[str, ...]
     every: int
     parameters: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        train: Examples,
+        queries: Examples | None,
+        optimizer: Optimizer,
+        paths: Sequence[Quadrature],
+        every: int,
+        parameters: Selection,
+    ) -> "About":
+        """What a Tracer is given; see there."""
+        chosen = () if parameters is None else parameters
+        return cls(
+            len(train),
+            ids_fingerprint(train.ids),
+            0 if queries is None else len(queries),
+            "" if queries is None else query_fingerprint(queries),
+            type(optimizer).__name__,
+            tuple(path.value for path in paths),
+            every,
+            (chosen,) if isinstance(chosen, str) else tuple(chosen),
+        )
 
     @property
     def members(self) -> tuple[Quadrature, ...]:

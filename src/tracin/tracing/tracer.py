@@ -22,12 +22,12 @@ from tracin.scoring.parameters import Selection
 from tracin.tracing.accumulate import ScoreAccumulator
 from tracin.tracing.arguments import (
     checked_paths,
+    checked_weights,
+    refuse_closure,
     refuse_count,
-    selection_text,
     traceable_model,
 )
 from tracin.tracing.diagnostics import TraceDiagnostics
-from tracin.tracing.fingerprints import ids_fingerprint, query_fingerprint
 from tracin.tracing.folder import Tables
 from tracin.tracing.id_lookup import IdLookup
 from tracin.tracing.live_audit import LiveAudit
@@ -48,12 +48,12 @@ from tracin.tracing.updates import rule_of
 
 @final
 class Tracer:
-    """Follows a training loop and shares out, step by step, what lowers the queries' losses.
+    """Follows a training loop and shares each drop of the queries' losses among the examples.
 
     For each training example and query it adds up the example's part of every step that it was
-    in: the part of the weights' real change that came of it, times the query's gradient (paper,
-    sections 3.2 and 3.3). Training is left as it is, bit for bit. The examples' gradients come of
-    your own backward pass; the queries take one small pass a step::
+    in: its part of the weights' real change, times the query's gradient (paper, sections 3.2 and
+    3.3). Training is left as it is, bit for bit. The examples' gradients come from your own
+    backward pass; the queries take one small pass per step::
 
         with tracin.Tracer(model, optimizer, loss, queries, train, "trace") as tracer:
             for ids, (inputs, labels) in tracin.with_ids(loader):
@@ -67,16 +67,13 @@ class Tracer:
     (`tracin.tracing.update_rule`), clipping and unscaling from the gradient that it is given.
     Gradient accumulation is several blocks before one step.
 
-    Scores lie in `folder`, [train, queries] floats a path, memory-mapped, never all in memory;
-    their space on the disk is taken before the first step. Until its step is taken, a batch's
+    Scores lie in `folder`, [train, queries] floats per path, memory-mapped, never all in memory;
+    their space on the disk is reserved before the first step. Until its step is taken, a batch's
     layer inputs and output gradients are held, and one copy of the weights. Call `save` with your
-    own checkpoints: a Tracer on the same folder, with the weights of a save in the model, goes on
-    from there; with the same random state the result is the same. A folder has one Tracer at a
-    time. From `batch` to the end of the optimizer's step no other thread can use the model: its
-    calls of tracin are refused, and those that it has begun are waited for.
-
-    Attributes:
-        step: The number of optimizer steps so far.
+    own checkpoints: a Tracer on the same folder, with the weights of a save in the model, resumes
+    there; with the same random state the result is the same. A folder has one Tracer at a time.
+    From `batch` to the end of the optimizer's step no other thread can use the model: its new
+    calls of tracin are refused, and the Tracer waits for those that it has begun.
 
     Args:
         model: The model that is trained, uncompiled.
@@ -84,7 +81,7 @@ class Tracer:
         loss: The queries' loss, as for `tracin.TracIn`; their influence is on this.
         queries: The examples whose loss is to be explained; None to trace self-influence alone.
         train: All training examples, or as many with the same ids; their number and ids count, and
-            a few are looked at to learn how the training loss weighs its examples.
+            the gradients of a few show how the training loss weighs its examples.
         folder: Where the trace is kept.
         paths: Which amounts to add up; see `tracin.tracing.Quadrature`.
         every: Trace each n-th step; examples get nothing for the others.
@@ -94,7 +91,7 @@ class Tracer:
         queries_at_once: How many queries' gradients are held at once; None for all of them. Fewer
             take less memory and, with several paths or ends, more passes.
         repeats: Whether an example may come twice in a batch, as when a sampler draws with
-            replacement; it then gets a share for each time.
+            replacement; it then gets one share per occurrence.
         stops_training: Whether a disk that is full or fails ends the training with an error. False:
             warn, keep what was saved last, and train on without tracing.
 
@@ -139,16 +136,7 @@ class Tracer:
         self._ids = IdLookup(self._train.ids)
         self._queries = LiveQueries(model, self._compute, given, queries_at_once)
         self._every, self._repeats = every, repeats
-        about = About(
-            len(self._train),
-            ids_fingerprint(self._train.ids),
-            len(self._query_ids),
-            "" if given is None else query_fingerprint(given),
-            type(optimizer).__name__,
-            tuple(path.value for path in paths),
-            every,
-            selection_text(parameters),
-        )
+        about = About.of(self._train, given, optimizer, paths, every, parameters)
         self._tables = Tables(folder, about, self._train.ids, self._query_ids)
         self._trace = ResumableTrace(self._tables, model, stops_training=stops_training)
         self._raw = RawGradients()
@@ -213,11 +201,7 @@ class Tracer:
         if not self._repeats:
             self._ids.refuse_repeats(positions)
         if weights is not None:
-            weights = torch.as_tensor(weights).detach().cpu().double().flatten()
-            if weights.shape != (len(positions),) or not bool((weights > 0).all()):
-                raise TracingError(
-                    f"weights needs one number above 0 for each of the {len(positions)} ids."
-                )
+            weights = checked_weights(weights, len(positions))
         if self.step % self._every:
             yield
             return
@@ -400,13 +384,7 @@ class Tracer:
             self._tables.reserve_step()
         if self._trace.is_over:
             return None
-        closures = (*args[1:], kwargs.get("closure"))  # args begin with the optimizer
-        if any(closure is not None for closure in closures):
-            raise TracingError(
-                "optimizer.step(closure) runs its backward passes where the Tracer cannot tell "
-                "which of them make up the step. Call loss.backward() first and then "
-                "optimizer.step() without a closure."
-            )
+        refuse_closure(args, kwargs)
         if not self._pending:
             raise TracingError(
                 f"optimizer.step() number {self.step} came without a traced batch: put the forward "
