@@ -17,7 +17,7 @@ from slow_twin import part
 from test_tracin import close, data, net
 from tracin import errors
 from tracin import run as front_door
-from tracin.checkpoints.optimizer_states import OptimizerState
+from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.cli.settings import read_settings
 from tracin.run import query_spans
 from zoo import ZOO, relative_error

@@ -171,7 +171,7 @@ def test_every_question_is_answered(kind, tmp_path):
     index = run.index(loader, tmp_path, tracin.Projection(64), recall_queries=0)
 
     torch.testing.assert_close(found.proponents.scores, true.topk(2).values)
-    assert all(each.way == tracin.GradientMethod.LOOP for each in coverage.entries.values())
+    assert all(each.method == tracin.GradientMethod.LOOP for each in coverage.entries.values())
     assert "examples come one at a time" in str(coverage)
     assert run.verify(loader, examples=3).is_exact
     assert len(index.ids) == len(SIZES)

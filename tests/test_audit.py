@@ -504,7 +504,7 @@ def test_a_kink_that_the_batch_size_moves_is_no_reason_for_a_slower_way():
 
     run.self_influence(data(), batch_size=8)
 
-    assert {covered.way for covered in run.coverage(data()).entries.values()} == {"fast"}
+    assert {covered.method for covered in run.coverage(data()).entries.values()} == {"fast"}
 
 
 def test_a_module_under_two_names_gets_its_own_weights_back():
@@ -636,3 +636,36 @@ def test_examples_coupled_by_their_gradients_alone_are_refused() -> None:
     run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates="equal")
     with pytest.raises(tracin.CoupledExamplesError, match="alone and together, the gradients of"):
         run.self_influence(data)
+
+
+def test_a_slow_last_layer_that_only_one_call_traced_leaves_other_calls_alone() -> None:
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx: Any, *deltas: Any) -> tuple[Tensor, Tensor]:
+            x, weight = ctx.saved_tensors
+            return deltas[0] @ weight, deltas[0].T @ x
+
+    class WithoutRule(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            product: Any = Product.apply(x, self.weight)
+            return product
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), WithoutRule())
+    train, states = (torch.randn(6, 4), torch.arange(6) % 3), [model.state_dict()]
+    chosen: dict[str, Any] = {"learning_rates": "equal", "parameters": ["0.*"]}
+    run = tracin.TracIn(model, "cross_entropy", states, **chosen)
+    expected = tracin.TracIn(model, "cross_entropy", states, **chosen).influence(train, train)
+
+    run.find_mislabelled(train)  # traces the last layer as well
+
+    assert torch.equal(run.influence(train, train), expected)

@@ -23,7 +23,7 @@ from tracin.checkpoints import (
     open_checkpoints,
     untouched,
 )
-from tracin.checkpoints.torch_files import torch_version
+from tracin.checkpoints.readers.torch import torch_version
 from tracin.errors import (
     CheckpointError,
     CheckpointWarning,
@@ -427,8 +427,8 @@ def test_text_is_refused(tmp_path):
         (3, "3 was given"),
         (None, "None was given"),
         ([None], "None was given"),
-        (nn.Linear(1, 1), r"a Linear was given. Of a model, give model.state_dict\(\)"),
-        ([nn.Linear(1, 1)], r"give model.state_dict\(\)"),
+        (nn.Linear(1, 1), r"a Linear was given. For a model, pass model.state_dict\(\)"),
+        ([nn.Linear(1, 1)], r"pass model.state_dict\(\)"),
         ({}, "it is empty"),
         ({"epoch": 3}, "holds 'epoch', no tensor"),
         ({"weight": torch.ones(1), "epoch": 3}, "'epoch', no tensor"),

@@ -158,7 +158,7 @@ def test_complex_parameters_have_fast_rules():
 
     coverage = run.coverage(data)
 
-    assert {str(each.way) for each in coverage.entries.values()} == {"fast"}
+    assert {str(each.method) for each in coverage.entries.values()} == {"fast"}
 
 
 def test_a_tracer_refuses_complex_parameters_by_name(tmp_path: Path):

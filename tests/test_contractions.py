@@ -78,4 +78,4 @@ def test_scores_equal_one_backward_pass_per_example(build: Callable[[], nn.Modul
     scores = slow_twin.influence(model, loss, data, data)
     assert torch.allclose(run.self_influence(data, batch_size=4).double(), own, rtol=1e-6)
     assert torch.allclose(run.influence(data, data).double(), scores, rtol=1e-6, atol=1e-9)
-    assert {str(each.way) for each in run.coverage(data).entries.values()} == {"fast"}
+    assert {str(each.method) for each in run.coverage(data).entries.values()} == {"fast"}

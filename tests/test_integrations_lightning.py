@@ -181,8 +181,8 @@ def test_several_optimizers_are_refused(tmp_path, count):
 
 
 def test_an_option_that_cannot_be_is_refused_before_training(tmp_path):
-    with pytest.raises(CheckpointError, match="epochs_between=2 counts epochs"):
-        TracInCallback(tmp_path, every=3, epochs_between=2)
+    with pytest.raises(CheckpointError, match="every_n_epochs=2 counts epochs"):
+        TracInCallback(tmp_path, every=3, every_n_epochs=2)
 
 
 def test_spread_weights_are_refused(tmp_path):

@@ -108,7 +108,7 @@ def test_the_rates_of_warm_up_and_decay_are_recorded_as_used(tmp_path):
     assert [one.learning_rate for one in found] == [run.used[step - 1] for step in (3, 6, 9, 12)]
 
 
-@pytest.mark.parametrize(("options", "steps"), [({}, [4, 8, 12]), ({"epochs_between": 2}, [8])])
+@pytest.mark.parametrize(("options", "steps"), [({}, [4, 8, 12]), ({"every_n_epochs": 2}, [8])])
 def test_epochs_are_recorded(tmp_path, options, steps):
     callback = TracInCallback(tmp_path / "rec", optimizer_state=True, **options)
     trainer(tmp_path / "out", llama(), callback).train()
@@ -145,7 +145,7 @@ def test_keep_without_a_logged_loss_is_refused(tmp_path):
 
 
 def test_an_option_that_cannot_be_is_refused_before_training(tmp_path):
-    with pytest.raises(CheckpointError, match="every must be"):
+    with pytest.raises(CheckpointError, match="every is"):
         TracInCallback(tmp_path, every=0)
 
 

@@ -78,7 +78,7 @@ def test_a_learning_rate_error_is_a_checkpoint_error():
 
 
 def test_a_checkpoint_is_a_path_or_a_state_dict():
-    with pytest.raises(CheckpointError, match=r"not a Linear. Of a model, give model.state_dict"):
+    with pytest.raises(CheckpointError, match=r"not a Linear. For a model, pass model.state_dict"):
         Checkpoint(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 

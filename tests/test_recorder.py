@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tracin import TracIn
-from tracin.checkpoints import Recorder, atomic, checkpoint_weights, loaded, open_checkpoints
-from tracin.checkpoints.checksum import sealed
+from tracin import TracIn, files
+from tracin.checkpoints import Recorder, checkpoint_weights, loaded, open_checkpoints
 from tracin.checkpoints.folder_lock import LOCK
 from tracin.errors import CheckpointError, CheckpointWarning, LearningRateError
+from tracin.files import sealed
 
 ENTRY = {
     "file": "step-00000003.safetensors",
@@ -401,7 +401,7 @@ def test_a_step_that_gradient_scaling_skips_is_not_counted(tmp_path, fused):
 
 
 @pytest.mark.parametrize("name", ["recorder.json", "step-00000004.safetensors"])
-@pytest.mark.parametrize(("owner", "function"), [(os, "replace"), (atomic, "flush")])
+@pytest.mark.parametrize(("owner", "function"), [(os, "replace"), (files, "flush")])
 def test_an_interrupted_save_leaves_the_folder_readable(
     tmp_path, monkeypatch, name, owner, function
 ):
@@ -570,7 +570,7 @@ def test_a_damaged_record_is_refused(tmp_path, text, words):
 def test_every_is_epoch_or_a_number_of_steps(tmp_path, every):
     model = net()
 
-    with pytest.raises(CheckpointError, match='every must be "epoch" or a positive number'):
+    with pytest.raises(CheckpointError, match='every is "epoch" or a whole number of at least 1'):
         Recorder(model, sgd(model), tmp_path, every=every)
 
 

@@ -17,11 +17,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import tracin
-from tracin.checkpoints import Recorder, checkpoint_weights, open_checkpoints, visit_log
+from tracin.checkpoints import Recorder, checkpoint_weights, open_checkpoints, visits
 from tracin.checkpoints.folder_lock import LOCK
-from tracin.checkpoints.keeping import kept
+from tracin.checkpoints.random_state import RandomState
 from tracin.checkpoints.record import Entry, read_record
-from tracin.checkpoints.visits import RandomState, Visits
+from tracin.checkpoints.schedule import kept
+from tracin.checkpoints.visits import Visits
 from tracin.errors import CheckpointError, CheckpointWarning
 
 
@@ -70,18 +71,18 @@ def ema(model):
 # When to save
 
 
-def test_epochs_between_saves_at_each_nth_epoch(tmp_path):
-    recorded(tmp_path, [None] * 7, epochs_between=3)
+def test_every_n_epochs_saves_at_each_nth_epoch(tmp_path):
+    recorded(tmp_path, [None] * 7, every_n_epochs=3)
 
     content = json.loads((tmp_path / "recorder.json").read_text())
 
     assert [(one["step"], one["epoch"]) for one in content["checkpoints"]] == [(3, 3), (6, 6)]
 
 
-def test_epochs_between_counts_on_when_training_goes_on(tmp_path):
-    model, _ = recorded(tmp_path, [None] * 4, epochs_between=2)
+def test_every_n_epochs_counts_on_when_training_goes_on(tmp_path):
+    model, _ = recorded(tmp_path, [None] * 4, every_n_epochs=2)
     optimizer = adam(model)
-    with Recorder(model, optimizer, tmp_path, epochs_between=3) as recorder:
+    with Recorder(model, optimizer, tmp_path, every_n_epochs=3) as recorder:
         saved = []
         for _ in range(3):
             step(model, optimizer)
@@ -94,11 +95,11 @@ def test_epochs_between_counts_on_when_training_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"epochs_between": 0}, "epochs_between must be a positive number of epochs; 0 was given"),
-        ({"epochs_between": True}, "epochs_between must be"),
-        ({"every": 5, "epochs_between": 2}, "epochs_between=2 counts epochs, and every=5 steps"),
-        ({"keep": 0}, "keep must be a positive number of checkpoints, or None"),
-        ({"keep": 1.5}, "keep must be"),
+        ({"every_n_epochs": 0}, "every_n_epochs is a whole number of at least 1; 0 was given"),
+        ({"every_n_epochs": True}, "every_n_epochs is a whole number"),
+        ({"every": 5, "every_n_epochs": 2}, "every_n_epochs=2 counts epochs, and every=5 steps"),
+        ({"keep": 0}, "keep is None or a whole number of at least 1; 0 was"),
+        ({"keep": 1.5}, "keep is None or"),
         ({"keep": 2, "every": 5}, "keep=2 needs the loss of each checkpoint, and every=5 saves"),
         ({"averaged": {}}, r"averaged must be a torch.nn.Module .*; a dict was given"),
         ({"averaged": nn.Linear(1, 1)}, r"averaged must hold .* '0.weight'.* differ in name"),
@@ -211,7 +212,7 @@ def test_files_are_deleted_only_once_the_record_no_longer_lists_them(tmp_path, m
 
 def test_keep_needs_the_loss(tmp_path):
     model = net()
-    recorder = Recorder(model, adam(model), tmp_path, keep=2, epochs_between=2)
+    recorder = Recorder(model, adam(model), tmp_path, keep=2, every_n_epochs=2)
 
     with pytest.raises(CheckpointError, match=r"keep=2 ranks .* call recorder.epoch\(loss="):
         recorder.save()
@@ -706,7 +707,7 @@ def test_what_is_held_back_is_bounded(tmp_path):
             recorder.batch(ids)
             optimizer.step()
             held = sum(len(file._held) for file in recorder._visits._files.values())
-            assert held < 5 * visit_log.HELD
+            assert held < 5 * visits.BUFFER_BYTES
         recorder.save()
 
     assert Visits.open(tmp_path).ids(49) == [ids.tolist()]
@@ -720,11 +721,11 @@ import numpy as np, torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import tracin
-from tracin.checkpoints import beside, recorder as module, visit_log
+from tracin.checkpoints import companions, recorder as module, visits
 
 torch.set_num_threads(1)
 folder, stop, is_recorded = sys.argv[1], sys.argv[2], sys.argv[3] == "recorded"
-visit_log.HELD = 0
+visits.BUFFER_BYTES = 0
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
@@ -759,7 +760,7 @@ for epoch in range(done, 6):
         if stop == "record":
             module.write_record = lambda record: os._exit(3)
         if stop == "delete":
-            beside.Beside.delete = lambda self, name: os._exit(3)
+            companions.Companions.delete = lambda self, name: os._exit(3)
     if recorder:
         recorder.epoch(loss=losses[epoch])
 if recorder:

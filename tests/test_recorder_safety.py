@@ -172,7 +172,7 @@ def test_a_random_state_of_other_bytes_is_refused():
 
 @pytest.mark.parametrize("groups", ["3", "[3]", '[{"lr": 1}]', '[{"parameters": [1]}]', "[" * 9000])
 def test_an_optimizer_state_with_other_groups_is_refused(tmp_path, groups):
-    from tracin.checkpoints.sealed_tensors import write_sealed
+    from tracin.checkpoints.readers.safetensors import write_sealed
 
     path = tmp_path / "state.safetensors"
     write_sealed({}, path, {"tracin.optimizer": "SGD", "tracin.groups": groups})

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tracin import Explanations, OutputError, QueryError, Suspects
-from tracin.checkpoints import atomic
+from tracin import Explanations, OutputError, QueryError, Suspects, files
 from tracin.results.explanations import TopInfluences
 
 
@@ -143,7 +142,7 @@ def test_saving_replaces_a_file_whole_or_not_at_all(suspects, tmp_path, monkeypa
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(atomic.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
         suspects.top(1).save(path)
 

@@ -443,11 +443,11 @@ def test_few_positions_are_convolved_where_factors_have_no_room():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dim": 0}, r"dim is .* at least 1; got 0"),
-        ({"dim": 2.5}, r"got 2\.5"),
-        ({"dim": True}, "got True"),
+        ({"dim": 0}, r"dim is .* at least 1; 0 was given"),
+        ({"dim": 2.5}, r"2\.5 was given"),
+        ({"dim": True}, "True was given"),
         ({"seed": "1"}, "seed is a whole number; got '1'"),
-        ({"split": {"a": -1}}, r"split\['a'\] is .* got -1"),
+        ({"split": {"a": -1}}, r"split\['a'\] is .* -1 was given"),
         ({"dim": 8, "split": {"a": 5, "b": 5}}, "gives away 10 numbers, but dim is 8"),
     ],
 )

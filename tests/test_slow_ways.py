@@ -64,7 +64,7 @@ def check(
         slow = {
             name: str(covered)
             for name, covered in run.coverage(data).entries.items()
-            if str(covered.way) != "fast"
+            if str(covered.method) != "fast"
         }
         assert slow == {}
 

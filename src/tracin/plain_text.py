@@ -6,6 +6,7 @@ writing) could forge the row of a table; they are shown as Python writes them in
 """
 
 import unicodedata
+from collections.abc import Iterable
 
 # Control, format and surrogate characters, and separators of lines and paragraphs.
 _OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -39,7 +40,25 @@ def plain_lines(text: str) -> str:
     return f"\n{_INDENT}".join(map(plain, text.split("\n")))
 
 
+def listed(names: Iterable[object], most: int = 4) -> str:
+    """The first few names, quoted, and how many more there are.
+
+    Example:
+        >>> listed(["fc.weight", "fc.bias", "conv.weight"], most=2)
+        "'fc.weight', 'fc.bias' and 1 more"
+    """
+    names = list(names)
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
 def _shown(character: str) -> str:
     if unicodedata.category(character) not in _OBEYED or character in _JOINERS:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or the name of its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

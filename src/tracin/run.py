@@ -16,8 +16,8 @@ from tracin.checkpoints import (
     untouched,
 )
 from tracin.checkpoints.discover import Checkpoints
+from tracin.checkpoints.fitting import refuse_other_traced
 from tracin.checkpoints.learning_rates import LearningRates
-from tracin.checkpoints.traced import refuse_other_traced
 from tracin.data import Batch, Examples, content_of, move, open_examples
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Covered
@@ -48,7 +48,7 @@ class Run:
         weights: What each checkpoint weighs.
         device: Where to compute; None for where the model is.
         preconditioner: What multiplies a query's gradient; None for nothing.
-        ways: How each parameter's gradients are computed, as far as passes have settled it.
+        methods: How each parameter's gradients are computed, as far as passes have settled it.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Run:
         if preconditioner is not None:
             preconditioner.check(self.checkpoints)
         self.preconditioner = preconditioner
-        self.ways: dict[str, Covered] = {}
+        self.methods: dict[str, Covered] = {}
 
     @property
     def parameters(self) -> dict[str, Parameter]:
@@ -165,7 +165,7 @@ def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> Ch
         run.weights,
         run.device,
         run.preconditioner,
-        run.ways,
+        run.methods,
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
+from tracin.checks import is_int
+
 MOST = (1 << 63) - 1
 
 
@@ -41,7 +43,7 @@ class Whole:
 
     def __call__(self, value: Any, at: str) -> int:
         """As `Check` says."""
-        if isinstance(value, bool) or not isinstance(value, int):
+        if not is_int(value):
             raise ValueError(f"{at} is {_short(value)}, not a whole number")
         if not self.low <= value <= self.high:
             raise ValueError(f"{at} is {_short(value)}, not from {self.low} to {self.high}")

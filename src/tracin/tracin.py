@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.checks import count_within, one_of, positive_int
 from tracin.data import length, move, open_examples
 from tracin.engines import Engine, Serial
 from tracin.errors import QueryError
@@ -30,9 +31,10 @@ from tracin.run import (
 )
 from tracin.scoring import mislabelled
 from tracin.scoring.batch_size import BatchSize, checked_size
-from tracin.scoring.checkpoint_pass import CheckpointPass, ScoreRequest
+from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.mislabelled import Judgement, classes_of
 from tracin.scoring.ranking import Ranking
+from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.verify import verified
 from tracin.sketches import Projection
@@ -204,11 +206,7 @@ class TracIn(Run):
         examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(examples):
-            raise QueryError(
-                f"k={k!r} hits were asked for, but train holds {len(examples)} examples. Give a k "
-                f"from 1 to {len(examples)}."
-            )
+        count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
         walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
         spans = [range(len(asked))] if group else query_spans(self, len(asked))
         rankings = []
@@ -321,10 +319,7 @@ class TracIn(Run):
             QueryError: `examples` is below 1.
             NonFiniteError: A loss or a gradient is NaN or infinite.
         """
-        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-            raise QueryError(
-                f"examples={examples!r} were to be verified. Give a whole number of at least 1."
-            )
+        positive_int(examples, "examples", QueryError)
         source = open_data(self, data, "data")
         walk = checkpoint_pass(self)
         names = [checkpoint.name for checkpoint in self.checkpoints]
@@ -374,8 +369,8 @@ class TracIn(Run):
     def _covered(self, walk: CheckpointPass) -> Coverage:
         entries = {}
         for name, parameter in self.model.named_parameters():
-            if name in walk.gradients.ways:
-                entries[name] = walk.gradients.ways[name]
+            if name in walk.gradients.methods:
+                entries[name] = walk.gradients.methods[name]
             elif parameter.requires_grad:
                 entries[name] = Covered(GradientMethod.EXCLUDED, "not chosen by parameters=")
             else:
@@ -396,6 +391,5 @@ def _known(tensor: Tensor | None) -> Tensor:
 
 
 def _check_words(word: str | None, allowed: tuple[str, ...], name: str) -> None:
-    if word is not None and word not in allowed:
-        listed = ", ".join(f'"{each}"' for each in allowed)
-        raise QueryError(f"{name} is None or one of {listed}; {word!r} was given.")
+    if word is not None:
+        one_of(word, allowed, name, QueryError, also="None")

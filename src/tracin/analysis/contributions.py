@@ -14,7 +14,7 @@ from tracin.guards import guarded
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
 from tracin.run import Run, checkpoint_pass, open_data, query_spans, score_dtype
 from tracin.scoring.batch_size import BatchSize, checked_size
-from tracin.scoring.checkpoint_pass import ScoreRequest
+from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 
 

@@ -11,8 +11,9 @@ import numpy as np
 
 from tracin.checkpoints import Checkpoint, checkpoint_weights, open_checkpoints
 from tracin.checkpoints.discover import Checkpoints
-from tracin.checkpoints.state_dicts import listed
+from tracin.checks import is_int, one_of
 from tracin.errors import CheckpointWarning, LearningRateError, QueryError
+from tracin.plain_text import listed
 from tracin.results.table import aligned
 
 By: TypeAlias = Literal["even", "middle", "loss_drop", "equal_drop", "log", "quadratic"]
@@ -147,8 +148,8 @@ def select_checkpoints(
         checkpoint 2  -     -     -          1
         checkpoint 7  -     -     -          1
     """
-    refuse_other(by, WAYS, "by")
-    refuse_other(weights, WEIGHTINGS, "weights")
+    one_of(by, WAYS, "by", QueryError)
+    one_of(weights, WEIGHTINGS, "weights", QueryError)
     found = open_checkpoints(checkpoints)
     refuse_several_runs(found)
     order = list(range(len(found)))
@@ -159,7 +160,7 @@ def select_checkpoints(
     if curve is not None:
         curve = tuple(curve[at] for at in order)
     left = len(among) - (checked_warm_up(warm_up, len(among)) if by in BY_LOSS else 0)
-    if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= left:
+    if not is_int(budget, 1, left):
         aside = f", of which warm_up leaves {warm_up} aside" if left < len(among) else ""
         raise QueryError(
             f"budget is how many checkpoints to choose, a whole number from 1 to {left}: there "
@@ -175,13 +176,6 @@ def select_checkpoints(
     return Selection(
         chosen, weights_of(chosen, weights), by, weights, among, tuple(positions), curve
     )
-
-
-def refuse_other(word: object, allowed: Sequence[str], name: str) -> None:
-    """Refuse a word that is not one of those allowed."""
-    if word not in allowed:
-        choices = ", ".join(f'"{each}"' for each in allowed)
-        raise QueryError(f"{name} is one of {choices}; {word!r} was given.")
 
 
 def refuse_several_runs(checkpoints: Sequence[Checkpoint]) -> None:
@@ -232,8 +226,7 @@ def checked_warm_up(warm_up: int, checkpoints: int) -> int:
     Raises:
         QueryError: None, or all.
     """
-    is_number = isinstance(warm_up, int) and not isinstance(warm_up, bool)
-    if not is_number or not 1 <= warm_up < checkpoints:
+    if not is_int(warm_up, 1, checkpoints - 1):
         raise QueryError(
             "warm_up is how many first checkpoints are left aside: at least 1, since the first has "
             f"no loss before it, and fewer than there are, here {checkpoints}. {warm_up!r} was "

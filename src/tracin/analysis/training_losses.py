@@ -9,7 +9,7 @@ from tracin.data import content_of, move
 from tracin.guards import guarded
 from tracin.run import Run, checkpoint_pass, open_data
 from tracin.scoring.batch_size import BatchSize, checked_size, fitting_size
-from tracin.scoring.checkpoint_pass import refuse_non_finite
+from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.progress import bar
 
 

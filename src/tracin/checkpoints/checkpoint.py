@@ -7,14 +7,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tracin.checkpoints.formats import files_of, read_weights
-from tracin.checkpoints.optimizer_states import OptimizerState
+from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.checkpoints.rate import Rate, valid_rate
-from tracin.checkpoints.sealed_tensors import refuse_other_file
-from tracin.checkpoints.stamps import Stamp, stamp_of
-from tracin.checkpoints.state_dicts import refuse_other_kinds, weights_within
+from tracin.checkpoints.readers.formats import files_of, read_weights
+from tracin.checkpoints.readers.safetensors import refuse_other_file
+from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointError
+from tracin.files import Stamp, stamp_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Checkpoint:
         step: How many optimizer steps came before it, if known.
         log: The rates of all steps of its training run, if a `tracin.Recorder` kept them.
         no_rate: Why no learning rate is known, for the message that asks for one.
-        loss: The training loss at that moment, if a `tracin.Recorder` was told it.
+        loss: The training loss at that moment, if a `tracin.Recorder` was given it.
         optimizer_path: Where a `tracin.Recorder` has written the optimizer's moments, if it has.
         trained: The parameters that were trained up to then, if a `tracin.Recorder` wrote it; else
             nothing.
@@ -69,7 +69,7 @@ class Checkpoint:
         elif not isinstance(self.source, Mapping):
             raise CheckpointError(
                 "A checkpoint is a path or a state dict (parameter name -> tensor), not a "
-                f"{type(self.source).__name__}. Of a model, give model.state_dict()."
+                f"{type(self.source).__name__}. For a model, pass model.state_dict()."
             )
         if not self.name:
             name = self.source.name if isinstance(self.source, Path) else "a state dict"

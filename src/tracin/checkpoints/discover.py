@@ -1,4 +1,4 @@
-"""From what a person gives for `checkpoints` to a list of them, in their order."""
+"""From the argument `checkpoints` to a list of checkpoints, in their order."""
 
 import re
 import warnings
@@ -13,20 +13,14 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.divided import refuse_divided
-from tracin.checkpoints.formats import files_of, is_checkpoint, read_recorded
-from tracin.checkpoints.hugging_face import step_of, weight_file
-from tracin.checkpoints.rate import number
+from tracin.checkpoints.rate import FileInfo, number, rate_within
+from tracin.checkpoints.readers.formats import files_of, is_checkpoint, read_recorded
+from tracin.checkpoints.readers.hugging_face import refuse_divided, step_of, weight_file
+from tracin.checkpoints.readers.safetensors import memory
 from tracin.checkpoints.record import FILE, has_record, read_record
-from tracin.checkpoints.safetensors_files import memory
-from tracin.checkpoints.stamps import stamp_of
-from tracin.checkpoints.state_dicts import (
-    FileInfo,
-    rate_within,
-    refuse_other_kinds,
-    weights_within,
-)
+from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.errors import CheckpointError, CheckpointWarning
+from tracin.files import stamp_of
 
 One: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Checkpoint
 Checkpoints: TypeAlias = One | Iterable[One]
@@ -152,7 +146,7 @@ def of_file(source: Path | Mapping[str, Any], name: str, found: FileInfo) -> Che
 
 
 def completed(checkpoint: Checkpoint) -> Checkpoint:
-    """What a person did not say about a checkpoint is taken from its file; the rest stands."""
+    """The checkpoint with what its file says wherever the caller said nothing."""
     if not isinstance(checkpoint.source, Path) or checkpoint.log is not None:
         return checkpoint
     found = at_path(checkpoint.source)
@@ -203,7 +197,7 @@ def stamped(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def warn_of_duplicates(checkpoints: list[Checkpoint]) -> None:
-    """Say which checkpoints are the same as an earlier one."""
+    """Warn of checkpoints that repeat an earlier one."""
     first: dict[Any, tuple[int, Checkpoint]] = {}
     for position, checkpoint in enumerate(checkpoints):
         key = identity(checkpoint)
@@ -245,7 +239,7 @@ def not_one(given: Any) -> CheckpointError:
         held = repr(given)
     else:
         held = f"a {type(given).__name__}"
-    hint = " Of a model, give model.state_dict()." if isinstance(given, Module) else ""
+    hint = " For a model, pass model.state_dict()." if isinstance(given, Module) else ""
     return CheckpointError(
         "Checkpoints are a folder, a glob, or a list of paths, state dicts or tracin.Checkpoint; "
         f"{held} was given.{hint}"

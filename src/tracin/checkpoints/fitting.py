@@ -1,6 +1,6 @@
-"""Refuse to record what would be untrue: another optimizer, another model, other weights."""
+"""Refuse what would make a record untrue: another optimizer, model, weights or parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,46 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.names import without_wrappers
-from tracin.checkpoints.safetensors_files import read_shapes
-from tracin.checkpoints.state_dicts import listed, without_extra_state
-from tracin.errors import CheckpointError
+from tracin.checkpoints.readers.safetensors import read_shapes
+from tracin.checkpoints.state_dict import bare_name, without_extra_state, without_wrappers
+from tracin.errors import CheckpointError, TracInError
+from tracin.plain_text import listed
+
+# Wrappers whose step is the step of their `optimizer`, and nothing more.
+_TRANSPARENT = ("AcceleratedOptimizer", "LightningOptimizer")
+
+
+def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> Optimizer:
+    """The optimizer itself, or the one that Accelerate or Lightning wraps.
+
+    Args:
+        optimizer: What the user gave.
+        listener: What listens to it, such as "Recorder".
+        error: The kind of error to raise.
+
+    Raises:
+        TracInError: It is no optimizer, or one to which nobody can listen: a wrapper that does not
+            call torch.optim.Optimizer.__init__.
+    """
+    kind = type(optimizer).__name__
+    if any(one.__name__ in _TRANSPARENT for one in type(optimizer).__mro__):
+        return bare_optimizer(getattr(optimizer, "optimizer", None), listener, error)
+    if not isinstance(optimizer, Optimizer):
+        raise error(
+            f"The {listener} listens to a torch.optim.Optimizer; a {kind} was given. If it is a "
+            "wrapper, pass the optimizer it wraps."
+        )
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise error(
+            f"The {listener} cannot listen to this {kind}: it is a torch.optim.Optimizer whose "
+            "__init__ did not call torch.optim.Optimizer.__init__, so it has no hooks. Pass the "
+            "optimizer that it wraps, or call super().__init__ there."
+        )
+    return optimizer
 
 
 def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
-    """Every trainable parameter must be in the optimizer: else its rate would be made up."""
+    """Refuse an optimizer that lacks a trainable parameter, whose rate nobody would know."""
     held = {id(one) for group in optimizer.param_groups for one in group["params"]}
     trainable = {name: id(one) for name, one in model.named_parameters() if one.requires_grad}
     missing = [name for name, key in trainable.items() if key not in held]
@@ -31,7 +63,7 @@ def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
 
 
 def refuse_other_model(model: Module, path: Path) -> None:
-    """The folder's checkpoints, such as `path`, must be of a model like this one."""
+    """Refuse a folder whose checkpoints, such as `path`, are of another model."""
     theirs = without_wrappers(read_shapes(path))
     ours = without_wrappers(
         {
@@ -41,7 +73,7 @@ def refuse_other_model(model: Module, path: Path) -> None:
         }
     )
     differing = [
-        f"{name} is {said(theirs.get(name))} there and {said(ours.get(name))} here"
+        f"{name} is {shape_text(theirs.get(name))} there and {shape_text(ours.get(name))} here"
         for name in dict.fromkeys([*ours, *theirs])
         if theirs.get(name) != ours.get(name)
     ]
@@ -54,7 +86,7 @@ def refuse_other_model(model: Module, path: Path) -> None:
 
 
 def refuse_other_weights(model: Module, latest: Checkpoint | None, folder: Path) -> None:
-    """A log is true only if training goes on from the weights that it ends with."""
+    """Refuse a model without the last checkpoint's weights: the log is of another training."""
     if latest is None:
         return
     saved = latest.weights()
@@ -76,41 +108,41 @@ def refuse_other_weights(model: Module, latest: Checkpoint | None, folder: Path)
         )
 
 
-def refuse_other_moments(every: Any, epochs_between: Any, keep: Any) -> None:
-    """What says when to save, and what to keep, must be possible together."""
-    if every != "epoch" and not is_count(every):
-        raise CheckpointError(
-            f'every must be "epoch" or a positive number of steps; {every!r} was given.'
-        )
-    if not is_count(epochs_between):
-        raise CheckpointError(
-            f"epochs_between must be a positive number of epochs; {epochs_between!r} was given."
-        )
-    if epochs_between != 1 and every != "epoch":
-        raise CheckpointError(
-            f"epochs_between={epochs_between} counts epochs, and every={every} steps: give "
-            'every="epoch", or leave epochs_between out.'
-        )
-    if keep is None:
-        return
-    if not is_count(keep):
-        raise CheckpointError(
-            f"keep must be a positive number of checkpoints, or None to keep all; {keep!r} was "
-            "given."
-        )
-    if every != "epoch":
-        raise CheckpointError(
-            f"keep={keep} needs the loss of each checkpoint, and every={every} saves where none "
-            'can be given: use every="epoch" with recorder.epoch(loss=...), or call '
-            "recorder.save(loss=...) yourself where you want checkpoints."
-        )
-
-
-def is_count(value: Any) -> bool:
-    """Whether this is a whole number of at least one."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def said(shape: tuple[int, ...] | None) -> str:
+def shape_text(shape: tuple[int, ...] | None) -> str:
     """A shape in words."""
     return "missing" if shape is None else str(list(shape))
+
+
+def refuse_other_traced(
+    model: Module, checkpoints: Sequence[Checkpoint], traced: Collection[str], is_choice: bool
+) -> None:
+    """Refuse to trace other parameters than those a `tracin.Recorder` saw trained.
+
+    Args:
+        model: The model.
+        checkpoints: Those without a list of trained parameters say nothing.
+        traced: The names of the parameters to trace.
+        is_choice: Whether the user chose them, and may have left some out.
+
+    Raises:
+        CheckpointError: A traced parameter was not trained, or a trained one is frozen now.
+    """
+    ours = {bare_name(name) for name in traced}
+    known = {bare_name(name) for name, _ in model.named_parameters()}
+    for checkpoint in checkpoints:
+        trained = set(checkpoint.trained)
+        if not trained & known:
+            continue  # no list, or another model, of which loading has the words
+        if never := sorted(ours - trained):
+            raise CheckpointError(
+                f"{checkpoint.name} was recorded while {listed(never)} took no steps: frozen, or "
+                "not in the optimizer. Gradients of what was not trained explain nothing: freeze "
+                "it in the model, parameter.requires_grad_(False), or name by `parameters` what "
+                "was trained."
+            )
+        if frozen := [] if is_choice else sorted(known & trained - ours):
+            raise CheckpointError(
+                f"{checkpoint.name} was recorded while {listed(frozen)} was trained, which is "
+                "frozen in the model now. Call requires_grad_(True) on it (a PEFT adapter: "
+                "from_pretrained(..., is_trainable=True)), or leave it out by `parameters`."
+            )

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.hugging_face import logged_rate
-from tracin.checkpoints.names import bare_name
 from tracin.checkpoints.rate import Rate, number, valid_rate
-from tracin.checkpoints.state_dicts import listed
+from tracin.checkpoints.readers.hugging_face import logged_rate
+from tracin.checkpoints.state_dict import bare_name
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointWarning, LearningRateError
+from tracin.plain_text import listed
 
 LearningRates: TypeAlias = Sequence[Rate] | Literal["equal", "span"] | None
 
@@ -105,7 +105,7 @@ def recorded_rates(checkpoints: Sequence[Checkpoint]) -> list[float | dict[str, 
 
 
 def warn_of_other_steps(checkpoints: Sequence[Checkpoint]) -> None:
-    """Say which rates Hugging Face's Trainer logged in another step than the checkpoint's own."""
+    """Warn of rates that the Trainer logged in another step than the checkpoint's own."""
     late = [
         f"{one.name} has that of step {logged.step}"
         for one in checkpoints
@@ -119,8 +119,8 @@ def warn_of_other_steps(checkpoints: Sequence[Checkpoint]) -> None:
         more = f"; and {len(late) - 4} more" if len(late) > 4 else ""
         warnings.warn(
             "The Trainer logged no learning rate in the step of every checkpoint, so the last "
-            f"one before it is taken: {'; '.join(late[:4])}{more}. A schedule may have gone on "
-            "since. Give the true ones by learning_rates=[...], and train with logging_steps=1.",
+            f"one before it is taken: {'; '.join(late[:4])}{more}. A schedule may have changed "
+            "it since. Pass the true ones as learning_rates=[...], and train with logging_steps=1.",
             CheckpointWarning,
             stacklevel=4,
         )
@@ -130,7 +130,7 @@ def given_rates(
     checkpoints: Sequence[Checkpoint], learning_rates: Any
 ) -> list[float | dict[str, float]]:
     """The rates in a list."""
-    # Of a tensor or an array, only one without dimensions is a number.
+    # A tensor or an array is a number only if it has no dimensions.
     if number(learning_rates) is not None and not getattr(learning_rates, "ndim", 0):
         raise LearningRateError(
             f"learning_rates must be {ALLOWED}; the number {learning_rates!r} was given. For the "
@@ -173,7 +173,7 @@ def spans(checkpoints: Sequence[Checkpoint]) -> list[float | dict[str, float]]:
 
 def spans_of_run(checkpoints: Sequence[Checkpoint]) -> dict[int, float | dict[str, float]]:
     """The spans within one training run, by the checkpoints' identity."""
-    # Training may have gone on between two openings of the folder: the longest log knows most.
+    # Training may have continued between two openings of the folder: the longest log is newest.
     log = max((one.log for one in checkpoints if one.log is not None), key=len)
     taken = Counter(one.step for one in checkpoints if one.step is not None)
     steps = sorted(taken)

@@ -125,7 +125,7 @@ def _numpy_now() -> bytes:
 
 
 class _Seen:
-    """The state that NumPy told last."""
+    """The state that NumPy reported last."""
 
     memory = b""
     has_normal = False

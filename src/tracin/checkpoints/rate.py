@@ -1,16 +1,22 @@
-"""What may stand as a learning rate: a positive, finite number, or one for each parameter."""
+"""A checkpoint's learning rate: what may stand as one, and what a saved file says of it."""
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
+from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import LearningRateError
 
 Rate: TypeAlias = float | Mapping[str, float]
+RATE_KEYS = ("learning_rate", "lr")
+STEP_KEYS = ("global_step", "step")
+OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optimizer_state", "optim", "opt")
+SCHEDULER_KEYS = ("scheduler", "lr_scheduler", "scheduler_state_dict", "sched")
 
 
 def valid_rate(rate: Any, name: str) -> float | dict[str, float]:
@@ -57,3 +63,93 @@ def number(value: Any) -> float | None:
         except OverflowError:
             return math.inf  # whatever its sign: no learning rate and no step
     return None
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a checkpoint's file says about itself.
+
+    Attributes:
+        learning_rate: The rate of the last step before it, or of each parameter then, if the
+            file says.
+        step: The number of optimizer steps before it, if the file says.
+        no_rate: Why no learning rate is known.
+    """
+
+    learning_rate: Rate | None = None
+    step: int | None = None
+    no_rate: str = "it records none"
+
+
+def rate_within(content: Any) -> FileInfo:
+    """The learning rate and step saved with a state dict, or in its optimizer's state."""
+    if not isinstance(content, Mapping):
+        return FileInfo()
+    step = next((whole(content[key]) for key in STEP_KEYS if key in content), None)
+    for key in RATE_KEYS:
+        rate = number(content.get(key))
+        if rate is not None:
+            return recorded(rate, step, f"its {key!r}")
+    states = [content[key] for key in OPTIMIZER_KEYS if isinstance(content.get(key), Mapping)]
+    if not states:
+        return FileInfo(step=step)
+    return optimizer_rate(states, any(content.get(key) for key in SCHEDULER_KEYS), step)
+
+
+def optimizer_rate(states: Iterable[Any], has_scheduler: bool, step: int | None) -> FileInfo:
+    """The rate in optimizers' state dicts, if no scheduler changed it.
+
+    A scheduler steps before the state is saved, which then holds the rate of the step to come.
+
+    Args:
+        states: The state dicts of all optimizers.
+        has_scheduler: Whether the checkpoint holds a scheduler's state as well.
+        step: The number of steps before the checkpoint, if known.
+    """
+    groups = [
+        group
+        for state in states
+        if isinstance(state, Mapping) and isinstance(state.get("param_groups"), list | tuple)
+        for group in state["param_groups"]
+        if isinstance(group, Mapping)
+    ]
+    # Schedulers leave the first rate in the groups that they change.
+    if has_scheduler or any("initial_lr" in group for group in groups):
+        reason = "its optimizer state holds the next step's rate, since a scheduler changes it"
+        return FileInfo(None, step, reason)
+    found = {number(group.get("lr")) for group in groups}
+    if not found:
+        return FileInfo(None, step, "it has no optimizer state")
+    if None in found:
+        return FileInfo(None, step, "the rate in its optimizer state is no number")
+    if len(found) == 1:
+        return recorded(found.pop() or 0.0, step, "the rate in its optimizer state")
+    return named_rates(groups, step)
+
+
+def named_rates(groups: Iterable[Mapping[str, Any]], step: int | None) -> FileInfo:
+    """The rate of each parameter, where the optimizer was made from named parameters."""
+    rates = {
+        bare_name(str(name)): number(group.get("lr")) or 0.0
+        for group in groups
+        for name in group.get("param_names") or ()
+    }
+    if not rates:
+        return FileInfo(None, step, "its parameter groups have different rates and no names")
+    if not all(math.isfinite(rate) and rate >= 0 for rate in rates.values()):
+        return FileInfo(None, step, "a rate in its optimizer state is negative or not finite")
+    return FileInfo(rates, step, "")
+
+
+def recorded(rate: float, step: int | None, where: str) -> FileInfo:
+    """A rate that was read, or the reason why it cannot be one."""
+    if math.isfinite(rate) and rate > 0:
+        return FileInfo(rate, step, "")
+    return FileInfo(None, step, f"{where} is {rate!r}")
+
+
+def whole(value: Any) -> int | None:
+    """A step number, if this is one."""
+    found = number(value)
+    is_count = found is not None and math.isfinite(found) and found >= 0 and found == int(found)
+    return int(found) if found is not None and is_count else None

@@ -1,4 +1,4 @@
-"""What a Recorder writes beside the weights: which files, at which steps, with which rates."""
+"""The log of a Recorder's checkpoints: which files, at which steps, with which rates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,17 +7,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tracin.checkpoints.atomic import replacing
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.checksum import checked_fields, read_sealed, sealed
-from tracin.checkpoints.rate import Rate
-from tracin.checkpoints.state_dicts import listed, recorded
+from tracin.checkpoints.rate import Rate, recorded
 from tracin.checkpoints.step_log import Segment, StepLog
 from tracin.errors import CheckpointError
+from tracin.files import checked_fields, read_sealed, replacing, sealed
+from tracin.plain_text import listed
 
 FILE = "recorder.json"
 FORMAT = 2
-OPTIMIZER = "optimizer"  # folders beside the checkpoints, with files of the same names
+OPTIMIZER = "optimizer"  # folders within the Recorder's, with files of the checkpoints' names
 AVERAGED = "averaged"
 
 

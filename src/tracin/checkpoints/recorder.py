@@ -1,28 +1,25 @@
-"""Checkpoints with the learning rates that were really used, from a person's own training loop."""
+"""Record checkpoints, with the learning rates really used, from the user's own training loop."""
 
+import os
 import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+import torch.distributed
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.atomic import remove_unfinished
-from tracin.checkpoints.beside import FilesBeside, tensors
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.disk import made_folder, writing
+from tracin.checkpoints.companions import Companions, tensors
 from tracin.checkpoints.fitting import (
+    bare_optimizer,
     refuse_other_model,
-    refuse_other_moments,
     refuse_other_optimizer,
     refuse_other_weights,
 )
 from tracin.checkpoints.folder_lock import FolderLock
-from tracin.checkpoints.hooked_optimizer import bare_optimizer
-from tracin.checkpoints.keeping import finite, kept
-from tracin.checkpoints.ranks import is_first_rank
-from tracin.checkpoints.rate_log import RateLog
+from tracin.checkpoints.readers.safetensors import write_safetensors
 from tracin.checkpoints.record import (
     AVERAGED,
     FILE,
@@ -33,12 +30,12 @@ from tracin.checkpoints.record import (
     read_record,
     write_record,
 )
-from tracin.checkpoints.safetensors_files import write_safetensors
-from tracin.checkpoints.step_log import StepLog
-from tracin.checkpoints.trained import TrainedNames
-from tracin.checkpoints.visit_log import VisitLog
+from tracin.checkpoints.schedule import finite, kept, refuse_other_moments
+from tracin.checkpoints.step_log import RateLog, StepLog, TrainedNames
 from tracin.checkpoints.visits import FOLDER as VISITS
+from tracin.checkpoints.visits import VisitLog
 from tracin.errors import CheckpointError, CheckpointWarning
+from tracin.files import made_folder, remove_unfinished, writing
 from tracin.guards import owned
 from tracin.wrappers import unwrapped
 
@@ -49,11 +46,11 @@ class Recorder:
     """Saves checkpoints while a model trains, with the learning rate of every step.
 
     It listens to the optimizer and changes nothing: training with it and without gives the same
-    weights, bit for bit. The folder gets one `.safetensors` file a checkpoint and a small
-    `recorder.json`; each is written whole or not at all. What is asked for besides lies in folders
-    within: `optimizer/` and `averaged/`, with files of the checkpoints' names, and `visits/`.
+    weights, bit for bit. The folder gets one `.safetensors` file per checkpoint and a small
+    `recorder.json`; each is written whole or not at all. Optional parts lie in folders within:
+    `optimizer/` and `averaged/`, with files of the checkpoints' names, and `visits/`.
 
-    A Recorder on a folder that has checkpoints of this model goes on after the last one. Put its
+    A Recorder on a folder that has checkpoints of this model resumes after the last one. Put its
     weights into the model (`recorder.latest().weights()`), and your own saved state into the
     optimizer, the averaged model and the random generators, before the first step; the
     optimizer's is also in `recorder.latest().optimizer_state()`, if it was written. Steps that a
@@ -73,11 +70,11 @@ class Recorder:
         folder: Where to write; made if it is not there.
         every: "epoch" to save when `epoch` is called, or a number n to save after each n-th
             optimizer step.
-        epochs_between: With `every="epoch"`, save at each n-th call of `epoch` only.
+        every_n_epochs: With `every="epoch"`, save at each n-th call of `epoch` only.
         keep: How many checkpoints to keep: those with the largest loss reductions since the save
-            before. Every save then needs the loss. The last checkpoint is kept besides, to go on
-            from, so there may be one more; the first one, with no loss before it, counts as the
-            smallest reduction.
+            before. Every save then needs the loss. The last checkpoint is always kept, to
+            resume from, so there may be one more; the first one, with no loss before it, counts
+            as the smallest reduction.
         optimizer_state: Also write the optimizer's moments with each checkpoint, for
             `Checkpoint.optimizer_state`.
         averaged: A model with averaged weights (EMA), such as torch's `AveragedModel`, to be saved
@@ -118,17 +115,17 @@ class Recorder:
         folder: str | Path,
         every: Literal["epoch"] | int = "epoch",
         *,
-        epochs_between: int = 1,
+        every_n_epochs: int = 1,
         keep: int | None = None,
         optimizer_state: bool = False,
         averaged: Module | None = None,
         scaler: Any = None,
     ) -> None:
-        refuse_other_moments(every, epochs_between, keep)
+        refuse_other_moments(every, every_n_epochs, keep)
         model, optimizer = unwrapped(model), bare_optimizer(optimizer, "Recorder", CheckpointError)
         refuse_other_optimizer(model, optimizer)
         self._model, self._optimizer, self._scaler = model, optimizer, scaler
-        self._every, self._epochs_between, self._keep = every, epochs_between, keep
+        self._every, self._every_n_epochs, self._keep = every, every_n_epochs, keep
         self._folder = made_folder(folder, CheckpointError)
         self._is_writing = is_first_rank()
         self._entries: list[Entry] = []
@@ -158,7 +155,7 @@ class Recorder:
         return list(self._losses)
 
     def batch(self, ids: Any) -> None:
-        """Say which training examples a micro-batch holds, before or after its backward pass.
+        """Record which training examples a micro-batch holds, before or after its backward pass.
 
         All ids given since the last optimizer step belong to the next one. They are written with
         the random state at the first of these calls, for `tracin.Visits`.
@@ -181,7 +178,7 @@ class Recorder:
         self._visits.add(ids)
 
     def epoch(self, loss: float | None = None) -> Path | None:
-        """Say that an epoch is over; with `every="epoch"`, save a checkpoint.
+        """Count an epoch; with `every="epoch"`, save a checkpoint if one is due.
 
         Args:
             loss: The training loss at this moment; written down if a checkpoint is saved.
@@ -193,7 +190,7 @@ class Recorder:
             CheckpointError: As from `save`.
         """
         loss = finite(loss)
-        is_due = self._every == "epoch" and (self.epochs + 1) % self._epochs_between == 0
+        is_due = self._every == "epoch" and (self.epochs + 1) % self._every_n_epochs == 0
         if is_due:
             self._refuse_without(loss)
         self.epochs += 1
@@ -229,10 +226,10 @@ class Recorder:
         """Write a checkpoint, then the record that lists it, then delete what the record lacks."""
         name = file_of(self.step)
         checksum = write_safetensors(tensors(self._model), self._folder / name)
-        beside = self._beside.write(name)
+        checksums = self._companions.write(name)
         self._visits.flush()
         self._trained.look()
-        self._add_entry(name, loss, (checksum, *beside))
+        self._add_entry(name, loss, (checksum, *checksums))
         dropped: list[Entry] = []
         if self._keep is not None:
             chosen = kept(self._entries, self._losses, self._keep)
@@ -240,11 +237,11 @@ class Recorder:
             self._entries = chosen
         write_record(self._record())
         for one in dropped:
-            self._beside.delete(one.file)
+            self._companions.delete(one.file)
         return self._folder / name
 
     def latest(self) -> Checkpoint | None:
-        """The last checkpoint in the folder, to go on from; None where there is none."""
+        """The last checkpoint in the folder, to resume from; None if there is none."""
         return self._record().checkpoint(self._entries[-1]) if self._entries else None
 
     def close(self) -> None:
@@ -304,7 +301,7 @@ class Recorder:
             for folder in (self._folder, *(self._folder / name for name in INNER)):
                 remove_unfinished(folder)
         moments = self._optimizer if optimizer_state else None
-        self._beside = FilesBeside(self._folder, self._model, moments, averaged)
+        self._companions = Companions(self._folder, self._model, moments, averaged)
         record = read_record(self._folder) if (self._folder / FILE).is_file() else None
         if record is not None and record.entries:
             self._resume(record)
@@ -312,7 +309,7 @@ class Recorder:
         self._visits = VisitLog(self._folder / VISITS, listed, self.step)
 
     def _resume(self, record: CheckpointLog) -> None:
-        """Go on after the last checkpoint in the folder."""
+        """Resume after the last checkpoint in the folder."""
         last = record.entries[-1]
         record.checkpoint(last)
         refuse_other_model(self._model, self._folder / last.file)
@@ -321,7 +318,7 @@ class Recorder:
             raise CheckpointError(
                 f"keep={self._keep} ranks checkpoints by their losses, but {len(unknown)} of "
                 f"{len(record.entries)} in {self._folder} were saved without one, the first being "
-                f"{unknown[0]}. Go on without keep, or give a new folder."
+                f"{unknown[0]}. Resume without keep, or give a new folder."
             )
         self._entries, self._losses = list(record.entries), list(record.losses)
         self._log = RateLog(self._model, self._optimizer, record.log.until(last.step).segments)
@@ -332,10 +329,10 @@ class Recorder:
         # A process that was killed after it wrote the record may have left what that dropped.
         listed = {one.file for one in record.entries}
         for name in {file_of(step) for step, _, _ in record.losses} - listed:
-            self._beside.delete(name)
+            self._companions.delete(name)
 
     def _refuse_without(self, loss: float | None) -> None:
-        """To keep the best, each checkpoint's loss must be known."""
+        """Refuse a save without a loss where `keep` ranks checkpoints by it."""
         if self._keep is not None and loss is None:
             raise CheckpointError(
                 f"keep={self._keep} ranks checkpoints by how far the loss went down, but no loss "
@@ -405,3 +402,14 @@ class Recorder:
             self._trained.names(),
             self._visits.listed(),
         )
+
+
+def is_first_rank() -> bool:
+    """Whether this is the only process of a training, or the first of several.
+
+    Asked of torch.distributed where it is initialised, else of the environment variable RANK, as
+    torchrun sets it.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    return os.environ.get("RANK", "0") in ("", "0")

@@ -1,12 +1,17 @@
-"""The learning rate of every step of a training run: what "span" weights are added up from."""
+"""The learning rate of every step of a training run, and the parameters that it trained."""
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from tracin.checkpoints.state_dict import bare_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,3 +110,94 @@ def joined(by_name: dict[str, float]) -> float | dict[str, float]:
     """One number where all parameters share it."""
     values = set(by_name.values())
     return values.pop() if len(values) == 1 else by_name
+
+
+class RateLog:
+    """Counts equal steps into runs, and begins a segment whenever the groups change.
+
+    Attributes:
+        last: The rate of each group in the last step; empty where none was taken.
+
+    Args:
+        model: The model, for its parameters' names.
+        optimizer: Its optimizer.
+        segments: What an earlier run has logged.
+    """
+
+    def __init__(
+        self, model: Module, optimizer: Optimizer, segments: tuple[Segment, ...] = ()
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._closed = segments
+        self._groups: tuple[tuple[str, ...], ...] = ()
+        self._runs: list[tuple[int, tuple[float, ...]]] = []
+        self._sizes: tuple[int, ...] = ()
+        self.last: tuple[float, ...] = segments[-1].runs[-1][1] if segments else ()
+
+    def rates(self) -> tuple[float, ...]:
+        """The rate of each group now."""
+        return tuple(float(one["lr"]) for one in self._optimizer.param_groups)
+
+    def add(self, rates: tuple[float, ...]) -> None:
+        """Count a step that was taken with these rates."""
+        sizes = tuple(len(group["params"]) for group in self._optimizer.param_groups)
+        if sizes != self._sizes:
+            self._begin_segment(sizes)
+        if self._runs and self._runs[-1][1] == rates:
+            self._runs[-1] = (self._runs[-1][0] + 1, rates)
+        else:
+            self._runs.append((1, rates))
+        self.last = rates
+
+    def segments(self) -> tuple[Segment, ...]:
+        """All segments so far."""
+        if not self._runs:
+            return self._closed
+        return (*self._closed, Segment(self._groups, tuple(self._runs)))
+
+    def _begin_segment(self, sizes: tuple[int, ...]) -> None:
+        """Take down who is in which group, now and whenever a group was added."""
+        self._closed = self.segments()
+        names = {id(one): name for name, one in self._model.named_parameters()}
+        self._groups = tuple(
+            tuple(names[id(one)] for one in group["params"] if id(one) in names)
+            for group in self._optimizer.param_groups
+        )
+        self._runs, self._sizes = [], sizes
+        # A run that resumes with the same groups continues the same segment.
+        if self._closed and self._closed[-1].groups == self._groups:
+            self._runs = list(self._closed[-1].runs)
+            self._closed = self._closed[:-1]
+
+
+class TrainedNames:
+    """Collects the names of trained parameters, step by step; freezing later takes none away.
+
+    Args:
+        model: The model, for its parameters' names.
+        optimizer: Its optimizer.
+        names: What an earlier run has collected.
+    """
+
+    def __init__(self, model: Module, optimizer: Optimizer, names: Iterable[str] = ()) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._names = set(names)
+        self._flags: list[bool] = []
+
+    def look(self) -> None:
+        """Add what is trained now; cheap where nothing changed."""
+        held = [one for group in self._optimizer.param_groups for one in group["params"]]
+        flags = [one.requires_grad for one in held]
+        if flags == self._flags:
+            return
+        self._flags = flags
+        trained = {id(one) for one, flag in zip(held, flags, strict=True) if flag}
+        self._names |= {
+            bare_name(name)
+            for name, one in self._model.named_parameters(remove_duplicate=False)
+            if id(one) in trained
+        }
+
+    def names(self) -> tuple[str, ...]:
+        """All names so far, sorted."""
+        return tuple(sorted(self._names))

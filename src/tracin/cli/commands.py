@@ -278,7 +278,7 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
     columns = {
         "parameter": np.array(list(found.errors)),
         "relative_error": np.array(list(found.errors.values())),
-        "way": np.array([str(each.way) for each in entries]),
+        "way": np.array([str(each.method) for each in entries]),
         "reason": np.array([each.reason for each in entries]),
     }
     shown = f"{found.coverage}\n\n{found}"

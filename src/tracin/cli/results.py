@@ -58,7 +58,7 @@ def write(
     Raises:
         RunFileError: The folder cannot be written to.
     """
-    from tracin.checkpoints.atomic import replacing
+    from tracin.files import replacing
 
     path = folder / f"{command}.parquet"
     made_by = {"command": command, "version": __version__, **asked, **settings.model_dump()}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tracin.analysis import FoundCurve
-from tracin.checkpoints.atomic import replacing
 from tracin.demo.pictures import Picture
+from tracin.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure

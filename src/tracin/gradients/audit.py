@@ -1,11 +1,11 @@
-"""The audit: what the pass says of a batch's gradients, against what autograd says.
+"""The audit: the gradients that a pass gives for a batch, compared with autograd's.
 
 With random factors c, one per example, the sum of c_i x gradient_i must equal autograd's gradient
 of the sum of c_i x loss_i, for each parameter by itself. Two examples whose gradients were mixed up
 change that sum by |c_i - c_j| |g_i - g_j|, far above rounding, whichever call moved them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import final
@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.data import Batch, length, part
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.reference import weighted_gradients
+from tracin.gradients.visit import Visit
 from tracin.torch_internals import lengths_of
 
 # A gradient that is zero but for rounding (a key's bias under softmax) has no meaningful relative
@@ -34,7 +35,7 @@ def audit_factors(examples: int, generator: torch.Generator) -> Tensor:
 @final
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What autograd says of a stretch of a batch.
+    """What autograd gives for a stretch of a batch.
 
     Attributes:
         window: The examples' rows in the batch.
@@ -82,19 +83,28 @@ class Reference:
 class Audit:
     """Adds up what a pass gives for the examples of a reference, and compares.
 
-    Args:
-        reference: What is right.
+    Attributes:
+        reference: What autograd gives.
         tolerance: How far two computations of the same gradient may be apart, relative to it.
     """
 
     def __init__(self, reference: Reference, tolerance: float) -> None:
         self.reference = reference
-        self._tolerance = tolerance
+        self.tolerance = tolerance
         self._sums: dict[str, Tensor] = {}
+
+    def taking(self, visit: Visit) -> Visit:
+        """The same visitor; this audit takes whatever it takes."""
+
+        def take_and_visit(name: str, form: PerExampleGradient, row: int) -> None:
+            self.take(name, form, row)
+            visit(name, form, row)
+
+        return take_and_visit
 
     @torch.no_grad()
     def take(self, name: str, form: PerExampleGradient, row: int) -> None:
-        """Take up one parameter's gradients; the form's first example is that row of the batch."""
+        """Add one parameter's gradients; the first example of `form` is that row of the batch."""
         window = self.reference.window
         start, stop = max(row, window.start), min(row + form.examples, window.stop)
         if start >= stop:
@@ -105,11 +115,11 @@ class Audit:
         )
         self._sums[name] = found if name not in self._sums else self._sums[name].add_(found)
 
-    def gaps(self, leave_out: frozenset[str] = frozenset()) -> dict[str, float] | None:
+    def gaps(self, leave_out: Collection[str] = ()) -> dict[str, float] | None:
         """The parameters that differ by more than rounding, with their relative gap.
 
         Args:
-            leave_out: Parameters that the pass did not hand on.
+            leave_out: Parameters that the pass skipped.
 
         Returns:
             None if a wanted gradient is not finite: there is nothing to compare with.
@@ -133,7 +143,7 @@ class Audit:
         return too_far(
             dict(zip(wanted, sizes, strict=True)),
             dict(zip(wanted, distances, strict=True)),
-            self._tolerance,
+            self.tolerance,
         )
 
 

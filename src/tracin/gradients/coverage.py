@@ -1,4 +1,4 @@
-"""Which way each parameter's per-example gradients are had, and why."""
+"""How each parameter's per-example gradients are computed, and why."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from tracin.plain_text import plain
 
 
 class GradientMethod(StrEnum):
-    """A way to per-example gradients; all are exact, the first is the cheapest."""
+    """How per-example gradients are computed; all are exact, the first is the cheapest."""
 
     FAST = "fast"
     VMAP = "vmap"
@@ -20,19 +20,19 @@ class GradientMethod(StrEnum):
 @final
 @dataclass(frozen=True)
 class Covered:
-    """How one parameter is covered: the way, and the reason for it in words."""
+    """How one parameter is covered: the method, and the reason for it in words."""
 
-    way: GradientMethod
+    method: GradientMethod
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.way}: {self.reason}"
+        return f"{self.method}: {self.reason}"
 
 
 @final
 @dataclass(frozen=True)
 class Coverage:
-    """Every parameter of the model by name, with the way that is taken for it.
+    """Every parameter of the model by name, with its method.
 
     Printing it gives a table; `entries` is the mapping behind it.
 
@@ -48,13 +48,13 @@ class Coverage:
 
     entries: Mapping[str, Covered]
 
-    def by(self, way: GradientMethod) -> list[str]:
-        """The names of the parameters that are covered in this way."""
-        return [name for name, covered in self.entries.items() if covered.way == way]
+    def by(self, method: GradientMethod) -> list[str]:
+        """The names of the parameters that are covered by this method."""
+        return [name for name, covered in self.entries.items() if covered.method == method]
 
     def __str__(self) -> str:
         rows = [
-            (plain(name), covered.way, plain(covered.reason))
+            (plain(name), covered.method, plain(covered.reason))
             for name, covered in self.entries.items()
         ]
         return "\n".join(_lines(rows))
@@ -62,5 +62,5 @@ class Coverage:
 
 def _lines(rows: list[tuple[str, GradientMethod, str]]) -> Iterable[str]:
     names = max((len(row[0]) for row in rows), default=0)
-    ways = max((len(row[1]) for row in rows), default=0)
-    return (f"{name:<{names}}  {way:<{ways}}  {reason}" for name, way, reason in rows)
+    methods = max((len(row[1]) for row in rows), default=0)
+    return (f"{name:<{names}}  {method:<{methods}}  {reason}" for name, method, reason in rows)

@@ -8,7 +8,7 @@ from torch.func import jvp
 from torch.nn import Module
 
 from tracin.data import Batch
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 from tracin.gradients.functional import losses_of, math_attention, refuse_sharded
 
 

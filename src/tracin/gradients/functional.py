@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tracin.data import Batch
 from tracin.data.batches import Entries, leaves, mapped
 from tracin.errors import UnsupportedModelError
+from tracin.gradients.compute import Compute
 from tracin.gradients.exchange import exchanged
-from tracin.gradients.fast import Compute
 from tracin.losses import Outcome
 from tracin.sharding import is_dtensor
 
@@ -51,7 +51,7 @@ def refuse_sharded(parameters: Mapping[str, Tensor]) -> None:
     sharded = [name for name, parameter in parameters.items() if is_dtensor(parameter)]
     if sharded:
         raise UnsupportedModelError(
-            "vmap, jvp and one backward pass an example are silently wrong under DTensor "
+            "vmap, jvp and one backward pass per example are silently wrong under DTensor "
             f"parameters, and '{sharded[0]}' is one (with {len(sharded) - 1} more). Gather "
             "the model on one device first, for example "
             "with torch.distributed.checkpoint.state_dict.get_model_state_dict(..., "

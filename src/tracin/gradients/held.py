@@ -7,7 +7,7 @@ from torch.nn import Module
 
 from tracin.data import Batch
 from tracin.data.arrangement import is_strided
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 from tracin.sharding import local
 
 

@@ -27,7 +27,7 @@ FEW, MORE = 2, 3  # copies of the example in the two runs
 class Layout:
     """The examples are dimension `dim`, `copies` times as long as the number of examples.
 
-    Positions merged into that dimension make several copies an example; `outer` says whether the
+    Positions merged into that dimension make several copies per example; `outer` says whether the
     examples are the slow index of the merged dimension (None: not yet known).
     """
 
@@ -45,7 +45,7 @@ class Layout:
         return tensor.unflatten(self.dim, sizes).movedim(at, 0)
 
     def fits(self, tensor: Tensor, examples: int) -> bool:
-        """Whether a tensor of another batch can be split in this way."""
+        """Whether a tensor of another batch can be split like this."""
         return tensor.ndim > self.dim and tensor.shape[self.dim] % examples == 0
 
 
@@ -70,12 +70,12 @@ Role = Derived | Meeting
 @final
 @dataclass(frozen=True)
 class ShapeProbe:
-    """What the runs on copies of one example taught.
+    """What the runs on copies of one example showed.
 
     Attributes:
         roles: For every call that takes a parameter, by name, what it does; calls whose output
-            cannot be told apart are left out, so that their parameters take another way.
-        judged: The calls that may move examples about, in order.
+            cannot be told apart are left out, so that their parameters get another method.
+        judged: The calls that may reorder examples, in order.
     """
 
     roles: Mapping[str, Role]

@@ -7,21 +7,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.data import Batch, length, part
-from tracin.gradients.fast import Compute
-from tracin.gradients.forms import Dense
+from tracin.gradients.compute import Compute
 from tracin.gradients.functional import refuse_sharded
-from tracin.gradients.ledger import Visit
 from tracin.gradients.reference import weighted_gradients
 
 
-def loop_pass(
-    model: Module,
-    compute: Compute,
-    batch: Batch,
-    parameters: Mapping[str, Tensor],
-    visit: Visit,
-) -> None:
-    """Hand the per-example gradients of `parameters` on a batch to `visit`, written out.
+def loop_gradients(
+    model: Module, compute: Compute, batch: Batch, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The gradients of each parameter, written out: [examples, *its shape].
 
     Raises:
         UnsupportedModelError: The parameters are sharded: a backward pass averages over ranks.
@@ -33,5 +27,5 @@ def loop_pass(
         gradients, _ = weighted_gradients(model, compute, single, parameters)
         for name, gradient in gradients.items():
             rows[name].append(gradient)
-    for name, gradients in rows.items():
-        visit(name, Dense(torch.stack(gradients)))
+    # Each list goes as its stack is made, so that the gradients are not held twice.
+    return {name: torch.stack(rows.pop(name)) for name in parameters}

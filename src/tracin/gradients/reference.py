@@ -15,8 +15,8 @@ from torch.nn import Module
 from tracin.data import Batch, length
 from tracin.data.batches import mapped_within
 from tracin.errors import TracInError
+from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.exchange import exchanged
-from tracin.gradients.fast import Compute, checked_losses
 from tracin.gradients.graph import leaves_of, reached, refuse_foreign
 from tracin.out_of_memory import is_out_of_memory, raise_if_out_of_memory
 from tracin.sharding import is_divided, local

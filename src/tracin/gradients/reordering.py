@@ -1,8 +1,8 @@
-"""Calls that may move examples about, by what they find in the data.
+"""Calls that may reorder examples, by what they find in the data.
 
 A layout learned on copies of one example says where examples lie, not in which order. Sorting,
 routing and packing move them, so what comes out of such a call is no longer trusted: parameters
-that meet it take a slower, exact way. Only calls that touch the dimension of the examples count.
+that meet it get a slower, exact method. Only calls that touch the dimension of the examples count.
 Which one that is was learned in the trial; where a batch takes another path than the trial did, it
 may be any that the number of examples divides.
 """
@@ -32,7 +32,7 @@ class ReorderingCall:
 
 
 def is_judged(func: Callable[..., Any]) -> bool:
-    """Whether this function may move examples about."""
+    """Whether this function may reorder examples."""
     return func in _JUDGES
 
 
@@ -60,7 +60,7 @@ def _grown(one: tuple[int, ...], other: tuple[int, ...]) -> int | None:
 
 
 @final
-class Scattering:
+class Reordering:
     """Judges the calls of one pass, one after the other."""
 
     def __init__(self, trial: Sequence[ReorderingCall], examples: int) -> None:
@@ -82,7 +82,7 @@ class Scattering:
     def _known(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> dict[int, int | None]:
-        """What the trial says of these tensors, as long as this pass goes the same way."""
+        """What the trial says of these tensors, as long as this pass makes the same calls."""
         if not self._is_alike:
             return {}
         tensors = list(tensors_in(args, kwargs))
@@ -113,7 +113,7 @@ class BatchDim:
             tensor: One of the call's tensors.
             dims: The dimensions that the call reorders or picks from.
             alike: Where nothing is known, count any dimension exactly as long as the examples,
-                beside the first that they divide.
+                apart from the first that they divide.
         """
         dims = {dim % tensor.ndim for dim in dims} if tensor.ndim else set()
         if id(tensor) in self.known:
@@ -137,37 +137,37 @@ def puts_back(func: Callable[..., Any]) -> bool:
     return func in _PUTTING_BACK
 
 
-def _always(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _always(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     return True
 
 
 def _along_dim(place: int, default: int | None) -> Callable[..., bool]:
     """A judge of calls that reorder one dimension, given as their argument number `place`."""
 
-    def judge(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+    def judge(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
         dim = kwargs.get("dim", args[place] if len(args) > place else default)
         tensor = args[0] if args else kwargs.get("input")
         if not isinstance(tensor, Tensor) or dim is None:
             return True
         dims = [dim] if isinstance(dim, int) else list(dim)
-        return sight.holds(tensor, dims, alike=True)
+        return batch_dim.holds(tensor, dims, alike=True)
 
     return judge
 
 
-def _split(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _split(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     tensor, dim = args[0], kwargs.get("dim", args[-1] if len(args) > 2 else 0)
     if not isinstance(dim, int):
         dim = 0
-    return sight.holds(tensor, [dim])
+    return batch_dim.holds(tensor, [dim])
 
 
-def _unbind(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _unbind(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    return sight.holds(args[0], [dim])
+    return batch_dim.holds(args[0], [dim])
 
 
-def _getitem(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _getitem(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     tensor = args[0]
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     given = sum(_width(each) for each in index)
@@ -178,12 +178,12 @@ def _getitem(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) ->
         if each is Ellipsis:
             dim += tensor.ndim - given
             continue
-        if isinstance(each, Tensor | list) and not _is_count(each, sight.examples, place):
+        if isinstance(each, Tensor | list) and not _is_count(each, batch_dim.examples, place):
             dims = range(dim, dim + _width(each))
-            if sight.holds(tensor, dims, alike=True):
+            if batch_dim.holds(tensor, dims, alike=True):
                 return True
         picks = isinstance(each, int | slice) and not _is_whole(each, tensor.shape[dim])
-        if picks and sight.holds(tensor, [dim]):
+        if picks and batch_dim.holds(tensor, [dim]):
             return True
         dim += _width(each)
     return False
@@ -201,7 +201,7 @@ def _is_whole(index: Any, size: int) -> bool:
 
 
 def _is_count(index: Any, examples: int, place: int) -> bool:
-    """hidden[arange(examples), last]: one row an example, in order."""
+    """hidden[arange(examples), last]: one row per example, in order."""
     if place != 0 or not isinstance(index, Tensor) or index.dtype == torch.bool:
         return False
     if index.numel() != examples or is_functorch_wrapped_tensor(index):
@@ -211,22 +211,22 @@ def _is_count(index: Any, examples: int, place: int) -> bool:
     return bool((index.flatten() == torch.arange(examples, device=index.device)).all())
 
 
-def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _matmul(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     """Data times data: a permutation matrix would mix examples, attention keeps them apart."""
     left, right = args[0], args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("mat2"))
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return True
     if right.ndim < 2 or left.ndim < 2:
         return False
-    if not (sight.may_hold(left, left.ndim - 1) or sight.may_hold(right, right.ndim - 2)):
+    if not (batch_dim.may_hold(left, left.ndim - 1) or batch_dim.may_hold(right, right.ndim - 2)):
         return False
-    if id(left) in sight.known:
+    if id(left) in batch_dim.known:
         return True
     batch = [(each, dim) for each in (left, right) for dim in range(each.ndim - 2)]
-    return not any(sight.may_hold(each, dim) for each, dim in batch)
+    return not any(batch_dim.may_hold(each, dim) for each, dim in batch)
 
 
-def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     equation = args[0]
     if not isinstance(equation, str) or "." in equation or "->" not in equation:
         return False
@@ -234,20 +234,20 @@ def _einsum(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> 
     operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
     held: set[str] = set()
     for letters, tensor in zip(inputs.split(","), operands, strict=False):
-        held |= {each for dim, each in enumerate(letters) if sight.may_hold(tensor, dim)}
+        held |= {each for dim, each in enumerate(letters) if batch_dim.may_hold(tensor, dim)}
     return bool(held - set(output)) and not held & set(output)
 
 
-def _where(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _where(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     return len(args) == 1 and not kwargs  # the form that returns positions
 
 
-def _lookup(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _lookup(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     table = args[1] if len(args) > 1 else kwargs.get("weight")
-    return isinstance(table, Tensor) and sight.holds(table, [0], alike=True)
+    return isinstance(table, Tensor) and batch_dim.holds(table, [0], alike=True)
 
 
-def _repeat_interleave(args: Sequence[Any], kwargs: Mapping[str, Any], sight: BatchDim) -> bool:
+def _repeat_interleave(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim) -> bool:
     repeats = args[1] if len(args) > 1 else kwargs.get("repeats")
     return not isinstance(repeats, int)
 

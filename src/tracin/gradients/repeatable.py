@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.errors import LossError
-from tracin.gradients.fast import Compute, checked_losses
+from tracin.gradients.compute import Compute, checked_losses
 
 
 def refuse_unrepeatable(
@@ -51,7 +51,7 @@ def _reason(
     if is_random:
         return (
             f"The loss draws random numbers: {values}, so scores would be random, too. Fix them "
-            "for each example: store the noise (or a seed) beside the example in the data, or "
+            "for each example: store the noise (or a seed) with the example in the data, or "
             "average over a few fixed draws."
         )
     changed = _changed_buffers(model, compute, single)

@@ -149,7 +149,7 @@ def is_routable(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
 
 
 class _Shelves:
-    """Puts rows of the same key beside each other: [rows, width] -> [keys, most rows, width]."""
+    """Puts rows of the same key next to each other: [rows, width] -> [keys, most rows, width]."""
 
     def __init__(self, keys: Tensor, count: int) -> None:
         order = keys.argsort(stable=True)

@@ -14,10 +14,10 @@ from torch.nn import Module
 from tracin.data import Batch, length, part
 from tracin.errors import CoupledExamplesError
 from tracin.gradients.audit import too_far
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
-from tracin.gradients.ledger import Visit
 from tracin.gradients.reference import in_double, weighted_gradients
+from tracin.gradients.visit import Visit
 from tracin.precision import lowest, lowest_precision, precision_of
 from tracin.sharding import is_divided, local, over_ranks, own
 from tracin.torch_internals import lengths_of
@@ -25,7 +25,7 @@ from tracin.torch_internals import lengths_of
 
 @dataclass(frozen=True)
 class Alone:
-    """What autograd says of a few examples, each in a batch of its own.
+    """What autograd gives for a few examples, each in a batch of its own.
 
     Attributes:
         gradients: The sum over examples of factor x gradient, by parameter; of a sharded one,
@@ -51,7 +51,7 @@ def alone(
     parameters: Mapping[str, Tensor],
     factors: Tensor,
 ) -> Alone:
-    """One ordinary backward pass an example; all ranks of a sharded model take the same ones."""
+    """One ordinary backward pass per example; all ranks of a sharded model take the same ones."""
     sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
     norms, losses = [], []
     for example, factor in zip(range(length(batch)), factors.tolist(), strict=False):
@@ -166,13 +166,18 @@ def are_apart(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 def weighted_sum(
     run: Callable[[Visit], None], parameters: Mapping[str, Tensor], factors: Tensor
 ) -> dict[str, Tensor]:
-    """The sum over examples of factor x gradient that a way gives, by parameter.
+    """The sum over examples of factor x gradient that a method gives, by parameter.
 
-    Of a sharded one, this rank's part: the whole is there for one parameter at a time.
+    Of a sharded parameter, this rank's part: the whole is there for one parameter at a time.
+
+    Args:
+        run: Hands each parameter's gradients to a visitor, those of all examples at once.
+        parameters: The parameters, by name.
+        factors: [examples].
     """
     sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
 
-    def visit(name: str, form: PerExampleGradient) -> None:
+    def visit(name: str, form: PerExampleGradient, row: int) -> None:
         whole = form.weighted_sum(factors).view(parameters[name].shape)
         sums[name] = own(whole, parameters[name]).to(sums[name], copy=is_divided(parameters))
 

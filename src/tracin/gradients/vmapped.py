@@ -9,20 +9,14 @@ from torch.nn import Module
 
 from tracin.data import Batch
 from tracin.gradients.batching import quiet_batching
-from tracin.gradients.fast import Compute
-from tracin.gradients.forms import Dense
+from tracin.gradients.compute import Compute
 from tracin.gradients.functional import columns, losses_of, math_attention, refuse_sharded
-from tracin.gradients.ledger import Visit
 
 
-def vmap_pass(
-    model: Module,
-    compute: Compute,
-    batch: Batch,
-    parameters: Mapping[str, Tensor],
-    visit: Visit,
-) -> None:
-    """Hand the per-example gradients of `parameters` on a batch to `visit`, written out.
+def vmap_gradients(
+    model: Module, compute: Compute, batch: Batch, parameters: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The gradients of each parameter, written out: [examples, *its shape].
 
     Raises:
         UnsupportedModelError: The parameters are sharded: vmap would be silently wrong.
@@ -38,6 +32,4 @@ def vmap_pass(
     detached = {name: parameter.detach() for name, parameter in parameters.items()}
     with torch.no_grad(), math_attention(), quiet_batching():
         each = vmap(grad(one), in_dims=(None, *(0,) * len(tensors)))
-        gradients = each(detached, *tensors)
-    for name, gradient in gradients.items():
-        visit(name, Dense(gradient))
+        return each(detached, *tensors)

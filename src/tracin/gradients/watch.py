@@ -23,14 +23,14 @@ from tracin.gradients.layouts import (
 from tracin.gradients.mode import Mode
 from tracin.gradients.opening import opened
 from tracin.gradients.refusals import refuse, refuse_live
-from tracin.gradients.reordering import Scattering, puts_back
+from tracin.gradients.reordering import Reordering, puts_back
 from tracin.gradients.routed import Routed, is_routable
 from tracin.gradients.rules import Leaf, Use, mark, plain, steps_of
 from tracin.gradients.writing import refuse_writes
 
 
 class CallSink(Protocol):
-    """Who keeps account of the uses of every parameter."""
+    """Takes the uses of every parameter."""
 
     def derive(self, leaf: Leaf) -> None:
         """A tensor was made of parameters alone."""
@@ -43,10 +43,11 @@ class CallSink(Protocol):
 
 @final
 class FunctionWatch(Mode):
-    """Runs beneath the user's loss: cuts parameters off where they meet data, and taps the outputs.
+    """Runs beneath the user's loss, and replaces parameters' gradients by those of call outputs.
 
-    A call that has no rule is left as it is, so that its parameter stays in the graph of the loss
-    and is found there (`reached`): an unknown use is known to be unknown.
+    It cuts parameters off where they meet data, and reads the gradient of the call's output. A call
+    without a rule stays as it is, so that its parameter stays in the graph of the loss and is found
+    there (`reached`): an unknown use is known to be unknown.
 
     With `is_live` it runs beneath a training step: parameters stay where they are, so that the
     user's backward pass is what it would have been, and examples may be coupled: what is read is
@@ -60,10 +61,10 @@ class FunctionWatch(Mode):
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
-        trial: ShapeProbe,
+        probe: ShapeProbe,
         examples: int,
         anchor: Tensor,
-        ledger: CallSink,
+        sink: CallSink,
         *,
         is_live: bool = False,
         kept: frozenset[int] = frozenset(),
@@ -77,11 +78,11 @@ class FunctionWatch(Mode):
         self._refuse = refuse_live if is_live else refuse
         self._has_begun = not is_live
         self._leaves = {id(p): Leaf(name, p, (name,)) for name, p in parameters.items()}
-        self._roles = trial.roles
-        self._scattering = Scattering(trial.judged, examples)
+        self._roles = probe.roles
+        self._reordering = Reordering(probe.judged, examples)
         self._examples = examples
         self._anchor = anchor
-        self._ledger = ledger
+        self._sink = sink
         self._names = CallNames()
         self._scattered: set[int] = set()
         self._kept: list[Tensor] = []
@@ -103,7 +104,7 @@ class FunctionWatch(Mode):
         if self._untouchable:
             refuse_writes(func, args, kwargs, self._untouchable)
         self._has_begun |= bool(leaves)
-        moves = self._has_begun and self._scattering.judges(func, args, kwargs)
+        moves = self._has_begun and self._reordering.judges(func, args, kwargs)
         if not leaves:
             return self._without_parameters(func, args, kwargs, moves)
         inside = opened(func)
@@ -119,7 +120,7 @@ class FunctionWatch(Mode):
         return self._unknown(func, args, kwargs, name, leaves)
 
     def begin(self) -> None:
-        """The model is entered: until then a person only puts the batch together."""
+        """Enter the model: until then the training loop only puts the batch together."""
         self._has_begun = True
 
     def _unknown(
@@ -160,7 +161,7 @@ class FunctionWatch(Mode):
         output = func(*plain(marked), **plain(marked_by_name))
         routed = Routed(name, func, marked, marked_by_name, self._examples, output.shape)
         output = grad_hook(output, self._anchor, _nothing)
-        self.routed.append((routed, get_gradient_edge(output), self._ledger.meet(routed)))
+        self.routed.append((routed, get_gradient_edge(output), self._sink.meet(routed)))
         self._scattered.add(id(output))
         self._kept.append(output)
         return output
@@ -218,7 +219,7 @@ class FunctionWatch(Mode):
                     tensor._version,
                 )
                 self._leaves[id(tensor)] = leaf
-                self._ledger.derive(leaf)
+                self._sink.derive(leaf)
         return output
 
     def _meeting(
@@ -247,19 +248,19 @@ class FunctionWatch(Mode):
         if not isinstance(output, Tensor) or not role.output.fits(output, self._examples):
             raise UnlikeTrialError(name)
         if self._is_live and role.output.copies == 1:
-            # Here the number of examples is what a person says it is.
+            # Here the number of examples is what the training loop announced.
             rows = output.shape[role.output.dim]
             if rows != self._examples:
                 raise UnlikeTrialError(f"{name} holds {rows} examples")
-        return grad_hook(output, self._anchor, self._ledger.meet(use))
+        return grad_hook(output, self._anchor, self._sink.meet(use))
 
 
 def _nothing(delta: Tensor) -> None:
-    """The gradient is asked for by its place in the graph."""
+    """The backward pass takes the gradient by its place in the graph."""
 
 
 class UnlikeTrialError(Exception):
-    """A call gave an output of another kind than in the trial: the batch takes another way."""
+    """A call gave an output of another kind than in the trial: another method covers the batch."""
 
 
 # How a penalty joins a loss.

@@ -1,4 +1,4 @@
-"""Torch's errors that a user can cure at the data, said in words of the data."""
+"""Torch's errors that a user can cure at the data, message in words of the data."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch.nn import Module
 from tracin.data import Batch
 from tracin.data.batches import content_of, leaves
 from tracin.errors import DataError
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 from tracin.torch_internals import is_functorch_wrapped_tensor
 
 # "mat1 and mat2 must have the same dtype", "expected scalar type Double", "Input type (double) and
@@ -21,7 +21,7 @@ _UNLIKE = re.compile(
 
 
 def worded(compute: Compute) -> Compute:
-    """The same loss; where its numbers are of two kinds, the error names the column of the data.
+    """The same loss; where it mixes two number formats, the error names the column of the data.
 
     Raises:
         DataError: Torch could not compute with the data's kind of floating point numbers.
@@ -31,16 +31,16 @@ def worded(compute: Compute) -> Compute:
         try:
             return compute(model, batch)
         except (RuntimeError, ValueError) as error:  # RNNs raise the latter
-            said = _said(dict(model.named_parameters()), batch, str(error))
-            if said is None:
+            message = _message(dict(model.named_parameters()), batch, str(error))
+            if message is None:
                 raise
-            raise DataError(said) from error
+            raise DataError(message) from error
 
     compute_or_say.__wrapped__ = compute  # type: ignore[attr-defined]  # for names in errors
     return compute_or_say
 
 
-def _said(parameters: Mapping[str, Tensor], batch: Batch, error: str) -> str | None:
+def _message(parameters: Mapping[str, Tensor], batch: Batch, error: str) -> str | None:
     kinds = {each.dtype for each in parameters.values() if each.is_floating_point()}
     if not _UNLIKE.search(error) or not kinds or _is_transformed(parameters):
         return None
@@ -61,5 +61,5 @@ def _name(tensor: Tensor) -> str:
 
 
 def _is_transformed(parameters: Mapping[str, Tensor]) -> bool:
-    """Within torch.func, where an error means that there is another way."""
+    """Within torch.func, where an error only means that another method is needed."""
     return any(is_functorch_wrapped_tensor(each) for each in parameters.values())

@@ -1,16 +1,13 @@
 """What an index is of: what must agree before its rows may meet other rows."""
 
-import hashlib
 from collections.abc import Mapping
 from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor
-
 from tracin.checkpoints import Checkpoint
 from tracin.errors import IndexingError
+from tracin.files import bytes_of, fingerprint
 from tracin.index.store import Store
 from tracin.index.table import columns_beside
 from tracin.run import Run, parameter_shapes
@@ -96,18 +93,14 @@ def checkpoint_keys(run: Run) -> list[str]:
 
 def checkpoint_key(checkpoint: Checkpoint) -> str:
     """Equal for checkpoints with the same weights, bit for bit."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, weight in sorted(checkpoint.weights().items()):
-        digest.update(name.encode())
-        digest.update(str(weight.dtype).encode())
-        digest.update(bytes_of(weight))
-    return digest.hexdigest()
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's numbers as they lie in memory; not copied where that is the CPU's."""
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return fingerprint(
+        (
+            piece
+            for name, weight in sorted(checkpoint.weights().items())
+            for piece in (name, str(weight.dtype), bytes_of(weight))
+        ),
+        size=8,
+    )
 
 
 def refuse_other_parameters(store: Store, run: Run) -> None:

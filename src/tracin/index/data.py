@@ -4,7 +4,6 @@ All of them cannot be compared at each build, so a few are: some examples spread
 each build, and the losses of a few of those.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,8 @@ from tracin.checkpoints.random_state import RandomState
 from tracin.data import Examples, content_of, move
 from tracin.data.batches import leaves
 from tracin.errors import IndexingError
-from tracin.index.contents import bytes_of, checkpoint_keys
+from tracin.files import bytes_of, fingerprint
+from tracin.index.contents import checkpoint_keys
 from tracin.index.store import Added, Entry, Manifest
 from tracin.index.store.checksums import checksum
 from tracin.run import Run
@@ -68,18 +68,17 @@ def added_of(examples: Examples, span: range, data: Any) -> Added:
 
 def example_fingerprint(examples: Examples, position: int) -> str:
     """Equal for equal examples."""
-    digest = hashlib.blake2b(digest_size=8)
+    pieces: list[str | memoryview] = []
     for path, leaf in leaves(examples.take([position])):
-        digest.update(path.encode())
+        pieces.append(path)
         if is_plain(leaf):
-            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(bytes_of(leaf))
+            pieces += [f"{leaf.dtype} {tuple(leaf.shape)}", bytes_of(leaf)]
         elif isinstance(leaf, str | bytes | int | float | list | tuple | None):
-            digest.update(repr(leaf).encode())
+            pieces.append(repr(leaf))
         else:
             # What such an object prints as may hold its place in memory.
-            digest.update(type(leaf).__qualname__.encode())
-    return digest.hexdigest()
+            pieces.append(type(leaf).__qualname__)
+    return fingerprint(pieces, size=8)
 
 
 def data_checksum(examples: Examples, span: range) -> str | None:

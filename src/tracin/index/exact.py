@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tracin.data import Examples
 from tracin.results.explanations import TopInfluences
-from tracin.scoring.checkpoint_pass import CheckpointPass, ScoreRequest
+from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.top_k import top_k
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.checks import count_within, positive_int
 from tracin.data import Examples, open_examples
 from tracin.engines import Gatherer
 from tracin.errors import IndexingError, QueryError
@@ -544,13 +545,8 @@ class _Candidates:
 
 
 def _check_hits(k: Any, most: int) -> None:
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= most:
-        raise QueryError(
-            f"k={k!r} hits were asked for, but the index has {most} rows to choose from. Give a k "
-            f"from 1 to {most}."
-        )
+    count_within(k, most, f"the index has {most} rows to choose from", QueryError)
 
 
 def _check_count(name: str, count: Any) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise QueryError(f"{name} is a whole number of at least 1; {count!r} was given.")
+    positive_int(count, name, QueryError)

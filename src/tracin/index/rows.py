@@ -16,7 +16,8 @@ from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
 from tracin.gradients.forms import PerExampleGradient, real_shape
 from tracin.preconditioners import Scaling
-from tracin.scoring.checkpoint_pass import CheckpointPass, refuse_non_finite
+from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.settled import settled
 from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import Plan, Projection, Sketcher, planned

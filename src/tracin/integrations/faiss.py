@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tracin.checks import positive_int
 from tracin.errors import IndexingError, QueryError
 from tracin.index.index import Index
 from tracin.index.row_scan import SketchedQueries
@@ -118,8 +119,9 @@ class Nearest:
             IndexingError: faiss is not installed; the index is incomplete; the file is damaged, or
                 of another index; lists or probes are no positive whole numbers.
         """
-        _refuse_other_than_count("lists", lists)
-        _refuse_other_than_count("probes", probes)
+        for name, count in (("lists", lists), ("probes", probes)):
+            if count is not None:
+                positive_int(count, name, IndexingError, also="None")
         faiss = _faiss()
         store = index.store
         flat = Flat(index.plan.columns, widest)
@@ -309,10 +311,3 @@ def _threads(faiss: ModuleType) -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(before)
-
-
-def _refuse_other_than_count(name: str, value: int | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise IndexingError(f"{name} is a whole number of at least 1, or None; got {value!r}.")

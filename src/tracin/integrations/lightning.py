@@ -12,10 +12,10 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints import Checkpoint, Recorder
-from tracin.checkpoints.lightning import is_lightning, lightning_rate
 from tracin.checkpoints.rate import Rate
-from tracin.checkpoints.state_dicts import weights_within
-from tracin.checkpoints.torch_files import read_torch
+from tracin.checkpoints.readers.lightning import is_lightning, lightning_rate
+from tracin.checkpoints.readers.torch import read_torch
+from tracin.checkpoints.state_dict import weights_within
 from tracin.errors import CheckpointError, LearningRateError, UnsupportedModelError
 from tracin.integrations.recording import RecorderSettings
 
@@ -55,7 +55,7 @@ class TracInCallback(Callback):
     Args:
         folder: Where to write.
         every: "epoch" to save at each epoch's end, or a number n to save after each n-th step.
-        epochs_between: With `every="epoch"`, save at each n-th epoch only.
+        every_n_epochs: With `every="epoch"`, save at each n-th epoch only.
         keep: How many checkpoints to keep: those with the largest reductions of the training
             loss, the mean of what `training_step` returned during an epoch.
         optimizer_state: Also write the optimizer's moments with each checkpoint.
@@ -72,13 +72,13 @@ class TracInCallback(Callback):
         folder: str | Path,
         every: Literal["epoch"] | int = "epoch",
         *,
-        epochs_between: int = 1,
+        every_n_epochs: int = 1,
         keep: int | None = None,
         optimizer_state: bool = False,
         averaged: Module | None = None,
     ) -> None:
         self._recording = RecorderSettings(
-            Path(folder).expanduser(), every, epochs_between, keep, optimizer_state, averaged
+            Path(folder).expanduser(), every, every_n_epochs, keep, optimizer_state, averaged
         )
         self._losses: list[Tensor] = []
         self.recorder: Recorder | None = None

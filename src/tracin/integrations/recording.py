@@ -9,9 +9,10 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints import Recorder
-from tracin.checkpoints.beside import FilesBeside
-from tracin.checkpoints.fitting import refuse_other_moments, refuse_other_weights
+from tracin.checkpoints.companions import Companions
+from tracin.checkpoints.fitting import refuse_other_weights
 from tracin.checkpoints.record import FILE, CheckpointLog, read_record, write_record
+from tracin.checkpoints.schedule import refuse_other_moments
 from tracin.errors import CheckpointError, CheckpointWarning
 
 
@@ -22,7 +23,7 @@ class RecorderSettings:
     Attributes:
         folder: As for `tracin.Recorder`, like all that follow.
         every: When to save.
-        epochs_between: Save at each n-th epoch only.
+        every_n_epochs: Save at each n-th epoch only.
         keep: How many checkpoints to keep.
         optimizer_state: Whether the optimizer's moments are written.
         averaged: A model with averaged weights.
@@ -33,13 +34,13 @@ class RecorderSettings:
 
     folder: Path
     every: Literal["epoch"] | int
-    epochs_between: int
+    every_n_epochs: int
     keep: int | None
     optimizer_state: bool
     averaged: Module | None
 
     def __post_init__(self) -> None:
-        refuse_other_moments(self.every, self.epochs_between, self.keep)
+        refuse_other_moments(self.every, self.every_n_epochs, self.keep)
 
     def begin(self, model: Module, optimizer: Optimizer, step: int, scaler: Any) -> Recorder:
         """Open the Recorder, going on where the trainer does.
@@ -63,7 +64,7 @@ class RecorderSettings:
             optimizer,
             self.folder,
             self.every,
-            epochs_between=self.epochs_between,
+            every_n_epochs=self.every_n_epochs,
             keep=self.keep,
             optimizer_state=self.optimizer_state,
             averaged=self.averaged,
@@ -91,9 +92,9 @@ class RecorderSettings:
         kept = tuple(one for one in record.entries if one.step <= step)
         losses = tuple(one for one in record.losses if one[0] <= step)
         write_record(replace(record, entries=kept, log=record.log.until(step), losses=losses))
-        beside = FilesBeside(self.folder, model, None, None)
+        companions = Companions(self.folder, model, None, None)
         for one in record.entries[len(kept) :]:
-            beside.delete(one.file)
+            companions.delete(one.file)
 
     def _no_checkpoint(self, record: CheckpointLog, step: int) -> CheckpointError:
         steps = [one.step for one in record.entries]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, Recorder, loaded, open_checkpoints
-from tracin.checkpoints.hugging_face import step_of
+from tracin.checkpoints.readers.hugging_face import step_of
 from tracin.errors import CheckpointError, UnsupportedModelError
 from tracin.integrations.recording import RecorderSettings
 
@@ -39,7 +39,7 @@ class TracInCallback(TrainerCallback):
     Args:
         folder: Where to write; not the Trainer's own output folder.
         every: "epoch" to save at each epoch's end, or a number n to save after each n-th step.
-        epochs_between: With `every="epoch"`, save at each n-th epoch only.
+        every_n_epochs: With `every="epoch"`, save at each n-th epoch only.
         keep: How many checkpoints to keep: those with the largest reductions of the training
             loss. The loss is the mean of those that the Trainer logs during an epoch, so
             `logging_steps` must be shorter than one.
@@ -58,13 +58,13 @@ class TracInCallback(TrainerCallback):
         folder: str | Path,
         every: Literal["epoch"] | int = "epoch",
         *,
-        epochs_between: int = 1,
+        every_n_epochs: int = 1,
         keep: int | None = None,
         optimizer_state: bool = False,
         averaged: Module | None = None,
     ) -> None:
         self._recording = RecorderSettings(
-            Path(folder).expanduser(), every, epochs_between, keep, optimizer_state, averaged
+            Path(folder).expanduser(), every, every_n_epochs, keep, optimizer_state, averaged
         )
         self._logged: list[float] = []
         self.recorder: Recorder | None = None

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint, bare_name
-from tracin.checkpoints.optimizer_states import PARAMETERS
-from tracin.checkpoints.state_dicts import listed
+from tracin.checkpoints.optimizer_state import PARAMETERS
 from tracin.errors import CheckpointError
+from tracin.plain_text import listed
 from tracin.preconditioners.preconditioner import HasOptimizerState, Scaling
 
 WAY_OUT = (

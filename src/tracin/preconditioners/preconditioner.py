@@ -7,7 +7,7 @@ from typing import Protocol, final
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint
-from tracin.checkpoints.optimizer_states import OptimizerState
+from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.gradients.forms import PerExampleGradient, scaled
 
 

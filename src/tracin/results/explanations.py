@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
+from tracin.checks import count_within
 from tracin.errors import QueryError
 from tracin.plain_text import plain
 from tracin.results.recall import Recall
@@ -228,10 +229,7 @@ class Explanations:
 
     def _held(self, k: int) -> int:
         held = self.proponents.ids.shape[1]
-        is_number = isinstance(k, int | np.integer) and not isinstance(k, bool)
-        if not is_number or not 1 <= k <= held:
-            raise QueryError(
-                f"{k!r} hits were asked for, but {held} were kept for each query. Ask for 1 to "
-                f"{held}, or explain again with a larger k."
-            )
-        return int(k)
+        count = int(k) if isinstance(k, np.integer) else k
+        there = f"{held} were kept for each query"
+        way_out = ", or explain again with a larger k"
+        return count_within(count, held, there, QueryError, way_out=way_out)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.checks import count_within, one_of
 from tracin.errors import QueryError
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
 
@@ -105,13 +106,8 @@ class Suspects:
         return f"ranked by {self.ranked_by}\n{aligned(names, rows)}{more}"
 
     def _held(self, k: int) -> int:
-        is_number = isinstance(k, int | np.integer) and not isinstance(k, bool)
-        if not is_number or not 1 <= k <= len(self):
-            raise QueryError(
-                f"{k!r} suspects were asked for, but there are {len(self)}. Ask for 1 to "
-                f"{len(self)}."
-            )
-        return int(k)
+        count = int(k) if isinstance(k, np.integer) else k
+        return count_within(count, len(self), f"there are {len(self)}", QueryError, "suspects")
 
     def _picked(self, order: Tensor) -> "Suspects":
         at = order.numpy()
@@ -128,6 +124,4 @@ def check_ranking(by: str) -> None:
     Raises:
         QueryError: Names those that do.
     """
-    if not isinstance(by, str) or by not in RANKINGS:
-        listed = ", ".join(f'"{name}"' for name in RANKINGS)
-        raise QueryError(f"Suspects are ranked by one of {listed}; {by!r} was given.")
+    one_of(by, RANKINGS, "The ranking of suspects", QueryError)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tracin.checkpoints.atomic import replacing
 from tracin.errors import OutputError, QueryError
+from tracin.files import replacing
 from tracin.plain_text import plain
 
 Columns = Mapping[str, np.ndarray]

@@ -65,7 +65,7 @@ class Verification:
     def __str__(self) -> str:
         width = max(len(plain(name)) for name in [*self.errors, "(scores)"])
         lines = [
-            f"{plain(name):<{width}}  {error:8.1e}  {self.coverage.entries[name].way}"
+            f"{plain(name):<{width}}  {error:8.1e}  {self.coverage.entries[name].method}"
             for name, error in self.errors.items()
         ]
         verdict = "exact" if self.is_exact else "NOT exact"

@@ -2,6 +2,7 @@
 
 import torch
 
+from tracin.checks import positive_int
 from tracin.data import Batch, length, part
 from tracin.errors import DataError
 from tracin.gradients import Gradients
@@ -24,11 +25,7 @@ def checked_size(batch_size: BatchSize) -> int | None:
     """
     if batch_size == "auto":
         return None
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise DataError(
-            f'batch_size is "auto" or a whole number of at least 1; {batch_size!r} was given.'
-        )
-    return batch_size
+    return positive_int(batch_size, "batch_size", DataError, also='"auto"')
 
 
 def fitting_size(gradients: Gradients, batch: Batch, device: torch.device) -> int:

@@ -13,7 +13,7 @@ from tracin.data.batches import mapped_within
 from tracin.gradients import Gradients
 from tracin.gradients.forms import Dense, PerExampleGradient, as_query, pairs
 from tracin.results.verification import allowed
-from tracin.scoring.checkpoint_pass import refuse_non_finite
+from tracin.scoring.finite import refuse_non_finite
 from tracin.slow_twin import AS_THEY_ARE, IN_FLOAT64, THEMSELVES, Own, SlowTwin, Weights
 
 # Numbers of the twin's gradients that are held at once: 512 MB in float64.

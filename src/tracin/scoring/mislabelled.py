@@ -9,7 +9,7 @@ from torch import Tensor
 from tracin.errors import LossError
 from tracin.losses import Outcome
 from tracin.results.suspects import Suspects
-from tracin.scoring.checkpoint_pass import BatchScores
+from tracin.scoring.batch_scores import BatchScores
 
 # Probabilities that are held at once, whatever the size of the data: 256 MB in float32.
 HELD = 1 << 26

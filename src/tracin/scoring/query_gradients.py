@@ -1,4 +1,4 @@
-"""The gradients of the queries at one checkpoint, held in the form that is cheapest to multiply."""
+"""The gradients of the queries at one checkpoint, in the form that is cheapest to multiply."""
 
 from collections.abc import Mapping
 from typing import final
@@ -41,7 +41,7 @@ class QueryGradients:
         self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
 
     def add(self, gradients: Gradients, batch: Batch, *, is_last: bool) -> Tensor:
-        """Take up a batch of queries; returns their losses: [queries]."""
+        """Add a batch of queries; returns their losses: [queries]."""
         forms: dict[str, list[tuple[int, PerExampleGradient]]] = {}
 
         def keep(name: str, form: PerExampleGradient, row: int) -> None:
@@ -64,13 +64,13 @@ class QueryGradients:
     def __len__(self) -> int:
         return sum(size for size, _ in self._blocks)
 
-    def products(self, name: str, form: PerExampleGradient, memo: ProductCache) -> Tensor | None:
+    def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
         """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""
         weight = self._weights[name]
         if len(self._blocks) == 1 and len(self._blocks[0][1].get(name, [])) == 1:
             _, query = self._blocks[0][1][name][0]
             if query.examples == len(self):
-                return pairs(form, query, memo).mul(weight)
+                return pairs(form, query, cache).mul(weight)
         columns, is_used = [], False
         for size, block in self._blocks:
             scores = None

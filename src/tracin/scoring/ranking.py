@@ -9,7 +9,7 @@ from torch import Tensor
 from tracin.errors import QueryError
 from tracin.losses import Outcome
 from tracin.results.explanations import TopInfluences
-from tracin.scoring.checkpoint_pass import BatchScores
+from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.top_k import top_k
 
 

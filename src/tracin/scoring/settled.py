@@ -1,4 +1,4 @@
-"""Public calls pass over the data again where an audit finds that a slower way must be taken."""
+"""Public calls pass over the data again where an audit needs a slower gradient method."""
 
 from collections.abc import Callable
 from functools import partial, wraps

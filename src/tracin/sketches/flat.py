@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tracin.checks import positive_int
 from tracin.errors import IndexingError
 from tracin.sketches.columns import Columns, Dot, Product
 from tracin.sketches.hashing import CountSketch
@@ -56,11 +57,7 @@ class Flat:
     """
 
     def __init__(self, columns: Columns, widest: int = WIDEST, seed: int = 0) -> None:
-        if isinstance(widest, bool) or not isinstance(widest, int) or widest < 1:
-            raise IndexingError(
-                f"widest is how many numbers products may take, a whole number of at least 1; got "
-                f"{widest!r}."
-            )
+        positive_int(widest, "widest", IndexingError)
         self._width = columns.width
         self._dots = [block for block in columns.blocks if isinstance(block, Dot)]
         products = [block for block in columns.blocks if isinstance(block, Product)]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
+from tracin.checks import is_int, positive_int
 from tracin.errors import IndexingError
 
 
@@ -37,25 +38,17 @@ class Projection:
     split: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
-        _check_count("dim", self.dim)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+        positive_int(self.dim, "A projection's dim", IndexingError)
+        if not is_int(self.seed):
             raise IndexingError(f"A projection's seed is a whole number; got {self.seed!r}.")
         if self.seed.bit_length() > 63:
             raise IndexingError("A projection's seed is a whole number of at most 63 bits.")
         if self.split is None:
             return
         for name, numbers in self.split.items():
-            _check_count(f"split[{name!r}]", numbers)
+            positive_int(numbers, f"A projection's split[{name!r}]", IndexingError)
         if sum(self.split.values()) > self.dim:
             raise IndexingError(
                 f"The split gives away {sum(self.split.values())} numbers, but dim is {self.dim}. "
                 "Give less, or raise dim."
             )
-
-
-def _check_count(what: str, numbers: object) -> None:
-    if isinstance(numbers, bool) or not isinstance(numbers, int) or numbers < 1:
-        raise IndexingError(
-            f"A projection's {what} is how many numbers are kept, a whole number of at least 1; "
-            f"got {numbers!r}."
-        )

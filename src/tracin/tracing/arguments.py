@@ -74,13 +74,3 @@ def refuse_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             "of them make up the step. Call loss.backward() first and then optimizer.step() "
             "without a closure."
         )
-
-
-def refuse_count(value: Any, name: str) -> None:
-    """A count is a whole number of at least 1.
-
-    Raises:
-        TracingError: It is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise TracingError(f"{name} is a whole number of at least 1; {value!r} was given.")

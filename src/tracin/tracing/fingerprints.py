@@ -1,6 +1,6 @@
 """Short texts that are equal for equal ids, queries or weights, to know them again by."""
 
-import hashlib
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,45 +10,31 @@ from torch.nn import Module
 
 from tracin.data import Examples
 from tracin.data.batches import leaves
-
-
-def ids_fingerprint(ids: np.ndarray) -> str:
-    """Equal for equal ids in the same order."""
-    content = "\n".join(map(str, ids.tolist())).encode()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+from tracin.files import bytes_of, fingerprint, ids_fingerprint
 
 
 def query_fingerprint(queries: Examples) -> str:
     """Equal for equal queries with equal ids."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(ids_fingerprint(queries.ids).encode())
-    for _, batch in queries.batches(256):
-        for path, leaf in leaves(batch):
-            digest.update(path.encode())
-            digest.update(_content(leaf))
-    return digest.hexdigest()
+    leaves_of = (pair for _, batch in queries.batches(256) for pair in leaves(batch))
+    content = (piece for path, leaf in leaves_of for piece in (path, _content(leaf)))
+    return fingerprint(chain([ids_fingerprint(queries.ids)], content))
 
 
 def weights_fingerprint(model: Module) -> str:
     """Equal for models with the same weights, bit for bit."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(_bytes(parameter.detach()))
-    return digest.hexdigest()
+    return fingerprint(
+        piece
+        for name, parameter in model.named_parameters()
+        for piece in (name, bytes_of(parameter))
+    )
 
 
-def _content(leaf: Any) -> bytes:
+def _content(leaf: Any) -> bytes | memoryview:
     """What tells a leaf of a batch from another: its numbers or texts, else its class alone."""
     if isinstance(leaf, Tensor) and not leaf.is_meta and leaf.layout == torch.strided:
-        return _bytes(leaf)
+        return bytes_of(leaf)
     if isinstance(leaf, np.ndarray) and leaf.dtype != object:
         return f"{leaf.dtype}{leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes()
     if isinstance(leaf, str | bytes | int | float | list | tuple):
         return repr(leaf).encode()
     return repr(type(leaf)).encode()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    held = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return held.reshape(-1).view(torch.uint8).numpy().tobytes()  # also where there are no dims

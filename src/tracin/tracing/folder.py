@@ -24,11 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.checkpoints.atomic import flush, remove_unfinished
-from tracin.checkpoints.checksum import blocks, text_of
-from tracin.checkpoints.disk import made_folder, writing
 from tracin.checkpoints.folder_lock import FolderLock
 from tracin.errors import TracingError
+from tracin.files import blocks, flush, made_folder, remove_unfinished, text_of, writing
 from tracin.tracing.manifest import (
     ABOUT,
     FLOAT64,

@@ -21,17 +21,17 @@ from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tracin.checkpoints import untouched
-from tracin.checkpoints.state_dicts import listed
 from tracin.data import Examples, move
 from tracin.data.batches import leaves as leaves_of
 from tracin.errors import TracingError, TracingWarning
+from tracin.gradients.accumulator import GradientAccumulator
 from tracin.gradients.audit import audit_factors, too_far
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
-from tracin.gradients.ledger import GradientAccumulator
 from tracin.gradients.watch import FunctionWatch
+from tracin.plain_text import listed
 from tracin.precision import lowest_precision
 from tracin.tracing.buffers import buffers_kept
 from tracin.tracing.micro_batches import MicroBatch, ShareReader
@@ -142,7 +142,7 @@ def gaps(
     generator = torch.Generator().manual_seed(seed)
     factors = audit_factors(examples, generator)
     forms: dict[str, PerExampleGradient] = {}
-    accumulator = GradientAccumulator(leaves, forms.__setitem__)
+    accumulator = GradientAccumulator(leaves, lambda name, form, row: forms.update({name: form}))
     with _shadow(model, is_eval=is_eval):
         anchor = new_anchor(device)
         watch = FunctionWatch(leaves, trial, examples, anchor, accumulator, is_live=True)

@@ -15,7 +15,8 @@ from tracin.data import Batch, Examples, content_of, copied, move
 from tracin.data.batches import leaves
 from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import Gradients, until_settled
-from tracin.gradients.fast import Compute, Pass, checked_losses
+from tracin.gradients.compute import Compute, checked_losses
+from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense, PerExampleGradient, ProductCache, as_query, pairs
 
 # Numbers of scaled query gradients written out at once: 256 MB in float32.

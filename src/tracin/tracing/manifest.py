@@ -9,13 +9,12 @@ from typing import Any, final
 import numpy as np
 from torch.optim import Optimizer
 
-from tracin.checkpoints.atomic import replacing
-from tracin.checkpoints.checksum import checked_fields, read_sealed, sealed
 from tracin.data import Examples
 from tracin.data.ids import checked_ids
 from tracin.errors import DataError, TracingError
+from tracin.files import checked_fields, ids_fingerprint, read_sealed, replacing, sealed
 from tracin.scoring.parameters import Selection
-from tracin.tracing.fingerprints import ids_fingerprint, query_fingerprint
+from tracin.tracing.fingerprints import query_fingerprint
 from tracin.tracing.paths import Quadrature
 
 FORMAT = 2

@@ -10,15 +10,16 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints import untouched
-from tracin.checkpoints.state_dicts import listed
 from tracin.data import Batch, part
 from tracin.errors import TracingError
-from tracin.gradients.fast import Compute, learn
+from tracin.gradients.accumulator import GradientAccumulator
+from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient, added
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
-from tracin.gradients.ledger import GradientAccumulator
+from tracin.gradients.probing import learn
 from tracin.gradients.watch import FunctionWatch, UnlikeTrialError
+from tracin.plain_text import listed
 from tracin.tracing.buffers import buffers_kept
 from tracin.tracing.model_calls import ModelCall
 
@@ -79,7 +80,10 @@ class ShareReader:
             TracingError: The pass is not one over the examples that were announced.
         """
         # The shares are read after the step, when the weights have changed.
-        accumulator = GradientAccumulator(self.parameters, batch.forms.__setitem__, is_settled=True)
+        forms = batch.forms
+        accumulator = GradientAccumulator(
+            self.parameters, lambda name, form, row: forms.update({name: form}), is_settled=True
+        )
 
         def settle() -> None:
             accumulator.close()

@@ -12,7 +12,7 @@ from torch.nn import Module
 
 from tracin.data import Batch, content_of
 from tracin.data.batches import mapped
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 
 
 @final

@@ -5,8 +5,8 @@ from typing import final
 import torch
 from torch.optim import Optimizer
 
-from tracin.checkpoints.state_dicts import listed
 from tracin.errors import TracingError
+from tracin.plain_text import listed
 from tracin.tracing.raw_gradients import densified
 from tracin.tracing.step import StepInputs
 from tracin.tracing.traced_parameters import TracedParameters

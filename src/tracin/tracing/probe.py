@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tracin.checkpoints import untouched
 from tracin.data import Examples, move
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
 from tracin.gradients.reference import weighted_gradients
 from tracin.losses import CrossEntropy, MeanSquaredError
 from tracin.precision import in_double

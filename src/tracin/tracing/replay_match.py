@@ -7,7 +7,7 @@ import torch
 from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, bare_name
-from tracin.checkpoints.names import without_wrappers
+from tracin.checkpoints.state_dict import without_wrappers
 
 
 @final

@@ -9,8 +9,8 @@ from typing import final
 import numpy as np
 from torch.nn import Module
 
-from tracin.checkpoints.disk import unwritable
 from tracin.errors import TracingError, TracingWarning
+from tracin.files import unwritable
 from tracin.tracing.fingerprints import weights_fingerprint
 from tracin.tracing.folder import Tables
 from tracin.tracing.manifest import Save

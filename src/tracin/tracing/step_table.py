@@ -10,9 +10,8 @@ from typing import final
 import numpy as np
 from torch import Tensor
 
-from tracin.checkpoints.atomic import replacing
-from tracin.checkpoints.checksum import blocks, crc_of, text_of
 from tracin.errors import TracingError
+from tracin.files import blocks, crc_of, replacing, text_of
 from tracin.tracing.paths import Quadrature
 
 # What a step's prediction is made of, beside its examples (method: E4's lines for nobody).

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.checks import count_within
 from tracin.errors import QueryError, TracingError
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.scoring.top_k import top_k
@@ -146,11 +147,8 @@ class Trace:
                 traced.
         """
         self._refuse_no_queries()
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.about.train:
-            raise QueryError(
-                f"k={k!r} hits were asked for, but there are {self.about.train} training examples. "
-                f"Give a k from 1 to {self.about.train}."
-            )
+        most = self.about.train
+        count_within(k, most, f"there are {most} training examples", QueryError)
         scores = self._scores(path)
         step = max(1, HELD // self.about.queries)
         sides = []

@@ -9,10 +9,10 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from tracin.checkpoints import untouched
-from tracin.checkpoints.state_dicts import listed
 from tracin.data import Examples, content_of, move
 from tracin.errors import TracingError, UnsupportedModelError
-from tracin.gradients.fast import Compute
+from tracin.gradients.compute import Compute
+from tracin.plain_text import listed
 from tracin.scoring.last_used import last_used
 from tracin.scoring.parameters import LAST, Selection, chosen_parameters
 

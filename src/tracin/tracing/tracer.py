@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.disk import writing
-from tracin.checkpoints.hooked_optimizer import bare_optimizer
+from tracin.checkpoints.fitting import bare_optimizer
+from tracin.checks import positive_int
 from tracin.data import move, open_examples
 from tracin.errors import TracingError
+from tracin.files import writing
 from tracin.guards import Guard, Hold, owned
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.scoring.parameters import Selection
@@ -24,7 +25,6 @@ from tracin.tracing.arguments import (
     checked_paths,
     checked_weights,
     refuse_closure,
-    refuse_count,
     traceable_model,
 )
 from tracin.tracing.diagnostics import TraceDiagnostics
@@ -119,9 +119,9 @@ class Tracer:
         stops_training: bool = True,
     ) -> None:
         model = traceable_model(model)
-        refuse_count(every, "every")
+        positive_int(every, "every", TracingError)
         if queries_at_once is not None:
-            refuse_count(queries_at_once, "queries_at_once")
+            positive_int(queries_at_once, "queries_at_once", TracingError)
         paths = checked_paths(paths)
         optimizer = bare_optimizer(optimizer, "Tracer", TracingError)
         rule_of(optimizer)

@@ -1,4 +1,4 @@
-"""Gradients that are written out a block at a time, whenever they are asked for."""
+"""Gradients that are written out a block at a time, whenever they are needed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""A form: what a parameter's per-example gradients are held as, factored where that is cheaper."""
+"""A parameter's per-example gradients, kept in factors where that is cheaper."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +13,7 @@ GPU_BLOCK = 1 << 26
 
 
 class PerExampleGradient(ABC):
-    """The gradients of one parameter, one an example, in whatever shape is cheapest to hold.
+    """The gradients of one parameter, one per example, in whatever shape is cheapest to hold.
 
     Products of two forms are in `products.py`, since they depend on both kinds.
     """

@@ -52,17 +52,17 @@ def _is_same(one: Tensor, other: Tensor) -> bool:
 
 
 def pairs(
-    form: PerExampleGradient, query: PerExampleGradient, memo: ProductCache | None = None
+    form: PerExampleGradient, query: PerExampleGradient, cache: ProductCache | None = None
 ) -> Tensor:
     """The dot product of each example's gradient with each query's: [examples, queries].
 
     Args:
         form: The gradients of a batch of training examples.
         query: The same parameter's gradients of the queries, as `as_query` gives them.
-        memo: Kept from one parameter to the next of the same batch.
+        cache: Kept from one parameter to the next of the same batch.
     """
-    if memo is not None and isinstance(query, Dense | OuterProduct):
-        shared = _shared(form, query, memo)
+    if cache is not None and isinstance(query, Dense | OuterProduct):
+        shared = _shared(form, query, cache)
         if shared is not None:
             return shared
     if isinstance(form, SumOf):
@@ -117,16 +117,16 @@ def added(form: PerExampleGradient) -> PerExampleGradient:
 
 
 def _shared(
-    form: PerExampleGradient, query: Dense | OuterProduct, memo: ProductCache
+    form: PerExampleGradient, query: Dense | OuterProduct, cache: ProductCache
 ) -> Tensor | None:
     """The product of a layer with one position, if its factors are at hand."""
     if isinstance(form, Dense) and isinstance(query, Dense):
-        return memo.product(form.dense(), query.dense())
+        return cache.product(form.dense(), query.dense())
     if not (isinstance(form, OuterProduct) and isinstance(query, OuterProduct)):
         return None
     if (form.positions, query.positions) != (1, 1):
         return None
-    product = memo.product(form.left[:, 0], query.left[:, 0])
+    product = cache.product(form.left[:, 0], query.left[:, 0])
     return (form.right[:, 0] @ query.right[:, 0].mT).mul_(product)
 
 

@@ -56,7 +56,7 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Parts:
-    """Sums or means of rows, a bag an example."""
+    """Sums or means of rows, one bag per example."""
     is_plain = offsets is None and isinstance(input, Tensor) and input.ndim == 2
     if mode == "max" or scale_grad_by_freq or not is_plain or not isinstance(weight, Leaf):
         raise NoRule("bags of another kind")

@@ -11,7 +11,7 @@ from tracin.gradients.forms import Computed, Dense, PerExampleGradient
 from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, last_resort, leaves_in
 
 # Numbers of gradients that one call writes out for all parameters and examples at once, 16 MB in
-# float32; beyond, each parameter's are written out in blocks when they are asked for.
+# float32; beyond, each parameter's are written out in blocks when they are needed.
 AT_ONCE = 1 << 22
 
 
@@ -19,7 +19,7 @@ AT_ONCE = 1 << 22
 def local(use: Use, *args: Any, **kwargs: Any) -> Parts:
     """Exact for a function that treats examples apart, at the price of writing gradients out.
 
-    Bilinear, PReLU, recurrent cells, einsum and whatever torch adds later come this way.
+    Bilinear, PReLU, recurrent cells, einsum and whatever torch adds later get this rule.
     """
     name = getattr(use.func, "__name__", "")
     if name.endswith("_") and not name.endswith("__"):

@@ -2,7 +2,7 @@
 
 A cast, a mask, a scale, a product with a constant, spectral and weight norm: the gradient of what
 comes out is already a sum of outer products, and so is, but for a few terms, that of what went in.
-Where no step is known, autograd pulls written-out gradients back, in blocks (see the ledger).
+Where no step is known, autograd pulls written-out gradients back, in blocks (see the accumulator).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -194,23 +194,23 @@ class Manifest:
         """A fingerprint of what all rows have in common: how they are made and kept."""
         names = ("about", "width", "pieces", "number_format", "rows_a_shard", "beside", "witness")
         fixed = asdict(self)
-        return fingerprint({name: fixed[name] for name in names})
+        return content_fingerprint({name: fixed[name] for name in names})
 
     @cached_property
     def plan(self) -> str:
         """A fingerprint of how gradients become rows."""
-        return fingerprint(self.about.get("plan"))
+        return content_fingerprint(self.about.get("plan"))
 
     @cached_property
     def data(self) -> tuple[str, ...]:
         """A fingerprint of the examples of each extent."""
         known = [{**asdict(each), "source": None} for each in self.added]
-        return tuple(map(fingerprint, known))
+        return tuple(map(content_fingerprint, known))
 
     @property
     def of(self) -> str:
         """A fingerprint of how rows are made and of all their examples: what answers rest on."""
-        return fingerprint([self.index, self.extents, self.data])
+        return content_fingerprint([self.index, self.extents, self.data])
 
     def identity(self, unit: Unit) -> dict[str, str]:
         """What a unit's file must say of itself, or it is another's."""
@@ -332,7 +332,7 @@ def refuse_odd(manifest: Manifest) -> None:
         raise ValueError("it.checkpoints with one key have unlike numbers")
 
 
-def fingerprint(content: Any) -> str:
+def content_fingerprint(content: Any) -> str:
     """A checksum of anything that JSON can hold."""
     return checksum(json.dumps(content, sort_keys=True).encode())
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol, final
 
 import numpy as np
 
-from tracin.checkpoints.atomic import flush
 from tracin.errors import IndexingError
+from tracin.files import flush
 from tracin.index.store.mounts import is_on_network
 
 UNFINISHED = ".unfinished"

@@ -1,0 +1,166 @@
+"""An optimizer's moments at a checkpoint, by parameter name, in a safetensors file."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from tracin.checkpoints.readers.safetensors import check_seal, unreadable, write_sealed
+from tracin.checkpoints.state_dict import bare_name
+from tracin.errors import CheckpointError
+
+KIND = "tracin.optimizer"
+GROUPS = "tracin.groups"
+PARAMETERS = "parameters"  # in a group's options: the names of its parameters
+
+
+@dataclass(frozen=True, eq=False)
+class OptimizerState:
+    """What an optimizer remembers after some step.
+
+    Attributes:
+        kind: The name of its class, such as "AdamW".
+        groups: The options of each group (lr, betas, eps, ...) as they were at that moment, with
+            the names of its parameters under "parameters".
+        moments: Parameter name -> what is kept for it, such as "exp_avg_sq" or "step".
+    """
+
+    kind: str
+    groups: tuple[Mapping[str, Any], ...]
+    moments: Mapping[str, Mapping[str, Tensor]]
+
+    @classmethod
+    def of(cls, model: Module, optimizer: Optimizer) -> "OptimizerState":
+        """The state of `optimizer` now; its tensors are the optimizer's own, not copies.
+
+        Raises:
+            CheckpointError: A parameter in the optimizer is not the model's.
+        """
+        names = {id(parameter): bare_name(name) for name, parameter in model.named_parameters()}
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        strangers = sum(id(parameter) not in names for parameter in held)
+        if strangers:
+            raise CheckpointError(
+                f"The optimizer holds {strangers} parameters that are not the model's, so its "
+                "state cannot be kept by name. Give the model whose parameters it was made from."
+            )
+        groups = tuple(
+            {
+                **{key: _plain(value) for key, value in group.items() if key != "params"},
+                PARAMETERS: [names[id(parameter)] for parameter in group["params"]],
+            }
+            for group in optimizer.param_groups
+        )
+        moments = {
+            names[id(parameter)]: {
+                key: torch.as_tensor(value)
+                for key, value in optimizer.state.get(parameter, {}).items()
+                if value is not None
+            }
+            for parameter in held
+        }
+        return cls(
+            type(optimizer).__name__, groups, {n: kept for n, kept in moments.items() if kept}
+        )
+
+    def restore(self, model: Module, optimizer: Optimizer) -> None:
+        """Put this state into an optimizer of the same kind over the same parameters.
+
+        Raises:
+            CheckpointError: Another kind of optimizer, or other parameters in its groups.
+        """
+        here = OptimizerState.of(model, optimizer)
+        if here.kind != self.kind:
+            raise CheckpointError(
+                f"The state is of the optimizer {self.kind}, but {here.kind} was given."
+            )
+        ours = [list(group[PARAMETERS]) for group in here.groups]
+        theirs = [list(group[PARAMETERS]) for group in self.groups]
+        if ours != theirs:
+            raise CheckpointError(
+                "The optimizer's groups hold other parameters than when the state was saved: "
+                f"{ours} here, {theirs} there. Make the optimizer as it was made then."
+            )
+        named = {bare_name(name): parameter for name, parameter in model.named_parameters()}
+        for group, saved in zip(optimizer.param_groups, self.groups, strict=True):
+            group.update(
+                {key: _lists_as(group.get(key), saved[key]) for key in saved if key != PARAMETERS}
+            )
+        for name, kept in self.moments.items():
+            parameter = named[name]
+            optimizer.state[parameter] = {
+                # Steps stay where torch keeps them: on the CPU unless the optimizer is fused.
+                key: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
+                for key, value in kept.items()
+            }
+
+    def write(self, path: Path) -> str:
+        """Write a `.safetensors` file, whole or not at all.
+
+        Returns:
+            The file's checksum.
+        """
+        tensors = {
+            f"{name}/{key}": value
+            for name, kept in self.moments.items()
+            for key, value in kept.items()
+        }
+        metadata = {"format": "pt", KIND: self.kind, GROUPS: json.dumps(self.groups)}
+        return write_sealed(tensors, path, metadata)
+
+    @classmethod
+    def read(cls, path: Path, checksum: str = "") -> "OptimizerState":
+        """Read what `write` wrote.
+
+        Args:
+            path: The file.
+            checksum: What `write` returned; "" if that is not known.
+
+        Raises:
+            CheckpointError: The file is missing, truncated, damaged, or of another kind.
+        """
+        check_seal(path, checksum)
+        moments: dict[str, dict[str, Tensor]] = {}
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                metadata = file.metadata() or {}
+                kind, groups = metadata[KIND], json.loads(metadata[GROUPS])
+                for entry in file.keys():  # noqa: SIM118  # the file is no mapping
+                    name, _, key = entry.rpartition("/")
+                    moments.setdefault(name, {})[key] = file.get_tensor(entry)
+                if not _are_groups(groups):
+                    raise ValueError("its groups are not those of an optimizer")
+        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+            raise unreadable(path, error) from error
+        return cls(kind, tuple(groups), moments)
+
+
+def _are_groups(groups: Any) -> bool:
+    """Whether this is a list of groups, each with options and the names of its parameters."""
+    return isinstance(groups, list) and all(
+        isinstance(group, dict)
+        and isinstance(group.get(PARAMETERS), list)
+        and all(isinstance(name, str) for name in group[PARAMETERS])
+        for group in groups
+    )
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON can hold it: a learning rate may be a tensor."""
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _lists_as(here: Any, saved: Any) -> Any:
+    """A value from JSON, which makes lists of tuples and numbers of tensors, as it is kept here."""
+    if isinstance(here, tuple) and isinstance(saved, list):
+        return tuple(saved)
+    if isinstance(here, Tensor) and not isinstance(saved, Tensor):
+        return torch.as_tensor(saved).to(here)
+    return saved

@@ -1,0 +1,24 @@
+"""Checkpoints of Lightning's Trainer, and when the learning rate in them can be believed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tracin.checkpoints.rate import FileInfo, optimizer_rate, whole
+
+
+def is_lightning(content: Any) -> bool:
+    """Whether Lightning wrote this dict."""
+    return isinstance(content, Mapping) and "pytorch-lightning_version" in content
+
+
+def lightning_rate(content: Mapping[str, Any]) -> FileInfo:
+    """The rate of the optimizer, if no scheduler changed it.
+
+    The optimizer's state is saved after its scheduler's step (at an epoch's end also after that of
+    a scheduler that steps by epochs), so under a scheduler it holds the rate of the step to come,
+    not of the last one: then none is known.
+    """
+    step = whole(content.get("global_step"))
+    states = content.get("optimizer_states")
+    has_states = isinstance(states, list | tuple)
+    return optimizer_rate(states if has_states else (), bool(content.get("lr_schedulers")), step)

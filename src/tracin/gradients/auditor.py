@@ -1,0 +1,124 @@
+"""Audits passes while they run, and steps down to slower methods where an audit fails."""
+
+from collections.abc import Collection
+from typing import final
+
+import torch
+
+from tracin.data import Batch, length
+from tracin.gradients.audit import Audit, Reference
+from tracin.gradients.batch_pass import BatchPass
+from tracin.gradients.fast import Pass
+from tracin.gradients.method_table import MethodTable
+from tracin.gradients.pair_check import LossesAlone
+from tracin.gradients.schedule import Schedule
+from tracin.gradients.self_check import refuse_other_losses
+from tracin.gradients.settling import slower_methods
+from tracin.gradients.stepping_down import SteppedDownError
+from tracin.gradients.traced_model import TracedModel
+
+
+@final
+class Auditor:
+    """Chooses the batches of a pass to audit, and compares their gradients with autograd's.
+
+    Args:
+        traced: The model, its loss and its parameters.
+        methods: Where the methods are kept.
+        passes: Repeats a pass over a batch whose audit failed.
+        random: Draws factors and orders.
+    """
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        methods: MethodTable,
+        passes: BatchPass,
+        random: torch.Generator,
+    ) -> None:
+        self._traced = traced
+        self._methods = methods
+        self._passes = passes
+        self._random = random
+        self._schedule = Schedule(0, 0)
+        self._alone: LossesAlone | None = None
+
+    def begin(self, examples: int, held: int, losses: LossesAlone | None) -> int:
+        """Begin a pass.
+
+        Args:
+            examples: How many it has.
+            held: Bytes of activations that an example keeps for the backward pass.
+            losses: Losses of examples of the first batch, each alone.
+
+        Returns:
+            The most examples that the first batch should have, since all of it is audited.
+        """
+        self._schedule = Schedule(examples, held)
+        self._alone = losses
+        return self._schedule.first
+
+    def next(self, batch: Batch, tolerance: float, *, is_last: bool) -> Audit | None:
+        """The audit of the next batch; None if it is not audited, as no batch is of sharded models.
+
+        Args:
+            batch: The batch.
+            tolerance: What rounding explains.
+            is_last: Whether it is the last of the pass.
+        """
+        if self._traced.is_sharded:
+            return None
+        window = self._schedule.next(length(batch), is_last)
+        if window is None:
+            return None
+        rows = torch.randperm(len(window), generator=self._random).tolist()
+        return self._audit(batch, [window[row] for row in rows], tolerance)
+
+    def judge(self, batch: Batch, result: Pass, audit: Audit, leave_out: Collection[str]) -> None:
+        """Accept a pass over a batch, or step down.
+
+        Args:
+            batch: The batch.
+            result: What its pass gave.
+            audit: The audit that took its gradients.
+            leave_out: Parameters that the pass skipped.
+
+        Raises:
+            SteppedDownError: Some gradients are not autograd's; their parameters have slower
+                methods now.
+            CoupledExamplesError: Examples depend on each other.
+            LossError: The loss draws random numbers, or changes state.
+        """
+        reference = audit.reference
+        failed = audit.gaps(leave_out)
+        if failed is None:
+            return  # nothing can be compared; whoever takes the losses will name the example
+        at = slice(reference.window.start, reference.window.stop)
+        found, wanted = result.losses[at], reference.losses
+        if self._alone is not None:
+            found = torch.cat([found, result.losses[self._alone.rows]])
+            wanted = torch.cat([wanted, self._alone.losses.to(wanted)])
+            self._alone = None
+        if not bool(torch.isfinite(found.sum())):
+            return
+        refuse_other_losses(found, wanted, audit.tolerance)
+        if failed:
+            # A ReLU whose input is zero but for rounding may switch with the order of a batch or
+            # its size: compare with the same batch in the same order.
+            audit = self._audit(batch, list(range(length(batch))), audit.tolerance)
+            self._passes.run(batch, audit.take, leave_out)
+            failed = audit.gaps(leave_out)
+        if failed:
+            changed = slower_methods(
+                self._traced, self._methods, batch, failed, audit.tolerance, self._random
+            )
+            if changed:
+                self._methods.step_down(changed)
+                raise SteppedDownError(changed)
+
+    def _audit(self, batch: Batch, rows: list[int], tolerance: float) -> Audit:
+        traced = self._traced
+        reference = Reference.of(
+            traced.model, traced.compute, batch, traced.parameters, rows, self._random
+        )
+        return Audit(reference, tolerance)

@@ -1,0 +1,62 @@
+"""What the loss of one example shows: that it can be differentiated, and what rounding explains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tracin.data import Batch, part
+from tracin.errors import LossError
+from tracin.gradients.compute import checked_losses
+from tracin.gradients.graph import leaves_of, refuse_foreign
+from tracin.gradients.held import held_bytes
+from tracin.gradients.refusals import Guard
+from tracin.gradients.self_check import tolerance_of
+from tracin.gradients.traced_model import TracedModel
+
+
+@final
+@dataclass(frozen=True)
+class Inspection:
+    """What one forward pass over one example shows.
+
+    Attributes:
+        tolerance: How far rounding can put two computations of a loss or gradient apart, relative
+            to its size.
+        held: Bytes of activations that an example keeps for the backward pass.
+    """
+
+    tolerance: float
+    held: int
+
+
+def inspected(traced: TracedModel, batch: Batch) -> Inspection:
+    """Compute the loss of the first example of `batch`, and look at its graph.
+
+    Raises:
+        LossError: The loss is no differentiable value per example, or depends on trained tensors
+            outside the model.
+        CoupledExamplesError: BatchNorm runs in train mode.
+    """
+    single = part(batch, [0])
+    with torch.enable_grad(), Guard():
+        loss = checked_losses(traced.compute(traced.model, single), 1)
+    if not loss.requires_grad:
+        raise LossError(
+            "The losses do not depend on any traced parameter through autograd. Was the "
+            "loss computed under torch.no_grad(), or from detached outputs?"
+        )
+    if not traced.is_sharded:
+        _refuse_foreign(traced, single, leaves_of(loss))
+    tolerance = tolerance_of(traced.parameters, loss)
+    return Inspection(tolerance, held_bytes(traced.model, traced.compute, single))
+
+
+def _refuse_foreign(traced: TracedModel, single: Batch, leaves: Sequence[Tensor]) -> None:
+    """Trained tensors outside the model are those that are there in two passes."""
+    with torch.enable_grad():
+        again = leaves_of(checked_losses(traced.compute(traced.model, single), 1))
+    lasting = {id(leaf) for leaf in leaves}
+    refuse_foreign(again, traced.model.parameters(), traced.compute, lasting)

@@ -1,0 +1,77 @@
+"""Adds up the scores of one batch, parameter by parameter, while its pass runs."""
+
+from collections.abc import Mapping
+from typing import final
+
+from torch import Tensor
+
+from tracin.gradients.fast import Pass
+from tracin.gradients.forms import PerExampleGradient, ProductCache
+from tracin.preconditioners.adam import Scaling
+from tracin.scoring.batch_scores import BatchScores
+from tracin.scoring.query_gradients import QueryGradients
+from tracin.scoring.score_request import ScoreRequest
+
+
+@final
+class BatchSums:
+    """Adds up what each parameter contributes to the scores of one batch."""
+
+    def __init__(
+        self,
+        examples: int,
+        weights: Mapping[str, float],
+        queries: QueryGradients | None,
+        request: ScoreRequest,
+        scaling: Scaling | None,
+    ) -> None:
+        self._examples = examples
+        self._weights = weights
+        self._queries = queries
+        self._request = request
+        self._scaling = scaling
+        self._cache = ProductCache()
+        self._scores: Tensor | None = None
+        self._norms: Tensor | None = None
+        self._apart: Tensor | None = None
+
+    def visit(self, name: str, form: PerExampleGradient, row: int) -> None:
+        """Add one parameter's gradients; the first example of `form` is that row of the batch."""
+        request = self._request
+        is_counted = name not in request.only_apart
+        if self._queries is not None and is_counted:
+            scores = self._queries.products(name, form, self._cache)
+            if scores is not None:
+                self._scores = self._added(self._scores, scores, row)
+        if request.norms:
+            scaling = self._scaling
+            own = scaling.squared_norm(name, form) if scaling else form.squared_norm()
+            norms = self._weights[name] * own
+            if is_counted:
+                self._norms = self._added(self._norms, norms, row)
+            if name in request.apart:
+                self._apart = self._added(self._apart, norms.clone(), row)
+
+    def scores(self, checkpoint: int, positions: range, result: Pass) -> BatchScores:
+        """The sums over all parameters, once the pass over the batch is done."""
+        request, queries = self._request, self._queries
+        zeros = result.losses.new_zeros
+        scores = self._scores
+        if result.scores is not None:
+            scores = self._added(scores, result.scores, 0)
+        if queries is not None and scores is None:
+            scores = zeros(self._examples, len(queries))
+        norms, apart = self._norms, self._apart
+        if request.norms:
+            norms = zeros(self._examples) if norms is None else norms
+            apart = zeros(self._examples) if apart is None else apart
+        query_norms = None if queries is None else queries.norms
+        return BatchScores(checkpoint, positions, scores, norms, apart, query_norms, result.outcome)
+
+    def _added(self, total: Tensor | None, share: Tensor, row: int) -> Tensor:
+        if row == 0 and share.shape[0] == self._examples:
+            return share if total is None else total.add_(share)
+        if total is None:
+            total = share.new_zeros(self._examples, *share.shape[1:])
+        total[row : row + share.shape[0]] += share
+        return total

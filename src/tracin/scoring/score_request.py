@@ -1,0 +1,28 @@
+"""What a pass over checkpoints computes for every batch."""
+
+from dataclasses import dataclass
+from typing import final
+
+from tracin.data import Examples
+
+
+@final
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What to compute for every batch.
+
+    Attributes:
+        queries: Examples to score influence on, or None.
+        span: Which of them.
+        together: Whether the queries are one, their sum.
+        norms: Whether to compute squared gradient lengths.
+        apart: Parameters whose squared lengths are also given apart from those of all.
+        only_apart: Parameters that are traced for `apart` alone.
+    """
+
+    queries: Examples | None = None
+    span: range = range(0)
+    together: bool = False
+    norms: bool = False
+    apart: frozenset[str] = frozenset()
+    only_apart: frozenset[str] = frozenset()
