@@ -146,8 +146,8 @@ class TraceDiagnostics:
             )
         others = [part for part, value in self.parts().items() if part != "examples" and value]
         whole = sum(abs(value) for value in self.parts().values())
-        told = sum(abs(self.parts()[part]) for part in others)
-        if told > NOTICED * whole:
+        unattributed = sum(abs(self.parts()[part]) for part in others)
+        if unattributed > NOTICED * whole:
             return (
                 "Scores may be trusted, amounts too: together with "
                 f"{' and '.join(others)}, which belong to no example, they add up to the real "

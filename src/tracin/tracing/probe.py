@@ -33,7 +33,7 @@ def loss_factor(
     each example has one label.
 
     Returns:
-        The factor; None where the examples do not have one weight, or it cannot be told.
+        The factor; None where the examples do not have one weight, or it cannot be inferred.
     """
     examples = len(micro_batch)
     rows = sorted({at * (examples - 1) // max(1, PROBED - 1) for at in range(PROBED)})

@@ -28,7 +28,7 @@ from tracin.tracing.manifest import (
 from tracin.tracing.paths import Quadrature
 from tracin.tracing.step_table import Steps
 
-# Scores that are ranked at a time: 16 MB, and as much again beside them.
+# Scores that are ranked at a time: 16 MB, and as much again for their order.
 HELD = 1 << 22
 
 
@@ -59,7 +59,7 @@ class Trace:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """The trace in a folder as of its last save, also while its Tracer goes on.
+        """The trace in a folder as of its last save, also while its Tracer is at work.
 
         Raises:
             TracingError: There is none, training broke off before its first save, or a file is
