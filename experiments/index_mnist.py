@@ -29,7 +29,7 @@ from experiments.index_rivals import Pair, Told, captum, trak
 from experiments.mnist import PAPER_EPOCHS, chosen, net
 from experiments.mnist_images import Images, open_mnist
 from experiments.training import Recipe, accuracy, trained
-from tracin.analysis.correlations import pearson
+from tracin.statistics import pearson
 
 K = 10
 DIMS = (1024, 2048)

@@ -18,13 +18,11 @@ PAGE = (DOCS / "architecture.md").read_text()
 # Public names that two files define. The list only gets shorter: rename one of the two, or merge
 # them, and delete the line. Never add to it.
 TWICE = {
-    "Check",
     "Columns",
     "Entry",
     "Guard",
     "Items",
     "Layout",
-    "Places",
     "Report",
     "Shares",
     "TracInCallback",  # one per trainer, in the module that is named after it
@@ -35,7 +33,6 @@ TWICE = {
     "checked",
     "columns",
     "columns_of",
-    "compared",
     "copied",
     "div",
     "exchanged",
@@ -54,7 +51,6 @@ TWICE = {
     "read_ids",
     "refuse_non_finite",
     "refuse_other_losses",
-    "said",
     "scaled",
     "sealed",
     "shared",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import QueryError
+from tracin.statistics import pearson
 
 
 @final
@@ -66,17 +67,10 @@ def correlations(scores: Tensor, reference: Tensor) -> Correlations:
         )
     ours, theirs = (each.detach().cpu().double() for each in (scores, reference))
     return Correlations(
-        float(pearson(ours.reshape(-1, 1), theirs.reshape(-1, 1))[0]),
+        float(pearson(ours.flatten(), theirs.flatten())),
         pearson(ours, theirs),
         pearson(ranks(ours), ranks(theirs)),
     )
-
-
-def pearson(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Column by column; NaN where one is constant."""
-    ours, theirs = ours - ours.mean(0), theirs - theirs.mean(0)
-    lengths = ours.norm(dim=0) * theirs.norm(dim=0)
-    return (ours * theirs).sum(0) / torch.where(lengths > 0, lengths, torch.nan)
 
 
 def ranks(values: Tensor) -> Tensor:

@@ -1,37 +1,39 @@
-"""Whether a trace can be believed: predicted against real loss changes (Remark 3.3, Lemma 3.1)."""
+"""Whether to trust a trace: predicted against real loss changes (Remark 3.3, Lemma 3.1)."""
 
 import os
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import torch
 
 from tracin.errors import QueryError
 from tracin.results.table import aligned
+from tracin.statistics import pearson
 from tracin.tracing.paths import Quadrature
 from tracin.tracing.step_table import PARTS, Steps
 
-# What is said of a trace: amounts within a tenth, steps that follow the real ones.
-AMOUNTS = 0.1
-FOLLOWS = 0.9
-# The gap of Lemma 3.1 that rounding of float32 losses explains, and the share of a prediction that
-# is worth a word when it is no example's.
-LEMMA = 1e-3
+# When a trace can be trusted: its sums are right within a tenth, its steps follow the real ones.
+MAGNITUDE_TOLERANCE = 0.1
+MIN_CORRELATION = 0.9
+# The gap of Lemma 3.1 that rounding of float32 losses explains, and the share of a prediction above
+# which the verdict says that it is no example's.
+LEMMA_TOLERANCE = 1e-3
 NOTICED = 0.01
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class TraceDiagnostics:
-    """Predicted against real loss drops, a step and query. Printing it says what to make of them.
+    """Predicted against real loss drops, per step and query; printing it gives a verdict.
 
     The prediction of a step is the sum of its examples' scores, weight decay, momentum, and what
-    is attributed to nobody. By Lemma 3.1 the real drops add up to the whole loss drop of a query
-    over the traced steps; where the predictions do not, scores rank examples but their amounts
-    mislead, however well single steps agree.
+    is attributed to no example. By Lemma 3.1 the real drops add up to the whole loss drop of a
+    query over the traced steps; where the predictions do not, scores still rank examples, but
+    their magnitudes mislead, however well single steps agree.
 
     Attributes:
-        path: The amounts that are judged.
+        path: Whose predictions are judged.
         steps: All traced steps.
         predicted: [steps, queries].
         actual: [steps, queries].
@@ -47,7 +49,7 @@ class TraceDiagnostics:
     @property
     def pearson(self) -> float:
         """Correlation over all steps and queries together (the paper's Figure 7)."""
-        return _pearson(self.predicted, self.actual)
+        return _correlation(self.predicted, self.actual)
 
     @property
     def slope(self) -> float:
@@ -70,7 +72,7 @@ class TraceDiagnostics:
     @property
     def pearson_of_totals(self) -> float:
         """Correlation of the queries' totals."""
-        return _pearson(*self.totals)
+        return _correlation(*self.totals)
 
     @property
     def residuals(self) -> np.ndarray:
@@ -94,30 +96,30 @@ class TraceDiagnostics:
         return bool((np.diff(self.steps.step) == 1).all())
 
     @property
-    def amounts_hold(self) -> bool:
-        """Whether scores add up to the real loss drop, within a tenth."""
-        return abs(self.conservation_ratio - 1) <= AMOUNTS
+    def magnitudes_reliable(self) -> bool:
+        """Whether predictions add up to the real loss drop, within a tenth."""
+        return abs(self.conservation_ratio - 1) <= MAGNITUDE_TOLERANCE
 
     @property
-    def follows(self) -> bool:
-        """Whether single steps follow the real ones."""
-        return self.pearson >= FOLLOWS
+    def correlates(self) -> bool:
+        """Whether predicted and real drops of single steps correlate by 0.9 or more."""
+        return self.pearson >= MIN_CORRELATION
 
     @property
     def verdict(self) -> str:
-        """What to make of it, in words."""
+        """Whether rankings, magnitudes, both or neither can be trusted, in words."""
         if not self.actual.any():
             return (
                 "Nothing can be said: no loss changed in any traced step. Is the learning rate 0?"
             )
-        if self.is_unbroken and self.lemma_gap > LEMMA:
+        if self.is_unbroken and self.lemma_gap > LEMMA_TOLERANCE:
             return (
                 f"Do not trust these scores: the real drops of steps add up to the whole but for "
                 f"{self.lemma_gap:.1e} of it (Lemma 3.1). Something besides the traced steps "
                 "changed the losses: a query loss that is random, or weights that another "
                 "optimizer moved."
             )
-        if not self.follows:
+        if not self.correlates:
             return (
                 f"Do not trust these scores: predicted and real steps correlate by "
                 f"{self.pearson:.2f} only. "
@@ -129,7 +131,7 @@ class TraceDiagnostics:
                     "without dropout and batch statistics would show it."
                 )
             )
-        if not self.amounts_hold:
+        if not self.magnitudes_reliable:
             return (
                 "Rankings may be trusted, amounts may not: scores add up to "
                 f"{self.conservation_ratio:.2f} x the real loss drop, though single steps "
@@ -144,8 +146,8 @@ class TraceDiagnostics:
             )
         others = [part for part, value in self.parts().items() if part != "examples" and value]
         whole = sum(abs(value) for value in self.parts().values())
-        told = sum(abs(self.parts()[part]) for part in others)
-        if told > NOTICED * whole:
+        unattributed = sum(abs(self.parts()[part]) for part in others)
+        if unattributed > NOTICED * whole:
             return (
                 "Scores may be trusted, amounts too: together with "
                 f"{' and '.join(others)}, which belong to no example, they add up to the real "
@@ -226,7 +228,6 @@ def goodness_of(steps: Steps, path: Quadrature, *, is_partial: bool = False) -> 
     return TraceDiagnostics(path, steps, steps.predicted(path), steps.actual, is_partial)
 
 
-def _pearson(one: np.ndarray, other: np.ndarray) -> float:
-    a, b = one.ravel() - one.mean(), other.ravel() - other.mean()
-    lengths = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / lengths if lengths else float("nan")
+def _correlation(predicted: np.ndarray, actual: np.ndarray) -> float:
+    # Copies: a slice of a table on the disk is read-only, which torch warns of.
+    return float(pearson(torch.tensor(predicted).flatten(), torch.tensor(actual).flatten()))

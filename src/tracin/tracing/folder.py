@@ -12,13 +12,11 @@ alone, never the tables that are being written. The first save is made before th
 tables are zeros, and no files stand for them.
 """
 
-import json
 import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -27,90 +25,29 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints.folder_lock import FolderLock
-from tracin.data.ids import checked_ids
-from tracin.errors import DataError, TracingError
-from tracin.files import (
-    blocks,
-    checked_fields,
-    flush,
-    made_folder,
-    read_sealed,
-    remove_unfinished,
-    replacing,
-    sealed,
-    text_of,
-    writing,
+from tracin.errors import TracingError
+from tracin.files import blocks, flush, made_folder, remove_unfinished, text_of, writing
+from tracin.tracing.manifest import (
+    ABOUT,
+    FLOAT64,
+    IDS,
+    SAVE,
+    SAVED,
+    SELF,
+    STEPS,
+    About,
+    Save,
+    read_about,
+    read_saves,
+    refuse_other_trace,
+    scores_name,
+    tables_of,
+    write_json,
 )
 from tracin.tracing.paths import Quadrature
 from tracin.tracing.step_table import StepWriter, columns, has_steps
 
-FORMAT = 2
-ABOUT, IDS, STEPS, SELF, SAVED, SAVE = (
-    "trace.json",
-    "ids.json",
-    "steps.f64",
-    "self_influence.f64",
-    "saved",
-    "saved.json",
-)
 KEPT = 2  # saves; a crash between the user's own save and this one leaves one that fits
-
-
-@final
-@dataclass(frozen=True)
-class About:
-    """What a trace is of. Texts that name what differs when a run is resumed with another.
-
-    Attributes:
-        train: How many training examples.
-        train_ids: A fingerprint of their ids.
-        queries: How many queries.
-        query_data: A fingerprint of the queries and their ids.
-        optimizer: The class of the optimizer.
-        paths: The names of the paths.
-        every: Which steps are traced.
-        parameters: Which parameters were asked for; none for all that are trained.
-    """
-
-    train: int
-    train_ids: str
-    queries: int
-    query_data: str
-    optimizer: str
-    paths: tuple[str, ...]
-    every: int
-    parameters: tuple[str, ...] = ()
-
-    @property
-    def members(self) -> tuple[Quadrature, ...]:
-        """The paths themselves."""
-        return tuple(Quadrature(name) for name in self.paths)
-
-
-@final
-@dataclass(frozen=True)
-class Save:
-    """The state of a trace at one step.
-
-    Attributes:
-        step: How many optimizer steps were taken.
-        rows: How many of them were traced.
-        skipped: How many traced batches were dropped, since no step followed.
-        factor: What a probe found of the loss: its factor to the mean over the batch; or None.
-        weights: A fingerprint of the model's weights.
-        has_self: Whether self-influence was known for all steps so far.
-        is_final: Whether the Tracer was closed with it, and not broken off later.
-        files: Table -> its checksum.
-    """
-
-    step: int
-    rows: int
-    skipped: int
-    factor: float | None
-    weights: str
-    has_self: bool
-    is_final: bool = False
-    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @final
@@ -241,7 +178,7 @@ class Tables:
 
     def _begin(self, ids: np.ndarray, query_ids: np.ndarray) -> None:
         if (self.folder / ABOUT).is_file():
-            _refuse_other(read_about(self.folder), self.about, self.folder)
+            refuse_other_trace(read_about(self.folder), self.about, self.folder)
         elif (self.folder / SAVED).is_dir():
             raise TracingError(
                 f"{self.folder} holds saves of a trace, but {ABOUT}, which says of what, is gone. "
@@ -270,108 +207,6 @@ class Tables:
         if is_kept:
             flush(self.folder / STEPS)
         return replace(save, files=files)
-
-
-def scores_name(path: Quadrature) -> str:
-    """The name of the table of one path's scores."""
-    return f"scores-{path.value}.f32"
-
-
-def tables_of(about: About) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
-    """The name, shape and type of each table."""
-    paths = about.members if about.queries else ()
-    scores = [(scores_name(path), (about.train, about.queries), FLOAT32) for path in paths]
-    return [*scores, (SELF, (about.train,), FLOAT64)]
-
-
-FLOAT32, FLOAT64 = np.dtype("<f4"), np.dtype("<f8")
-
-
-def read_about(folder: Path) -> About:
-    """What the trace in a folder is of.
-
-    Raises:
-        TracingError: There is none, it is damaged, or another release wrote it.
-    """
-    if not (folder / ABOUT).is_file():
-        raise TracingError(f"{folder} holds no trace ({ABOUT}). Give the folder of a Tracer.")
-    content = read_sealed(folder / ABOUT, FORMAT, TracingError)
-    try:
-        held = checked_fields(
-            content,
-            train=int,
-            train_ids=str,
-            queries=int,
-            query_data=str,
-            optimizer=str,
-            paths=list,
-            every=int,
-            parameters=list,
-        )
-        values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in held]
-        about = About(*values)
-        if about.train < 1 or about.queries < 0 or about.every < 1 or not about.members:
-            raise ValueError("its numbers cannot be")
-    except (TypeError, ValueError) as error:
-        raise TracingError(
-            f"{folder / ABOUT} is not as a Tracer writes it ({error}). Restore it from a backup."
-        ) from error
-    return about
-
-
-def read_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of training examples and queries.
-
-    Raises:
-        TracingError: They are damaged.
-    """
-    content = read_sealed(folder / IDS, FORMAT, TracingError)
-    try:
-        train, queries = checked_fields(content, train=list, queries=list)
-        if (len(train), len(queries)) != (about.train, about.queries):
-            raise ValueError(f"there are {len(train)} and {len(queries)} ids")
-        return checked_ids(train), checked_ids(queries)
-    except (TypeError, ValueError, DataError) as error:
-        raise TracingError(
-            f"{folder / IDS} is not as a Tracer writes it ({error}). Restore it from a backup."
-        ) from error
-
-
-def read_saves(folder: Path, about: About) -> list[Save]:
-    """What was saved in a folder, oldest first.
-
-    Raises:
-        TracingError: A save is damaged.
-    """
-    found = []
-    for file in (folder / SAVED).glob(f"[0-9]*/{SAVE}"):
-        content = read_sealed(file, FORMAT, TracingError)
-        try:
-            save = Save(
-                *checked_fields(
-                    content,
-                    step=int,
-                    rows=int,
-                    skipped=int,
-                    factor=(float, int, type(None)),
-                    weights=str,
-                    has_self=bool,
-                    is_final=bool,
-                    files=dict,
-                )
-            )
-            wanted = {STEPS, *(name for name, _, _ in tables_of(about) if save.rows)}
-            if save.files.keys() != wanted or not 0 <= save.rows <= save.step:
-                raise ValueError("its tables or numbers cannot be")
-            if file.parent.name != str(save.step):
-                raise ValueError(f"it is of step {save.step}")
-        except (TypeError, ValueError) as error:
-            raise TracingError(
-                f"{file} is not as a Tracer writes it ({error}). Restore it from a backup, or "
-                f"delete {file.parent}: the other save is whole."
-            ) from error
-        found.append(save)
-    return sorted(found, key=lambda save: save.step)
 
 
 def open_saved(folder: Path, about: About, save: Save) -> dict[str, np.ndarray]:
@@ -430,14 +265,6 @@ def reserve(path: Path, size: int) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a small JSON file with its checksum, whole or not at all."""
-    # Through JSON once, so that what is summed is what will be read.
-    plain = json.loads(json.dumps(dict(content)))
-    with replacing(path) as unfinished:
-        unfinished.write_text(sealed({"format": FORMAT, **plain}), encoding="utf-8")
-
-
 def add_rows(table: np.ndarray, positions: Tensor, rows: Tensor) -> None:
     """Add rows to those at `positions`, of which one may come twice."""
     torch.from_numpy(table).index_add_(0, positions, rows.cpu().to(_KINDS[table.dtype.name]))
@@ -476,26 +303,3 @@ def _damaged(path: Path) -> TracingError:
         f"{path} is damaged: its content does not match the checksum that was saved with it. "
         "Restore it from a backup, or trace again."
     )
-
-
-def _refuse_other(there: About, here: About, folder: Path) -> None:
-    words = {
-        "train": "number of training examples",
-        "train_ids": "training ids",
-        "queries": "number of queries",
-        "query_data": "queries",
-        "optimizer": "optimizer",
-        "paths": "paths",
-        "every": "traced steps",
-        "parameters": "choice of parameters",
-    }
-    for name, said in words.items():
-        was, now = getattr(there, name), getattr(here, name)
-        if was != now:
-            values = (
-                "" if name in ("train_ids", "query_data") else f" ({was!r} there, {now!r} here)"
-            )
-            raise TracingError(
-                f"Cannot resume the trace in {folder}: field '{name}' differs, since its {said} "
-                f"changed{values}. Give what it was begun with, or a new folder."
-            )

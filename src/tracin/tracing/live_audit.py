@@ -9,104 +9,108 @@ its running statistics. Outputs without a dimension of examples, such as a loss 
 model, are replaced by the queries' loss of the same training examples.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tracin.checkpoints import untouched
-from tracin.data import Batch, content_of
+from tracin.data import Examples, move
 from tracin.data.batches import leaves as leaves_of
-from tracin.data.batches import mapped
+from tracin.errors import TracingError, TracingWarning
 from tracin.gradients.accumulator import GradientAccumulator
+from tracin.gradients.audit import audit_factors, too_far
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.watch import FunctionWatch
+from tracin.plain_text import listed
 from tracin.precision import lowest_precision
-from tracin.tracing.shares import buffers_kept
-
-# A gradient that is zero but for rounding has no relative gap: the whole gradient sets a floor.
-FLOOR = 0.01
+from tracin.tracing.buffers import buffers_kept
+from tracin.tracing.micro_batches import MicroBatch, ShareReader
+from tracin.tracing.model_calls import Run, captured_calls, repeated_calls, repeated_losses
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of the model in a traced block, to be repeated.
+class LiveAudit:
+    """Audits traced steps 1, 2, 4, 8, ...; warns once where one cannot be audited.
 
-    Attributes:
-        args: Copies of what it was given by position.
-        kwargs: Copies of what it was given by name.
-        autocast: The dtype of mixed precision; None where it was off.
+    Args:
+        model: The model that is trained.
+        compute: The queries' per-example loss.
+        train: The training examples.
     """
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    autocast: torch.dtype | None
+    def __init__(self, model: Module, compute: Compute, train: Examples) -> None:
+        self._model, self._compute, self._train = model, compute, train
+        self._has_warned = False
 
+    @contextmanager
+    def capturing(self, batch: MicroBatch, traced_steps: int) -> Iterator[None]:
+        """Keep the calls of a forward pass where the step is to be audited.
 
-Run = Callable[[Mapping[str, Tensor]], Any]  # with these parameters in the model -> its outputs
+        Args:
+            batch: Whose forward pass it is.
+            traced_steps: How many steps were traced before this one.
+        """
+        count = traced_steps + 1
+        if count & (count - 1):
+            yield
+            return
+        batch.calls = []
+        with captured_calls(self._model, batch.calls):
+            yield
 
+    def check(self, batch: MicroBatch, reader: ShareReader, step: int) -> None:
+        """Measure that each example's share is its own, before the step is taken.
 
-@contextmanager
-def captured(model: Module, calls: list[Call]) -> Iterator[None]:
-    """Take copies of what the model is called with."""
+        Raises:
+            TracingError: Examples have shares of others.
+        """
+        if batch.calls is None:
+            return
+        inputs = self._model, reader.parameters, reader.trial, len(batch)
+        try:
+            run = repeated_calls(self._model, batch.calls)
+            for is_eval in (False, True):  # in train mode, examples may depend on each other
+                far = gaps(*inputs, run, seed=step, is_eval=is_eval)
+                if not far:
+                    break
+            if far == {} and not is_eval:
+                return
+            if far != {}:
+                device = next(iter(reader.parameters.values())).device
+                examples = move(self._train.take(batch.positions.tolist()), device)
+                run = repeated_losses(self._model, self._compute, examples)
+                by_loss = gaps(*inputs, run, seed=step, is_eval=True)
+                if far is None and by_loss == {}:
+                    return
+                if by_loss:
+                    raise TracingError(_mixed_up(step, far or by_loss))
+            reason = "in train mode its examples depend on each other"
+        except TracingError:
+            raise
+        except Exception as error:  # a user's model: whatever fails here did not fail in training
+            reason = f"{type(error).__name__}: {error}"
+        self._warn(reason, step)
 
-    def take(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        device = next(model.parameters()).device.type
-        is_on = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if is_on else None
-        calls.append(Call(mapped(_copy, args), mapped(_copy, kwargs), dtype))
-
-    # First of all hooks: others may change the inputs, and will do so again.
-    handle = model.register_forward_pre_hook(take, prepend=True, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def repeated(model: Module, calls: list[Call]) -> Run:
-    """The calls of a block once more."""
-
-    def run(parameters: Mapping[str, Tensor]) -> Any:
-        device = next(iter(parameters.values())).device.type
-        outputs = []
-        for call in calls:
-            # Copies again: a model may write into its inputs, and there are two passes.
-            args, kwargs = mapped(_copy, call.args), mapped(_copy, dict(call.kwargs))
-            with torch.autocast(device, call.autocast, enabled=call.autocast is not None):
-                outputs.append(functional_call(model, dict(parameters), args, kwargs))
-        return outputs
-
-    return run
-
-
-def asked(model: Module, compute: Compute, batch: Batch) -> Run:
-    """The per-example losses of a batch."""
-
-    def run(parameters: Mapping[str, Tensor]) -> Any:
-        class Swapped(Module):
-            """The model with other parameters, for a loss that calls it."""
-
-            def forward(self, *args: Any, **kwargs: Any) -> Any:
-                return functional_call(model, dict(parameters), args, kwargs)
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(model, name)
-
-        return compute(Swapped(), content_of(batch))
-
-    return run
+    def _warn(self, reason: str, step: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"The shares of step {step} could not be audited ({reason}): that they add up to "
+                "the gradient is checked, but not that each example has its own. Compare with "
+                "tracin.TracIn on a checkpoint.",
+                TracingWarning,
+                stacklevel=2,
+            )
 
 
 def gaps(
@@ -136,13 +140,12 @@ def gaps(
     leaves = {name: each.detach().requires_grad_() for name, each in parameters.items()}
     device = next(iter(leaves.values())).device
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(2, (examples,), generator=generator).double().mul_(2).sub_(1)
-    factors = signs * torch.rand(examples, generator=generator, dtype=torch.float64).add_(0.5)
+    factors = audit_factors(examples, generator)
     forms: dict[str, PerExampleGradient] = {}
-    ledger = GradientAccumulator(leaves, lambda name, form, row: forms.update({name: form}))
+    accumulator = GradientAccumulator(leaves, lambda name, form, row: forms.update({name: form}))
     with _shadow(model, is_eval=is_eval):
         anchor = new_anchor(device)
-        watch = FunctionWatch(leaves, trial, examples, anchor, ledger, is_live=True)
+        watch = FunctionWatch(leaves, trial, examples, anchor, accumulator, is_live=True)
         watch.begin()
         with watch:
             rows = _rows(run(leaves), examples)
@@ -151,9 +154,9 @@ def gaps(
         deltas = [torch.randn(each.shape, generator=generator).to(each) for each, _ in rows]
         inputs = [*leaves.values(), anchor]
         torch.autograd.grad([each for each, _ in rows], inputs, deltas, allow_unused=True)
-        ledger.close()
+        accumulator.close()
         found = {name: form.weighted_sum(factors.to(device)) for name, form in forms.items()}
-        ledger.let_go()
+        accumulator.let_go()
     with _shadow(model, is_eval=is_eval):
         rows = _rows(run(leaves), examples)
         tolerance = max(lowest_precision(each).tolerance for each, _ in rows)
@@ -165,22 +168,17 @@ def gaps(
             [each for each, _ in rows], list(leaves.values()), weighted, allow_unused=True
         )
     wanted = {n: g for n, g in zip(leaves, gradients, strict=True) if g is not None and n in found}
-    return _too_far(found, wanted, tolerance)
+    sizes = {name: _length(each) for name, each in wanted.items()}
+    if not all(map(isfinite, sizes.values())):
+        return {}  # the example is named when its share is looked at
+    apart = {
+        name: _length(found[name].view_as(each).to(each) - each) for name, each in wanted.items()
+    }
+    return too_far(sizes, apart, tolerance)
 
 
-def _too_far(
-    found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float
-) -> dict[str, float]:
-    lengths = {name: float(torch.linalg.vector_norm(each)) for name, each in wanted.items()}
-    floor = FLOOR * sum(length**2 for length in lengths.values()) ** 0.5
-    if not isfinite(floor):  # the example will be named when its share is looked at
-        return {}
-    far = {}
-    for name, each in wanted.items():
-        gap = float(torch.linalg.vector_norm(found[name].view_as(each).to(each) - each))
-        if not gap <= tolerance * max(lengths[name], floor):
-            far[name] = gap / max(lengths[name], floor) if lengths[name] or floor else gap
-    return far
+def _length(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor))
 
 
 def _rows(outputs: Any, examples: int) -> list[tuple[Tensor, int]]:
@@ -214,5 +212,11 @@ def _shadow(model: Module, *, is_eval: bool) -> Iterator[None]:
         yield
 
 
-def _copy(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+def _mixed_up(step: int, far: Mapping[str, float]) -> str:
+    name, gap = max(far.items(), key=lambda one: one[1])
+    return (
+        f"In step {step} the examples' shares of the gradient of {listed(far)} are not their own "
+        f"(for '{name}' off by {gap:.1e} of the gradient): the model moves examples within a batch "
+        "in a way that is not seen, such as sorting outside of torch. Leave these parameters out "
+        "(parameters=), or use tracin.TracIn on checkpoints, which goes another way there."
+    )

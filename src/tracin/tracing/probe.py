@@ -11,7 +11,8 @@ from tracin.gradients.compute import Compute
 from tracin.gradients.reference import weighted_gradients
 from tracin.losses import CrossEntropy, MeanSquaredError
 from tracin.precision import in_double
-from tracin.tracing.shares import Share, buffers_kept
+from tracin.tracing.buffers import buffers_kept
+from tracin.tracing.micro_batches import MicroBatch
 
 PROBED = 4  # examples
 AGREED = 1e-3  # how far their weights may be apart where nothing is random
@@ -22,7 +23,7 @@ def loss_factor(
     model: Module,
     compute: Compute,
     train: Examples,
-    share: Share,
+    micro_batch: MicroBatch,
     parameters: dict[str, Tensor],
 ) -> float | None:
     """Each example's weight in the loss, times the number of examples: 1 for a mean over them.
@@ -32,13 +33,13 @@ def loss_factor(
     each example has one label.
 
     Returns:
-        The factor; None where the examples do not have one weight, or it cannot be told.
+        The factor; None where the examples do not have one weight, or it cannot be inferred.
     """
-    examples = len(share)
+    examples = len(micro_batch)
     rows = sorted({at * (examples - 1) // max(1, PROBED - 1) for at in range(PROBED)})
     factors = []
     for row in rows:
-        example = train.take([int(share.positions[row])])
+        example = train.take([int(micro_batch.positions[row])])
         batch = move(example, next(iter(parameters.values())).device)
         with untouched(model), buffers_kept(model):
             for module in model.modules():
@@ -47,11 +48,11 @@ def loss_factor(
         inner = squares = 0.0
         for name, gradient in own.items():
             squares += float(in_double(gradient).square().sum())
-            if name in share.forms:
-                part = share.forms[name].part(row, row + 1).dense()[0]
+            if name in micro_batch.forms:
+                part = micro_batch.forms[name].part(row, row + 1).dense()[0]
                 inner += float(in_double(part) @ in_double(gradient).flatten())
         if squares > 0:
-            factors.append(inner / squares * examples / share.scale)
+            factors.append(inner / squares * examples / micro_batch.scale)
     if not factors:
         return None
     least, most = min(factors), max(factors)

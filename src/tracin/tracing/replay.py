@@ -1,10 +1,8 @@
-"""Walk a recorded training again: the same examples, rates and random numbers, step by step."""
+"""Repeat a recorded training: the same examples, rates and random numbers, step by step."""
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -12,10 +10,9 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 from torch.nn import Module
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from tracin.checkpoints import Checkpoint, Visits, bare_name, loaded, open_checkpoints, untouched
-from tracin.checkpoints.state_dict import without_wrappers
 from tracin.checkpoints.step_log import StepLog
 from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning
@@ -24,8 +21,10 @@ from tracin.losses import PerExampleLoss, open_loss
 from tracin.results.table import aligned
 from tracin.scoring.parameters import Selection
 from tracin.scoring.progress import bar
+from tracin.tracing.id_lookup import IdLookup
 from tracin.tracing.paths import Quadrature
-from tracin.tracing.places import Places
+from tracin.tracing.replay_match import CheckpointMatch, match_checkpoint
+from tracin.tracing.replay_optimizer import groups_text, has_state_for, without_state
 from tracin.tracing.trace import Trace
 from tracin.tracing.tracer import Tracer
 
@@ -34,33 +33,15 @@ TrainingLoss = Callable[[Module, Any], Tensor]
 
 
 @final
-@dataclass(frozen=True)
-class Check:
-    """How the weights of a replay compare with those of a recorded checkpoint.
-
-    Attributes:
-        checkpoint: Its name.
-        step: How many steps came before it.
-        is_equal: Whether all weights and buffers are the same, bit for bit.
-        difference: The length of the difference of the weights, over the checkpoint's length.
-    """
-
-    checkpoint: str
-    step: int
-    is_equal: bool
-    difference: float
-
-
-@final
 class Replay:
-    """A recorded training, to be walked again for new queries.
+    """Repeats a recorded training for new queries.
 
-    The record is that of a `tracin.Recorder` to which each step's ids were told, by
+    The record is that of a `tracin.Recorder` that was given each step's ids, by
     `recorder.batch(ids)`. A replay begins at the last checkpoint at or before `start` that it can
     begin at; each step then has the recorded examples, learning rates and random state, so that
     on the same machine and software the weights come out the same, bit for bit. That is checked
-    at every later checkpoint, and a difference is warned of. Within the `with` block the model and
-    the optimizer are those of the replay; on leaving, they are as they were::
+    at every later checkpoint, with a warning where they differ. Within the `with` block the model
+    and the optimizer are those of the replay; on leaving, they are restored::
 
         with tracin.Replay(model, optimizer, "run", train) as replay:
             with tracin.Tracer(model, optimizer, loss, queries, train, "new") as tracer:
@@ -83,18 +64,18 @@ class Replay:
         start: The first step to be yielded, counted from 0.
         stop: The step after the last one.
         first: Where the replay begins, at most `start`.
-        checks: What each checkpoint said, so far.
+        checks: How each checkpoint so far compares with the weights of the replay.
 
     Args:
         model: The model that was trained, or one built alike.
         optimizer: An optimizer as the training's, over this model's parameters.
         record: The Recorder's folder.
-        train: The training data, with the ids that were told.
-        start: The first step to walk again. With an optimizer that remembers, checkpoints without
-            its state (`tracin.Recorder(..., optimizer_state=True)`) cannot be begun at. Where no
-            checkpoint will do, the model's own weights are taken for those before the first step:
-            build it with the training's seed, and the first checkpoint will tell. A
-            `recorder.save()` before the first step spares that.
+        train: The training data, with the ids that were recorded.
+        start: The first step to repeat. If the optimizer keeps state, a replay begins only at
+            checkpoints that hold it (`tracin.Recorder(..., optimizer_state=True)`). If there is no
+            such checkpoint, it begins with the model's own weights as those before the first step:
+            build the model with the training's seed; the first checkpoint shows whether they were
+            the same. Call `recorder.save()` before the first step to avoid this.
         stop: Where to end; by default with the record.
         progress: Whether to show a bar; by default on a terminal.
 
@@ -118,10 +99,10 @@ class Replay:
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._train = open_examples(train, name="train")
-        self._places = Places(self._train.ids)
+        self._ids = IdLookup(self._train.ids)
         self._visits = Visits.open(record)
         self._checkpoints = {one.step: one for one in open_checkpoints(record)}
-        self._log = log_of(list(self._checkpoints.values()))
+        self._log = _log_of(list(self._checkpoints.values()))
         self._progress = progress
         steps = min(len(self._visits), len(self._log))
         self.start, self.stop = start, steps if stop is None else stop
@@ -133,11 +114,11 @@ class Replay:
         places = [
             step
             for step, one in self._checkpoints.items()
-            if step is not None and step <= start and (step == 0 or remembers(one, optimizer))
+            if step is not None and step <= start and (step == 0 or has_state_for(one, optimizer))
         ]
         self._is_recorded = bool(places)
         self.first = max(places, default=0)
-        self.checks: list[Check] = []
+        self.checks: list[CheckpointMatch] = []
         self._within: ExitStack | None = None
         self._taken = 0
 
@@ -228,7 +209,7 @@ class Replay:
             modes = [(module, module.training) for module in self._model.modules()]
             opened.enter_context(owned(self._model, "a Replay"))
             opened.enter_context(untouched(self._model))
-            opened.enter_context(as_found(self._optimizer))
+            opened.enter_context(without_state(self._optimizer))
             begin = self._checkpoints[self.first] if self._is_recorded else None
             state = begin.optimizer_state() if begin is not None else None
             weights = self._model.state_dict() if begin is None else begin
@@ -257,22 +238,20 @@ class Replay:
         """The steps from `start` to `stop`; those before are taken on the way.
 
         Raises:
-            TracingError: Not within the `with` block; steps before `start` must be walked; the
-                last step was not taken, or more than one.
+            TracingError: Not within the `with` block; steps before `start` must be repeated first;
+                the last step was not taken, or more than one.
         """
         if self.first != self.start:
             raise TracingError(
                 f"The last checkpoint to begin at is that of step {self.first}, before the start "
-                f"at {self.start}, and how the steps between were trained is yours to say: give "
-                f"start={self.first}, or walk by replay.trace(...), which does."
+                f"at {self.start}, and only your own loop knows how to train the steps between: "
+                f"give start={self.first}, or use replay.trace(...), which trains them."
             )
         yield from self._steps(self.start)
 
     def _steps(self, first: int) -> "Iterator[ReplayStep]":
         if self._within is None:
-            raise TracingError(
-                "A replay is walked within its block: with tracin.Replay(...) as replay."
-            )
+            raise TracingError("A replay runs within its block: with tracin.Replay(...) as replay.")
         device = next(self._model.parameters()).device
         with bar(self.stop - first, "replay", self._progress, "step") as shown:
             for number in range(first, self.stop):
@@ -289,7 +268,7 @@ class Replay:
     def _batches(self, number: int, device: torch.device) -> Iterator[Any]:
         """The batches of a step; from the first on, its random numbers."""
         for at, ids in enumerate(self._visits.ids(number)):
-            batch = move(self._train.take(self._places.of(ids).tolist()), device)
+            batch = move(self._train.take(self._ids.positions(ids).tolist()), device)
             if at == 0:
                 self._visits.random_state(number).restore()
             yield batch
@@ -302,9 +281,9 @@ class Replay:
         theirs = [[bare_name(name) for name in group] for group in segment.groups]
         if ours != theirs:
             raise TracingError(
-                f"In step {number} the optimizer had {said(theirs)}, and here it has {said(ours)}. "
-                "Make it as it was then; where groups were added while training, replay the steps "
-                "before and after apart."
+                f"In step {number} the optimizer had {groups_text(theirs)}, and here it has "
+                f"{groups_text(ours)}. Build it as it was then; where groups were added while "
+                "training, replay the steps before and after separately."
             )
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             if isinstance(group["lr"], Tensor):
@@ -320,7 +299,7 @@ class Replay:
         checkpoint = self._checkpoints.get(step)
         if checkpoint is None:
             return
-        check = compared(self._model, checkpoint, step)
+        check = match_checkpoint(self._model, checkpoint, step)
         was_equal = all(one.is_equal for one in self.checks)
         self.checks.append(check)
         if not check.is_equal and was_equal:
@@ -334,7 +313,7 @@ class Replay:
                 f"from those of {checkpoint.name}, by {check.difference:.1e} of their length. "
                 f"{begin}; from there, loss, mode, clipping, precision, threads, device and "
                 "releases must be as they were, and nothing random may come before "
-                "recorder.batch(ids). The trace is of the training that was walked now.",
+                "recorder.batch(ids). The trace is of this replay, not of the recorded training.",
                 TracingWarning,
                 stacklevel=2,
             )
@@ -359,28 +338,7 @@ class ReplayStep:
         return zip(self._ids, self._batches, strict=False)
 
 
-@contextmanager
-def as_found(optimizer: Optimizer) -> Iterator[None]:
-    """An optimizer that remembers nothing; on leaving, it is as it was."""
-    state = optimizer.state
-    options = [
-        {
-            key: value.clone() if isinstance(value, Tensor) else value
-            for key, value in group.items()
-            if key != "params"
-        }
-        for group in optimizer.param_groups
-    ]
-    optimizer.state = defaultdict(dict)
-    try:
-        yield
-    finally:
-        optimizer.state = state
-        for group, kept in zip(optimizer.param_groups, options, strict=True):
-            group.update(kept)
-
-
-def log_of(checkpoints: Sequence[Checkpoint]) -> StepLog:
+def _log_of(checkpoints: Sequence[Checkpoint]) -> StepLog:
     """The step log that a record's checkpoints share.
 
     Raises:
@@ -389,39 +347,7 @@ def log_of(checkpoints: Sequence[Checkpoint]) -> StepLog:
     log = checkpoints[0].log
     if log is None:
         raise TracingError(
-            f"{checkpoints[0].name} is of no Recorder: a replay needs a tracin.Recorder's folder."
+            f"{checkpoints[0].name} was not written by a Recorder: a replay needs a "
+            "tracin.Recorder's folder."
         )
     return log
-
-
-def remembers(checkpoint: Checkpoint, optimizer: Optimizer) -> bool:
-    """Whether a checkpoint holds all that the optimizer remembers, if it remembers anything."""
-    is_forgetful = type(optimizer) is SGD and not any(
-        group["momentum"] for group in optimizer.param_groups
-    )
-    return is_forgetful or checkpoint.optimizer_path is not None
-
-
-def compared(model: Module, checkpoint: Checkpoint, step: int) -> Check:
-    """A model's weights beside a checkpoint's."""
-    saved = checkpoint.weights()
-    names = {bare_name(name) for name, _ in model.named_parameters()}
-    ours = without_wrappers(
-        {key: one.detach().cpu() for key, one in model.state_dict().items() if key is not None}
-    )
-    is_equal, apart, length = True, 0.0, 0.0
-    for name, there in saved.items():
-        here = ours[name]
-        is_equal = is_equal and torch.equal(here, there.to(here.dtype))
-        if name in names:
-            apart += float((here.double() - there.double()).square().sum())
-            length += float(there.double().square().sum())
-    return Check(checkpoint.name, step, is_equal, (apart / length) ** 0.5 if length else apart)
-
-
-def said(groups: Sequence[Sequence[str]]) -> str:
-    """Parameter groups in words."""
-    held = "; ".join(
-        f"{len(names)} parameters from {names[0]}" if names else "none" for names in groups
-    )
-    return f"{len(groups)} groups ({held})"

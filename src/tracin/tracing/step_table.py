@@ -14,7 +14,7 @@ from tracin.errors import TracingError
 from tracin.files import blocks, crc_of, replacing, text_of
 from tracin.tracing.paths import Quadrature
 
-# What a step's prediction is made of, beside its examples (method: E4's lines for nobody).
+# What a step's prediction is made of, besides its examples.
 PARTS = ("examples", "weight_decay", "momentum", "unattributed")
 HEAD = ("step", "examples", "first")  # the first example's position in the training data
 
@@ -30,7 +30,7 @@ class StepRow:
         first: The position of the first one.
         before: The queries' losses at its start: [queries].
         after: At its end.
-        buffers: The part of the drop that comes of running statistics, not of weights.
+        buffers: The part of the drop that comes from running statistics, not of weights.
         parts: Path -> part -> [queries].
     """
 
@@ -93,7 +93,7 @@ class Steps:
 
     @property
     def buffers(self) -> np.ndarray:
-        """The part of the drop that comes of running statistics: [steps, queries]."""
+        """The part of the drop that comes from running statistics: [steps, queries]."""
         return self._block(2)
 
     def part(self, path: Quadrature, part: str) -> np.ndarray:

@@ -14,13 +14,12 @@ from tracin.errors import QueryError, TracingError
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.scoring.top_k import top_k
 from tracin.tracing.diagnostics import TraceDiagnostics, goodness_of
-from tracin.tracing.folder import (
+from tracin.tracing.folder import check_table, open_saved
+from tracin.tracing.manifest import (
     SELF,
     STEPS,
     About,
     Save,
-    check_table,
-    open_saved,
     read_about,
     read_ids,
     read_saves,
@@ -29,7 +28,7 @@ from tracin.tracing.folder import (
 from tracin.tracing.paths import Quadrature
 from tracin.tracing.step_table import Steps
 
-# Scores that are ranked at a time: 16 MB, and as much again beside them.
+# Scores that are ranked at a time: 16 MB, and as much again for their order.
 HELD = 1 << 22
 
 
@@ -60,7 +59,7 @@ class Trace:
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """The trace in a folder as of its last save, also while its Tracer goes on.
+        """The trace in a folder as of its last save, also while its Tracer is at work.
 
         Raises:
             TracingError: There is none, training broke off before its first save, or a file is

@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tracin import NonFiniteError, QueryError, Tracer, TracingError, TracingWarning
-from tracin.tracing import Trace
-from tracin.tracing import folder as folder_module
+from tracin.tracing import Trace, manifest
 
 
 def data(examples=60):
@@ -261,8 +260,8 @@ def test_a_file_of_other_content_is_refused_in_words(tmp_path, name, text):
 )
 def test_hostile_content_with_a_right_checksum_is_refused_in_words(tmp_path, name, changed):
     traced(tmp_path, 3)
-    content = folder_module.read_sealed(tmp_path / name, 2, TracingError)
-    folder_module.write_json(tmp_path / name, {**content, **changed})
+    content = manifest.read_sealed(tmp_path / name, 2, TracingError)
+    manifest.write_json(tmp_path / name, {**content, **changed})
     with pytest.raises(TracingError):
         answers(tmp_path)
 
@@ -295,7 +294,7 @@ def full(*_):
 def test_a_disk_that_is_full_is_said_before_the_first_step(tmp_path, monkeypatch):
     model, optimizer = new()
     before = model.weight.detach().clone()
-    monkeypatch.setattr(folder_module, "reserve", full)
+    monkeypatch.setattr("tracin.tracing.folder.reserve", full)
     tracer = opened(model, optimizer, tmp_path)
     with pytest.raises(TracingError, match=r"cannot be written to \(No space.*Free some space"):
         step(tracer, model, optimizer, 0)
@@ -309,7 +308,7 @@ def test_a_disk_that_fills_up_is_said_before_the_step_is_taken(tmp_path, monkeyp
     tracer.save()
     before = model.weight.detach().clone()
     tracer._tables.steps._reserved = 0
-    monkeypatch.setattr(folder_module, "reserve", full)
+    monkeypatch.setattr("tracin.tracing.folder.reserve", full)
     with pytest.raises(TracingError, match="No space"):
         step(tracer, model, optimizer, 1)
     assert torch.equal(model.weight, before)
@@ -327,16 +326,16 @@ def test_training_goes_on_without_a_trace_if_asked(tmp_path, monkeypatch, when):
 
     def train(tracer, model, optimizer):
         if when == "first":
-            monkeypatch.setattr(folder_module, "reserve", full)
+            monkeypatch.setattr("tracin.tracing.folder.reserve", full)
         for number in range(4):
             step(tracer, model, optimizer, number)
             if number == 1:
                 if when == "save":
-                    monkeypatch.setattr(folder_module, "flush", full)
+                    monkeypatch.setattr("tracin.tracing.folder.flush", full)
                 tracer.save()
                 if when == "later":
                     tracer._tables.steps._reserved = 0
-                    monkeypatch.setattr(folder_module, "reserve", full)
+                    monkeypatch.setattr("tracin.tracing.folder.reserve", full)
                 elif when == "row":
                     monkeypatch.setattr(type(tracer._tables.steps), "append", full)
 

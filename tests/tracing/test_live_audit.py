@@ -151,12 +151,12 @@ def test_sound_models_pass_and_are_left_as_they_were(tmp_path, name):
 
 
 def test_steps_1_2_4_and_8_are_audited(tmp_path, monkeypatch):
-    from tracin.tracing import tracer
+    from tracin.tracing import live_audit
 
     audited = []
-    real = tracer.gaps
+    real = live_audit.gaps
     monkeypatch.setattr(
-        tracer, "gaps", lambda *args, **kw: audited.append(kw["seed"] + 1) or real(*args, **kw)
+        live_audit, "gaps", lambda *args, **kw: audited.append(kw["seed"] + 1) or real(*args, **kw)
     )
     traced(Body(), tmp_path, steps=10)
     assert audited == [1, 2, 4, 8]

@@ -299,7 +299,7 @@ def test_ones_own_loop_begins_at_a_checkpoint(tmp_path):
 def test_a_replay_is_walked_within_its_block(tmp_path):
     model, optimizer = recorded(tmp_path)
 
-    with pytest.raises(TracingError, match="walked within its block"):
+    with pytest.raises(TracingError, match="runs within its block"):
         list(Replay(model, optimizer, tmp_path / "run", TRAINING))
 
 

@@ -20,18 +20,21 @@ from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.probing import learn
 from tracin.gradients.watch import FunctionWatch, UnlikeTrialError
 from tracin.plain_text import listed
+from tracin.tracing.buffers import buffers_kept
+from tracin.tracing.model_calls import ModelCall
 
 
 @final
 @dataclass(eq=False)
-class Share:
+class MicroBatch:
     """One micro-batch: whose examples, and what each adds to the gradient of every parameter.
 
     Attributes:
         positions: [examples], in the training data; one may come twice.
         weights: What each example's loss was multiplied by before the backward pass, [examples];
             None where only a probe can tell.
-        scale: By how much the loss was scaled beside that (mixed precision).
+        scale: By how much the loss was scaled on top of that (mixed precision).
+        calls: The model's calls, to be repeated by the audit; None where it is not due.
         forms: Parameter -> its per-example shares, once the backward pass is over. They sum to
             the gradient.
         uncovered: Parameter -> a call that took it with data and has no rule.
@@ -41,6 +44,7 @@ class Share:
     positions: Tensor
     weights: Tensor | None
     scale: float
+    calls: list[ModelCall] | None = None
     forms: dict[str, PerExampleGradient] = field(default_factory=dict)
     uncovered: dict[str, str] = field(default_factory=dict)
     settle: Callable[[], None] = lambda: None
@@ -50,7 +54,7 @@ class Share:
 
 
 @final
-class Watcher:
+class ShareReader:
     """Watches forward passes of one model, with the parameters that are trained at the moment.
 
     Attributes:
@@ -69,41 +73,43 @@ class Watcher:
             )
 
     @contextmanager
-    def reading(self, share: Share) -> Iterator[None]:
+    def reading(self, batch: MicroBatch) -> Iterator[None]:
         """Read the shares of the forward pass within, whenever its backward pass comes.
 
         Raises:
             TracingError: The pass is not one over the examples that were announced.
         """
         # The shares are read after the step, when the weights have changed.
-        forms = share.forms
-        ledger = GradientAccumulator(
+        forms = batch.forms
+        accumulator = GradientAccumulator(
             self.parameters, lambda name, form, row: forms.update({name: form}), is_settled=True
         )
 
         def settle() -> None:
-            ledger.close()
-            ledger.let_go()
-            if ledger.failures:
-                name, error = next(iter(ledger.failures.items()))
+            accumulator.close()
+            accumulator.let_go()
+            if accumulator.failures:
+                name, error = next(iter(accumulator.failures.items()))
                 raise TracingError(
                     f"The gradient shares of '{name}' cannot be read in this training loop "
                     f"({error}). Leave it out by parameters=."
                 )
 
-        share.settle = settle
+        batch.settle = settle
         anchor = new_anchor(next(iter(self.parameters.values())).device)
-        watch = FunctionWatch(self.parameters, self.trial, len(share), anchor, ledger, is_live=True)
+        watch = FunctionWatch(
+            self.parameters, self.trial, len(batch), anchor, accumulator, is_live=True
+        )
         entered = self._model.register_forward_pre_hook(lambda *_: watch.begin())
         try:
             with watch:
                 yield
-            share.uncovered = watch.uncovered
+            batch.uncovered = watch.uncovered
         except UnlikeTrialError as error:
             call = str(error)
-            said = call if " holds " in call else f"{call} gave something else than in a trial"
+            found = call if " holds " in call else f"{call} gave something else than in a trial"
             raise TracingError(
-                f"{len(share)} ids were given, but within the block {said}. Give one id for each "
+                f"{len(batch)} ids were given, but within the block {found}. Give one id for each "
                 "example that goes through the model, and let nothing but the training batch go "
                 "through it there, watched by one Tracer."
             ) from error
@@ -111,46 +117,33 @@ class Watcher:
             entered.remove()
 
 
-def check_shares(shares: list[Share], gradients: Mapping[str, Tensor]) -> None:
+def check_shares(batches: list[MicroBatch], gradients: Mapping[str, Tensor]) -> None:
     """Every parameter with a gradient must have been seen in calls that have rules.
 
     Raises:
         TracingError: One was not.
     """
-    for share in shares:
-        for name, call in share.uncovered.items():
+    for batch in batches:
+        for name, call in batch.uncovered.items():
             raise TracingError(
                 f"'{name}' is used in {call.partition('(')[0]}, for which there is no rule in a "
                 "training loop, so its gradient cannot be shared among the examples. Leave it "
                 "out (parameters=[...]), or use tracin.TracIn on checkpoints: it has an exact way "
                 "for every parameter."
             )
-    seen = {name for share in shares for name in share.forms}
+    seen = {name for batch in batches for name in batch.forms}
     unseen = [name for name, g in gradients.items() if name not in seen and bool(g.any())]
     if unseen:
         raise TracingError(
-            f"The gradient of {listed(unseen)} came of no traced forward pass. Put the forward "
+            f"The gradient of {listed(unseen)} comes from no traced forward pass. Put the forward "
             "pass of each batch, by the model that was given and uncompiled, within "
             "tracer.batch(ids)."
         )
 
 
-def summed(shares: list[Share], name: str) -> Tensor | None:
+def summed_shares(batches: list[MicroBatch], name: str) -> Tensor | None:
     """The sum over examples of what they add to a parameter's gradient: [numbers]."""
-    forms = [share.forms[name] for share in shares if name in share.forms]
+    forms = [batch.forms[name] for batch in batches if name in batch.forms]
     if not forms:
         return None
     return torch.stack([added(form).dense()[0] for form in forms]).sum(0)
-
-
-@contextmanager
-def buffers_kept(model: Module) -> Iterator[None]:
-    """Let buffers (running statistics) be written to, and bring their numbers back on leaving."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, numbers in kept:
-                if not torch.equal(buffer, numbers):
-                    buffer.copy_(numbers)

@@ -10,8 +10,8 @@ from tracin.errors import TracingError
 
 
 @final
-class Places:
-    """Looks ids up.
+class IdLookup:
+    """The positions of ids.
 
     Args:
         ids: [train], no two alike.
@@ -22,7 +22,7 @@ class Places:
         self._is_positions = ids.dtype != object and bool((ids == np.arange(len(ids))).all())
         self._by_id = {} if self._is_positions else {one: at for at, one in enumerate(ids.tolist())}
 
-    def of(self, ids: Any) -> Tensor:
+    def positions(self, ids: Any) -> Tensor:
         """The positions of a batch's examples: [examples], int64.
 
         Raises:
@@ -30,8 +30,8 @@ class Places:
         """
         if ids is None:
             raise TracingError(
-                "ids are missing: tracer.batch needs one for each example of the batch. "
-                "tracin.with_ids(loader) gives them with each batch."
+                "ids are missing: tracer.batch needs one per example of the batch. "
+                "tracin.with_ids(loader) yields them with each batch."
             )
         if self._is_positions and isinstance(ids, Tensor) and ids.dtype == torch.int64:
             # Without a look at each: a batch's ids come at every step.
@@ -43,7 +43,7 @@ class Places:
         values = values if isinstance(values, list) else [values]
         if not values:
             raise TracingError("ids are missing: at least one example makes a batch.")
-        positions = [self._place(value) for value in values]
+        positions = [self._position(value) for value in values]
         return torch.tensor(positions, dtype=torch.int64)
 
     def refuse_repeats(self, positions: Tensor) -> None:
@@ -58,24 +58,24 @@ class Places:
         at = int(counts.argmax())
         raise TracingError(
             f"The id {self._ids[int(values[at])].item()!r} comes {int(counts[at])} times in one "
-            "batch, and each example is meant to come once. If the sampler draws with "
-            "replacement, say so: tracin.Tracer(..., repeats=True) gives an example a share for "
-            "each time."
+            "batch, and each example must come once. If the sampler draws with "
+            "replacement, pass repeats=True: tracin.Tracer(..., repeats=True) gives an example "
+            "one share per occurrence."
         )
 
-    def _place(self, value: Any) -> int:
+    def _position(self, value: Any) -> int:
         if isinstance(value, np.generic | Tensor):
             value = value.item()
         if self._is_positions:
             is_known = type(value) is int and 0 <= value < len(self._ids)
-            place = value if is_known else None
+            position = value if is_known else None
         else:
-            place = self._by_id.get(value) if isinstance(value, int | str) else None
-        if place is None:
+            position = self._by_id.get(value) if isinstance(value, int | str) else None
+        if position is None:
             some = ", ".join(repr(one) for one in self._ids[:3].tolist())
             raise TracingError(
                 f"The id {value!r} is not of the {len(self._ids)} training examples that the "
                 f"Tracer was given ({some}, ...). Give the same data or ids to both; without "
                 "tracin.WithIds an id is the example's position."
             )
-        return place
+        return position

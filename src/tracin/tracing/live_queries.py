@@ -19,14 +19,14 @@ from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense, PerExampleGradient, ProductCache, as_query, pairs
 
-# Numbers of scaled query gradients that are written out at once: 256 MB in float32.
-HELD = 1 << 26
+# Numbers of scaled query gradients written out at once: 256 MB in float32.
+MAX_DENSE_NUMEL = 1 << 26
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """Some queries at some weights.
+class LiveQueryGradients:
+    """The losses and gradients of some queries at the weights of one moment.
 
     Attributes:
         losses: [queries], float64 on the CPU.
@@ -62,7 +62,7 @@ class Asked:
             found[:, row : row + each.shape[1]] += each
         return found
 
-    def only(self, query: int) -> "Asked":
+    def only(self, query: int) -> "LiveQueryGradients":
         """One of them."""
         forms = {
             name: [
@@ -72,7 +72,7 @@ class Asked:
             ]
             for name, each in self.forms.items()
         }
-        return Asked(self.losses[query : query + 1], forms)
+        return LiveQueryGradients(self.losses[query : query + 1], forms)
 
     def along(self, directions: Mapping[str, Tensor]) -> Tensor:
         """The products of the queries' gradients with one direction in weight space: [queries]."""
@@ -88,7 +88,7 @@ class Asked:
 def _scaled_products(form: PerExampleGradient, query: PerExampleGradient, scale: Tensor) -> Tensor:
     """An entry-wise scale goes to the queries, so that the examples' shares stay in factors."""
     flat = scale.reshape(1, -1)
-    step = max(1, HELD // query.numbers)
+    step = max(1, MAX_DENSE_NUMEL // query.numbers)
     found = []
     for start in range(0, query.examples, step):
         rows = query.part(start, start + step).dense() * flat
@@ -97,7 +97,7 @@ def _scaled_products(form: PerExampleGradient, query: PerExampleGradient, scale:
 
 
 @final
-class Questions:
+class LiveQueries:
     """All queries of a trace, in chunks that are held one at a time.
 
     Args:
@@ -121,8 +121,8 @@ class Questions:
         self._kept: Batch | None = None  # the only chunk, where the model is
         self._gradients: Gradients | None = None
 
-    def trace(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take gradients of these parameters from now on; their ways are checked anew."""
+    def select(self, parameters: Mapping[str, Tensor]) -> None:
+        """Take gradients of these parameters from now on, after checking them on one batch."""
         if self._queries is None:
             return
         self._gradients = Gradients(self._model, self._compute, parameters)
@@ -131,14 +131,14 @@ class Questions:
             with self._gradients.tracing():
                 self._gradients.check(batch)
 
-    def ask(self, chunk: range) -> Asked:
+    def gradients(self, chunk: range) -> LiveQueryGradients:
         """Gradients and losses at the weights in place.
 
         Raises:
             NonFiniteError: A loss is NaN or infinite.
         """
         if self._gradients is None:
-            raise RuntimeError("ask before trace")
+            raise RuntimeError("gradients before select")
         gradients, forms = self._gradients, dict[str, list[tuple[int, PerExampleGradient]]]()
 
         def keep(name: str, form: PerExampleGradient, row: int) -> None:
@@ -153,7 +153,7 @@ class Questions:
             batch = self._batch(chunk)
             with gradients.tracing(), torch.enable_grad():
                 result = until_settled(partial(visit, batch))
-        return Asked(self._checked(result.losses, chunk), forms)
+        return LiveQueryGradients(self._checked(result.losses, chunk), forms)
 
     def losses(self, chunk: range) -> Tensor:
         """The losses alone at the weights in place: [queries], float64 on the CPU."""
@@ -175,8 +175,8 @@ class Questions:
             raise NonFiniteError(
                 f"The loss of query {self._given.ids.tolist()[chunk[row]]!r} is "
                 f"{losses[row].item()}: "
-                "training diverges, or the query has no finite loss at these weights. No score "
-                "can be given for it: leave it out, or lower the learning rate."
+                "training diverges, or the query has no finite loss at these weights. It "
+                "cannot be scored: leave it out, or lower the learning rate."
             )
         return losses
 
@@ -203,22 +203,3 @@ class Questions:
                 # Not through eval(): some layers override it to fold weights into others.
                 module.training = False
             yield
-
-
-@contextmanager
-def weights_at(
-    parameters: Mapping[str, Tensor], before: Mapping[str, Tensor], position: float
-) -> Iterator[None]:
-    """Put the point between the weights before (0) and those now (1) in place for a while."""
-    if position == 1.0:
-        yield
-        return
-    own = {name: parameter.data for name, parameter in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
-            start = before[name]
-            parameter.data = start if position == 0.0 else torch.lerp(start, own[name], position)
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.data = own[name]
