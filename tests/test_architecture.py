@@ -31,7 +31,6 @@ TWICE = {
     "adam",
     "add",  # of rules, like div, matmul, mul and sub: named after the torch function
     "aligned",
-    "bar",
     "blocks",
     "checked",
     "columns",

@@ -2,7 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from tracin.progress import bar
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 Unit: TypeAlias = Any
 """A piece of work that needs no other; an engine only hands it on. Hashable and picklable."""
@@ -43,3 +48,17 @@ class Engine(Protocol):
             IndexingError: A unit raised, or its worker died too often; what is done stays.
         """
         ...
+
+
+def missing(job: Job, units: Sequence[Unit]) -> list[int]:
+    """The places of the units that are not done."""
+    return [place for place, unit in enumerate(units) if not job.is_done(unit)]
+
+
+def job_bar(
+    job: Job, units: Sequence[Unit], places: Sequence[int], progress: bool | None
+) -> "tqdm[Any]":
+    """A bar over all units, counted in examples; only those at `places` are still to be done."""
+    total = sum(job.weight(unit) for unit in units)
+    left = sum(job.weight(units[place]) for place in places)
+    return bar(total, "index", progress, done=total - left, is_kept=True, is_scaled=True)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from tracin.engines.job import Job, Unit
-from tracin.engines.progress import bar, missing
+from tracin.engines.job import Job, Unit, job_bar, missing
 from tracin.engines.serial import done
 from tracin.errors import IndexingError
 
@@ -47,7 +46,7 @@ class Mesh:
             return
         # Many ranks often share one terminal: without being asked, only one draws on it.
         is_shown = progress if progress is not None or is_first() else False
-        with bar(job, units, places, is_shown) as shown, job.open() as build:
+        with job_bar(job, units, places, is_shown) as shown, job.open() as build:
             for place in places:
                 done(build, units[place])
                 shown.update(job.weight(units[place]))

@@ -13,9 +13,8 @@ from tracin.engines import failures
 from tracin.engines.gather import Gathering, in_order, numbered
 from tracin.engines.gpus import gpu_of, visible_gpus
 from tracin.engines.interrupts import held
-from tracin.engines.job import Job, Unit
+from tracin.engines.job import Job, Unit, job_bar, missing
 from tracin.engines.packed import packed
-from tracin.engines.progress import bar, missing
 from tracin.engines.shares import Shares
 from tracin.engines.threads import cores
 from tracin.engines.worker import Report, returned, serve
@@ -83,7 +82,7 @@ class Processes:
         count = min(self.count, len(places))
         shares = Shares(places, [job.weight(units[place]) for place in places], count)
         deaths: Counter[int | None] = Counter()
-        with bar(job, units, places, progress) as shown, crew(payload, count) as at_work:
+        with job_bar(job, units, places, progress) as shown, crew(payload, count) as at_work:
             while at_work.workers:
                 for worker in at_work.waited():
                     for report in worker.reports():

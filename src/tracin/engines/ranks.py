@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from tracin.engines.job import Job, Unit
-from tracin.engines.progress import bar, missing
+from tracin.engines.job import Job, Unit, job_bar, missing
 from tracin.engines.serial import done
 from tracin.engines.shares import stretches
 from tracin.errors import IndexingError
@@ -100,7 +99,7 @@ class Ranks:
             return
         # Many ranks often share one terminal: without being asked, only one draws on it.
         is_shown = progress if progress is not None or self.rank == 0 else False
-        with bar(job, own, places, is_shown) as shown, job.open() as build:
+        with job_bar(job, own, places, is_shown) as shown, job.open() as build:
             for unit in (own[place] for place in places):
                 do(build, job, unit, shown)
             for unit in self.others(job, shares):

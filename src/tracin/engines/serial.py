@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from tracin.engines.failures import raised
-from tracin.engines.job import Job, Unit
-from tracin.engines.progress import bar, missing
+from tracin.engines.job import Job, Unit, job_bar, missing
 
 
 @final
@@ -34,7 +33,7 @@ class Serial:
         places = missing(job, units)
         if not places:
             return
-        with bar(job, units, places, progress) as shown, job.open() as build:
+        with job_bar(job, units, places, progress) as shown, job.open() as build:
             for place in places:
                 done(build, units[place])
                 shown.update(job.weight(units[place]))

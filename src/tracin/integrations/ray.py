@@ -14,9 +14,8 @@ from typing import Any, final
 
 from tracin.engines import failures
 from tracin.engines.gather import Gathering, in_order, numbered
-from tracin.engines.job import Job, Unit
+from tracin.engines.job import Job, Unit, job_bar, missing
 from tracin.engines.packed import packed, unpacked
-from tracin.engines.progress import bar, missing
 from tracin.engines.shares import Shares
 from tracin.engines.threads import use_threads
 from tracin.engines.worker import Report, result_of, returned
@@ -103,7 +102,7 @@ class RayCluster:
         with (
             self.session(ray, len(payload)),
             self.actors(ray, len(places)) as actors,
-            bar(job, units, places, progress) as shown,
+            job_bar(job, units, places, progress) as shown,
         ):
             # In a list Ray hands on the reference alone; a worker fetches the bytes as it opens the
             # job. As an argument of its constructor they could be gone when it starts again.

@@ -22,10 +22,10 @@ from tracin.gradients.forms import PerExampleGradient, ProductCache, real_shape
 from tracin.gradients.wording import worded
 from tracin.out_of_memory import is_out_of_memory
 from tracin.preconditioners import Preconditioner, Scaling
+from tracin.progress import bar
 from tracin.scoring.batch_size import fitting_size
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.padding import warn_if_padding_counts
-from tracin.scoring.progress import bar
 from tracin.scoring.query_gradients import FEW, QueryGradients
 from tracin.sharding import device_of, each_says
 
