@@ -25,14 +25,11 @@ TWICE = {
     "Items",
     "Layout",
     "Places",
-    "Report",
-    "Shares",
     "TracInCallback",  # one per trainer, in the module that is named after it
     "adam",
     "add",  # of rules, like div, matmul, mul and sub: named after the torch function
     "aligned",
     "blocks",
-    "checked",
     "columns",
     "columns_of",
     "compared",
@@ -46,7 +43,6 @@ TWICE = {
     "mark",
     "matmul",
     "mul",
-    "number",
     "numbers",
     "of_file",
     "opened",
