@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,33 @@ def test_a_killed_workers_part_is_done_again(tmp_path):
     assert (tmp_path / "marker-3").exists()
     assert len(found) == len(PARTS)
     assert right(found)
+
+
+@dataclass(frozen=True)
+class DiesWhileSending:
+    """Ends its worker, once, when half of its result is written."""
+
+    folder: Path
+
+    def __call__(self, part):
+        marker = self.folder / f"marker-{part}"
+        if not marker.exists():
+            marker.touch()
+            connection.Connection._send = self.send_half
+        return bytes(100_000)
+
+    @staticmethod
+    def send_half(self, buffer, write=os.write):
+        is_head = len(buffer) < 100
+        write(self.fileno(), buffer if is_head else buffer[: len(buffer) // 2])
+        if not is_head:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_in_the_middle_of_a_result_is_replaced(tmp_path):
+    found = Processes(1).gather(DiesWhileSending(tmp_path), [0], progress=False)
+
+    assert found == [bytes(100_000)]
 
 
 def test_a_part_that_fails_is_named(tmp_path):

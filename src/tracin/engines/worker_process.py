@@ -1,6 +1,5 @@
 """A process with one worker: started here, ended here, and what runs inside it."""
 
-import atexit
 import multiprocessing
 import os
 import signal
@@ -55,6 +54,8 @@ class WorkerProcess:
             report = self._pool.submit(_open, payload)
             # Private until Python 3.14 can end the workers of a pool (`terminate_workers`).
             (self._process,) = self._pool._processes.values()
+            # As long as this end is open, half a message of a killed worker is waited for forever.
+            self._pool._result_queue._writer.close()  # pyright: ignore
         return report
 
     def do(self, place: int) -> "Future[WorkerReport]":
@@ -112,18 +113,18 @@ def sigint_blocked() -> Iterator[None]:
 # From here on: what runs inside the process.
 
 _workers: list[Worker] = []  # one, from `_begin` on
+_busy: list[Worker] = []  # the same one, while it runs the job's own code
 
 
 def _begin(threads: int, gpu: str | None) -> None:
     # Only the parent answers to Ctrl-C; it ends its workers by SIGTERM, as a cluster may.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _workers.append(Worker(threads))
     signal.signal(signal.SIGTERM, _exit)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     use_threads(threads)
-    _workers.append(Worker(threads))
-    atexit.register(_workers[0].close)
 
 
 def _open(payload: bytes) -> WorkerReport:
@@ -144,16 +145,23 @@ def _close() -> WorkerReport:
 @contextmanager
 def _exits_end_the_process() -> Iterator[None]:
     """The pool would hand a SystemExit to the parent, and keep the process."""
+    _busy.append(_workers[0])
     try:
         yield
     except SystemExit as error:
         _workers[0].close()
         os._exit(error.code if isinstance(error.code, int) else 1)
+    finally:
+        _busy.clear()
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
-    """Unwind, so that an unfinished file is removed."""
-    sys.exit(128 + number)
+    """Unwind the job's code, so that an unfinished file is removed, and end."""
+    if _busy:
+        sys.exit(128 + number)
+    # The pool's own code may swallow a SystemExit.
+    _workers[0].close()
+    os._exit(128 + number)
 
 
 def _end_with_parent() -> None:
