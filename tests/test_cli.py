@@ -517,11 +517,14 @@ def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("index", "build", "RUN", "--engine", "spark"), "--engine must be one of serial, processes"),
+        (
+            ("index", "build", "RUN", "--engine", "spark"),
+            "--engine must be one of serial, processes",
+        ),
         (("index", "build", "RUN", "--workers", "2"), "--workers is not for --engine serial"),
         (("index", "info", "nowhere"), "holds no index"),
         (("explain", "RUN", "--query", "0", "--exact"), "--exact is for --index"),
-        (("explain", "RUN", "--query", "0", "--keep", "right"), "--keep and --engine are for"),
+        (("explain", "RUN", "--query", "0", "--keep", "right"), "--keep and --engine are about"),
     ],
 )
 def test_the_index_commands_say_what_is_wrong(begun, capsys, arguments, message):
