@@ -23,14 +23,10 @@ TWICE = {
     "Guard",
     "Items",
     "Layout",
-    "Report",
-    "Shares",
     "TracInCallback",  # one per trainer, in the module that is named after it
     "add",  # of rules, like div, matmul, mul and sub: named after the torch function
     "aligned",
-    "bar",
     "blocks",
-    "checked",
     "columns",
     "columns_of",
     "copied",
@@ -41,7 +37,6 @@ TWICE = {
     "mark",
     "matmul",
     "mul",
-    "number",
     "numbers",
     "of_file",
     "opened",

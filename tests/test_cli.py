@@ -156,7 +156,7 @@ def test_the_version_is_told(capsys):
             ["--query", "0", "--set", "explain=3"],
             "'explain' = 3, but it should be a table: there are 'k'",
         ),
-        (["--query", "0", "--set", "tracin.parameters=['2.*'"], "is no TOML value"),
+        (["--query", "0", "--set", "tracin.parameters=['2.*'"], "is not a TOML value"),
         (["--query", "0", "--set", "task.function.name=1"], "'function' is a value, not a table"),
         (["--query", "0", "--set", "explane.k=1"], "no setting 'explane'; there are 'task'"),
         (["--query", "0", "--set", "explain"], "such as explain.k=5, not 'explain'"),
@@ -185,7 +185,7 @@ def test_a_missing_or_broken_run_file_is_explained(capsys, tmp_path):
     (tmp_path / "empty.toml").write_text("")
 
     assert "tracin init FOLDER" in call(capsys, "verify", tmp_path / "none.toml")[2]
-    assert "is no TOML file" in call(capsys, "verify", tmp_path / "broken.toml")[2]
+    assert "is not a TOML file" in call(capsys, "verify", tmp_path / "broken.toml")[2]
     assert (
         "empty.toml: the setting 'task' is missing; a run needs [task] function"
         in (call(capsys, "verify", tmp_path / "empty.toml")[2])
@@ -517,11 +517,14 @@ def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("index", "build", "RUN", "--engine", "spark"), "--engine is one of serial, processes"),
+        (
+            ("index", "build", "RUN", "--engine", "spark"),
+            "--engine must be one of serial, processes",
+        ),
         (("index", "build", "RUN", "--workers", "2"), "--workers is not for --engine serial"),
         (("index", "info", "nowhere"), "holds no index"),
         (("explain", "RUN", "--query", "0", "--exact"), "--exact is for --index"),
-        (("explain", "RUN", "--query", "0", "--keep", "right"), "--keep and --engine are for"),
+        (("explain", "RUN", "--query", "0", "--keep", "right"), "--keep and --engine are about"),
     ],
 )
 def test_the_index_commands_say_what_is_wrong(begun, capsys, arguments, message):
@@ -574,7 +577,7 @@ def test_no_worker_processes_are_refused(begun, capsys, command, workers):
     )
 
     assert code == 2
-    assert f"--workers is a number of processes, at least 1; {workers} was given" in err
+    assert f"--workers must be at least 1; got {workers}" in err
 
 
 @pytest.mark.parametrize(
@@ -582,7 +585,7 @@ def test_no_worker_processes_are_refused(begun, capsys, command, workers):
     [
         ("a = " + "[" * 5000, "nests its values too deeply"),
         ("a = " + "{a=" * 5000, "nests its values too deeply"),
-        ("\x00", "is no TOML file"),
+        ("\x00", "is not a TOML file"),
         ('[task]\nfunction = "task.py:task"\n[output]\nfolder = "a\\u0000b"', "cannot be a folder"),
         (
             f'[task]\nfunction = "task.py:task"\n[output]\nfolder = "{"x" * 300}"',

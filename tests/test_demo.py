@@ -1,4 +1,4 @@
-"""The demo does what it says: wrong labels come to the top, and mending them helps."""
+"""The demo does what it says: wrong labels come to the top, and correcting them helps."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tracin.demo.pictures import Picture, side_by_side  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def ran(tmp_path_factory):
     """One demo, with one net instead of three behind each accuracy: its folder and its words."""
     folder = tmp_path_factory.mktemp("demo")
     passages: list[str] = []
@@ -28,8 +28,8 @@ def read(folder, name):
     return parquet.read_table(folder / f"{name}.parquet").to_pydict()
 
 
-def test_it_leaves_a_figure_tables_and_checkpoints(told):
-    folder, _ = told
+def test_it_leaves_a_figure_tables_and_checkpoints(ran):
+    folder, _ = ran
 
     names = sorted(path.name for path in folder.iterdir())
 
@@ -39,8 +39,8 @@ def test_it_leaves_a_figure_tables_and_checkpoints(told):
     assert len(list((folder / "checkpoints").glob("*.safetensors"))) == 12
 
 
-def test_self_influence_finds_far_more_wrong_labels_than_chance(told):
-    folder, _ = told
+def test_self_influence_finds_far_more_wrong_labels_than_chance(ran):
+    folder, _ = ran
     is_flipped = read(folder, "suspects")["is_flipped"]
 
     first_fifth = is_flipped[: len(is_flipped) // 5]
@@ -50,8 +50,8 @@ def test_self_influence_finds_far_more_wrong_labels_than_chance(told):
     assert sum(first_fifth) / sum(is_flipped) > 0.9
 
 
-def test_the_truth_beside_the_suspects_is_the_truth(told):
-    table = read(told[0], "suspects")
+def test_the_right_labels_of_the_suspects_are_right(ran):
+    table = read(ran[0], "suspects")
 
     is_wrong = [
         given != right
@@ -61,25 +61,25 @@ def test_the_truth_beside_the_suspects_is_the_truth(told):
     assert is_wrong == table["is_flipped"]
 
 
-def test_the_last_layers_share_is_less_than_the_whole(told):
-    table = read(told[0], "suspects")
+def test_the_last_layers_share_is_less_than_the_whole(ran):
+    table = read(ran[0], "suspects")
 
     pairs = zip(table["self_influence_last"], table["self_influence"], strict=True)
 
     assert all(last < whole for last, whole in pairs)
 
 
-def test_mending_what_was_found_raises_the_test_accuracy(told):
-    table = read(told[0], "accuracy")
+def test_correcting_what_was_found_raises_the_test_accuracy(ran):
+    table = read(ran[0], "accuracy")
 
     reached = dict(zip(table["labels"], table["test_accuracy"], strict=True))
 
-    assert reached["mended"] > reached["spoiled"]
+    assert reached["relabelled"] > reached["noisy"]
     assert reached["right"] > 0.95
 
 
-def test_a_mistake_is_explained_by_proponents_and_opponents(told):
-    table = read(told[0], "explanation")
+def test_a_mistake_is_explained_by_proponents_and_opponents(ran):
+    table = read(ran[0], "explanation")
 
     kinds = list(zip(table["kind"], table["rank"], strict=True))
 
@@ -88,12 +88,12 @@ def test_a_mistake_is_explained_by_proponents_and_opponents(told):
     assert all(score < 0 for score in table["score"][3:])
 
 
-def test_the_story_shows_the_rivals_beside_and_says_what_to_do_next(told):
-    story = "\n".join(told[1])
+def test_the_story_shows_the_other_scores_and_says_what_to_do_next(ran):
+    story = "\n".join(ran[1])
 
     for words in ("self-influence", "loss", "EL2N", "random", "AUROC", "Proponents", "Opponents"):
         assert words in story
-    assert "tracin init" in told[1][-1]
+    assert "tracin init" in ran[1][-1]
     assert story.isascii()
 
 

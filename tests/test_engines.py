@@ -11,20 +11,29 @@ from pathlib import Path
 import pytest
 
 from tracin.engines import Processes, Ranks, Serial
-from tracin.engines.gpus import gpu_of, visible_gpus
-from tracin.engines.shares import Shares, stretches
-from tracin.engines.threads import use_threads
+from tracin.engines.hardware import gpu_of, use_threads, visible_gpus
+from tracin.engines.shares import UnitShares, stretches
 from tracin.errors import IndexingError
+
+
+class StubbornError(Exception):
+    """Cannot be unpickled: its arguments are not those of its constructor."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
 
 
 @dataclass(frozen=True)
 class Toy:
-    """Writes a file a unit, and notes who did it; some units kill, hurt, or take their time."""
+    """Writes a file per unit, and notes who did it; some units kill, hurt, or take their time."""
 
     folder: Path
     kills: tuple[str, ...] = ()
     always_kills: tuple[str, ...] = ()
     hurts: tuple[str, ...] = ()
+    stubborn: tuple[str, ...] = ()
+    exits: tuple[str, ...] = ()
+    code: int = 0
     seconds: float = 0.0
     is_shut: bool = False
     extra: object = None
@@ -42,6 +51,11 @@ class Toy:
         if unit in self.always_kills or (unit in self.kills and not marker.exists()):
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if unit in self.exits and not marker.exists():
+            marker.touch()
+            sys.exit(self.code)
+        if unit in self.stubborn:
+            raise StubbornError(1, 2)
         if unit in self.hurts:
             raise ValueError(f"unit {unit} hurts")
         time.sleep(self.seconds)
@@ -139,7 +153,7 @@ def test_stretches_go_by_weight_and_bear_units_without_examples():
 
 
 def test_shares_hand_out_neighbours_and_help_from_the_far_end():
-    shares = Shares(list("abcdefgh"), [1] * 8, 2)  # type: ignore
+    shares = UnitShares(list("abcdefgh"), [1] * 8, 2)  # type: ignore
 
     assert [shares.take(0) for _ in range(4)] == list("abcd")
     assert shares.take(1) == "e"
@@ -193,7 +207,7 @@ def test_a_unit_that_always_kills_gives_an_error_after_the_retries(tmp_path):
     [
         ({"hurts": ("a0",)}, r"a0 could not be built(.|\n)*Traceback(.|\n)*unit a0 hurts"),
         ({"is_shut": True}, r"could not open the job(.|\n)*no such model"),
-        ({"extra": lambda: None}, r"cannot: .*lambda.*top level of a module"),
+        ({"extra": threading.Lock()}, r"cannot be: .*lock.*must hold no locks"),
     ],
     ids=["a unit raises", "the job does not open", "the job cannot be pickled"],
 )
@@ -267,6 +281,83 @@ def test_when_it_is_stopped_no_child_stays_and_finished_units_do(tmp_path, engin
     assert toy.files() == RESULT
 
 
+NOTEBOOK = """
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tracin.engines import Processes
+
+@dataclass(frozen=True)
+class Result:
+    value: int
+    process: int
+
+class Local:
+    name: object = lambda unit: f"{{unit}}.rows"
+
+    @contextmanager
+    def open(self):
+        yield lambda unit: (Path({folder!r}) / Local.name(unit)).write_text(f"rows of {{unit}}")
+
+    def weight(self, unit):
+        return 1
+
+    def is_done(self, unit):
+        return False
+
+Processes(2).run(Local(), {units!r}, progress=False)
+found = Processes(2).gather(lambda part: Result(part**2, os.getpid()), range(4), progress=False)
+assert [one.value for one in found] == [0, 1, 4, 9]
+assert all(isinstance(one, Result) and one.process != os.getpid() for one in found)
+"""
+
+
+def test_lambdas_and_the_classes_of_a_notebook_reach_the_workers(tmp_path):
+    # As in a notebook, `__main__` has no file that workers could import.
+    cells = NOTEBOOK.format(folder=str(tmp_path), units=UNITS)
+
+    ran = subprocess.run([sys.executable, "-c", cells], capture_output=True, text=True)
+
+    assert ran.returncode == 0, ran.stderr
+    assert Toy(tmp_path).files() == RESULT
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_unit_that_exits_ends_its_worker_and_is_done_again(tmp_path, code):
+    toy = Toy(tmp_path, exits=("a1",), code=code)
+
+    Processes(1).run(toy, UNITS, progress=False)
+
+    assert toy.files() == RESULT
+    assert [what for _, what in toy.notes() if not what.startswith("unit")] == [
+        "opened", "closed", "opened", "closed"
+    ]  # fmt: skip
+
+
+def test_a_worker_that_is_asked_to_end_is_replaced(tmp_path):
+    toy = Toy(tmp_path, seconds=0.2)
+
+    def terminate_once():
+        while not toy.notes():
+            time.sleep(0.02)
+        os.kill(int(toy.notes()[0][0]), signal.SIGTERM)
+
+    killer = threading.Thread(target=terminate_once, daemon=True)
+    killer.start()
+
+    Processes(1).run(toy, UNITS[:4])
+    killer.join()
+
+    assert sorted(toy.files()) == UNITS[:4]
+    assert len({pid for pid, what in toy.notes() if what == "opened"}) == 2
+
+
+def test_errors_that_cannot_be_unpickled_are_shown(tmp_path):
+    with pytest.raises(IndexingError, match=r"a0 could not be built(.|\n)*StubbornError: 1 and 2"):
+        Processes(1).run(Toy(tmp_path, stubborn=("a0",)), UNITS)
+
+
 def test_a_script_without_its_guard_is_told_so(tmp_path):
     process = started(tmp_path, "Processes(1)", guard="if True:")
 
@@ -275,7 +366,7 @@ def test_a_script_without_its_guard_is_told_so(tmp_path):
 
 @pytest.mark.parametrize(("count", "retries"), [(0, 3), (2, -1)])
 def test_numbers_of_processes_are_checked(count, retries):
-    with pytest.raises(IndexingError, match=r"at least 1; 0|from 0; -1"):
+    with pytest.raises(IndexingError, match=r"at least 1; got 0|0 or more; got -1"):
         Processes(count, retries)
 
 
@@ -365,7 +456,7 @@ def test_a_rank_comes_from_the_environment(environment, rank):
     [
         ({}, r"RANK and WORLD_SIZE.*SLURM_ARRAY_TASK_ID.*SLURM_PROCID.*none is set"),
         ({"RANK": "0"}, "WORLD_SIZE is not set"),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be a whole number; it is 'one'"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK must be a whole number; got 'one'"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2, WORLD_SIZE=2 give no rank"),
         (ARRAY | {"SLURM_ARRAY_TASK_ID": "6"}, "SLURM_ARRAY_TASK_ID=6.*must be regular"),
         (ARRAY | SRUN, "SLURM_PROCID is 6 in task 7 of an array"),

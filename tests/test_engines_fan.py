@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -54,17 +55,44 @@ def test_a_killed_workers_part_is_done_again(tmp_path):
     assert right(found)
 
 
+@dataclass(frozen=True)
+class DiesWhileSending:
+    """Ends its worker, once, when half of its result is written."""
+
+    folder: Path
+
+    def __call__(self, part):
+        marker = self.folder / f"marker-{part}"
+        if not marker.exists():
+            marker.touch()
+            connection.Connection._send = self.send_half
+        return bytes(100_000)
+
+    @staticmethod
+    def send_half(self, buffer, write=os.write):
+        is_head = len(buffer) < 100
+        write(self.fileno(), buffer if is_head else buffer[: len(buffer) // 2])
+        if not is_head:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_in_the_middle_of_a_result_is_replaced(tmp_path):
+    found = Processes(1).gather(DiesWhileSending(tmp_path), [0], progress=False)
+
+    assert found == [bytes(100_000)]
+
+
 def test_a_part_that_fails_is_named(tmp_path):
-    with pytest.raises(IndexingError, match=r"Part 3 of 6 could not be done\. (.|\n)*2 hurts"):
+    with pytest.raises(IndexingError, match=r"Part 3 of 6 failed\. (.|\n)*2 hurts"):
         Processes(1).gather(Squares(tmp_path, hurts=2), PARTS, progress=False)
     with pytest.raises(IndexingError, match=r"Part 1 of 1 ended its worker 1 times; .*code -9\. E"):
         Processes(1, retries=0).gather(Squares(tmp_path, kills=0), [0], progress=False)
-    with pytest.raises(IndexingError, match="holds something that cannot"):
-        Processes(1).gather(lambda part: part, PARTS)
+    with pytest.raises(IndexingError, match=r"this one cannot be: .*generator"):
+        Processes(1).gather(str, [(part for part in PARTS)])
 
 
 def test_ranks_refuse(tmp_path):
-    with pytest.raises(IndexingError, match=r"Ranks never talk to each other.*RayCluster"):
+    with pytest.raises(IndexingError, match=r"Ranks never communicate.*RayCluster"):
         Ranks(0, 2).gather(Squares(tmp_path), PARTS)
 
 
@@ -76,7 +104,7 @@ def test_ray_brings_results_back_and_starts_a_killed_worker_again(tmp_path):
     )
     try:
         found = RayCluster(workers=2).gather(Squares(tmp_path, kills=1), PARTS, progress=False)
-        with pytest.raises(IndexingError, match=r"Part 5 of 6 could not be done"):
+        with pytest.raises(IndexingError, match=r"Part 5 of 6 failed"):
             RayCluster(workers=1).gather(Squares(tmp_path, hurts=4), PARTS, progress=False)
     finally:
         ray.shutdown()

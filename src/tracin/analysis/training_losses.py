@@ -7,10 +7,10 @@ import torch
 from tracin.checkpoints import loaded, untouched
 from tracin.data import content_of, move
 from tracin.guards import guarded
+from tracin.progress import bar
 from tracin.run import Run, checkpoint_pass, open_data
 from tracin.scoring.batch_size import BatchSize, checked_size, fitting_size
 from tracin.scoring.finite import refuse_non_finite
-from tracin.scoring.progress import bar
 
 
 @guarded

@@ -1,6 +1,6 @@
 """The commands. torch is imported late, so that --help answers at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,8 @@ from tracin.errors import QueryError, RunFileError
 from tracin.plain_text import plain
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tracin.data import Examples
 
 SHOWN = 10
@@ -36,14 +38,15 @@ app.add_typer(index_commands.app, name="index")
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="What 'tracin init' writes.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for once.")
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for this run.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[
     str, typer.Option("--query", help="Positions in queries (in train if there are none): 3,17.")
 ]
 Folder = Annotated[
-    str | None, typer.Option("--index", help="Ask this index, a folder or URL, not the data.")
+    str | None,
+    typer.Option("--index", help="Query this index, not the data: a folder or URL."),
 ]
 HowMany = Annotated[int | None, typer.Option("-k", help="How many of each.")]
 
@@ -97,13 +100,13 @@ def init(
 
 @app.command("self-influence")
 def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Out = None) -> None:
-    """Each training example's influence on itself: high is mislabelled, rare or memorised."""
+    """Each training example's influence on itself: high if mislabelled, rare or memorised."""
     opened = opened_run(run, sets, out)
-    # Imported only now: torch takes its time, and a missing RUN.toml is said at once.
+    # Imported late: torch is slow to import, and a missing RUN.toml is reported at once.
     import numpy as np
 
     from tracin.data import open_examples
-    from tracin.results.table import aligned, numbers, save_parquet
+    from tracin.results.table import aligned, numbers
 
     if index is None:
         train = open_examples(opened.task.train, name="train")
@@ -118,7 +121,7 @@ def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Ou
     order = np.argsort(-scores, kind="stable")[:SHOWN]
     shown = aligned(("id", "self-influence"), [(ids[at], scores[at]) for at in order])
     more = f"\n... {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-    _finish(opened, f"{shown}{more}", lambda path: save_parquet(columns, path), "self-influence")
+    _finish(opened, f"{shown}{more}", _saving(columns), "self-influence")
 
 
 @app.command()
@@ -140,11 +143,12 @@ def explain(
     k: HowMany = None,
     index: Folder = None,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Score an index's candidates again, by the model.")
+        bool,
+        typer.Option("--exact", help="With --index: rescore candidates by the model."),
     ] = False,
     keep: Annotated[
         list[str] | None,
-        typer.Option("--keep", help="With --index: only such hits: right, label=3, ..."),
+        typer.Option("--keep", help="With --index: only rows such as: right, label=3, ..."),
     ] = None,
     engine: EngineName = "serial",
     workers: Workers = None,
@@ -156,13 +160,13 @@ def explain(
     if exact and index is None:
         raise QueryError("--exact is for --index FOLDER: without an index scores are exact.")
     if index is None and (keep or engine != "serial"):
-        raise QueryError("--keep and --engine are for --index FOLDER: they are about its rows.")
+        raise QueryError("--keep and --engine are about the rows of an index: add --index.")
     changed = [*(sets or []), *([f"explain.k={k}"] if k is not None else [])]
-    read_settings(run, changed)  # what is missing is said before torch is imported
+    read_settings(run, changed)  # a mistake is reported before torch is imported
     chosen: Any = engine_of(engine, workers, address)
     opened = opened_run(run, changed, out)
     options = opened.settings.explain
-    asked = _asked(opened.task, query)
+    chosen_queries = _queries(opened.task, query)
     if index is not None:
         from tracin import Index
 
@@ -171,10 +175,10 @@ def explain(
             raise QueryError(
                 f"An index gives the scores themselves: explain.{other[0]} is not for --index."
             )
-        asked_index = Index.open(index, run=opened.tracer, train=opened.task.train)
+        found_index = Index.open(index, run=opened.tracer, train=opened.task.train)
         conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
-        found = asked_index.explain(
-            asked.queries,
+        found = found_index.explain(
+            chosen_queries.queries,
             options.k,
             exact=exact,
             where=keep_of(conditions),
@@ -182,7 +186,7 @@ def explain(
             batch_size=opened.settings.tracin.batch_size,
         )
         where = {
-            **asked.as_settings(),
+            **chosen_queries.as_settings(),
             "asked_index": index,
             "exact": exact,
             "keep": conditions,
@@ -191,14 +195,14 @@ def explain(
         return _finish(opened, str(found), found.save, "explain", **where)
     found = opened.tracer.explain(
         opened.task.train,
-        asked.queries,
+        chosen_queries.queries,
         options.k,
         normalise=None if options.normalise == "none" else options.normalise,
         group=None if options.group == "none" else options.group,
         drop_misclassified=options.drop_misclassified,
         batch_size=opened.settings.tracin.batch_size,
     )
-    _finish(opened, str(found), found.save, "explain", **asked.as_settings())
+    _finish(opened, str(found), found.save, "explain", **chosen_queries.as_settings())
 
 
 @app.command()
@@ -209,10 +213,10 @@ def replay(
     sets: Set = None,
     out: Out = None,
 ) -> None:
-    """Walk the recorded training again, and trace some predictions through every step.
+    """Repeat the recorded training, and trace some predictions through every step.
 
-    Needs a Recorder's folder with each step's ids, and the task's 'optimizer'. Exits with 1 where
-    the weights do not come out as recorded.
+    Needs a Recorder's folder with each step's ids, and the task's 'optimizer'. Exits with 1 if
+    the weights do not match the record.
     """
     from tempfile import TemporaryDirectory
 
@@ -233,7 +237,7 @@ def replay(
             f"{run}: 'tracin.device' is for scores of checkpoints; a replay trains where the model "
             "is, so leave it out, and put the model there in the task."
         )
-    asked = _asked(task, query)
+    chosen_queries = _queries(task, query)
     from tracin.tracing import Quadrature as TracedPath
     from tracin.tracing import Replay
 
@@ -248,7 +252,7 @@ def replay(
     with TemporaryDirectory() as folder:
         trace = walked.trace(
             task.loss,
-            asked.queries,
+            chosen_queries.queries,
             Path(folder) / "trace",
             training_loss=task.training_loss,
             paths=[TracedPath(options.path)],
@@ -257,21 +261,19 @@ def replay(
         )
         found = trace.explain(options.k)
         shown = f"{found}\n\n{trace.goodness()}\n\n{walked}"
-    _finish(opened, shown, found.save, "replay", **asked.as_settings())
+    _finish(opened, shown, found.save, "replay", **chosen_queries.as_settings())
     if walked.checks and not walked.is_equal:
         raise typer.Exit(1)
 
 
 @app.command()
 def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
-    """Measure the gradients against plain autograd; exits with 1 where they are not exact.
+    """Measure the gradients against plain autograd; exits with 1 if they are not exact.
 
     The figures go to the screen; with --out, to a file too.
     """
     opened = opened_run(run, sets, out)
     import numpy as np
-
-    from tracin.results.table import save_parquet
 
     found = opened.tracer.verify(opened.task.train)
     entries = [found.coverage.entries[name] for name in found.errors]
@@ -285,13 +287,13 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
     if out is None:
         typer.echo(shown)
     else:
-        _finish(opened, shown, lambda path: save_parquet(columns, path), "verify")
+        _finish(opened, shown, _saving(columns), "verify")
     if not found.is_exact:
         raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Queries:
     """The queries of a command line."""
 
     queries: "Examples"
@@ -303,13 +305,13 @@ class _Asked:
         return {"query": self.positions, "query_data": self.where}
 
 
-def _asked(task: Task, query: str) -> _Asked:
+def _queries(task: Task, query: str) -> _Queries:
     from tracin.data import open_examples
 
     where = "train" if task.queries is None else "queries"
     among = open_examples(getattr(task, where), name=where)
     positions = _positions(query, len(among), where)
-    return _Asked(among.subset(positions), positions, where)
+    return _Queries(among.subset(positions), positions, where)
 
 
 def _positions(text: str, examples: int, where: str) -> list[int]:
@@ -328,9 +330,16 @@ def _positions(text: str, examples: int, where: str) -> list[int]:
     return positions
 
 
+def _saving(columns: "Mapping[str, np.ndarray]") -> Callable[[Path], None]:
+    """What saves a table of columns to a path."""
+    from tracin.results.table import save_parquet
+
+    return lambda path: save_parquet(columns, path)
+
+
 def _finish(
-    opened: Opened, shown: str, save: Callable[[Path], None], command: str, **asked: Any
+    opened: Opened, shown: str, save: Callable[[Path], None], command: str, **arguments: Any
 ) -> None:
     # Written first: a pager that is closed early must not cost the file.
-    path = write(opened.folder, save, opened.settings, command, **asked)
+    path = write(opened.folder, save, opened.settings, command, **arguments)
     typer.echo(f"{shown}\n\nwritten to {plain(path)}")

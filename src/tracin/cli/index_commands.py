@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from tracin.engines import Engine
 
 app = typer.Typer(
-    help="A gradient index: sketch the training data once, ask ever after.", no_args_is_help=True
+    help="A gradient index: sketch the training data once, query repeatedly.", no_args_is_help=True
 )
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="What 'tracin init' writes.")]
 Folder = Annotated[str, typer.Argument(metavar="FOLDER", help="The index: a folder or a URL.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for once.")
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for this run.")
 ]
 Workers = Annotated[int | None, typer.Option("--workers", help="How many worker processes.")]
 EngineName = Annotated[
@@ -28,7 +28,7 @@ EngineName = Annotated[
         help="serial, processes, ranks (torchrun, SLURM), mesh (torchrun, sharded), or ray.",
     ),
 ]
-Address = Annotated[str | None, typer.Option("--address", help="Of a Ray cluster: auto, ...")]
+Address = Annotated[str | None, typer.Option("--address", help="Of the Ray cluster, such as auto.")]
 
 
 @app.command()
@@ -39,10 +39,10 @@ def build(
     address: Address = None,
     sets: Set = None,
 ) -> None:
-    """Build the index that [index] in RUN.toml names; what is there already is not done again."""
+    """Build the index that [index] in RUN.toml names; finished parts are not built again."""
     from tracin.cli.opened import opened
 
-    read_settings(run, sets or [])  # what is missing is said before torch is imported
+    read_settings(run, sets or [])  # a mistake is reported before torch is imported
     chosen = engine_of(engine, workers, address)
     found = opened(run, sets, None)
     options = found.settings.index
@@ -68,13 +68,13 @@ def append(
     address: Address = None,
     sets: Set = None,
 ) -> None:
-    """Add rows that the training data has gained, or checkpoints; the same work as build."""
+    """Add rows for new training data or checkpoints; the same as build."""
     build(run, engine, workers, address, sets)
 
 
 @app.command()
 def info(folder: Folder) -> None:
-    """What an index holds, and what is still to be built."""
+    """Show what an index holds, and what is still to be built."""
     from tracin.index.index import Index
 
     typer.echo(str(Index.open(folder)))
@@ -82,7 +82,7 @@ def info(folder: Folder) -> None:
 
 @app.command()
 def verify(folder: Folder) -> None:
-    """Read every byte of an index; exits with 1 where one is not as it was written."""
+    """Read every byte of an index; exits with 1 if one is not as it was written."""
     from tracin.index.index import Index
 
     report = Index.open(folder).verify()
@@ -108,17 +108,17 @@ def engine_of(name: str, workers: int | None, address: str | None) -> "Engine":
     """The engine that the command line names.
 
     Raises:
-        RunFileError: There is none of this name, or an option is another's.
+        RunFileError: The name is unknown, or an option belongs to another engine.
     """
     if workers is not None and workers < 1:
-        raise RunFileError(f"--workers is a number of processes, at least 1; {workers} was given.")
+        raise RunFileError(f"--workers must be at least 1; got {workers}.")
     from tracin import engines
 
     options: dict[str, Any] = {"workers": workers, "address": address}
     taken = {"serial": (), "processes": ("workers",), "ranks": (), "mesh": ()}
     taken |= {"ray": ("workers", "address")}
     if name not in taken:
-        raise RunFileError(f"--engine is one of {', '.join(taken)}; {name!r} was given.")
+        raise RunFileError(f"--engine must be one of {', '.join(taken)}; got {name!r}.")
     for option, value in options.items():
         if value is not None and option not in taken[name]:
             raise RunFileError(f"--{option} is not for --engine {name}; leave it out.")

@@ -1,4 +1,4 @@
-"""Writes a command's result, with the settings that made it beside."""
+"""Writes a command's result, and the settings that made it."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from tracin.errors import RunFileError
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse, before hours of work, a folder that its result could not be written to.
+    """Refuse, before hours of work, a folder that cannot take the result.
 
     Raises:
-        RunFileError: It cannot be made or written to, or pyarrow is not installed.
+        RunFileError: It cannot be created or written to, or pyarrow is not installed.
     """
     if find_spec("pyarrow") is None:
         raise RunFileError(
@@ -35,25 +35,25 @@ def _check_name(folder: Path) -> None:
     try:
         os.lstat(folder)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return  # a name that may be, and what is in its way is said by the caller
+        return  # a possible name; the caller reports what is in its way
     except (OSError, ValueError) as error:  # too long, or with a NUL or half a character
         raise RunFileError(f"{str(folder)!r} cannot be a folder: {error}.") from error
 
 
 def write(
-    folder: Path, save: Callable[[Path], None], settings: Settings, command: str, **asked: Any
+    folder: Path, save: Callable[[Path], None], settings: Settings, command: str, **arguments: Any
 ) -> Path:
-    """Save a table as `command`.parquet, and what made it beside: each whole or not at all.
+    """Save a table as `command`.parquet, and its settings next to it: each whole or not at all.
 
     The settings carry the command's name too: a folder holds the results of several commands, and
     what one was made with must not be taken for another's.
 
     Args:
-        folder: Where to write; made if it is not there.
+        folder: Where to write; created if missing.
         save: Writes the table to a path.
         settings: As they were used, defaults and overrides included.
         command: The command's name.
-        asked: What the command line asked for that is no setting, such as the queries.
+        arguments: Of the command line that are not settings, such as the queries.
 
     Raises:
         RunFileError: The folder cannot be written to.
@@ -61,7 +61,7 @@ def write(
     from tracin.files import replacing
 
     path = folder / f"{command}.parquet"
-    made_by = {"command": command, "version": __version__, **asked, **settings.model_dump()}
+    made_by = {"command": command, "version": __version__, **arguments, **settings.model_dump()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save(path)

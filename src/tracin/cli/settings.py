@@ -20,7 +20,7 @@ NEEDED = '[task] function = "task.py:task"'
 
 
 class _Table(BaseModel):
-    # Strict: true is no number of hits, and "5" is a text.
+    # Strict: true is not a number of results, and "5" is a string.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -98,7 +98,7 @@ def read_settings(path: Path, overrides: Sequence[str]) -> Settings:
     """Read a RUN.toml and apply overrides such as "explain.k=5".
 
     Raises:
-        RunFileError: There is no such file, it is no TOML, or a setting is unknown or wrong.
+        RunFileError: The file is missing or not TOML, or a setting is unknown or wrong.
     """
     try:
         text = path.read_bytes()
@@ -110,7 +110,7 @@ def read_settings(path: Path, overrides: Sequence[str]) -> Settings:
     try:
         tables = tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunFileError(f"{path} is no TOML file: {error}.") from error
+        raise RunFileError(f"{path} is not a TOML file: {error}.") from error
     except RecursionError as error:
         raise RunFileError(f"{path} nests its values too deeply for a RUN.toml.") from error
     for override in overrides:
@@ -133,9 +133,9 @@ def _apply(tables: dict[str, Any], override: str) -> None:
     except RecursionError as error:
         raise RunFileError(f"--set {name}: the value is nested too deeply.") from error
     except tomllib.TOMLDecodeError as error:
-        value = text.strip()  # a bare word is a text
+        value = text.strip()  # a bare word is a string
         if value[:1] in ("[", "{", '"', "'"):
-            raise RunFileError(f"--set {override}: {text} is no TOML value: {error}.") from error
+            raise RunFileError(f"--set {override}: {text} is not a TOML value: {error}.") from error
     table = tables
     for key in keys[:-1]:
         table = table.setdefault(key, {})
@@ -145,26 +145,26 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 
 
 def _words(error: ValidationError) -> str:
-    said: dict[str, list[str]] = {}
+    problems: dict[str, list[str]] = {}
     for each in error.errors():
         path = each["loc"]
         if each["type"] == "extra_forbidden":
             name = ".".join(map(str, path))
-            said[f"there is no setting '{name}'; {_known(path[:-1])}"] = []
+            problems[f"there is no setting '{name}'; {_known(path[:-1])}"] = []
         elif each["type"] == "missing":
             name = ".".join(map(str, path))
-            said[f"the setting '{name}' is missing; a run needs {NEEDED}"] = []
+            problems[f"the setting '{name}' is missing; a run needs {NEEDED}"] = []
         else:
             # Beyond table and key pydantic names the alternatives of a union, which help nobody.
             name = ".".join(map(str, path[:2]))
             expected = each["msg"].removeprefix("Input should be ")
             if each["type"] == "model_type":
                 expected = f"a table: {_known(path)}"
-            said.setdefault(f"'{name}' = {each['input']!r}", []).append(expected)
+            problems.setdefault(f"'{name}' = {each['input']!r}", []).append(expected)
     return (
         "; ".join(
             f"{what}, but it should be {', or '.join(expected)}" if expected else what
-            for what, expected in said.items()
+            for what, expected in problems.items()
         )
         + "."
     )

@@ -47,8 +47,8 @@ def load_task(function: str, run: Path) -> Task:
         run: The RUN.toml.
 
     Raises:
-        RunFileError: It is not there, or returns something else. What the user's own code raises
-            goes on as it is, with a note that says whose it is.
+        RunFileError: It does not exist, or returns something else. What the user's own code raises
+            is passed on, with a note that names the function.
     """
     place, _, name = function.rpartition(":")
     is_file = place.endswith(".py")
@@ -124,7 +124,7 @@ def _module(run: Path, name: str) -> ModuleType:
 
 
 def _find_neighbours(folder: Path) -> None:
-    """Let a task import what lies beside it, as a script can."""
+    """Let a task import the modules in its folder, as a script can."""
     place = str(folder.resolve())
     if place not in sys.path:
         sys.path.insert(0, place)

@@ -1,4 +1,4 @@
-"""The demo from first sentence to last: plant wrong labels, find them, mend them, explain."""
+"""The demo from start to end: plant wrong labels, find them, correct them, explain."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ Say = Callable[[str], None]
 
 NOISE = 0.1  # of the training labels are made wrong, as in section 4.1 of the paper
 INSPECTED = (0.05, 0.1, 0.2, 0.3)
-MENDED = 0.2  # of the ranking is looked through
+INSPECTED_BY_HAND = 0.2  # of the ranking; wrong labels found there are corrected
 SHOWN = 3  # proponents and opponents
 SEED = 0
 
 
 def run(folder: Path, say: Say, *, repeats: int = 3) -> None:
-    """Find planted wrong labels among real digits, mend them, and explain one mistake.
+    """Find planted wrong labels among real digits, correct them, and explain one mistake.
 
     Writes `digits.png`, four Parquet tables and the checkpoints into `folder`; files that an
     earlier run left there are replaced.
 
     Args:
-        folder: Where to write; made if it is not there.
-        say: Takes the story, a passage at a time.
+        folder: Where to write; created if missing.
+        say: Called with the story, one passage at a time.
         repeats: How many nets, from different seeds, each test accuracy is averaged over.
 
     Raises:
@@ -46,10 +46,10 @@ def run(folder: Path, say: Say, *, repeats: int = 3) -> None:
     """
     _require_extras()
     with one_thread():
-        _tell(Path(folder), say, repeats)
+        _run(Path(folder), say, repeats)
 
 
-def _tell(folder: Path, say: Say, repeats: int) -> None:
+def _run(folder: Path, say: Say, repeats: int) -> None:
     started = perf_counter()
     digits = open_digits(SEED)
     train, test = len(digits.train_labels), len(digits.test_labels)
@@ -80,7 +80,7 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
     tracin = TracIn(model, "cross_entropy", checkpoints)
     reached = accuracy(model, digits.test_images, digits.test_labels)
     say(
-        f"Trained again on the spoiled labels, with a tracin.Recorder, which kept "
+        f"Trained again on the noisy labels, with a tracin.Recorder, which kept "
         f"{len(tracin.checkpoints)} checkpoints ({perf_counter() - start:.1f} s): {reached:.1%} of "
         "the test digits."
     )
@@ -88,7 +88,7 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
     start = perf_counter()
     suspects = tracin.find_mislabelled((digits.train_images, labels), progress=False)
     took = perf_counter() - start
-    spoiled = Spoiled(digits, labels, is_flipped)
+    noisy = NoisyDigits(digits, labels, is_flipped)
     curves = found_curves(suspects, is_flipped)
     say(
         f"Every training example was scored by its self-influence, exactly, over all {weights:,} "
@@ -96,13 +96,13 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
     )
     say(found_table(curves, int(is_flipped.sum())))
     say(what_to_make_of(curves))
-    top = spoiled.pictures(suspects.positions[:7])
+    top = noisy.pictures(suspects.positions[:7])
     rows = [Row("The most suspect labels (red: really wrong)", top)]
     say("The four most suspect labels:\n\n" + side_by_side(top[:4]))
 
-    mended = spoiled.mended(suspects.positions, MENDED)
-    accuracies = _accuracies(spoiled, mended, repeats)
-    say(_mending_in_words(spoiled, mended, accuracies))
+    relabelled = noisy.relabelled(suspects.positions, INSPECTED_BY_HAND)
+    accuracies = _accuracies(noisy, relabelled, repeats)
+    say(_accuracies_in_words(noisy, relabelled, accuracies))
 
     query = _worst_mistake(model, clean, digits)
     if query is None:
@@ -114,8 +114,8 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
             k=SHOWN,
             progress=False,
         )
-        story = Mistake(model, spoiled, query, explanation)
-        say(story.in_words(clean, trained(digits.train_images, mended, SEED)))
+        story = Mistake(model, noisy, query, explanation)
+        say(story.in_words(clean, trained(digits.train_images, relabelled, SEED)))
         rows.append(story.row())
         found = explanation.columns()
         positions = found["position"]
@@ -124,14 +124,14 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
                 **found,
                 "query": np.full(len(positions), query),
                 "given_label": labels[torch.from_numpy(positions)].numpy(),
-                **spoiled.truth(positions),
+                **noisy.truth(positions),
             },
             folder / "explanation.parquet",
         )
 
     save_parquet(_found_columns(curves), folder / "found.parquet")
     save_parquet(
-        {**suspects.columns(), **spoiled.truth(suspects.positions)}, folder / "suspects.parquet"
+        {**suspects.columns(), **noisy.truth(suspects.positions)}, folder / "suspects.parquet"
     )
     save_parquet(
         {name: np.array(values) for name, values in accuracies.items()}, folder / "accuracy.parquet"
@@ -154,17 +154,17 @@ def _tell(folder: Path, say: Say, repeats: int) -> None:
         '  run = tracin.TracIn(model, "cross_entropy", "checkpoints")\n'
         "  run.find_mislabelled(train)\n"
         "  run.explain(train, queries, k=10)\n\n"
-        "The documentation's quick start tells the rest."
+        "The quick start in the documentation has the rest."
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Spoiled:
-    """Digits of which some training labels were made wrong.
+class NoisyDigits:
+    """Digits with some training labels made wrong.
 
     Attributes:
         digits: The images, with the right labels.
-        labels: [train], the labels that were learnt.
+        labels: [train], the labels that the net learnt.
         is_flipped: [train], which of them are wrong.
     """
 
@@ -172,7 +172,7 @@ class Spoiled:
     labels: Tensor
     is_flipped: Tensor
 
-    def mended(self, positions: np.ndarray, share: float) -> Tensor:
+    def relabelled(self, positions: np.ndarray, share: float) -> Tensor:
         """The labels after someone looked through the first `share` of a ranking: [train]."""
         looked_at = torch.from_numpy(positions)[: round(share * len(self.labels))]
         labels = self.labels.clone()
@@ -195,7 +195,7 @@ class Spoiled:
         return pictures
 
     def truth(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """What stands beside a table of training examples: the right labels."""
+        """Extra columns for a table of training examples: the right labels."""
         rows = torch.from_numpy(positions)
         return {
             "right_label": self.digits.train_labels[rows].numpy(),
@@ -205,16 +205,16 @@ class Spoiled:
 
 @dataclass(frozen=True, eq=False)
 class Mistake:
-    """A test digit that was read wrongly, and the training examples that had a part in it."""
+    """A test digit that was read wrongly, and the training examples behind it."""
 
     model: nn.Module
-    spoiled: Spoiled
+    noisy: NoisyDigits
     query: int
     explanation: Explanations
 
     def picture(self) -> Picture:
         """The query."""
-        digits, (answer, confidence) = self.spoiled.digits, self._answer(self.model)
+        digits, (answer, confidence) = self.noisy.digits, self._answer(self.model)
         right = int(digits.test_labels[self.query])
         return Picture(
             digits.test_images[self.query],
@@ -225,17 +225,17 @@ class Mistake:
         """Proponents and opponents, strongest first."""
         sides = {"proponents": self.explanation.proponents, "opponents": self.explanation.opponents}
         return {
-            name: self.spoiled.pictures(hits.positions[0], hits.scores[0].tolist())
+            name: self.noisy.pictures(hits.positions[0], hits.scores[0].tolist())
             for name, hits in sides.items()
         }
 
-    def in_words(self, clean: nn.Module, mended: nn.Module) -> str:
+    def in_words(self, clean: nn.Module, relabelled: nn.Module) -> str:
         """The whole story of this mistake, drawn in characters."""
         sides = self.sides()
-        right = int(self.spoiled.digits.test_labels[self.query])
+        right = int(self.noisy.digits.test_labels[self.query])
         answer, confidence = self._answer(self.model)
         before, _ = self._answer(clean)
-        after, sureness = self._answer(mended)
+        after, sureness = self._answer(relabelled)
         counts = {name: sum(each.is_marked for each in side) for name, side in sides.items()}
         return (
             f"Why is test digit {self.query}, {a_digit(right)}, read as {a_digit(answer)}, and "
@@ -247,8 +247,8 @@ class Mistake:
             f"{side_by_side(sides['opponents'])}\n\n"
             f"{counts['opponents']} of these {SHOWN} opponents and {counts['proponents']} of the "
             f"{SHOWN} proponents carry a wrong label; of all training examples {NOISE:.0%} do. "
-            "Wrong labels are loud, whichever way they pull. The net trained on the mended labels "
-            f"says {after}, with {sureness:.0%} confidence"
+            "Wrong labels have strong effects, in both directions. The net trained on the "
+            f"corrected labels says {after}, with {sureness:.0%} confidence"
             f"{'' if after == right else ', which is still wrong'}."
         )
 
@@ -262,7 +262,7 @@ class Mistake:
 
     def _answer(self, model: nn.Module) -> tuple[int, float]:
         with torch.no_grad():
-            chances = model(self.spoiled.digits.test_images[[self.query]]).softmax(1)[0]
+            chances = model(self.noisy.digits.test_images[[self.query]]).softmax(1)[0]
         return int(chances.argmax()), float(chances.max())
 
 
@@ -305,16 +305,15 @@ def what_to_make_of(curves: dict[str, FoundCurve]) -> str:
     return (
         f"By AUROC {_listed(better)} {'does' if len(better) == 1 else 'do'} a little better than "
         f"{own}: to find plain label noise the cheap scores are often enough, and all of them come "
-        "from the same pass. What they cannot tell is which examples made a prediction: that comes "
-        "below."
+        "from the same pass. They cannot say which examples made a prediction: that comes below."
     )
 
 
-def _accuracies(spoiled: Spoiled, mended: Tensor, repeats: int) -> dict[str, list]:
+def _accuracies(noisy: NoisyDigits, relabelled: Tensor, repeats: int) -> dict[str, list]:
     """Test accuracy of nets trained from several seeds on three sets of labels."""
-    digits = spoiled.digits
+    digits = noisy.digits
     table: dict[str, list] = {"labels": [], "seed": [], "test_accuracy": []}
-    labels = {"spoiled": spoiled.labels, "mended": mended, "right": digits.train_labels}
+    labels = {"noisy": noisy.labels, "relabelled": relabelled, "right": digits.train_labels}
     for name, each in labels.items():
         for seed in range(SEED + 1, SEED + 1 + repeats):
             model = trained(digits.train_images, each, seed)
@@ -324,28 +323,30 @@ def _accuracies(spoiled: Spoiled, mended: Tensor, repeats: int) -> dict[str, lis
     return table
 
 
-def _mending_in_words(spoiled: Spoiled, mended: Tensor, accuracies: dict[str, list]) -> str:
+def _accuracies_in_words(
+    noisy: NoisyDigits, relabelled: Tensor, accuracies: dict[str, list]
+) -> str:
     by_labels: dict[str, list[float]] = {}
     for name, reached in zip(accuracies["labels"], accuracies["test_accuracy"], strict=True):
         by_labels.setdefault(name, []).append(reached)
-    repeats = len(by_labels["mended"])
+    repeats = len(by_labels["relabelled"])
     mean = {name: sum(each) / repeats for name, each in by_labels.items()}
     spread = {name: max(each) - min(each) for name, each in by_labels.items()}
-    changed = int((mended != spoiled.labels).sum())
-    looked_at = round(MENDED * len(mended))
+    changed = int((relabelled != noisy.labels).sum())
+    looked_at = round(INSPECTED_BY_HAND * len(relabelled))
     return (
-        f"Someone who looks through the first {MENDED:.0%} ({looked_at} digits) mends {changed} of "
-        f"the {int(spoiled.is_flipped.sum())} wrong labels. Test accuracy, the mean over nets "
-        f"trained from {repeats} other seed{'s' * (repeats > 1)} (in brackets: highest less "
-        "lowest):\n\n"
-        f"  before, on the spoiled labels   {mean['spoiled']:.1%}  ({spread['spoiled']:.1%})\n"
-        f"  after mending                   {mean['mended']:.1%}  ({spread['mended']:.1%})\n"
-        f"  had all labels been right       {mean['right']:.1%}  ({spread['right']:.1%})"
+        f"Someone who looks through the first {INSPECTED_BY_HAND:.0%} ({looked_at} digits) "
+        f"corrects {changed} of the {int(noisy.is_flipped.sum())} wrong labels. Test accuracy, the "
+        f"mean over nets trained from {repeats} other seed{'s' * (repeats > 1)} (in brackets: "
+        "highest less lowest):\n\n"
+        f"  on the noisy labels       {mean['noisy']:.1%}  ({spread['noisy']:.1%})\n"
+        f"  on the corrected labels   {mean['relabelled']:.1%}  ({spread['relabelled']:.1%})\n"
+        f"  on the right labels       {mean['right']:.1%}  ({spread['right']:.1%})"
     )
 
 
 def _worst_mistake(model: nn.Module, clean: nn.Module, digits: Digits) -> int | None:
-    """The test digit read wrongly with the most confidence, of those that wrong labels spoiled."""
+    """The most confident mistake, among those that the wrong labels caused if there are any."""
     with torch.no_grad():
         chances = model(digits.test_images).softmax(1)
         was_right = clean(digits.test_images).argmax(1) == digits.test_labels
@@ -353,9 +354,9 @@ def _worst_mistake(model: nn.Module, clean: nn.Module, digits: Digits) -> int | 
     is_mistake = answer != digits.test_labels
     if not is_mistake.any():
         return None
-    is_spoiled = is_mistake & was_right
+    is_changed = is_mistake & was_right
     return int(
-        confidence.masked_fill(~(is_spoiled if is_spoiled.any() else is_mistake), -1).argmax()
+        confidence.masked_fill(~(is_changed if is_changed.any() else is_mistake), -1).argmax()
     )
 
 

@@ -59,7 +59,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def emptied(checkpoints: Path) -> Path:
-    """Remove an earlier run's checkpoints, which a Recorder would go on from; nothing else."""
+    """Remove only an earlier run's checkpoints, which a Recorder would resume from."""
     for path in (*checkpoints.glob("step-*.safetensors"), checkpoints / "recorder.json"):
         path.unlink(missing_ok=True)
     return checkpoints

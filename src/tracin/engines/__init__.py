@@ -1,4 +1,4 @@
-"""Engines: who does the units of a long job. This process, others beside it, ranks, or Ray."""
+"""Engines: who does the units of a long job: this process, several, ranks, or a mesh."""
 
 from tracin.engines.gather import Gatherer
 from tracin.engines.job import Engine, Job, Unit

@@ -1,4 +1,4 @@
-"""Work whose parts give results: an engine's workers do the parts, and all results come back."""
+"""Work whose parts return results: an engine's workers do the parts, and the results come back."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any, Protocol, final
 
 
 class Gatherer(Protocol):
-    """Does the parts of some work, and gives what they return."""
+    """Does the parts of some work, and returns their results."""
 
     def gather(
         self, work: Callable[[Any], Any], parts: Sequence[Any], progress: bool | None = None
@@ -15,9 +15,10 @@ class Gatherer(Protocol):
         """The results, in the order of the parts.
 
         Args:
-            work: Makes a result of a part, in any process: it, parts and results are pickled.
-            parts: What it is called with.
-            progress: Whether to show a bar; None shows it on a terminal alone.
+            work: Returns the result of one part, in any process: `work`, parts and results are
+                pickled.
+            parts: What `work` is called with.
+            progress: Whether to show a bar; None shows it only on a terminal.
 
         Raises:
             IndexingError: A part raised, or its worker died too often.
@@ -41,16 +42,16 @@ class Part:
 @final
 @dataclass(frozen=True)
 class Gathering:
-    """Work as a job: its units leave no files, so none is done before."""
+    """Work as a job: its units leave no files, so none is ever done already."""
 
     work: Callable[[Any], Any]
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Part], Any]]:
-        """Gives what does a part."""
-        yield self.done
+        """Yield the function that does a part."""
+        yield self.do
 
-    def done(self, part: Part) -> Any:
+    def do(self, part: Part) -> Any:
         """A part's result."""
         return self.work(part.content)
 
@@ -59,16 +60,16 @@ class Gathering:
         return 1
 
     def is_done(self, unit: Part) -> bool:
-        """Never before it comes back."""
+        """Never: only its result tells."""
         return False
 
 
 def numbered(parts: Sequence[Any]) -> list[Part]:
-    """Parts that know which they are."""
+    """Parts with their numbers."""
     return [Part(number, len(parts), part) for number, part in enumerate(parts)]
 
 
 def in_order(results: Iterable[tuple[int, Any]]) -> list[Any]:
-    """Results by their places."""
+    """Results in the order of their places."""
     found = dict(results)
     return [found[place] for place in sorted(found)]

@@ -5,21 +5,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from tracin.engines.job import Job, Unit
-from tracin.engines.progress import bar, missing
-from tracin.engines.serial import done
+from tracin.engines.job import Job, Unit, job_bar, missing
+from tracin.engines.serial import build_unit
 from tracin.errors import IndexingError
 
 
 @final
 @dataclass(frozen=True)
 class Mesh:
-    """Does the units with a model that `torch.distributed.fsdp.fully_shard` has divided.
+    """Does the units with a model that `torch.distributed.fsdp.fully_shard` has sharded.
 
-    All ranks do all units together, in order: each takes a part of a unit's examples, and rank 0
-    writes the files. Every rank must make the same calls. An error that all ranks can know of is
-    raised on all; one in the middle of a pass (out of memory) ends its rank, and the launcher ends
-    the others, as torchrun does.
+    All ranks do all units together, in order: each takes part of a unit's examples, and rank 0
+    writes the files. Every rank must make the same calls. An error that all ranks can detect is
+    raised on all; one in the middle of a pass (out of memory) ends its rank, and the launcher,
+    such as torchrun, ends the others.
 
     Example:
         >>> import tracin.engines
@@ -30,7 +29,7 @@ class Mesh:
         """Do the units that are not done.
 
         Raises:
-            IndexingError: torch.distributed was not begun; a unit raised an error.
+            IndexingError: torch.distributed is not initialised, or a unit raised an error.
         """
         from torch import distributed
 
@@ -38,16 +37,16 @@ class Mesh:
 
         if not distributed.is_available() or not distributed.is_initialized():
             raise IndexingError(
-                "tracin.engines.Mesh works in all ranks of a torchrun together, but here "
-                "torch.distributed was not begun. Start the program by torchrun, and call "
+                "tracin.engines.Mesh needs all ranks of a torchrun, but torch.distributed is not "
+                "initialised here. Start the program by torchrun, and call "
                 "torch.distributed.init_process_group() and fully_shard(model) in it."
             )
         places = by_first(partial(missing, job, units))
         if not places:
             return
-        # Many ranks often share one terminal: without being asked, only one draws on it.
+        # Many ranks often share one terminal: by default only one draws on it.
         is_shown = progress if progress is not None or is_first() else False
-        with bar(job, units, places, is_shown) as shown, job.open() as build:
+        with job_bar(job, units, places, is_shown) as shown, job.open() as build:
             for place in places:
-                done(build, units[place])
+                build_unit(build, units[place])
                 shown.update(job.weight(units[place]))

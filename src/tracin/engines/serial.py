@@ -1,12 +1,11 @@
-"""All units in this process, one after another."""
+"""All units in this process, in order."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from tracin.engines.failures import raised
-from tracin.engines.job import Job, Unit
-from tracin.engines.progress import bar, missing
+from tracin.engines.failures import unit_failed
+from tracin.engines.job import Job, Unit, job_bar, missing
 
 
 @final
@@ -22,7 +21,7 @@ class Serial:
     def gather(
         self, work: Callable[[Any], Any], parts: Sequence[Any], progress: bool | None = None
     ) -> list[Any]:
-        """What `work` makes of each part, one after another."""
+        """What `work` makes of each part, in order."""
         return [work(part) for part in parts]
 
     def run(self, job: Job, units: Sequence[Unit], progress: bool | None = None) -> None:
@@ -34,14 +33,14 @@ class Serial:
         places = missing(job, units)
         if not places:
             return
-        with bar(job, units, places, progress) as shown, job.open() as build:
+        with job_bar(job, units, places, progress) as shown, job.open() as build:
             for place in places:
-                done(build, units[place])
+                build_unit(build, units[place])
                 shown.update(job.weight(units[place]))
 
 
-def done(build: Callable[[Unit], object], unit: Unit) -> None:
-    """Do a unit; say which one it was if that fails.
+def build_unit(build: Callable[[Unit], object], unit: Unit) -> None:
+    """Do a unit; an error names it.
 
     Raises:
         IndexingError: The unit raised an error, which is the cause of this one.
@@ -49,4 +48,4 @@ def done(build: Callable[[Unit], object], unit: Unit) -> None:
     try:
         build(unit)
     except Exception as error:
-        raise raised(unit, f"{type(error).__name__}: {error}") from error
+        raise unit_failed(unit, f"{type(error).__name__}: {error}") from error

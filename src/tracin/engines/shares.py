@@ -1,4 +1,4 @@
-"""Who does which unit: a stretch of neighbours each, and help for who is slow."""
+"""Who does which unit: neighbouring units each, and help for whoever is slow."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def stretches(weights: Sequence[int], parts: int) -> list[range]:
 
 
 @final
-class Shares:
+class UnitShares:
     """Hands out places: each worker's own stretch in order, then half of the longest one left.
 
     A stretch mostly lies in one checkpoint, so a worker seldom loads another; half of what is
@@ -33,21 +33,21 @@ class Shares:
     """
 
     def __init__(self, places: Sequence[int], weights: Sequence[int], workers: int) -> None:
-        self.weights = dict(zip(places, weights, strict=True))
-        self.left = [deque(places[s.start : s.stop]) for s in stretches(weights, workers)]
+        self._weights = dict(zip(places, weights, strict=True))
+        self._left = [deque(places[s.start : s.stop]) for s in stretches(weights, workers)]
 
     def take(self, worker: int) -> int | None:
         """The next place for a worker; None when all are handed out."""
-        own = self.left[worker]
+        own = self._left[worker]
         if not own:
-            longest = max(self.left, key=self.length)
+            longest = max(self._left, key=self._length)
             own.extendleft(longest.pop() for _ in range((len(longest) + 1) // 2))
         return own.popleft() if own else None
 
-    def length(self, share: deque[int]) -> tuple[int, int]:
-        """How much there is in a share; units without examples count where nothing else does."""
-        return sum(self.weights[place] for place in share), len(share)
-
     def give_back(self, worker: int, place: int) -> None:
-        """A place whose worker died: the next one in that worker's stead takes it first."""
-        self.left[worker].appendleft(place)
+        """Return the place of a worker that died; its replacement takes it first."""
+        self._left[worker].appendleft(place)
+
+    def _length(self, share: deque[int]) -> tuple[int, int]:
+        """By weight; units without examples count where there is nothing else."""
+        return sum(self._weights[place] for place in share), len(share)

@@ -1,81 +1,101 @@
-"""A worker process: opens the job once, does the units that it is told, and reports each."""
+"""A worker: opens the job once, does the units it is given, and reports on each.
 
-import os
+Jobs, units and results travel by cloudpickle, which also takes lambdas, and the functions and
+classes of a notebook.
+"""
+
 import pickle
-import signal
-import sys
-import threading
 import traceback
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection
-from types import FrameType
-from typing import Any
+from typing import Any, final
 
-from tracin.engines.packed import unpacked
-from tracin.engines.threads import use_threads
+import cloudpickle
+
+from tracin.engines.hardware import use_threads
+from tracin.engines.job import Job, Unit
+from tracin.errors import IndexingError
 
 
+def packed(job: Job, units: Sequence[Unit]) -> bytes:
+    """A job and its units as bytes, for a `Worker` in another process.
+
+    Raises:
+        IndexingError: Part of the job cannot be pickled.
+    """
+    try:
+        return cloudpickle.dumps((job, tuple(units)))
+    except Exception as error:
+        raise IndexingError(
+            "Workers need a job that can be pickled, and this one cannot be: "
+            f"{type(error).__name__}: {error}. Model, loss and data must hold no locks, open files "
+            "or generators; or use tracin.engines.Serial()."
+        ) from error
+
+
+@final
 @dataclass(frozen=True)
-class Report:
-    """What a worker says: it is ready, or a unit is done; with a `failure`, the opposite.
+class WorkerReport:
+    """The job is open or closed, or a unit is done; with a `failure`, the opposite.
 
     Attributes:
-        place: Which unit; None when it speaks of opening the job.
+        place: Which unit; None for opening or closing the job.
         failure: The traceback.
-        result: What the unit returned, pickled; None for None.
+        packed_result: What the unit returned, pickled here: torch would share memory that ends
+            with the worker. None for None.
     """
 
     place: int | None
     failure: str | None = None
-    result: bytes | None = None
+    packed_result: bytes | None = None
+
+    def result(self) -> Any:
+        """What the unit returned."""
+        return None if self.packed_result is None else pickle.loads(self.packed_result)
 
 
-def result_of(returned: object) -> bytes | None:
-    """What a unit returned, as bytes of its own: torch would share memory that ends with a worker.
+@final
+class Worker:
+    """Opens a job, and does its units.
 
-    None for None.
+    Attributes:
+        threads: How many threads it computes with.
     """
-    return None if returned is None else pickle.dumps(returned)
 
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._stack = ExitStack()
+        self._units: tuple[Unit, ...] = ()
+        self._build: Callable[[Unit], object] | None = None
 
-def returned(report: Report) -> Any:
-    """What the unit of a report returned."""
-    return None if report.result is None else pickle.loads(report.result)
+    def open(self, payload: Callable[[], bytes]) -> WorkerReport:
+        """Open the job that `packed` packed, unless it is open."""
+        if self._build is None:
+            try:
+                use_threads(self.threads)
+                job, self._units = pickle.loads(payload())
+                self._build = self._stack.enter_context(job.open())
+                use_threads(self.threads)  # the user's code may have set another number
+            except Exception:
+                return WorkerReport(None, traceback.format_exc())
+        return WorkerReport(None)
 
+    def do(self, place: int) -> WorkerReport:
+        """Do the unit at a place of the open job."""
+        if self._build is None:
+            raise RuntimeError("the job is not open")
+        try:
+            result = self._build(self._units[place])
+            return WorkerReport(place, None, None if result is None else cloudpickle.dumps(result))
+        except Exception:
+            return WorkerReport(place, traceback.format_exc())
 
-def serve(payload: bytes, orders: Connection, threads: int, gpu: str | None) -> None:
-    """Do the units whose places come in, until None comes."""
-    # The parent alone answers to Ctrl-C; it ends its workers by SIGTERM, as a cluster may.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, leave)
-    threading.Thread(target=die_with_the_parent, daemon=True).start()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    use_threads(threads)
-    place: int | None = None
-    try:
-        job, units = unpacked(payload)
-        with job.open() as build:
-            use_threads(threads)
-            orders.send(Report(None))
-            while (place := orders.recv()) is not None:
-                result = result_of(build(units[place]))
-                orders.send(Report(place, None, result))
-    except Exception:
-        with suppress(OSError):  # the parent is gone, and nobody is left to be told
-            orders.send(Report(place, traceback.format_exc()))
-
-
-def leave(number: int, frame: FrameType | None) -> None:
-    """Unwind, so that an unfinished file is taken away."""
-    sys.exit(128 + number)
-
-
-def die_with_the_parent() -> None:
-    """End when the parent has, however it did: nobody waits for the unit."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    def close(self) -> WorkerReport:
+        """Close the job, if it is open."""
+        self._build = None
+        try:
+            self._stack.close()
+        except Exception:
+            return WorkerReport(None, traceback.format_exc())
+        return WorkerReport(None)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tracin.index.store import Shard, Store
 from tracin.index.table import add_weights
-from tracin.scoring.progress import bar
+from tracin.progress import bar
 from tracin.sketches import Plan
 
 

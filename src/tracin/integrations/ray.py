@@ -1,31 +1,27 @@
-"""Actors on a Ray cluster, one a worker."""
+"""Workers on a Ray cluster, one actor each."""
 
 import logging
 import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, final
 
-from tracin.engines import failures
+from tracin.engines.failures import open_failed, unit_failed, worker_died
 from tracin.engines.gather import Gathering, in_order, numbered
-from tracin.engines.job import Job, Unit
-from tracin.engines.packed import packed, unpacked
-from tracin.engines.progress import bar, missing
-from tracin.engines.shares import Shares
-from tracin.engines.threads import use_threads
-from tracin.engines.worker import Report, result_of, returned
+from tracin.engines.job import Job, Unit, job_bar, missing
+from tracin.engines.shares import UnitShares
+from tracin.engines.worker import Worker, WorkerReport, packed
 from tracin.errors import IndexingError
 
 logger = logging.getLogger(__name__)
-# Units write files and return nothing: the store holds the job alone.
+# Units write files and return nothing: the object store only holds the job.
 SMALL_STORE = 256 * 1024**2
-PATIENCE = 60.0  # seconds without any worker until a warning says so
+PATIENCE = 60.0  # seconds without a worker before a warning
 
 
 @final
@@ -33,17 +29,17 @@ PATIENCE = 60.0  # seconds without any worker until a warning says so
 class RayCluster:
     """Does the units in Ray actors; `pip install 'tracin[ray]'`.
 
-    A session that is open is used and left as it is; otherwise one is opened, on the cluster at
-    `address` or on this machine alone, and closed again. A killed worker is started again, on
-    another machine if need be. Workers must see the same files, and have tracin and your modules.
+    An open Ray session is used and left open; otherwise one is opened, on the cluster at `address`
+    or on this machine only, and closed again. A killed worker is restarted, on another machine if
+    need be. Workers must see the same files, and have tracin and your modules.
 
     Attributes:
         address: "auto" for RAY_ADDRESS or for the cluster of this machine, "ray://host:10001" or
-            "host:6379"; None for a session of its own on this machine.
-        workers: How many; None takes as many as the cluster has room for.
-        cpus_per_worker: Cores of each.
-        gpus_per_worker: GPUs of each; 0.5 puts two on one.
-        retries: How many times a unit may outlive its worker, and be done again.
+            "host:6379"; None for a new session on this machine.
+        workers: How many; None starts as many as the cluster has room for.
+        cpus_per_worker: Cores per worker.
+        gpus_per_worker: GPUs per worker; 0.5 puts two workers on one GPU.
+        retries: How many times a unit that ends its worker is given to another.
 
     Raises:
         IndexingError: A number is too small.
@@ -62,19 +58,19 @@ class RayCluster:
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
-            raise IndexingError(f"workers is at least 1, or None; {self.workers} was given.")
+            raise IndexingError(f"workers must be at least 1, or None; got {self.workers}.")
         if self.cpus_per_worker <= 0 or self.gpus_per_worker < 0 or self.retries < 0:
             raise IndexingError(
-                "cpus_per_worker is above 0, gpus_per_worker and retries are not below; "
-                f"{self.cpus_per_worker}, {self.gpus_per_worker} and {self.retries} were given."
+                "cpus_per_worker must be above 0, gpus_per_worker and retries 0 or more; got "
+                f"{self.cpus_per_worker}, {self.gpus_per_worker} and {self.retries}."
             )
 
     def run(self, job: Job, units: Sequence[Unit], progress: bool | None = None) -> None:
         """Do the units that are not done.
 
         Raises:
-            IndexingError: Ray is not installed or not there, the job cannot be pickled or opened,
-                a unit raised, or its workers died.
+            IndexingError: Ray is not installed or does not answer, the job cannot be pickled or
+                opened, a unit raised, or its workers died.
         """
         for _ in self.results(job, units, progress):
             pass
@@ -85,54 +81,54 @@ class RayCluster:
         """What `work` makes of each part, in their order; a killed worker's part is done again.
 
         Raises:
-            IndexingError: Ray is not installed or not there, something cannot be pickled, a part
-                raised, or its workers died.
+            IndexingError: Ray is not installed or does not answer, something cannot be pickled, a
+                part raised, or its workers died.
         """
         return in_order(self.results(Gathering(work), numbered(parts), progress))
 
     def results(
         self, job: Job, units: Sequence[Unit], progress: bool | None
     ) -> Iterator[tuple[int, Any]]:
-        """Do the units; each one's place and what it returned, as they come."""
+        """Do the units; yield each one's place and what it returned, as they finish."""
         places = missing(job, units)
         if not places:
             return
-        ray = imported()
-        payload = packed(job, units, ray.cloudpickle.dumps)
+        ray = import_ray()
+        payload = packed(job, units)
         weights = [job.weight(units[place]) for place in places]
         with (
             self.session(ray, len(payload)),
             self.actors(ray, len(places)) as actors,
-            bar(job, units, places, progress) as shown,
+            job_bar(job, units, places, progress) as shown,
         ):
             # In a list Ray hands on the reference alone; a worker fetches the bytes as it opens the
             # job. As an argument of its constructor they could be gone when it starts again.
             stored = [ray.put(payload)]
-            shares = Shares(places, weights, len(actors))
-            # A worker gets a unit when it is there: one that the cluster has no room for gets none.
+            shares = UnitShares(places, weights, len(actors))
+            # A worker gets a unit once it runs: one that the cluster has no room for gets none.
             at_work: dict[Any, tuple[int, int | None]] = {
-                actor.opened.remote(stored): (slot, None) for slot, actor in enumerate(actors)
+                actor.open.remote(stored): (slot, None) for slot, actor in enumerate(actors)
             }
             done = 0
             while done < len(places):
                 report, slot = self.next_report(ray, at_work, units)
                 if report.failure is not None and report.place is None:
-                    raise failures.not_opened(report.failure)
+                    raise open_failed(report.failure)
                 if report.failure is not None:
-                    raise failures.raised(units[report.place or 0], report.failure)
+                    raise unit_failed(units[report.place or 0], report.failure)
                 if report.place is not None:
                     shown.update(job.weight(units[report.place]))
                     done += 1
                 place = shares.take(slot)
                 if place is not None:
-                    at_work[actors[slot].build.remote(place, stored)] = (slot, place)
+                    at_work[actors[slot].do.remote(place, stored)] = (slot, place)
                 if report.place is not None:
-                    yield report.place, returned(report)
+                    yield report.place, report.result()
 
     def next_report(
         self, ray: ModuleType, at_work: dict[Any, tuple[int, int | None]], units: Sequence[Unit]
-    ) -> tuple[Report, int]:
-        """The next word of a worker; waits for it."""
+    ) -> tuple[WorkerReport, int]:
+        """Wait for the next report; also return the slot of its worker."""
         ready, _ = ray.wait(list(at_work), num_returns=1, timeout=PATIENCE)
         if not ready and all(place is None for _, place in at_work.values()):
             logger.warning(
@@ -147,15 +143,15 @@ class RayCluster:
             return ray.get(ready[0]), slot
         except ray.exceptions.RayActorError as error:
             if place is None:
-                raise failures.not_opened(str(error)) from error
-            how = f"said: {str(error).splitlines()[0]}"
-            raise failures.died(units[place], self.retries + 1, how) from error
+                raise open_failed(str(error)) from error
+            how = f"with: {str(error).splitlines()[0]}"
+            raise worker_died(units[place], self.retries + 1, how) from error
         except ray.exceptions.RayError as error:
-            raise failures.not_opened(str(error)) from error
+            raise open_failed(str(error)) from error
 
     @contextmanager
     def session(self, ray: ModuleType, size: int) -> Iterator[None]:
-        """A session of Ray: the open one, or one that is closed on leaving."""
+        """Use the open Ray session, or open one that is closed on leaving."""
         if ray.is_initialized():
             yield
             return
@@ -169,7 +165,7 @@ class RayCluster:
             }
             if self.workers is not None:
                 options["num_cpus"] = max(1, -int(-self.workers * self.cpus_per_worker // 1))
-        with as_it_was():
+        with ray_init_undone():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -177,7 +173,7 @@ class RayCluster:
                 raise IndexingError(
                     f"No Ray cluster answers at {address!r}: {error}. Start one with `ray "
                     "start --head` (and `ray start --address=HEAD:6379` on the other machines), "
-                    "or leave the address out for this machine alone."
+                    "or leave out the address to use this machine only."
                 ) from error
             try:
                 yield
@@ -186,11 +182,11 @@ class RayCluster:
 
     @contextmanager
     def actors(self, ray: ModuleType, most: int) -> Iterator[list[Any]]:
-        """The workers; none is there on leaving."""
+        """Start the workers; all have ended when the block is left."""
         kind = ray.remote(
             num_cpus=self.cpus_per_worker,
             num_gpus=self.gpus_per_worker,
-            # No end to restarts: what bounds them is how often each unit may be tried.
+            # Restarts have no limit of their own: the retries of each unit bound them.
             max_restarts=-1,
             max_task_retries=self.retries,
         )(RayWorker)
@@ -207,7 +203,7 @@ class RayCluster:
                 ray.kill(one, no_restart=True)
 
     def room(self, resources: dict[str, float]) -> int:
-        """For how many workers a cluster with such resources has room."""
+        """How many workers fit into a cluster with these resources."""
         cores = resources.get("CPU", 0) // self.cpus_per_worker
         if not self.gpus_per_worker:
             return int(cores)
@@ -216,47 +212,30 @@ class RayCluster:
 
 @final
 class RayWorker:
-    """What lives in a Ray actor; after a restart it opens the job anew."""
+    """The worker in a Ray actor; after a restart it opens the job again."""
 
     def __init__(self, threads: int, paths: Sequence[str]) -> None:
-        self.threads = threads
-        # A module of the user's is found where the driver found it, on a disk that both see.
+        # The user's modules are found where the driver found them, on a disk that both see.
         sys.path.extend(path for path in paths if path not in sys.path)
-        self.stack = ExitStack()
-        self.units: tuple[Unit, ...] = ()
-        self.do: Callable[[Unit], object] | None = None
+        self._worker = Worker(threads)
 
-    def opened(self, stored: list[Any]) -> Report:
-        """Open the job unless it is."""
-        if self.do is not None:
-            return Report(None)
-        try:
-            use_threads(self.threads)
-            job, self.units = unpacked(imported().get(stored[0]))
-            self.do = self.stack.enter_context(job.open())
-            use_threads(self.threads)
-        except Exception:
-            return Report(None, traceback.format_exc())
-        return Report(None)
+    def open(self, stored: list[Any]) -> WorkerReport:
+        """Open the job, unless it is open."""
+        return self._worker.open(lambda: import_ray().get(stored[0]))
 
-    def build(self, place: int, stored: list[Any]) -> Report:
+    def do(self, place: int, stored: list[Any]) -> WorkerReport:
         """Do a unit."""
-        report = self.opened(stored)
-        if self.do is None:
-            return report
-        try:
-            return Report(place, None, result_of(self.do(self.units[place])))
-        except Exception:
-            return Report(place, traceback.format_exc())
+        report = self.open(stored)
+        return report if report.failure is not None else self._worker.do(place)
 
     def close(self) -> None:
         """Close the job."""
-        self.stack.close()
+        self._worker.close()
 
 
 @contextmanager
-def as_it_was() -> Iterator[None]:
-    """Put back what ray.init changes in this process: its variable and the SIGTERM handler."""
+def ray_init_undone() -> Iterator[None]:
+    """On leaving, undo what ray.init changes here: an environment variable, the SIGTERM handler."""
     before = os.environ.get("RAY_USAGE_STATS_ENABLED")
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
@@ -269,17 +248,17 @@ def as_it_was() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def imported() -> ModuleType:
-    """Ray, if it is installed.
+def import_ray() -> ModuleType:
+    """The `ray` module.
 
     Raises:
-        IndexingError: It is not.
+        IndexingError: Ray is not installed.
     """
     try:
         import ray
     except ImportError as error:
         raise IndexingError(
             "tracin.integrations.ray.RayCluster needs Ray: pip install 'tracin[ray]', on every "
-            "machine of the cluster. tracin.engines.Processes works without."
+            "machine of the cluster. tracin.engines.Processes works without it."
         ) from error
     return ray

@@ -17,13 +17,13 @@ from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.preconditioners import Preconditioner, Scaling
+from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.batch_sums import BatchSums
 from tracin.scoring.finite import check_finite, refuse_non_finite
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.padding import warn_if_padding_counts
-from tracin.scoring.progress import bar
 from tracin.scoring.query_gradients import FEW, QueryGradients
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import device_of

@@ -18,9 +18,9 @@ from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning
 from tracin.guards import owned
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.progress import bar
 from tracin.results.table import aligned
 from tracin.scoring.parameters import Selection
-from tracin.scoring.progress import bar
 from tracin.tracing.id_lookup import IdLookup
 from tracin.tracing.paths import Quadrature
 from tracin.tracing.replay_match import CheckpointMatch, match_checkpoint
