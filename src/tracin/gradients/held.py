@@ -1,5 +1,8 @@
 """How much memory a forward pass keeps for the way back."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -7,7 +10,9 @@ from torch.nn import Module
 
 from tracin.data import Batch
 from tracin.data.arrangement import is_strided
+from tracin.gradients.arguments import tensors_in
 from tracin.gradients.compute import Compute
+from tracin.gradients.mode import Mode
 from tracin.sharding import local
 
 
@@ -23,6 +28,35 @@ def held_bytes(model: Module, compute: Compute, batch: Batch) -> int:
         return tensor.detach()
 
     weights = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
-    with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
-        compute(model, batch)
+    try:
+        with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
+            compute(model, batch)
+    except RuntimeError as error:
+        if "saved tensor hooks" not in str(error):
+            raise
+        # torch.func.grad refuses these hooks: count what every call makes, which is more.
+        with torch.enable_grad(), _Made() as made:
+            compute(model, batch)
+        return made.bytes
     return sum(size for pointer, size in saved.items() if pointer not in weights)
+
+
+class _Made(Mode):
+    """Counts the bytes of what calls return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.bytes += sum(
+            tensor.numel() * tensor.element_size() for tensor in tensors_in((output,), {})
+        )
+        return output

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -78,6 +79,33 @@ class Reordering:
             return False
         known = self._known(func, args, kwargs)
         return self._examples > 1 and judge(args, kwargs, BatchDim(self._examples, known))
+
+    def writes_elsewhere(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> bool:
+        """Whether a call writes rows, as many for each example, to places that an index names."""
+        written = next(
+            (kwargs[name] for name in ("source", "src", "values") if name in kwargs), None
+        )
+        if written is None and args:
+            written = args[-1] if isinstance(args[-1], Tensor) else None
+        is_row_each = (
+            isinstance(written, Tensor)
+            and written.ndim > 0
+            and len(written) > 0
+            and len(written) % self._examples == 0
+        )
+        if self._examples < 2 or not is_row_each:
+            return False
+        batch_dim = BatchDim(self._examples, {})
+        target, place = args[0], args[1] if len(args) > 1 else None
+        if isinstance(place, int):
+            index = kwargs.get("index", args[2] if len(args) > 2 else None)
+            is_in_order = _is_count(index, self._examples, 0)
+            return not is_in_order and batch_dim.holds(target, [place], alike=True)
+        if isinstance(place, list) and func is not Tensor.__setitem__:
+            place = tuple(place)
+        return _getitem((target, place), {}, batch_dim)
 
     def _known(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -178,7 +206,9 @@ def _getitem(args: Sequence[Any], kwargs: Mapping[str, Any], batch_dim: BatchDim
         if each is Ellipsis:
             dim += tensor.ndim - given
             continue
-        if isinstance(each, Tensor | list) and not _is_count(each, batch_dim.examples, place):
+        if isinstance(each, Tensor | list | np.ndarray) and not _is_count(
+            each, batch_dim.examples, place
+        ):
             dims = range(dim, dim + _width(each))
             if batch_dim.holds(tensor, dims, alike=True):
                 return True
@@ -193,7 +223,8 @@ def _width(index: Any) -> int:
     """How many dimensions an index takes up."""
     if index is None or index is Ellipsis:
         return 0
-    return index.ndim if isinstance(index, Tensor) and index.dtype == torch.bool else 1
+    is_mask = isinstance(index, Tensor | np.ndarray) and index.dtype in (torch.bool, np.bool_)
+    return index.ndim if is_mask else 1
 
 
 def _is_whole(index: Any, size: int) -> bool:

@@ -87,7 +87,7 @@ class Routed:
             if self._func in _GROUPED:
                 return [(leaves[0], self._grouped(rows, owners))]
             return list(self._by_rule(rows, owners))
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:  # IndexError: parameters of width 0
             raise_if_out_of_memory(error)
             return [(leaf, error) for leaf in leaves]
 

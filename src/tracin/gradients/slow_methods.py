@@ -31,7 +31,7 @@ def slow_pass(
 ) -> None:
     """Hand the gradients of `parameters` on a batch to `visit`, as many examples as fit a block."""
     numbers = sum(parameter.numel() for parameter in parameters.values())
-    step = max(1, MAX_BLOCK_NUMEL // numbers)
+    step = max(1, MAX_BLOCK_NUMEL // max(1, numbers))
     for start in range(0, length(batch), step):
         block = part(batch, slice(start, start + step))
         gradients = gradients_of(traced.model, traced.compute, block, parameters)

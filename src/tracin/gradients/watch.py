@@ -184,10 +184,13 @@ class FunctionWatch(Mode):
         output = func(*args, **kwargs)
         if puts_back(func):
             is_scattered = bool(args) and id(args[0]) in self._scattered
+            if not is_scattered and self._has_begun and not self._touches_scattered(args, kwargs):
+                is_scattered = self._reordering.writes_elsewhere(func, args, kwargs)
         else:
             is_scattered = moves or self._touches_scattered(args, kwargs)
         if is_scattered:
-            for tensor in tensors_in((output,), {}):
+            # What is written to in place returns nothing.
+            for tensor in tensors_in((args[0] if output is None else output,), {}):
                 self._scattered.add(id(tensor))
                 self._kept.append(tensor)
         return output

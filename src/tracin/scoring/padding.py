@@ -9,7 +9,7 @@ from torch import Tensor
 from tracin.data import Batch, Examples, length, move, part
 from tracin.data.batches import leaves
 from tracin.data.random_state import same_random_state
-from tracin.errors import DataWarning
+from tracin.errors import DataError, DataWarning
 from tracin.gradients import Gradients
 
 LOOKED_AT = 8  # examples of the first batch that are collated alone
@@ -19,6 +19,9 @@ def warn_if_padding_counts(
     gradients: Gradients, train: Examples, positions: Sequence[int], batch: Batch
 ) -> None:
     """Compare the loss of the example that is padded most with its loss without padding.
+
+    Raises:
+        DataError: A row of the batch is not its example: rows are scored by their places.
 
     Args:
         gradients: With `check` done on the batch.
@@ -36,6 +39,7 @@ def warn_if_padding_counts(
             for row, position in enumerate(positions[:LOOKED_AT])
             for single in [train.take([position])]
         ]
+    _refuse_other_rows(train, positions, batch, [single for _, _, single in found])
     least, row, single = min(found, key=lambda each: each[:2])
     if least >= size:
         return
@@ -56,3 +60,42 @@ def warn_if_padding_counts(
 
 def _numbers(batch: Batch) -> int:
     return sum(leaf.numel() for _, leaf in leaves(batch) if isinstance(leaf, torch.Tensor))
+
+
+def _refuse_other_rows(
+    train: Examples, positions: Sequence[int], batch: Batch, singles: Sequence[Batch]
+) -> None:
+    """A collate_fn that sorts, shuffles or mixes its examples gives rows that are not theirs."""
+    for row, single in enumerate(singles):
+        if _is_row(part(batch, [row]), single):
+            continue
+        if not _is_row(train.take([positions[row]]), single):
+            return  # random data: said elsewhere
+        name = train.ids[positions[row]].item()
+        raise DataError(
+            f"Row {row} of the first batch of {train.name} is not example {name!r}, which comes "
+            "there: alone the same collate_fn gives other numbers. It sorts, shuffles, mixes or "
+            "normalises the examples of a batch, or the data set returns them in another order. "
+            "Give a collate_fn that keeps each example in its place, or set batch_size=1."
+        )
+
+
+def _is_row(row: Batch, single: Batch) -> bool:
+    """Whether two batches of one example have the same numbers, but for padding at either end."""
+    ours, theirs = dict(leaves(row)), dict(leaves(single))
+    return all(
+        _is_padded(ours[path], theirs[path])
+        for path in ours.keys() & theirs.keys()
+        if isinstance(ours[path], Tensor) and isinstance(theirs[path], Tensor)
+    )
+
+
+def _is_padded(long: Tensor, short: Tensor) -> bool:
+    if long.ndim != short.ndim or long.is_sparse or long.is_nested or short.is_nested:
+        return True  # nothing can be said
+    if any(there > here for here, there in zip(long.shape, short.shape, strict=True)):
+        return True
+    short = short.to(long)
+    first = long[tuple(slice(0, size) for size in short.shape)]
+    last = long[tuple(slice(long.shape[d] - n, None) for d, n in enumerate(short.shape))]
+    return any(bool(((part == short) | (part != part)).all()) for part in (first, last))

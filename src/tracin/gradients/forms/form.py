@@ -96,7 +96,7 @@ class PerExampleGradient(ABC):
         # The matrix is read once a block, so a block holds a few examples even of a large layer.
         most = max(BLOCK, min(16 * self.numbers, 16 * BLOCK))
         for start, stop in blocks(self.examples, self.numbers, matrix.device, most):
-            out[start:stop] = self.part(start, stop).dense() @ matrix.mT
+            out[start:stop] = self.part(start, stop).dense().to(matrix.dtype) @ matrix.mT
         return out
 
 

@@ -127,7 +127,8 @@ def _shared(
     if (form.positions, query.positions) != (1, 1):
         return None
     product = cache.product(form.left[:, 0], query.left[:, 0])
-    return (form.right[:, 0] @ query.right[:, 0].mT).mul_(product)
+    right = query.right[:, 0].to(form.right.dtype)  # half inputs, and queries held in float32
+    return (form.right[:, 0] @ right.mT).mul_(product)
 
 
 def _outer_outer(form: OuterProduct, query: OuterProduct) -> Tensor:
