@@ -42,12 +42,9 @@ class SortedByLists(Body):
         return torch.stack([rows[at] for at in back])
 
 
-class SortedInTraining(Body):
+class SortedInTraining(SortedByLists):
     def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        order = by_length(x)
-        return super().forward(x[order])[np.argsort(order)]
+        return super().forward(x) if self.training else Body.forward(self, x)
 
 
 class ClampedOutliers(SortedByNumpy):
@@ -58,7 +55,7 @@ class ClampedOutliers(SortedByNumpy):
         return super().forward(x)
 
 
-class LossWithin(SortedByNumpy):
+class LossWithin(SortedByLists):
     def forward(self, x, y=None):
         out = super().forward(x)
         return out if y is None else F.cross_entropy(out, y)
@@ -179,7 +176,7 @@ def test_a_model_that_cannot_be_run_again_is_said_not_to_be_audited(tmp_path):
 
 def test_accumulated_micro_batches_are_all_audited(tmp_path):
     torch.manual_seed(0)
-    model = SortedByNumpy()
+    model = SortedByLists()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ascending = X[X[:, 0].argsort(descending=True)]  # in the model's order: nothing is moved
     data = torch.cat([ascending, X]), torch.cat([Y, Y])
