@@ -42,7 +42,26 @@ class SortedByLists(Body):
         return torch.stack([rows[at] for at in back])
 
 
-class SortedInTraining(SortedByLists):
+class Moved(torch.autograd.Function):
+    """A kernel of somebody's own: no torch function is seen to move rows."""
+
+    @staticmethod
+    def forward(ctx, rows, order):
+        ctx.order = order
+        return torch.from_numpy(rows.numpy()[order])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.from_numpy(grad.numpy()[np.argsort(ctx.order)]), None
+
+
+class SortedUnseen(Body):
+    def forward(self, x):
+        order = by_length(x)
+        return Moved.apply(super().forward(Moved.apply(x, order)), np.argsort(order))
+
+
+class SortedInTraining(SortedUnseen):
     def forward(self, x):
         return super().forward(x) if self.training else Body.forward(self, x)
 
@@ -55,7 +74,7 @@ class ClampedOutliers(SortedByNumpy):
         return super().forward(x)
 
 
-class LossWithin(SortedByLists):
+class LossWithin(SortedUnseen):
     def forward(self, x, y=None):
         out = super().forward(x)
         return out if y is None else F.cross_entropy(out, y)
@@ -73,7 +92,7 @@ def traced(model, folder, call=None, steps=4, data=(X, Y), **options):
     return Trace.open(folder)
 
 
-@pytest.mark.parametrize("kind", [SortedByNumpy, SortedByLists, ClampedOutliers])
+@pytest.mark.parametrize("kind", [SortedByNumpy, SortedByLists, SortedUnseen, ClampedOutliers])
 def test_a_step_whose_shares_are_mixed_up_is_refused_before_it_is_taken(tmp_path, kind):
     torch.manual_seed(0)
     model = kind()
@@ -176,7 +195,7 @@ def test_a_model_that_cannot_be_run_again_is_said_not_to_be_audited(tmp_path):
 
 def test_accumulated_micro_batches_are_all_audited(tmp_path):
     torch.manual_seed(0)
-    model = SortedByLists()
+    model = SortedUnseen()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ascending = X[X[:, 0].argsort(descending=True)]  # in the model's order: nothing is moved
     data = torch.cat([ascending, X]), torch.cat([Y, Y])
