@@ -313,7 +313,7 @@ def test_random_losses_are_called_random(noise: Callable[[Tensor], Tensor]):
     def loss(model: nn.Module, batch: Any) -> Tensor:
         return (model(batch[0] + noise(batch[0])) - batch[0]).square().mean(1)
 
-    with pytest.raises(LossError, match="draws random numbers: the same example alone has loss"):
+    with pytest.raises(LossError, match="draws random numbers: the same example has loss"):
         opened(model, loss).self_influence(data())
 
 
@@ -339,7 +339,8 @@ def test_coupled_examples_are_called_coupled_with_the_gap():
 
     model = nn.Linear(4, 3).double()
 
-    with pytest.raises(CoupledExamplesError, match=r"alone and .* with others") as caught:
+    words = r"in a smaller batch and .* with more"
+    with pytest.raises(CoupledExamplesError, match=words) as caught:
         opened(model, centred).self_influence(data())
 
     assert "0.0%" not in str(caught.value)
@@ -562,7 +563,7 @@ def test_an_audit_tells_which_parameter_is_wrong_and_by_how_much():
     rows = {"a": torch.eye(3), "b": torch.arange(6.0).view(3, 2)}
     factors = torch.tensor([0.5, -1.0, 1.5])
     wanted = {name: factors @ each for name, each in rows.items()}
-    audit = Audit(Reference(range(3), factors, wanted, torch.zeros(3)), 1e-6)
+    audit = Audit(Reference(range(3), factors, wanted, [[0, 1, 2]], torch.zeros(3)), 1e-6)
 
     audit.take("a", Dense(rows["a"][:2]), 0)
     audit.take("a", Dense(rows["a"][2:]), 2)

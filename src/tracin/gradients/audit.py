@@ -5,7 +5,7 @@ of the sum of c_i x loss_i, for each parameter by itself. Two examples whose gra
 change that sum by |c_i - c_j| |g_i - g_j|, far above rounding, whichever call moved them.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import final
@@ -41,12 +41,14 @@ class Reference:
         window: The examples' rows in the batch.
         factors: One per example of the window.
         gradients: The sum of factor x gradient, by parameter.
-        losses: Those of the window, computed in a batch of its own: [examples].
+        groups: The rows of the smaller batches that it was computed in.
+        losses: Those of the groups' rows, one group after the other: [examples].
     """
 
     window: range
     factors: Tensor
     gradients: dict[str, Tensor]
+    groups: list[list[int]]
     losses: Tensor
 
     @classmethod
@@ -56,27 +58,35 @@ class Reference:
         compute: Compute,
         batch: Batch,
         parameters: Mapping[str, Tensor],
-        rows: Sequence[int],
+        groups: list[list[int]],
         generator: torch.Generator,
     ) -> "Reference":
-        """Take one ordinary forward and backward pass.
+        """Take one ordinary forward and backward pass over each group.
 
         Args:
             model: In eval mode.
             compute: The per-example loss.
             batch: Examples first.
             parameters: Those to differentiate by, by name.
-            rows: Consecutive rows in any order: in another one, losses that depend on an example's
-                place in its batch differ.
+            groups: Rows of a stretch of the batch. In other batches than theirs and in another
+                order, losses that depend on the rest of the batch, or on an example's place in
+                it, differ.
             generator: Of the factors.
         """
+        rows = [row for group in groups for row in group]
         window = range(min(rows), max(rows) + 1)
-        order = torch.tensor(rows)
-        some = batch if list(rows) == list(range(length(batch))) else part(batch, order)
         factors = audit_factors(len(window), generator)
-        places = order - window.start
-        gradients, losses = weighted_gradients(model, compute, some, parameters, factors[places])
-        return cls(window, factors, gradients, losses[places.argsort().to(losses.device)])
+        sums: dict[str, Tensor] = {}
+        losses = []
+        for group in groups:
+            order = torch.tensor(group)
+            some = batch if group == list(range(length(batch))) else part(batch, order)
+            places = order - window.start
+            gradients, own = weighted_gradients(model, compute, some, parameters, factors[places])
+            losses.append(own)
+            for name, gradient in gradients.items():
+                sums[name] = gradient if name not in sums else sums[name].add_(gradient)
+        return cls(window, factors, sums, groups, torch.cat(losses))
 
 
 @final
@@ -114,6 +124,14 @@ class Audit:
             self.reference.factors[start - window.start : stop - window.start]
         )
         self._sums[name] = found if name not in self._sums else self._sums[name].add_(found)
+
+    @property
+    def found(self) -> dict[str, Tensor]:
+        """The sum of factor x gradient that the pass gave, by parameter."""
+        return {
+            name: self._sums.get(name, torch.zeros_like(gradient))
+            for name, gradient in self.reference.gradients.items()
+        }
 
     def gaps(self, leave_out: Collection[str] = ()) -> dict[str, float] | None:
         """The parameters that differ by more than rounding, with their relative gap.

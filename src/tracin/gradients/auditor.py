@@ -10,8 +10,9 @@ from tracin.gradients.audit import Audit, Reference
 from tracin.gradients.batch_pass import BatchPass
 from tracin.gradients.fast import Pass
 from tracin.gradients.method_table import MethodTable
-from tracin.gradients.pair_check import LossesAlone
+from tracin.gradients.pair_check import LossesApart
 from tracin.gradients.schedule import Schedule
+from tracin.gradients.second_opinion import beyond_rounding
 from tracin.gradients.self_check import refuse_other_losses
 from tracin.gradients.settling import slower_methods
 from tracin.gradients.stepping_down import SteppedDownError
@@ -41,21 +42,22 @@ class Auditor:
         self._passes = passes
         self._random = random
         self._schedule = Schedule(0, 0)
-        self._alone: LossesAlone | None = None
+        self._tolerance = 0.0
+        self._apart: LossesApart | None = None
 
-    def begin(self, examples: int, held: int, losses: LossesAlone | None) -> int:
+    def begin(self, examples: int, held: int, losses: LossesApart | None) -> int:
         """Begin a pass.
 
         Args:
             examples: How many it has.
             held: Bytes of activations that an example keeps for the backward pass.
-            losses: Losses of examples of the first batch, each alone.
+            losses: Losses of examples of the first batch in smaller batches.
 
         Returns:
             The most examples that the first batch should have, since all of it is audited.
         """
         self._schedule = Schedule(examples, held)
-        self._alone = losses
+        self._apart = losses
         return self._schedule.first
 
     def next(self, batch: Batch, tolerance: float, *, is_last: bool) -> Audit | None:
@@ -66,13 +68,33 @@ class Auditor:
             tolerance: What rounding explains.
             is_last: Whether it is the last of the pass.
         """
+        self._tolerance = tolerance
         if self._traced.is_sharded:
             return None
         window = self._schedule.next(length(batch), is_last)
         if window is None:
             return None
-        rows = torch.randperm(len(window), generator=self._random).tolist()
-        return self._audit(batch, [window[row] for row in rows], tolerance)
+        if len(window) == length(batch):
+            return self._audit(batch, self._halves(window), tolerance)
+        return self._audit(batch, [self._shuffled(window)], tolerance)
+
+    def after(
+        self, batch: Batch, result: Pass, audit: Audit | None, leave_out: Collection[str]
+    ) -> Audit | None:
+        """The audit of a batch: made now, if its pass took another way through the model.
+
+        Args:
+            batch: The batch.
+            result: What its pass gave.
+            audit: The audit that took its gradients, if there was one.
+            leave_out: Parameters that the pass skipped.
+        """
+        is_whole = audit is not None and len(audit.reference.window) == length(batch)
+        if not self._schedule.is_new(result.path, is_audited=is_whole) or self._traced.is_sharded:
+            return audit
+        audit = self._audit(batch, self._halves(range(length(batch))), self._tolerance)
+        self._passes.run(batch, audit.take, leave_out)
+        return audit
 
     def judge(self, batch: Batch, result: Pass, audit: Audit, leave_out: Collection[str]) -> None:
         """Accept a pass over a batch, or step down.
@@ -89,25 +111,38 @@ class Auditor:
             CoupledExamplesError: Examples depend on each other.
             LossError: The loss draws random numbers, or changes state.
         """
-        reference = audit.reference
+        traced, reference = self._traced, audit.reference
         failed = audit.gaps(leave_out)
         if failed is None:
             return  # nothing can be compared; whoever takes the losses will name the example
-        at = slice(reference.window.start, reference.window.stop)
-        found, wanted = result.losses[at], reference.losses
-        if self._alone is not None:
-            found = torch.cat([found, result.losses[self._alone.rows]])
-            wanted = torch.cat([wanted, self._alone.losses.to(wanted)])
-            self._alone = None
-        if not bool(torch.isfinite(found.sum())):
+        groups, apart = reference.groups, reference.losses
+        if self._apart is not None:
+            groups = [*groups, *self._apart.groups]
+            apart = torch.cat([apart, self._apart.losses.to(apart)])
+            self._apart = None
+        together = result.losses[[row for group in groups for row in group]]
+        if not bool(torch.isfinite(together.sum())):
             return
-        refuse_other_losses(found, wanted, audit.tolerance)
+        refuse_other_losses(
+            traced.model, traced.compute, batch, groups, together, apart, audit.tolerance
+        )
         if failed:
             # A ReLU whose input is zero but for rounding may switch with the order of a batch or
             # its size: compare with the same batch in the same order.
-            audit = self._audit(batch, list(range(length(batch))), audit.tolerance)
+            audit = self._audit(batch, [list(range(length(batch)))], audit.tolerance)
             self._passes.run(batch, audit.take, leave_out)
             failed = audit.gaps(leave_out)
+        if failed:
+            beyond = beyond_rounding(
+                traced.model,
+                traced.compute,
+                batch,
+                {name: traced.parameters[name] for name in failed},
+                audit.reference.factors,
+                audit.found,
+                audit.reference.gradients,
+            )
+            failed = {name: gap for name, gap in failed.items() if name in beyond}
         if failed:
             changed = slower_methods(
                 self._traced, self._methods, batch, failed, audit.tolerance, self._random
@@ -116,9 +151,18 @@ class Auditor:
                 self._methods.step_down(changed)
                 raise SteppedDownError(changed)
 
-    def _audit(self, batch: Batch, rows: list[int], tolerance: float) -> Audit:
+    def _halves(self, window: range) -> list[list[int]]:
+        """Two groups, in which a loss that depends on which examples its batch has differs."""
+        rows = self._shuffled(window)
+        return [rows[::2], rows[1::2]] if len(rows) > 1 else [rows]
+
+    def _shuffled(self, window: range) -> list[int]:
+        order = torch.randperm(len(window), generator=self._random).tolist()
+        return [window[row] for row in order]
+
+    def _audit(self, batch: Batch, groups: list[list[int]], tolerance: float) -> Audit:
         traced = self._traced
         reference = Reference.of(
-            traced.model, traced.compute, batch, traced.parameters, rows, self._random
+            traced.model, traced.compute, batch, traced.parameters, groups, self._random
         )
         return Audit(reference, tolerance)

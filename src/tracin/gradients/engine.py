@@ -20,7 +20,8 @@ from tracin.gradients.fast import Pass
 from tracin.gradients.forms import PerExampleGradient, in_real_numbers
 from tracin.gradients.inspection import Inspection, inspected
 from tracin.gradients.method_table import MethodTable
-from tracin.gradients.pair_check import LossesAlone, PairCheck
+from tracin.gradients.pair_check import LossesApart, PairCheck
+from tracin.gradients.repeatable import Draws, random_state
 from tracin.gradients.traced_model import TracedModel
 from tracin.gradients.visit import Visit
 
@@ -70,9 +71,10 @@ class Gradients:
         self._passes = BatchPass(self._traced, self._table)
         self._pairs = PairCheck(self._traced, self._table, self._passes, random)
         self._auditor = Auditor(self._traced, self._table, self._passes, random)
+        self._draws = Draws(self._traced)
         self._forward_mode = ForwardMode(self._traced)
         self._inspection: Inspection | None = None
-        self._checked: LossesAlone | None = None
+        self._checked: LossesApart | None = None
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
@@ -166,12 +168,14 @@ class Gradients:
         leave_out = () if scores is None else tuple(directions[0])
         visit = _in_real_numbers(visit, self.parameters)
         audit = self._auditor.next(batch, self.tolerance, is_last=is_last)
-        if audit is None:
-            return replace(self._passes.run(batch, visit, leave_out), scores=scores)
-        result = self._passes.run(batch, audit.taking(visit), leave_out)
-        self._auditor.judge(batch, result, audit, leave_out)
-        if scores is not None:
-            self._forward_mode.audit(scores, directions, audit.reference, self.tolerance)
+        before = random_state()
+        result = self._passes.run(batch, audit.taking(visit) if audit else visit, leave_out)
+        self._draws.refuse_since(before, batch, is_audited=audit is not None)
+        audit = self._auditor.after(batch, result, audit, leave_out)
+        if audit is not None:
+            self._auditor.judge(batch, result, audit, leave_out)
+            if scores is not None:
+                self._forward_mode.audit(scores, directions, audit.reference, self.tolerance)
         return replace(result, scores=scores)
 
 

@@ -36,12 +36,14 @@ class Pass:
         missed: The parameters that the fast method could not cover, and why.
         scores: The products of the gradients with given directions, if forward mode computed them:
             [examples, directions].
+        path: Tells which torch functions the pass called, in order; None if it was not watched.
     """
 
     outcome: Any
     losses: Tensor
     missed: dict[str, str]
     scores: Tensor | None = None
+    path: int | None = None
 
 
 def fast_pass(
@@ -103,7 +105,7 @@ def fast_pass(
     finally:
         accumulator.let_go()
     missed |= {name: f"its rule failed: {error}" for name, error in accumulator.failures.items()}
-    return Pass(outcome, losses.detach(), missed)
+    return Pass(outcome, losses.detach(), missed, path=watch.path)
 
 
 @torch.enable_grad()  # also within a user's no_grad

@@ -18,6 +18,7 @@ from tracin.gradients.coverage import Covered, GradientMethod
 from tracin.gradients.forms import Dense
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.repeatable import refuse_unrepeatable
+from tracin.gradients.second_opinion import beyond_rounding
 from tracin.gradients.self_check import (
     Alone,
     alone,
@@ -40,20 +41,23 @@ _FACTORS = torch.tensor([0.7, -1.3])
 # How many pairs are compared for a second opinion, at most.
 _OPINIONS = 16
 
+# How many examples are compared in all halves at most.
+COMPARED = 64
+
 _GAP = "its rules and autograd differ by {:.1e}"
 
 
 @final
 @dataclass(frozen=True)
-class LossesAlone:
-    """The losses of some examples, each in a batch of its own.
+class LossesApart:
+    """The losses of some examples of a batch, in smaller batches.
 
     Attributes:
-        rows: The examples' rows in their batch.
-        losses: [examples], float64 where they were computed one by one.
+        groups: The rows of each smaller batch.
+        losses: Those of the groups' rows, one group after the other: [rows].
     """
 
-    rows: list[int]
+    groups: list[list[int]]
     losses: Tensor
 
 
@@ -98,11 +102,11 @@ class PairCheck:
         self._random = random
         self._structure: list[tuple[str, Any]] | None = None  # of batches that were checked
 
-    def check(self, batch: Batch, tolerance: float) -> LossesAlone | None:
+    def check(self, batch: Batch, tolerance: float) -> LossesApart | None:
         """Settle the methods on `batch`; at later weights, compare only losses.
 
         Returns:
-            The losses of one pair alone, for the audit; None if they are not finite.
+            Losses in smaller batches, for the audit; None if they are not finite.
 
         Raises:
             LossError: The loss draws random numbers, or changes state.
@@ -117,7 +121,7 @@ class PairCheck:
             # The methods are known, and the audit compares gradients.
             return self._compare_losses(first, pairs[0], tolerance)
         opinion = self._opinion(first, tolerance)
-        checked = LossesAlone(pairs[0], opinion.apart.losses) if opinion.is_finite else None
+        checked = self._apart(batch, pairs[0], opinion.apart.losses) if opinion.is_finite else None
         if opinion.is_finite:
             refuse_unrepeatable(
                 traced.model, traced.compute, first, opinion.apart.losses, tolerance
@@ -138,14 +142,30 @@ class PairCheck:
         self._structure = structure(batch)
         return checked
 
-    def _compare_losses(self, pair: Batch, rows: list[int], tolerance: float) -> LossesAlone | None:
+    def _apart(self, batch: Batch, pair: list[int], alone: Tensor) -> LossesApart:
+        """The losses of a pair alone, and of a few examples in halves, any two of them apart once.
+
+        The loss of an example may depend on few others: those of its class, its neighbours.
+        """
+        groups, losses = [[row] for row in pair], [alone]
+        if not self._traced.is_sharded:
+            few = min(length(batch), COMPARED)
+            for bit in range((few - 1).bit_length()):
+                for value in (0, 1):
+                    groups.append([row for row in range(few) if row >> bit & 1 == value])
+                    losses.append(
+                        self._traced.losses_of(part(batch, torch.tensor(groups[-1]))).to(alone)
+                    )
+        return LossesApart(groups, torch.cat(losses))
+
+    def _compare_losses(self, pair: Batch, rows: list[int], tolerance: float) -> LossesApart | None:
         traced = self._traced
         singles = [part(pair, slice(row, row + 1)) for row in range(length(pair))]
         losses = torch.tensor([traced.loss_of(single) for single in singles], dtype=torch.float64)
         if not bool(torch.isfinite(losses).all()):
             return None
         refuse_unrepeatable(traced.model, traced.compute, pair, losses, tolerance)
-        return LossesAlone(rows, losses)
+        return LossesApart([[row] for row in rows], losses)
 
     def _pairs(self, examples: int) -> list[list[int]]:
         if examples == 1:
@@ -214,6 +234,18 @@ class PairCheck:
         )
         wanted = {name: together[name] for name in opinion.gaps}
         gaps = differences(opinion.found, wanted, tolerance, traced.parameters)
+        if gaps:
+            parameters = {name: traced.parameters[name] for name in gaps}
+            beyond = beyond_rounding(
+                traced.model,
+                traced.compute,
+                opinion.pair,
+                parameters,
+                _FACTORS,
+                opinion.found,
+                together,
+            )
+            gaps = {name: gap for name, gap in gaps.items() if name in beyond}
         return {name: _GAP.format(gap) for name, gap in gaps.items()}
 
     def _step_down(self, opinion: _Opinion, missed: Mapping[str, str], tolerance: float) -> None:

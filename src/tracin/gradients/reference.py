@@ -78,8 +78,8 @@ def weighted_gradients_in_double(
     compute: Compute,
     batch: Batch,
     parameters: Mapping[str, Tensor],
-    factors: Tensor,
-) -> dict[str, Tensor] | None:
+    factors: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Tensor] | None:
     """As `weighted_gradients`, with model and batch in float64; None where they do not run so."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     others = {name: _doubled(tensor) for name, tensor in own.items()}
@@ -88,7 +88,7 @@ def weighted_gradients_in_double(
         wide = {name: others[names[id(one)]] for name, one in parameters.items()}
         with exchanged(model, own, others):
             doubled = mapped_within(_doubled, batch)
-            return weighted_gradients(model, compute, doubled, wide, factors)[0]
+            return weighted_gradients(model, compute, doubled, wide, factors)
     except Exception as error:  # a kernel that lacks float64, a loss that holds weights of its own
         raise_if_out_of_memory(error)
         return None

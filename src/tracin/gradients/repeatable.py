@@ -1,7 +1,7 @@
 """Tells a loss that gives the same example another value in each pass, and says why."""
 
 import random
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.nn import Module
 from tracin.data import Batch, length, part
 from tracin.errors import LossError
 from tracin.gradients.compute import Compute, checked_losses
+from tracin.gradients.traced_model import TracedModel
 
 
 def refuse_unrepeatable(
@@ -30,9 +31,9 @@ def refuse_unrepeatable(
     """
     for row in range(length(batch)):
         single = part(batch, slice(row, row + 1))
-        before = _random_state()
+        before = random_state()
         again = _loss(model, compute, single)
-        is_random = _differs(before, _random_state())
+        is_random = before != random_state()
         first = float(losses[row])
         gap = abs(again - first)
         if gap > (0.0 if is_random else tolerance * abs(first) + 1e-30):
@@ -47,13 +48,9 @@ def _loss(model: Module, compute: Compute, single: Batch) -> float:
 def _reason(
     model: Module, compute: Compute, single: Batch, first: float, again: float, is_random: bool
 ) -> str:
-    values = f"the same example alone has loss {first:.6g} in one pass and {again:.6g} in the next"
     if is_random:
-        return (
-            f"The loss draws random numbers: {values}, so scores would be random, too. Fix them "
-            "for each example: store the noise (or a seed) with the example in the data, or "
-            "average over a few fixed draws."
-        )
+        return _randomly(first, again)
+    values = _values(first, again)
     changed = _changed_buffers(model, compute, single)
     where = (
         f"the buffer {changed[0]!r} changes in each pass"
@@ -64,6 +61,18 @@ def _reason(
         f"The model or its loss changes state in each pass: {values}; {where}. Freeze the state "
         "while scores are computed (observers, running means, counters, caches)."
     )
+
+
+def _randomly(first: float, again: float) -> str:
+    return (
+        f"The loss draws random numbers: {_values(first, again)}, so scores would be random, too. "
+        "Fix them for each example: store the noise (or a seed) with the example in the data, or "
+        "average over a few fixed draws."
+    )
+
+
+def _values(first: float, again: float) -> str:
+    return f"the same example has loss {first:.6g} in one pass and {again:.6g} in the next"
 
 
 def _changed_buffers(model: Module, compute: Compute, single: Batch) -> list[str]:
@@ -77,16 +86,44 @@ def _changed_buffers(model: Module, compute: Compute, single: Batch) -> list[str
     ]
 
 
-def _random_state() -> list[Any]:
+def random_state() -> tuple[Any, ...]:
+    """The state of all random generators that a loss may draw from, to be compared."""
     numpy: Any = np.random.get_state()
-    state: list[Any] = [torch.get_rng_state(), numpy[1].tobytes(), numpy[2], random.getstate()]
+    state = [torch.get_rng_state()]
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state += torch.cuda.get_rng_state_all()
-    return state
+    return (numpy[1].tobytes(), numpy[2], random.getstate(), *(s.numpy().tobytes() for s in state))
 
 
-def _differs(before: list[Any], after: list[Any]) -> bool:
-    return any(
-        not torch.equal(one, other) if isinstance(one, Tensor) else one != other
-        for one, other in zip(before, after, strict=True)
-    )
+@final
+class Draws:
+    """Refuses batches whose losses depend on numbers that were drawn in their pass.
+
+    A model may draw numbers and not use them, as layers dropped in training alone do. If it does in
+    its first batch, it does in all, and audited batches are compared; others, whenever they draw.
+    """
+
+    def __init__(self, traced: TracedModel) -> None:
+        self._traced = traced
+        self._is_first = True
+        self._draws_always = False
+
+    def refuse_since(self, before: tuple[Any, ...], batch: Batch, *, is_audited: bool) -> None:
+        """Compute the losses of a batch that drew random numbers twice, and compare.
+
+        Args:
+            before: The state of the generators before its pass.
+            batch: Examples first.
+            is_audited: Whether the batch is audited.
+
+        Raises:
+            LossError: They differ.
+        """
+        is_first, self._is_first = self._is_first, False
+        if before == random_state() or (self._draws_always and not is_audited):
+            return
+        one, other = (self._traced.losses_of(batch) for _ in range(2))
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            at = int((one - other).abs().argmax())
+            raise LossError(_randomly(float(one[at]), float(other[at])))
+        self._draws_always |= is_first

@@ -10,6 +10,7 @@ from typing import final
 
 SHARE = 64  # of the examples of a pass, and of a batch: one in so many
 FEW = 4  # examples that are audited in a whole batch at least
+PATHS = 16  # ways through a model that are audited one by one
 BYTES = 1 << 20  # of activations whose audit nobody notices
 
 
@@ -25,12 +26,29 @@ class Schedule:
     def __init__(self, examples: int, held: int) -> None:
         self._allowance = max(FEW, examples // SHARE, BYTES // max(1, held))
         self._count = 0
+        self._paths: set[int] = set()
         self._random = random.Random(examples)
 
     @property
     def first(self) -> int:
         """The most examples for the first batch, so that all of it can be audited for little."""
         return max(FEW, self._allowance // 2)
+
+    def is_new(self, path: int | None, *, is_audited: bool) -> bool:
+        """Whether a batch that was not audited called other functions than all that were.
+
+        What data alone decides (an outlier, an empty expert) may move examples as no batch before.
+        Of models that never call the same ones again, batches are chosen ever more rarely.
+
+        Args:
+            path: What tells the functions that were called; None where they were not watched.
+            is_audited: Whether the batch was audited.
+        """
+        if path is None or path in self._paths:
+            return False
+        self._paths.add(path)
+        count = len(self._paths)
+        return not is_audited and (count <= PATHS or count & (count - 1) == 0)
 
     def next(self, size: int, is_last: bool) -> range | None:
         """Which rows of the next batch to audit; None for none.

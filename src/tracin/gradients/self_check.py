@@ -4,7 +4,7 @@ What they give must be what they give inside a batch, or else their losses depen
 train-mode BatchNorm, contrastive losses, averages over the batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from tracin.errors import CoupledExamplesError
 from tracin.gradients.audit import too_far
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
-from tracin.gradients.reference import weighted_gradients, weighted_gradients_in_double
+from tracin.gradients.reference import weighted_gradients
+from tracin.gradients.second_opinion import gradients_differ, losses_differ
 from tracin.gradients.visit import Visit
 from tracin.precision import lowest, lowest_precision, precision_of
 from tracin.sharding import is_divided, local, over_ranks, own
@@ -89,12 +90,23 @@ def refuse_coupled(
         The sum of factor x gradient of the one over the batch, by parameter.
 
     Raises:
-        CoupledExamplesError: They differ, and not because a ReLU switched at zero.
+        CoupledExamplesError: They differ, in float64 too.
     """
     together, losses = weighted_gradients(model, compute, batch, parameters, factors)
-    refuse_other_losses(losses, apart.losses, tolerance)
+    singles = [[row] for row in range(length(batch))]
+    refuse_other_losses(model, compute, batch, singles, losses, apart.losses, tolerance)
     differing = differences(apart.gradients, together, tolerance, parameters)
-    if differing and not _agree_in_double(model, compute, batch, parameters, factors, tolerance):
+    if differing:
+        lengths = _lengths(
+            {name: apart.gradients[name] - together[name] for name in differing}, parameters
+        )
+        differing = {
+            name: differing[name]
+            for name in gradients_differ(
+                model, compute, batch, parameters, factors, lengths, tolerance
+            )
+        }
+    if differing:
         name, gap = max(differing.items(), key=lambda item: item[1])
         raise CoupledExamplesError(
             "The loss of an example depends on the other examples of its batch, so it has no "
@@ -104,48 +116,39 @@ def refuse_coupled(
     return together
 
 
-def _agree_in_double(
+def refuse_other_losses(
     model: Module,
     compute: Compute,
     batch: Batch,
-    parameters: Mapping[str, Tensor],
-    factors: Tensor,
+    groups: Sequence[Sequence[int]],
+    together: Tensor,
+    apart: Tensor,
     tolerance: float,
-) -> bool:
-    """Whether what differs is a step, such as ReLU's, that rounding took to its other side.
+) -> None:
+    """Compare losses in a batch with those of the same examples in smaller batches.
 
-    In a deep network some input of a ReLU is always zero but for rounding, and kernels for other
-    batch sizes round it to another sign.
-    """
-    if is_divided(parameters):
-        return False
-
-    def of(rows: slice) -> dict[str, Tensor] | None:
-        return weighted_gradients_in_double(
-            model, compute, part(batch, rows), parameters, factors[rows]
-        )
-
-    together = of(slice(0, length(batch)))
-    apart = [each for row in range(length(batch)) if (each := of(slice(row, row + 1)))]
-    if together is None or len(apart) < length(batch):
-        return False
-    summed = {name: torch.stack([each[name] for each in apart]).sum(0) for name in together}
-    return not differences(summed, together, tolerance, parameters)
-
-
-def refuse_other_losses(together: Tensor, alone: Tensor, tolerance: float) -> None:
-    """Compare the losses of some examples in a batch with those of the same ones alone.
+    Args:
+        model: In eval mode.
+        compute: The per-example loss.
+        batch: Examples first.
+        groups: The rows of each smaller batch.
+        together: The losses of these rows in the batch: [rows].
+        apart: Their losses in the smaller batches: [rows].
+        tolerance: What rounding explains, relative to the largest.
 
     Raises:
-        CoupledExamplesError: They differ.
+        CoupledExamplesError: They differ, in float64 too.
     """
-    if not are_apart(together, alone.to(together), tolerance):
+    gaps = (together - apart.to(together)).abs()
+    if not are_apart(together, apart.to(together), tolerance):
         return
-    at = int((together - alone.to(together)).abs().argmax())
+    if not losses_differ(model, compute, batch, groups, float(gaps.max()), tolerance):
+        return
+    at = int(gaps.argmax())
     raise CoupledExamplesError(
         "The loss of an example depends on the other examples of its batch: one has loss "
-        f"{float(alone[at]):.8g} alone and {float(together[at]):.8g} with others (rounding "
-        f"explains a relative gap of {tolerance:.0e}). {_SUCH}"
+        f"{float(apart[at]):.8g} in a smaller batch and {float(together[at]):.8g} with more "
+        f"(rounding explains a relative gap of {tolerance:.0e}). {_SUCH}"
     )
 
 

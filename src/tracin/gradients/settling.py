@@ -101,7 +101,8 @@ def _independent(
         apart = alone(model, compute, some, parameters, factors)
         refuse_unrepeatable(model, compute, part(some, [0]), apart.losses[:1], tolerance)
         together, losses = weighted_gradients(model, compute, some, parameters, factors)
-        refuse_other_losses(losses, apart.losses, tolerance)
+        singles = [[row] for row in range(length(some))]
+        refuse_other_losses(model, compute, some, singles, losses, apart.losses, tolerance)
         if not differences(apart.gradients, together, tolerance, parameters):
             agreed.append(_Independent(some, factors, together))
         elif not agreed and rows.stop >= length(batch):

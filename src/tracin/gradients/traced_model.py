@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.data import Batch, content_of, copied
+from tracin.data import Batch, content_of, copied, length
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.sharding import is_sharded, rest, whole
 
@@ -58,8 +58,12 @@ class TracedModel:
 
     def loss_of(self, single: Batch) -> float:
         """The loss of one example in a batch of its own."""
+        return float(self.losses_of(single))
+
+    def losses_of(self, batch: Batch) -> Tensor:
+        """The losses of a batch: [examples]."""
         with torch.enable_grad():  # a loss may take gradients of its own
-            return float(checked_losses(self.compute(self.model, single), 1).detach())
+            return checked_losses(self.compute(self.model, batch), length(batch)).detach()
 
 
 def _from_rest(compute: Compute) -> Compute:

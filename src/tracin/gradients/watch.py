@@ -87,6 +87,7 @@ class FunctionWatch(Mode):
         self._scattered: set[int] = set()
         self._kept: list[Tensor] = []
         self._regularising: set[int] = set()
+        self.path = 0  # a hash of the functions called so far, in order
         self.uncovered: dict[str, str] = {}  # live: parameter -> a call for which there is no rule
 
     def __torch_function__(
@@ -97,6 +98,7 @@ class FunctionWatch(Mode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        self.path = hash((self.path, func))
         leaves = [
             leaf for tensor in tensors_in(args, kwargs) if (leaf := self._leaves.get(id(tensor)))
         ]
