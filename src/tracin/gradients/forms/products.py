@@ -43,7 +43,7 @@ class ProductCache:
         if of is None or not (_is_same(of[0], rows) and _is_same(of[1], queries)):
             self._of, self._product = (rows, queries), None
         if self._product is None:
-            self._product = rows @ queries.mT
+            self._product = _matmul(rows, queries.mT)
         return self._product
 
 
@@ -127,8 +127,16 @@ def _shared(
     if (form.positions, query.positions) != (1, 1):
         return None
     product = cache.product(form.left[:, 0], query.left[:, 0])
-    right = query.right[:, 0].to(form.right.dtype)  # half inputs, and queries held in float32
-    return (form.right[:, 0] @ right.mT).mul_(product)
+    right = _matmul(form.right[:, 0], query.right[:, 0].mT)
+    return right.mul_(product) if right.dtype == product.dtype else right * product
+
+
+def _matmul(one: Tensor, other: Tensor) -> Tensor:
+    """A product of gradients by methods that may keep them in other precisions."""
+    if one.dtype == other.dtype:
+        return one @ other
+    dtype = torch.promote_types(one.dtype, other.dtype)
+    return one.to(dtype) @ other.to(dtype)
 
 
 def _outer_outer(form: OuterProduct, query: OuterProduct) -> Tensor:
@@ -137,8 +145,8 @@ def _outer_outer(form: OuterProduct, query: OuterProduct) -> Tensor:
     out = []
     for at in blocks(form.examples, form.positions * queries * there, form.device):
         each = form.part(*at)
-        products = each.left.flatten(0, 1) @ lefts
-        products *= each.right.flatten(0, 1) @ rights
+        products = _matmul(each.left.flatten(0, 1), lefts)
+        products = products.mul_(_matmul(each.right.flatten(0, 1), rights))
         if form.positions * there > 1:
             products = products.view(each.examples, form.positions, queries, there).sum((1, 3))
         out.append(products)
@@ -151,7 +159,7 @@ def _rows_rows(form: SparseRows, query: SparseRows) -> Tensor:
     out = []
     for at in blocks(form.examples, here * queries * there, form.device):
         each = form.part(*at)
-        products = each.values.flatten(0, 1) @ query.values.flatten(0, 1).mT
+        products = _matmul(each.values.flatten(0, 1), query.values.flatten(0, 1).mT)
         products *= each.index.reshape(-1, 1) == query.index.reshape(1, -1)
         out.append(products.view(each.examples, here, queries, there).sum((1, 3)))
     return torch.cat(out)
@@ -166,7 +174,7 @@ def _rows_outer(form: SparseRows, query: OuterProduct) -> Tensor:
     out = []
     for at in blocks(form.examples, here * queries * there, form.device):
         each = form.part(*at)
-        products = each.values.flatten(0, 1) @ rights
+        products = _matmul(each.values.flatten(0, 1), rights)
         products *= lefts[each.index.flatten()]
         out.append(products.view(each.examples, here, queries, there).sum((1, 3)))
     return torch.cat(out)
@@ -211,8 +219,8 @@ def _outer_few_dense(form: OuterProduct, query: Tensor) -> Tensor:
     products = []
     for at in blocks(form.examples, form.positions * queries * out, form.device):
         each = form.part(*at)
-        moved = (each.right.flatten(0, 1) @ matrices).view(-1, queries, out)
-        met = torch.linalg.vecdot(moved, each.left.flatten(0, 1).unsqueeze(1))
+        moved = _matmul(each.right.flatten(0, 1), matrices).view(-1, queries, out)
+        met = torch.linalg.vecdot(moved, each.left.flatten(0, 1).unsqueeze(1).to(moved))
         products.append(met.view(each.examples, -1, queries).sum(1))
     return torch.cat(products)
 
@@ -225,6 +233,6 @@ def _rows_dense(form: SparseRows, query: Tensor) -> Tensor:
         each = form.part(start, stop)
         index, values = each.index.flatten(), each.values.flatten(0, 1)
         for q, rows in enumerate(table):
-            products = torch.linalg.vecdot(rows[index], values)
+            products = torch.linalg.vecdot(rows[index].to(values), values)
             out[start:stop, q] = products.view(each.examples, here).sum(1)
     return out
