@@ -6,7 +6,7 @@ from typing import final
 from torch import Tensor
 
 from tracin.gradients.fast import Pass
-from tracin.gradients.forms import PerExampleGradient, ProductCache
+from tracin.gradients.forms import PerExampleGradient, ProductCache, cancelled, checked_squared_norm
 from tracin.preconditioners.adam import Scaling
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.query_gradients import QueryGradients
@@ -15,7 +15,16 @@ from tracin.scoring.score_request import ScoreRequest
 
 @final
 class BatchSums:
-    """Adds up what each parameter contributes to the scores of one batch."""
+    """Adds up what each parameter contributes to the scores of one batch.
+
+    Args:
+        examples: How many the batch has.
+        weights: What each parameter's share is multiplied by.
+        queries: The queries' gradients; None without queries.
+        request: What is asked of the batch.
+        scaling: The preconditioner's factors; None without one.
+        is_written: Whether gradients are written out for lengths whose terms may cancel.
+    """
 
     def __init__(
         self,
@@ -24,6 +33,8 @@ class BatchSums:
         queries: QueryGradients | None,
         request: ScoreRequest,
         scaling: Scaling | None,
+        *,
+        is_written: bool = False,
     ) -> None:
         self._examples = examples
         self._weights = weights
@@ -33,6 +44,8 @@ class BatchSums:
         self._cache = ProductCache()
         self._scores: Tensor | None = None
         self._norms: Tensor | None = None
+        self._terms: Tensor | None = None
+        self._is_written = is_written
         self._apart: Tensor | None = None
 
     def visit(self, name: str, form: PerExampleGradient, row: int) -> None:
@@ -45,12 +58,32 @@ class BatchSums:
                 self._scores = self._added(self._scores, scores, row)
         if request.norms:
             scaling = self._scaling
-            own = scaling.squared_norm(name, form) if scaling else form.squared_norm()
+            own = (
+                scaling.squared_norm(name, form) if scaling else self._squared_norm(name, form, row)
+            )
             norms = self._weights[name] * own
             if is_counted:
                 self._norms = self._added(self._norms, norms, row)
             if name in request.apart:
                 self._apart = self._added(self._apart, norms.clone(), row)
+
+    @property
+    def has_cancelled(self) -> bool:
+        """Whether the terms of some length cancelled, so that rounding is what is left of it."""
+        if self._terms is None or self._norms is None:
+            return False
+        return bool(cancelled(self._norms, self._terms).any())
+
+    def _squared_norm(self, name: str, form: PerExampleGradient, row: int) -> Tensor:
+        terms = form.terms()
+        if terms is None:
+            return form.squared_norm()
+        if self._is_written:
+            return form.written_norm()
+        if name in self._request.apart or name in self._request.only_apart:
+            return checked_squared_norm(form)
+        self._terms = self._added(self._terms, self._weights[name] * terms, row)
+        return form.squared_norm()
 
     def scores(self, checkpoint: int, positions: range, result: Pass) -> BatchScores:
         """The sums over all parameters, once the pass over the batch is done."""

@@ -182,4 +182,7 @@ class CheckpointPass:
             shapes = {name: real_shape(self.gradients.parameters[name]) for name in slow}
             directions = queries.directions(shapes)
         result = self.gradients.visit(batch, sums.visit, directions=directions, is_last=is_last)
+        if sums.has_cancelled:
+            sums = BatchSums(length(batch), weights, queries, request, scaling, is_written=True)
+            result = self.gradients.again(batch, sums.visit)
         return sums.scores(number, positions, result)

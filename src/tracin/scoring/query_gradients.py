@@ -8,7 +8,17 @@ from torch import Tensor
 
 from tracin.data import Batch, length
 from tracin.gradients import Gradients
-from tracin.gradients.forms import PerExampleGradient, ProductCache, added, as_query, pairs, total
+from tracin.gradients.forms import (
+    Dense,
+    PerExampleGradient,
+    ProductCache,
+    added,
+    as_query,
+    cancelled,
+    checked_squared_norm,
+    pairs,
+    total,
+)
 from tracin.preconditioners import Scaling
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
@@ -53,7 +63,7 @@ class QueryGradients:
                 self._add_up(forms)
             else:
                 block = {
-                    name: [(row, as_query(self._scaled(name, form))) for row, form in each]
+                    name: [(row, _as_query(self._scaled(name, form))) for row, form in each]
                     for name, each in forms.items()
                 }
                 self._blocks.append((length(batch), block))
@@ -132,8 +142,16 @@ class QueryGradients:
         norms = torch.zeros(size) if like is None else torch.zeros(size).to(like)
         for name, each in forms.items():
             for row, form in each:
-                own = scaling.squared_norm(name, form) if scaling else form.squared_norm()
+                own = scaling.squared_norm(name, form) if scaling else checked_squared_norm(form)
                 squares = self._weights[name] * own
                 norms = norms.to(squares)
                 norms[row : row + form.examples] += squares
         return norms
+
+
+def _as_query(form: PerExampleGradient) -> PerExampleGradient:
+    """The cheapest form; written out where the terms of products would cancel."""
+    terms = form.terms()
+    if terms is not None and bool(cancelled(form.squared_norm(), terms).any()):
+        return Dense(form.dense())
+    return as_query(form)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tracin.errors import NonFiniteError, TracingWarning
-from tracin.gradients.forms import PerExampleGradient, ProductCache
+from tracin.gradients.forms import PerExampleGradient, ProductCache, checked_squared_norm
 from tracin.tracing.folder import add_rows
 from tracin.tracing.gradient_use import guessed_use, measured_use
 from tracin.tracing.live_queries import LiveQueryGradients
@@ -222,7 +222,7 @@ class ScoreAccumulator:
                     if isinstance(scale, Tensor):
                         norms = form.squared_norm_under(scale.flatten())
                     else:
-                        norms = form.squared_norm().mul_(scale)
+                        norms = checked_squared_norm(form).mul_(scale)
                     total += norms.cpu().double()
             self._refuse_non_finite([total], [batch])
             own = total / (weights * batch.scale)
@@ -267,7 +267,7 @@ def _scores(
 def _squared_lengths(batch: MicroBatch) -> Tensor:
     """The squared length of each example's gradient over all parameters: [examples]."""
     forms: Sequence[PerExampleGradient] = list(batch.forms.values())
-    return torch.stack([form.squared_norm().cpu().double() for form in forms]).sum(0)
+    return torch.stack([checked_squared_norm(form).cpu().double() for form in forms]).sum(0)
 
 
 def _weighted(terms: Sequence[tuple[float, Tensor]]) -> Tensor:

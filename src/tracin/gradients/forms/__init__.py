@@ -1,6 +1,7 @@
 """Forms: how per-example gradients are held, and the products between them."""
 
 from tracin.gradients.forms.aligned import aligned
+from tracin.gradients.forms.cancellation import cancelled, checked_squared_norm
 from tracin.gradients.forms.computed import Computed
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient
@@ -33,6 +34,8 @@ __all__ = [
     "added",
     "aligned",
     "as_query",
+    "cancelled",
+    "checked_squared_norm",
     "in_real_numbers",
     "is_complex",
     "pairs",

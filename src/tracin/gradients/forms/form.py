@@ -50,6 +50,14 @@ class PerExampleGradient(ABC):
     def squared_norm(self) -> Tensor:
         """The squared length of each example's gradient: [examples]."""
 
+    def terms(self) -> Tensor | None:
+        """The squared lengths of the terms that `squared_norm` adds up, of either sign: [examples].
+
+        Where they are much more than their sum, the terms cancelled and rounding is what is left;
+        `written_norm` has no such terms. None where there are none.
+        """
+        return None
+
     def settled(self) -> "PerExampleGradient":
         """The same gradients, if need be written out: the weights may change from here on."""
         return self

@@ -74,6 +74,12 @@ class OuterProduct(PerExampleGradient):
             )
         return self.written_norm()
 
+    def terms(self) -> Tensor | None:
+        if self.positions == 1 or not self.is_thin:
+            return None
+        left, right = (torch.linalg.vector_norm(side, dim=2) for side in (self.left, self.right))
+        return left.mul_(right).square_().sum(1)
+
     def squared_norm_under(self, metric: Tensor) -> Tensor:
         if self.positions > 1:
             return super().squared_norm_under(metric)

@@ -52,6 +52,11 @@ class SparseRows(PerExampleGradient):
 
         return by_blocks(self.examples, positions**2, self.device, one)
 
+    def terms(self) -> Tensor | None:
+        if self.index.shape[1] == 1:
+            return None
+        return torch.linalg.vector_norm(self.values, dim=(1, 2)).square_()
+
     def squared_norm_under(self, metric: Tensor) -> Tensor:
         positions, width = self.values.shape[1:]
 

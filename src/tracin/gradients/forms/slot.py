@@ -45,6 +45,12 @@ class Slot(PerExampleGradient):
     def squared_norm(self) -> Tensor:
         return self.inner.squared_norm()
 
+    def terms(self) -> Tensor | None:
+        return self.inner.terms()
+
+    def written_norm(self) -> Tensor:
+        return self.inner.written_norm()
+
 
 def stacked(slots: Sequence[Slot]) -> Stacked:
     """The sum of such gradients of one stack: positions side by side, as many for each matrix."""

@@ -51,6 +51,10 @@ class Stacked(PerExampleGradient):
     def squared_norm(self) -> Tensor:
         return self._as_one().squared_norm().view(self.examples, self.matrices).sum(1)
 
+    def terms(self) -> Tensor | None:
+        terms = self._as_one().terms()
+        return None if terms is None else terms.view(self.examples, self.matrices).sum(1)
+
     def _as_one(self) -> OuterProduct:
         """Every matrix of every example as an example of its own."""
         return OuterProduct(self.left.flatten(0, 1), self.right.flatten(0, 1))

@@ -58,6 +58,12 @@ class SumOf(PerExampleGradient):
                 norms = norms + 2 * aligned(form, other)
         return norms
 
+    def terms(self) -> Tensor:
+        each = [(form, form.terms()) for form in self.forms]
+        return torch.stack(
+            [form.squared_norm() if terms is None else terms for form, terms in each]
+        ).sum(0)
+
 
 def total(forms: list[PerExampleGradient]) -> PerExampleGradient:
     """Add forms of the same parameter and the same examples, keeping factors where they add up.
