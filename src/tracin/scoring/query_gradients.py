@@ -9,12 +9,10 @@ from torch import Tensor
 from tracin.data import Batch, length
 from tracin.gradients import Gradients
 from tracin.gradients.forms import (
-    Dense,
     PerExampleGradient,
     ProductCache,
     added,
     as_query,
-    cancelled,
     checked_squared_norm,
     pairs,
     total,
@@ -63,7 +61,7 @@ class QueryGradients:
                 self._add_up(forms)
             else:
                 block = {
-                    name: [(row, _as_query(self._scaled(name, form))) for row, form in each]
+                    name: [(row, as_query(self._scaled(name, form))) for row, form in each]
                     for name, each in forms.items()
                 }
                 self._blocks.append((length(batch), block))
@@ -147,11 +145,3 @@ class QueryGradients:
                 norms = norms.to(squares)
                 norms[row : row + form.examples] += squares
         return norms
-
-
-def _as_query(form: PerExampleGradient) -> PerExampleGradient:
-    """The cheapest form; written out where the terms of products would cancel."""
-    terms = form.terms()
-    if terms is not None and bool(cancelled(form.squared_norm(), terms).any()):
-        return Dense(form.dense())
-    return as_query(form)

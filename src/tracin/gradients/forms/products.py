@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tracin.gradients.forms.cancellation import cancelled
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient, blocks
 from tracin.gradients.forms.outer import OuterProduct
@@ -86,10 +87,13 @@ def pairs(
 def as_query(form: PerExampleGradient) -> PerExampleGradient:
     """The form in which a set of queries costs the least to multiply with many batches.
 
-    Factors are kept where products of factors are cheaper than products of matrices (method C2:
-    queries x positions^2 x (in + out) against (positions + queries) x in x out); all else is
-    written out once.
+    Factors are kept where products of factors are cheaper than products of matrices (queries x
+    positions^2 x (in + out) against (positions + queries) x in x out); all else is
+    written out once. So are factors whose terms cancel (`cancellation.py`).
     """
+    terms = form.terms()
+    if terms is not None and bool(cancelled(form.squared_norm(), terms).any()):
+        return Dense(form.dense())
     if isinstance(form, OuterProduct):
         sides = form.left.shape[2] + form.right.shape[2]
         factored = form.examples * form.positions**2 * sides
