@@ -19,11 +19,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import tracin
 from tracin.checkpoints import Recorder, checkpoint_weights, open_checkpoints, visits
 from tracin.checkpoints.folder_lock import LOCK
-from tracin.checkpoints.random_state import RandomState
 from tracin.checkpoints.record import Entry, read_record
 from tracin.checkpoints.schedule import kept
 from tracin.checkpoints.visits import Visits
 from tracin.errors import CheckpointError, CheckpointWarning
+from tracin.random_state import RandomState
 
 
 def net(seed=0, dropout=0.2):

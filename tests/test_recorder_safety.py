@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tracin
-from tracin import OptimizerState, Recorder, Visits, open_checkpoints
-from tracin.checkpoints import random_state
+from tracin import OptimizerState, Recorder, Visits, open_checkpoints, random_state
 from tracin.checkpoints.folder_lock import LOCK
 from tracin.checkpoints.record import read_record
 from tracin.errors import CheckpointError, TracInError

@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracin.checkpoints.random_state import RandomState as RandomState
 from tracin.checkpoints.record import has_record, read_record
 from tracin.errors import CheckpointError
 from tracin.files import checked_fields, crc_of, flush, read_sealed, replacing, sealed, text_of
+from tracin.random_state import RandomState
 
 FOLDER, ABOUT, FORMAT = "visits", "visits.json", 2
 STEPS, BATCHES, RANDOM, RANDOM_ENDS = "steps.i64", "batches.i64", "random.raw", "random_ends.i64"

@@ -12,8 +12,8 @@ from torch import Tensor
 from tracin.data.arrangement import is_strided
 from tracin.data.batches import Batch, Entries, leaves
 from tracin.data.examples import Examples
-from tracin.data.random_state import same_random_state
 from tracin.errors import DataWarning
+from tracin.random_state import same_random_state
 
 # A coin flip that leaves an example as it is leaves all of so many with one chance in 256.
 LOOKED_AT = 8

@@ -40,8 +40,8 @@ from tracin.data.batches import (
     part,
 )
 from tracin.data.columns import as_tensor, columns_of, is_table, table_error
-from tracin.data.random_state import same_random_state
 from tracin.errors import DataError
+from tracin.random_state import same_random_state
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,10 @@ from tracin.gradients.forms import PerExampleGradient, in_real_numbers
 from tracin.gradients.inspection import Inspection, inspected
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.pair_check import LossesApart, PairCheck
-from tracin.gradients.repeatable import Draws, random_state
+from tracin.gradients.repeatable import Draws
 from tracin.gradients.traced_model import TracedModel
 from tracin.gradients.visit import Visit
+from tracin.random_state import RandomState
 
 # Seeds the audits' factors and the pairs: the same run draws the same ones.
 _SEED = 20200219
@@ -168,7 +169,7 @@ class Gradients:
         leave_out = () if scores is None else tuple(directions[0])
         visit = _in_real_numbers(visit, self.parameters)
         audit = self._auditor.next(batch, self.tolerance, is_last=is_last)
-        before = random_state()
+        before = RandomState.now()
         result = self._passes.run(batch, audit.taking(visit) if audit else visit, leave_out)
         self._draws.refuse_since(before, batch, is_audited=audit is not None)
         audit = self._auditor.after(batch, result, audit, leave_out)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import loaded, untouched
-from tracin.checkpoints.random_state import RandomState
 from tracin.data import Examples, content_of, move
 from tracin.data.batches import leaves
 from tracin.errors import IndexingError
@@ -22,6 +21,7 @@ from tracin.files import bytes_of, fingerprint
 from tracin.index.contents import checkpoint_keys
 from tracin.index.store import Added, Entry, Manifest
 from tracin.index.store.checksums import checksum
+from tracin.random_state import RandomState
 from tracin.run import Run
 
 EACH = 8  # examples of an extent that have a fingerprint

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from tracin.data import Batch, Examples, length, move, part
 from tracin.data.batches import leaves
-from tracin.data.random_state import same_random_state
 from tracin.errors import DataError, DataWarning
 from tracin.gradients import Gradients
+from tracin.random_state import same_random_state
 
 LOOKED_AT = 8  # examples of the first batch that are collated alone
 

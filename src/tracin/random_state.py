@@ -1,8 +1,10 @@
-"""The random state of a moment of training, so that it can be brought back."""
+"""The state of all random generators at one moment, so that it can be compared or brought back."""
 
 import ctypes
 import random
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +98,19 @@ class RandomState:
         count, states = self.cuda[0], self.cuda[1:]
         size = len(states) // count
         return [states[place * size : (place + 1) * size] for place in range(count)]
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Leave the random states of Python, NumPy and torch as they were."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def _cuda_now() -> bytes:
