@@ -209,12 +209,6 @@ class ScoreAccumulator:
 
     def _add_self_influence(self, parts: StepParts, batches: list[MicroBatch]) -> None:
         for batch in batches:
-            weights, factor = batch.weights, self._trace.factor
-            if weights is None and factor is not None:
-                weights = torch.full((len(batch),), factor / len(batch), dtype=torch.float64)
-            if weights is None:
-                self._trace.has_self = False
-                return
             total = torch.zeros(len(batch), dtype=torch.float64)
             for name, form in batch.forms.items():
                 if name in parts.scales:
@@ -225,7 +219,10 @@ class ScoreAccumulator:
                         norms = form.squared_norm().mul_(scale)
                     total += norms.cpu().double()
             self._refuse_non_finite([total], [batch])
-            own = total / (weights * batch.scale)
+            if batch.weights is None or self._trace.unweighed:
+                return
+            # An example that has weight 0 has no share.
+            own = torch.where(total > 0, total / (batch.weights * batch.scale), 0.0)
             add_rows(self._trace.tables.self_influence, batch.positions, own)
 
 

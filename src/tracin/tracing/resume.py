@@ -24,9 +24,7 @@ class ResumableTrace:
         tables: The tables.
         step: The number of optimizer steps so far.
         skipped: How many traced batches were dropped, since no step followed.
-        factor: Each example's weight in the loss, times their number; None if unknown.
-        is_probed: Whether a few examples were looked at for the factor.
-        has_self: Whether self-influence is known for all steps so far.
+        unweighed: Why self-influence is not known for all steps so far; empty where it is.
         is_open: Whether the tables are being written.
         is_over: Whether the disk failed, and training goes on without a trace.
 
@@ -41,9 +39,7 @@ class ResumableTrace:
         self._model = model
         self._stops_training = stops_training
         self.step = self.skipped = 0
-        self.factor: float | None = None
-        self.is_probed = False
-        self.has_self = True
+        self.unweighed = ""
         self.is_open = self.is_over = False
         self._is_halfway = False
 
@@ -80,8 +76,8 @@ class ResumableTrace:
             OSError: The disk is full.
         """
         if found is not None:
-            self.step, self.skipped, self.factor = found.step, found.skipped, found.factor
-            self.has_self, self.is_probed = found.has_self, found.rows > 0
+            self.step, self.skipped = found.step, found.skipped
+            self.unweighed = found.unweighed
         self.tables.open(self._state() if found is None else found)
         if found is None:
             self.tables.save(self._state())
@@ -152,7 +148,6 @@ class ResumableTrace:
             self.step,
             self.tables.rows,
             self.skipped,
-            self.factor,
             weights_fingerprint(self._model),
-            self.has_self,
+            self.unweighed,
         )
