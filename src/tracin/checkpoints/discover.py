@@ -21,6 +21,7 @@ from tracin.checkpoints.record import FILE, has_record, read_record
 from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.errors import CheckpointError, CheckpointWarning
 from tracin.files import stamp_of
+from tracin.plain_text import a_kind
 
 One: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Checkpoint
 Checkpoints: TypeAlias = One | Iterable[One]
@@ -235,10 +236,8 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
 
 def not_one(given: Any) -> CheckpointError:
     """The error for something that is no checkpoint."""
-    if number(given) is not None or given is None:
-        held = repr(given)
-    else:
-        held = f"a {type(given).__name__}"
+    is_short = number(given) is not None or given is None
+    held = repr(given) if is_short else a_kind(given)
     hint = " For a model, pass model.state_dict()." if isinstance(given, Module) else ""
     return CheckpointError(
         "Checkpoints are a folder, a glob, or a list of paths, state dicts or tracin.Checkpoint; "

@@ -14,7 +14,7 @@ from tracin.checkpoints.readers.hugging_face import logged_rate
 from tracin.checkpoints.state_dict import bare_name
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointWarning, LearningRateError
-from tracin.plain_text import listed
+from tracin.plain_text import a_kind, listed
 
 LearningRates: TypeAlias = Sequence[Rate] | Literal["equal", "span"] | None
 
@@ -138,7 +138,7 @@ def given_rates(
         )
     if isinstance(learning_rates, Mapping) or not isinstance(learning_rates, Iterable):
         raise LearningRateError(
-            f"learning_rates must be {ALLOWED}; a {type(learning_rates).__name__} was given."
+            f"learning_rates must be {ALLOWED}; {a_kind(learning_rates)} was given."
         )
     rates = list(learning_rates)
     if len(rates) != len(checkpoints):

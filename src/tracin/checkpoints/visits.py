@@ -32,6 +32,7 @@ from tracin.checkpoints.random_state import RandomState as RandomState
 from tracin.checkpoints.record import has_record, read_record
 from tracin.errors import CheckpointError
 from tracin.files import checked_fields, crc_of, flush, read_sealed, replacing, sealed, text_of
+from tracin.plain_text import a_kind
 
 FOLDER, ABOUT, FORMAT = "visits", "visits.json", 2
 STEPS, BATCHES, RANDOM, RANDOM_ENDS = "steps.i64", "batches.i64", "random.raw", "random_ends.i64"
@@ -413,7 +414,7 @@ def encoded(ids: Any) -> tuple[str, int, bytes]:
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) < 1:
         raise CheckpointError(
             "recorder.batch(ids) takes the ids of one micro-batch, as a list, a tensor or an "
-            f"array; a {type(ids).__name__} was given. For a single example, pass [id]."
+            f"array; {a_kind(ids)} was given. For a single example, pass [id]."
         )
     held = ids if isinstance(ids, np.ndarray | list) else list(ids)
     if len(held) and isinstance(held[0], str) and all(isinstance(one, str) for one in held):

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from types import TracebackType
 
 from tracin.errors import TracInError
 
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
     except TracInError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Notes say where an error comes from, such as the user's own task.
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
@@ -68,4 +70,15 @@ def _usage(error: Exception) -> int:
         return code
     if isinstance(code, int):
         return code
-    raise error
+    raise error.with_traceback(_from_the_command_on(error.__traceback__))
+
+
+def _from_the_command_on(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of the command line's parser, which help nobody."""
+    found = frames
+    while found is not None:
+        module = found.tb_frame.f_globals.get("__name__", "")
+        if module.startswith("tracin.cli.") and module != __name__:
+            return found
+        found = found.tb_next
+    return frames

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from tracin.errors import RunFileError
+from tracin.plain_text import a_kind
 
 NEEDED = ("model", "loss", "train", "checkpoints")
 OPTIONAL = ("queries", "optimizer", "training_loss")
@@ -78,7 +79,7 @@ def _checked(returned: Any, function: str, run: Path) -> Task:
         f"are needed, {_listed(OPTIONAL)}"
     )
     if not isinstance(returned, Mapping):
-        raise RunFileError(f"{promised}; it returned a {type(returned).__name__}.")
+        raise RunFileError(f"{promised}; it returned {a_kind(returned)}.")
     missing = [key for key in NEEDED if key not in returned]
     unknown = [key for key in returned if key not in NEEDED + OPTIONAL]
     gaps = [f"{_listed(missing)} missing"] if missing else []

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.errors import DataError
+from tracin.plain_text import a_kind
 
 Batch = Any
 """A tensor or array, or a tuple, list or mapping of batches; the examples come first.
@@ -179,7 +180,7 @@ def length(batch: Batch) -> int:
     if first is None:
         raise DataError(
             "A batch is a tensor, or a tuple, list or mapping of tensors with the examples first, "
-            f"but this {type(batch).__name__} holds no such tensor. Give a collate_fn that "
+            f"but got {a_kind(batch)} without one. Give a collate_fn that "
             "returns tensors."
         )
     return first[1]

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tracin.data.batches import Batch
 from tracin.data.examples import ids_within
 from tracin.errors import DataError
+from tracin.plain_text import a_kind
 
 
 @final
@@ -39,7 +40,7 @@ class with_ids:  # noqa: N801  # reads as the function that it is to its users
     def __init__(self, loader: DataLoader[Any]) -> None:
         if not isinstance(loader, DataLoader):
             raise DataError(
-                f"with_ids takes the DataLoader of a training loop, but a {type(loader).__name__} "
+                f"with_ids takes the DataLoader of a training loop, but {a_kind(loader)} "
                 "came. Where you make batches yourself, you have their positions: those are the "
                 "ids."
             )

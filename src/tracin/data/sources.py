@@ -240,10 +240,26 @@ def stacked(examples: list[Any]) -> Batch:
     try:
         return default_collate(examples)
     except (RuntimeError, TypeError, KeyError) as error:
+        table = next((value for value in _values(examples[0]) if is_table(value)), None)
+        if table is not None:
+            library = type(table).__module__.partition(".")[0]
+            raise DataError(
+                f"The dataset returns {library} objects ({type(table).__name__}), which cannot be "
+                "stacked to a batch. Return tensors from __getitem__, such as "
+                "torch.tensor(row.to_numpy(), dtype=torch.float32)."
+            ) from error
         raise DataError(
-            "Torch's default collate needs examples of one shape, made of tensors, arrays and "
-            f"numbers, but: {error}. Pass a DataLoader with a collate_fn that pads or converts."
+            "Examples cannot be stacked to a batch: torch's default collate needs tensors, arrays "
+            f"and numbers of one shape per example. It said: {error}. Pass a DataLoader with a "
+            "collate_fn that pads or converts."
         ) from error
+
+
+def _values(example: Any) -> list[Any]:
+    """An example, or what it holds."""
+    if isinstance(example, Mapping):
+        return list(example.values())
+    return list(example) if isinstance(example, list | tuple) else [example]
 
 
 def source_of(data: Any, name: str) -> Columns | Items:
@@ -275,6 +291,10 @@ def _understood(data: Any, name: str) -> Columns | Items:
         raise table_error(name, data)
     if isinstance(data, Tensor | np.ndarray | Mapping):
         return Columns(data, name)
+    if isinstance(data, tuple):
+        for at, column in enumerate(data):
+            if is_table(column):
+                raise table_error(f"{name}[{at}]", column)
     if isinstance(data, list | tuple) and _are_columns(data, name):
         return Columns(data, name)
     if isinstance(data, str | bytes) or not (

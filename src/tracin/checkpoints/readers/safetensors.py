@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tracin.errors import CheckpointError
 from tracin.files import blocks, bytes_of, replacing, text_of
+from tracin.plain_text import a_kind
 
 # The file format wants every tensor once: further names of one tensor stand in the metadata.
 ALIASES = "tracin.aliases"
@@ -391,7 +392,7 @@ def refuse_unsavable(name: str, tensor: Tensor) -> None:
     elif tensor.is_quantized or tensor.dtype not in NAMES:
         kind = f"has the dtype {str(tensor.dtype).removeprefix('torch.')}"
     elif getattr(type(tensor), _DISPATCH, None) is not getattr(Tensor, _DISPATCH, None):
-        kind = f"is a {type(tensor).__name__}, whose numbers lie elsewhere"
+        kind = f"is {a_kind(tensor)}, whose numbers lie elsewhere"
     if kind is not None:
         raise CheckpointError(
             f"'{name}' cannot be saved: it {kind}, and a checkpoint holds dense tensors of the "
