@@ -75,7 +75,7 @@ def found_in(one: One, position: int) -> list[Checkpoint]:
     if isinstance(one, Mapping):
         name = f"checkpoint {position}"
         refuse_other_kinds(weights_within(one, name), name)
-        return [of_file(one, name, rate_within(one))]
+        return [checkpoint_of_file(one, name, rate_within(one))]
     if not isinstance(one, str | PathLike):
         raise not_one(one)
     path = Path(one).expanduser()
@@ -136,10 +136,10 @@ def at_path(path: Path) -> Checkpoint:
         entry = next((entry for entry in record.entries if entry.file == path.name), None)
         if entry is not None:
             return record.checkpoint(entry)
-    return of_file(path, path.name, read_recorded(path))
+    return checkpoint_of_file(path, path.name, read_recorded(path))
 
 
-def of_file(source: Path | Mapping[str, Any], name: str, found: FileInfo) -> Checkpoint:
+def checkpoint_of_file(source: Path | Mapping[str, Any], name: str, found: FileInfo) -> Checkpoint:
     """A checkpoint with what its file says of itself."""
     return Checkpoint(
         source, found.learning_rate, name=name, step=found.step, no_rate=found.no_rate

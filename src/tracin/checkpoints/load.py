@@ -75,12 +75,12 @@ def loaded(
         0.0
     """
     with owned(model, "tracin.checkpoints.loaded"):
-        pairs, parts = exchanged(model, checkpoint, device)
+        pairs, parts = exchanged_parts(model, checkpoint, device)
         with swapped(model, pairs), overwritten(model, parts):
             yield model
 
 
-def exchanged(
+def exchanged_parts(
     model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
     """Tensors with what they are to point to; and, of a divided model, with what to write."""

@@ -21,7 +21,7 @@ AVERAGED = "averaged"
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogEntry:
     """One checkpoint of a record.
 
     Attributes:
@@ -60,7 +60,7 @@ class CheckpointLog:
             belong to the steps of the log; nothing where no ids were given.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[LogEntry, ...]
     log: StepLog
     losses: tuple[tuple[int, int, float], ...] = ()
     trained: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class CheckpointLog:
         """Where the files are."""
         return self.log.folder
 
-    def checkpoint(self, entry: Entry) -> Checkpoint:
+    def checkpoint(self, entry: LogEntry) -> Checkpoint:
         """The checkpoint of one entry, with its learning rate.
 
         Raises:
@@ -98,7 +98,7 @@ class CheckpointLog:
             optimizer_checksum=entry.optimizer,
         )
 
-    def rate(self, entry: Entry) -> tuple[Rate | None, str]:
+    def rate(self, entry: LogEntry) -> tuple[Rate | None, str]:
         """The learning rate of the step before an entry, or why there is none.
 
         Of an entry before the first step, that of the first: the step that was taken from there.
@@ -215,13 +215,13 @@ def file_of(step: int) -> str:
     return f"step-{step:08d}.safetensors"
 
 
-def entry_of(content: Any) -> Entry:
+def entry_of(content: Any) -> LogEntry:
     """One checkpoint, as JSON holds it.
 
     Raises:
         ValueError: It is none.
     """
-    entry = Entry(
+    entry = LogEntry(
         *checked_fields(
             content,
             file=str,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from tracin.checkpoints.rate import number
-from tracin.checkpoints.record import Entry
+from tracin.checkpoints.record import LogEntry
 from tracin.checks import positive_int
 from tracin.errors import CheckpointError
 
@@ -37,7 +37,7 @@ def refuse_other_moments(every: Any, every_n_epochs: Any, keep: Any) -> None:
         )
 
 
-def kept(entries: Sequence[Entry], losses: Losses, keep: int) -> list[Entry]:
+def kept(entries: Sequence[LogEntry], losses: Losses, keep: int) -> list[LogEntry]:
     """The `keep` entries with the largest loss reductions, and the last one.
 
     A reduction compares with the save before, also where that one's file is gone; so it makes no

@@ -96,7 +96,7 @@ class Visits:
             if kind not in IDS or sizes.keys() != {STEPS, BATCHES, IDS[kind], RANDOM, RANDOM_ENDS}:
                 raise ValueError(f"ids of the kind {kind!r} do not lie in {sorted(sizes)}")
             whole = sizes[STEPS] // (ROW * INT64.itemsize)
-            rows = numbers(folder / STEPS, 0, whole * ROW).reshape(-1, ROW)
+            rows = read_numbers(folder / STEPS, 0, whole * ROW).reshape(-1, ROW)
             _refuse_unsound(folder, kind, rows, sizes)
         except (ValueError, IndexError) as error:
             raise CheckpointError(
@@ -201,8 +201,8 @@ def _refuse_unsound(
         ValueError: There are such.
     """
     unit = INT64.itemsize
-    batches = numbers(folder / BATCHES, 0, sizes[BATCHES] // unit)
-    states = numbers(folder / RANDOM_ENDS, 0, sizes[RANDOM_ENDS] // unit)
+    batches = read_numbers(folder / BATCHES, 0, sizes[BATCHES] // unit)
+    states = read_numbers(folder / RANDOM_ENDS, 0, sizes[RANDOM_ENDS] // unit)
     ids = sizes[IDS[kind]] // (unit if kind == "int" else 1)
     ends = ((rows[:, 0], len(batches)), (batches, ids), (states, sizes[RANDOM]))
     for held, limit in ends:
@@ -213,7 +213,7 @@ def _refuse_unsound(
         raise ValueError("a step points to a random state that is not there")
 
 
-def numbers(path: Path, start: int, stop: int) -> NDArray[np.int64]:
+def read_numbers(path: Path, start: int, stop: int) -> NDArray[np.int64]:
     """Some of the numbers in a file."""
     # Not memory-mapped: a Recorder that resumes cuts its files, and a map would crash its reader.
     held = read_between(path, start * INT64.itemsize, stop * INT64.itemsize)
@@ -226,7 +226,11 @@ def bounds_of(path: Path, first: int, last: int) -> list[int]:
     Raises:
         IndexError: The file of their ends is too short.
     """
-    ends = [0, *numbers(path, 0, last).tolist()] if first == 0 else numbers(path, first - 1, last)
+    ends = (
+        [0, *read_numbers(path, 0, last).tolist()]
+        if first == 0
+        else read_numbers(path, first - 1, last)
+    )
     if len(ends) != last - first + 1:
         raise IndexError(f"{path} ends before part {last}")
     return [int(end) for end in ends]

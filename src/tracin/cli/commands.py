@@ -11,8 +11,7 @@ from tracin import __version__
 from tracin.cli import index_commands
 from tracin.cli.index_commands import Address, EngineName, Workers, checked_folder, engine_of
 from tracin.cli.keep import keep_of
-from tracin.cli.opened import Opened
-from tracin.cli.opened import opened as opened_run
+from tracin.cli.opened import Opened, opened_run
 from tracin.cli.results import check_writable, write
 from tracin.cli.settings import read_settings
 from tracin.cli.task import Task

@@ -40,11 +40,11 @@ def build(
     sets: Set = None,
 ) -> None:
     """Build the index that [index] in RUN.toml names; finished parts are not built again."""
-    from tracin.cli.opened import opened
+    from tracin.cli.opened import opened_run
 
     read_settings(run, sets or [])  # a mistake is reported before torch is imported
     chosen = engine_of(engine, workers, address)
-    found = opened(run, sets, None)
+    found = opened_run(run, sets, None)
     options = found.settings.index
     from tracin.sketches import Projection
 
@@ -80,8 +80,8 @@ def info(folder: Folder) -> None:
     typer.echo(str(Index.open(checked_folder(folder))))
 
 
-@app.command()
-def verify(folder: Folder) -> None:
+@app.command("verify")
+def verify_index(folder: Folder) -> None:
     """Read every byte of an index; exits with 1 if one is not as it was written."""
     from tracin.index.index import Index
 

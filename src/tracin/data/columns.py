@@ -29,7 +29,7 @@ from tracin.plain_text import a_kind
 _TABLES = frozenset({"pandas", "polars", "pyarrow"})
 
 
-def columns_of(columns: Batch, name: str) -> Batch:
+def checked_columns(columns: Batch, name: str) -> Batch:
     """`columns`, each checked to have one entry per example.
 
     Raises:

@@ -191,7 +191,9 @@ def from_ckpt(
     is_one = isinstance(paths, str | PathLike)
     given = [Path(path).expanduser() for path in ([paths] if is_one else paths)]
     is_folder = is_one and given[0].is_dir()
-    found = [of_file(path, prefix) for path in (files_in(given[0]) if is_folder else given)]
+    found = [
+        prefixed_checkpoint(path, prefix) for path in (files_in(given[0]) if is_folder else given)
+    ]
     if is_folder:
         found = without_last(sorted(found, key=lambda one: one.step or 0))
     if learning_rates is None:
@@ -218,7 +220,7 @@ def files_in(folder: Path) -> list[Path]:
     return files
 
 
-def of_file(path: Path, prefix: str) -> Checkpoint:
+def prefixed_checkpoint(path: Path, prefix: str) -> Checkpoint:
     """One file, with the rate that can be believed."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.")

@@ -45,7 +45,7 @@ from tracin.tracing.manifest import (
     write_json,
 )
 from tracin.tracing.paths import Quadrature
-from tracin.tracing.step_table import StepWriter, columns, has_steps
+from tracin.tracing.step_table import StepWriter, has_steps, row_width
 
 KEPT = 2  # saves; a crash between the user's own save and this one leaves one that fits
 
@@ -220,7 +220,7 @@ def open_saved(folder: Path, about: About, save: Save) -> dict[str, np.ndarray]:
 
 def open_tables(folder: Path, about: About, save: Save, place: Path) -> dict[str, np.ndarray]:
     """The tables in `place`, and the steps, which lie in the trace's folder."""
-    width = columns(about.queries, about.members)
+    width = row_width(about.queries, about.members)
     found = {STEPS: _mapped(folder / STEPS, (save.rows, width), FLOAT64, is_longer=True)}
     for name, shape, kind in tables_of(about):
         # Before the first step all is zero, and takes no memory.

@@ -152,7 +152,7 @@ def read_about(folder: Path) -> About:
     return about
 
 
-def read_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
+def read_trace_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
     """The ids of training examples and queries.
 
     Raises:

@@ -21,8 +21,8 @@ from tracin.tracing.manifest import (
     About,
     Save,
     read_about,
-    read_ids,
     read_saves,
+    read_trace_ids,
     scores_name,
 )
 from tracin.tracing.paths import Quadrature
@@ -74,7 +74,7 @@ class Trace:
                 "Tracer saves when it is closed, and by tracer.save()."
             )
         tables = open_saved(folder, about, saves[-1])
-        return cls(folder, about, saves[-1], *read_ids(folder, about), tables)
+        return cls(folder, about, saves[-1], *read_trace_ids(folder, about), tables)
 
     @property
     def paths(self) -> tuple[Quadrature, ...]:

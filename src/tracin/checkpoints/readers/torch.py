@@ -45,7 +45,7 @@ def read_torch(path: Path) -> Any:
         CheckpointError: The file holds code, is truncated, damaged, or of another kind.
     """
     warn_of_old_torch(path)
-    content = read(path, "cpu")
+    content = unpickled(path, "cpu")
     refuse_other_checksums(path, stamp_of([path]))
     return content
 
@@ -57,7 +57,7 @@ def look_into(path: Path) -> Any:
         CheckpointError: The file holds code, is truncated, damaged, or of another kind.
     """
     warn_of_old_torch(path)
-    return read(path, "meta")
+    return unpickled(path, "meta")
 
 
 def warn_of_old_torch(path: Path) -> None:
@@ -71,7 +71,7 @@ def warn_of_old_torch(path: Path) -> None:
         )
 
 
-def read(path: Path, place: str) -> Any:
+def unpickled(path: Path, place: str) -> Any:
     """`torch.load` of a file that was looked at before, with errors in words."""
     try:
         with warnings.catch_warnings():
