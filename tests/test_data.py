@@ -305,7 +305,7 @@ def test_changing_the_ids_of_examples_leaves_the_users_alone():
         ([0.0, 1, 2, 3, 4, 5, 6], r"all of one kind, but these are float, int\. Pass \[str"),
         (["0", 1, 2, 3, 4, 5, 6], r"all of one kind, but these are int, str"),
         ([False, 1, 2, 3, 4, 5, 6], r"these are bool, int"),
-        ([2**63, 1, 2, 3, 4, 5, 6], r"64 bits with a sign, but a larger one came"),
+        ([2**63, 1, 2, 3, 4, 5, 6], r"64 bits with a sign, but got a larger one"),
     ],
 )
 def test_bad_ids_are_refused(ids, message):
@@ -386,7 +386,7 @@ NO_DATA = {"none": None, "path": "train.csv", "number": 7, "iterator": iter([1])
 
 @pytest.mark.parametrize("data", NO_DATA.values(), ids=NO_DATA)
 def test_what_is_no_data_is_refused(data):
-    with pytest.raises(DataError, match=r"train has to be a map-style Dataset .* came"):
+    with pytest.raises(DataError, match=r"train has to be a map-style Dataset .* but got an? "):
         open_examples(data, name="train")
 
 

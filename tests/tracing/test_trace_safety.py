@@ -341,7 +341,7 @@ def test_training_goes_on_without_a_trace_if_asked(tmp_path, monkeypatch, when):
 
     model, optimizer = new()
     with opened(model, optimizer, tmp_path, stops_training=False) as tracer:  # noqa: SIM117
-        with pytest.warns(TracingWarning, match="No space.*Training goes on, but is not traced"):
+        with pytest.warns(TracingWarning, match="No space.*Training continues, but is not traced"):
             train(tracer, model, optimizer)
 
     assert torch.equal(model.weight, alone.weight)

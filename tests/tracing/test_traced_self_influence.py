@@ -224,7 +224,7 @@ def overwritten(model, inputs, labels):
     [
         (
             other_loss,
-            r"in step 0 the gradient .* is no multiple of that .* example 0\)",
+            r"in step 0 the gradient .* is not a multiple of that .* example 0\)",
         ),
         (overwritten, "wrote into the model's outputs"),
     ],

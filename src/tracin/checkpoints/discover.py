@@ -235,7 +235,7 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def not_one(given: Any) -> CheckpointError:
-    """The error for something that is no checkpoint."""
+    """The error for something that is not a checkpoint."""
     is_short = number(given) is not None or given is None
     held = repr(given) if is_short else a_kind(given)
     hint = " For a model, pass model.state_dict()." if isinstance(given, Module) else ""

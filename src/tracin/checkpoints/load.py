@@ -414,7 +414,7 @@ def swapped(model: Module, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]
         for module, mode, names in zip(modules, modes, buffers, strict=True):
             module.training = mode
             # A forward pass may have put a new tensor in a buffer's place. (A scripted module's
-            # table is no dict, and cannot be changed.)
+            # table is not a dict, and cannot be changed.)
             if isinstance(module._buffers, dict) and not is_same_table(module._buffers, names):
                 module._buffers.clear()
                 module._buffers.update(names)

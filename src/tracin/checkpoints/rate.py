@@ -121,7 +121,7 @@ def optimizer_rate(states: Iterable[Any], has_scheduler: bool, step: int | None)
     if not found:
         return FileInfo(None, step, "it has no optimizer state")
     if None in found:
-        return FileInfo(None, step, "the rate in its optimizer state is no number")
+        return FileInfo(None, step, "the rate in its optimizer state is not a number")
     if len(found) == 1:
         return recorded(found.pop() or 0.0, step, "the rate in its optimizer state")
     return named_rates(groups, step)

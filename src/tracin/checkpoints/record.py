@@ -235,7 +235,7 @@ def entry_of(content: Any) -> LogEntry:
         )
     )
     if entry.step < 0 or entry.epoch < 0 or entry.file != file_of(entry.step):
-        raise ValueError(f"{entry.file!r} is no checkpoint of step {entry.step}")
+        raise ValueError(f"{entry.file!r} is not a checkpoint of step {entry.step}")
     return replace(entry, learning_rates=rates_of(list(entry.learning_rates)))
 
 
@@ -289,7 +289,7 @@ def rates_of(content: list[Any]) -> tuple[float, ...]:
         ValueError: They are none.
     """
     if not all(isinstance(rate, float | int) and not isinstance(rate, bool) for rate in content):
-        raise ValueError("a learning rate is no number")
+        raise ValueError("a learning rate is not a number")
     return tuple(map(float, content))
 
 

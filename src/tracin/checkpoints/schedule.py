@@ -16,7 +16,7 @@ def refuse_other_moments(every: Any, every_n_epochs: Any, keep: Any) -> None:
     """Refuse what cannot say, together, when to save and what to keep.
 
     Raises:
-        CheckpointError: One of them is no positive number, or they contradict each other.
+        CheckpointError: One of them is not a positive number, or they contradict each other.
     """
     if every != "epoch":
         positive_int(every, "every", CheckpointError, also='"epoch"')
@@ -69,7 +69,7 @@ def finite(loss: Any) -> float | None:
     """The loss given with a checkpoint, as a number; None where none was given.
 
     Raises:
-        CheckpointError: It is no finite number.
+        CheckpointError: It is not a finite number.
     """
     if loss is None:
         return None

@@ -411,7 +411,7 @@ def encoded(ids: Any) -> tuple[str, int, bytes]:
     """Ids as they stand in a file: their kind, how far they move its index, and their bytes.
 
     Raises:
-        CheckpointError: They are no whole numbers and no strings, or there are none.
+        CheckpointError: They are neither whole numbers nor strings, or there are none.
     """
     if isinstance(ids, Tensor):
         ids = ids.tolist() if ids.is_floating_point() else ids.detach().cpu().numpy()

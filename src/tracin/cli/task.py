@@ -22,7 +22,7 @@ class Task:
 
     Attributes:
         model: The model.
-        loss: Its loss for an example.
+        loss: Its per-example loss.
         train: The training data.
         checkpoints: The checkpoints.
         queries: Where queries come from; None for the training data.
@@ -99,7 +99,7 @@ def _file(run: Path, place: str) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else f"{path.stem} of {run}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise RunFileError(f"{run}: task.function names {path}, which is no Python file.")
+        raise RunFileError(f"{run}: task.function names {path}, which is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

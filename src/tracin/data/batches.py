@@ -56,7 +56,7 @@ _NESTED = (Tensor, np.ndarray, Mapping, list, tuple)
 
 
 def is_plain_list(value: Any) -> bool:
-    """Whether `value` lists single values that are no tensors: a column, not a nest of them."""
+    """Whether `value` lists single values that are not tensors: a column, not a nest of them."""
     is_list = isinstance(value, list | tuple) and not isinstance(value, torch.Size)
     return (
         is_list
@@ -81,7 +81,7 @@ _NESTS = (Mapping, list, tuple)
 
 
 def is_leaf(batch: Batch) -> bool:
-    """Whether `batch` is no nest of other batches."""
+    """Whether `batch` is not a nest of other batches."""
     if isinstance(batch, _LEAVES):
         return True
     return is_plain_list(batch) or not isinstance(batch, _NESTS)
@@ -141,7 +141,7 @@ def rebuilt(nest: Any, function: Callable[[Any, Any], Any]) -> Any:
 
 
 def _like(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
-    """`values` as the kind of mapping that came, where that kind can be made from a dict."""
+    """`values` as the kind of mapping that was given, where that kind can be made from a dict."""
     kind: Any = type(mapping)
     if kind is dict:
         return values

@@ -115,7 +115,7 @@ def _columns(columns: Any, examples: int | None, name: str, path: str) -> Any:
 
 
 def _is_listed(columns: Any, examples: int | None, name: str, path: str) -> bool:
-    """Whether a list within the columns has one entry per example, and is no nest of columns."""
+    """Whether a list within the columns has one entry per example, and is not a nest of columns."""
     if hasattr(columns, "_fields") or examples is None or len(columns) != examples:
         return False
     if not all(has_rows(column) and len(column) == examples for column in columns):

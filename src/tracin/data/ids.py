@@ -57,7 +57,7 @@ def checked_ids(ids: Iterable[Any]) -> np.ndarray:
     listed = to_list() if callable(to_list) else ids
     if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
         raise DataError(
-            f"Ids are a list with one integer or text per example, but {listed!r} came. Pass such "
+            f"Ids are a list with one integer or text per example, but got {listed!r}. Pass such "
             "a list, or leave WithIds out: an id is then the example's position."
         )
     values = list(listed)
@@ -90,7 +90,7 @@ def checked_ids(ids: Iterable[Any]) -> np.ndarray:
         return np.array(values, dtype=np.int64)
     except OverflowError as error:
         raise DataError(
-            "Integer ids are stored in 64 bits with a sign, but a larger one came. "
+            "Integer ids are stored in 64 bits with a sign, but got a larger one. "
             "Pass [str(i) for i in ids]."
         ) from error
 

@@ -42,6 +42,7 @@ from tracin.data.batches import (
 from tracin.data.columns import as_tensor, checked_columns, is_table, table_error
 from tracin.data.random_state import same_random_state
 from tracin.errors import DataError
+from tracin.plain_text import a_kind
 
 logger = logging.getLogger(__name__)
 
@@ -302,8 +303,8 @@ def _understood(data: Any, name: str) -> ColumnSource | DatasetSource:
     ):
         raise DataError(
             f"{name} has to be a map-style Dataset (with __len__ and __getitem__), an unshuffled "
-            "DataLoader, a tensor, or a tuple or dict of tensors with the examples first, but a "
-            f"{type(data).__name__} came. A stream or an iterator has no fixed order to give "
+            "DataLoader, a tensor, or a tuple or dict of tensors with the examples first, but got "
+            f"{a_kind(data)}. A stream or an iterator has no fixed order to give "
             f"scores to: list({name}) makes a dataset of it where it fits in memory."
         )
     return DatasetSource(data, name, default_collate)

@@ -44,7 +44,7 @@ class TracInCallback(Callback):
     give that one to `tracin.TracIn`, and open the folder by `tracin.open_checkpoints(folder)`. Of
     several processes the first one records.
 
-    With `trainer.fit(..., ckpt_path=...)` recording goes on, too. Lightning's checkpoint is mostly
+    With `trainer.fit(..., ckpt_path=...)` recording resumes too. Lightning's checkpoint is mostly
     an earlier one than the Recorder's last: what was recorded after it is then deleted, since
     training repeats those steps. For this both must have saved at the step that is resumed from:
     give `every=n` with `ModelCheckpoint(every_n_train_steps=n)`, or save both at epochs' ends.
@@ -63,7 +63,7 @@ class TracInCallback(Callback):
 
     Raises:
         CheckpointError: An option cannot be; when training begins, also with several optimizers,
-            or where the folder has checkpoints of another model or cannot be gone on with.
+            or where the folder has checkpoints of another model or cannot be resumed.
         UnsupportedModelError: When training begins, with weights spread over processes.
     """
 
@@ -227,7 +227,7 @@ def prefixed_checkpoint(path: Path, prefix: str) -> Checkpoint:
     content = read_torch(path)
     if not is_lightning(content):
         raise CheckpointError(
-            f"{path} is no checkpoint of Lightning. Other files are opened by "
+            f"{path} is not a checkpoint of Lightning. Other files are opened by "
             "tracin.open_checkpoints(path)."
         )
     weights = weights_within(content, str(path))

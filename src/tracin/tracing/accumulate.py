@@ -28,7 +28,7 @@ from tracin.tracing.updates import StepTaken, rule_of
 # How far the sum over examples may be from the gradient's own product, for one query per step.
 AGREED = 1e-4
 
-# The share of a gradient's length above which a warning says that it is nobody's.
+# The share of a gradient's length above which a warning says that it belongs to no example.
 NOTICED = 0.01
 
 # While nothing changes the gradients on their way, they are compared every so many steps.

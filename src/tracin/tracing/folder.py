@@ -2,8 +2,8 @@
 
     trace.json            what is traced: the fields that a resumed run must share
     ids.json              the ids of the training examples and of the queries
-    steps.f64             one row a step (step_table.py), only ever added to
-    scores-PATH.f32       [train, queries] for each path, memory-mapped while training goes on
+    steps.f64             one row per step (step_table.py), only ever added to
+    scores-PATH.f32       [train, queries] for each path, memory-mapped while training continues
     self_influence.f64    [train]
     saved/STEP/           copies of the tables as they were at that step, and saved.json
 
@@ -52,7 +52,7 @@ KEPT = 2  # saves; a crash between the user's own save and this one leaves one t
 
 @final
 class Tables:
-    """The tables of a trace that is being written; one writer a folder.
+    """The tables of a trace that is being written; one writer per folder.
 
     Raises:
         TracingError: The folder holds another trace, another Tracer writes to it, or it cannot be
@@ -166,14 +166,14 @@ class Tables:
             shutil.rmtree(root / str(old.step), ignore_errors=True)
 
     def view(self, save: Save) -> tuple[Save, dict[str, np.ndarray]]:
-        """The tables as they are now, for a reader that looks on while they go on to change."""
+        """The tables as they are now, for a reader that keeps them while they change."""
         (self.folder / SAVED).mkdir(exist_ok=True)
         place = self.folder / SAVED / f".{secrets.token_hex(6)}"
         try:
             whole = self._copy(save, place, is_kept=False)
             return whole, open_tables(self.folder, self.about, whole, place)
         finally:
-            # What is mapped stays readable, until nobody has it any more.
+            # What is mapped stays readable, until its last reader lets go of it.
             shutil.rmtree(place, ignore_errors=True)
 
     def _begin(self, ids: np.ndarray, query_ids: np.ndarray) -> None:

@@ -1,7 +1,7 @@
 """What each example's loss is multiplied by in the training loss, measured in the user's own pass.
 
 The gradient that reaches the model's outputs is, for each example, its weight times the gradient of
-its own loss there. The second is had without a pass of the model: the loss is computed once more
+its own loss there. The second needs no pass of the model: the loss is computed once more
 from the outputs of the training pass. So dropout and batch statistics do not blur the weights, and
 every step is measured: the last batch of a sum may be smaller, and classes may be weighted.
 """
@@ -119,8 +119,8 @@ def measured_weights(
         [examples], float64 on the CPU. An example whose own loss has no gradient has weight 1.
 
     Raises:
-        UnknownWeightsError: The training loss is no weighted sum of the examples' losses, or it
-            cannot be told whether it is.
+        UnknownWeightsError: The training loss is not a weighted sum of the examples' losses, or
+            nothing shows whether it is.
     """
     count = len(positions)
     rows = torch.arange(count)
@@ -236,7 +236,7 @@ def _solved(parts: Sequence[_Part], ids: Any, likely: Sequence[float]) -> Tensor
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise UnknownWeightsError(
-            "the gradient that reached the model's outputs is no multiple of that of the loss "
+            "the gradient that reached the model's outputs is not a multiple of that of the loss "
             f"given to the Tracer (first for example {ids.tolist()[row]!r})"
         )
     return each
@@ -304,6 +304,6 @@ class _RecordedModel:
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._model, name)
         if callable(found) and name not in _ALLOWED:
-            # What it would compute is no part of the pass that was recorded.
+            # What it would compute is not part of the pass that was recorded.
             raise AttributeError(f"the loss uses model.{name}, which no recorded output holds")
         return found

@@ -26,7 +26,7 @@ class ResumableTrace:
         skipped: How many traced batches were dropped, since no step followed.
         unweighed: Why self-influence is not known for all steps so far; empty where it is.
         is_open: Whether the tables are being written.
-        is_over: Whether the disk failed, and training goes on without a trace.
+        is_over: Whether the disk failed, and training continues without a trace.
 
     Args:
         tables: Those of the trace's folder.
@@ -128,7 +128,7 @@ class ResumableTrace:
             )
 
     def give_up(self, cause: OSError) -> None:
-        """The disk failed: training ends with an error, or goes on without a trace.
+        """The disk failed: training ends with an error, or continues without a trace.
 
         Raises:
             TracingError: In place of the OSError.
@@ -138,7 +138,7 @@ class ResumableTrace:
             raise TracingError(message) from cause
         self.is_over = True
         warnings.warn(
-            f"{message} Training goes on, but is not traced from step {self.step} on.",
+            f"{message} Training continues, but is not traced from step {self.step} on.",
             TracingWarning,
             stacklevel=4,
         )

@@ -46,7 +46,7 @@ class StepRow:
 @final
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """All traced steps, as they lie on the disk: float64, one row a step.
+    """All traced steps, as they lie on the disk: float64, one row per step.
 
     Attributes:
         rows: [steps, columns], memory-mapped.

@@ -308,7 +308,7 @@ class Tracer:
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:
-        """Where the disk fails, training ends with an error, or goes on without a trace."""
+        """Where the disk fails, training ends with an error, or continues without a trace."""
         try:
             yield
         except OSError as cause:

@@ -220,7 +220,7 @@ def logged_rate(folder: Path) -> LoggedRate | None:
 def lateness(folder: Path) -> int:
     """By how many steps the logged rates are ahead of the step that they are logged at.
 
-    The release that wrote a checkpoint stands in its configuration. Where it does not, as beside
+    The configuration names the release that wrote a checkpoint. Where it does not, as next to
     an adapter alone, the log is taken for one of today's.
     """
     file = folder / CONFIG_FILE

@@ -175,7 +175,7 @@ class Header:
             raise ValueError(f"its head has {length:,} bytes, the file {held:,}")
         content = json.loads(file.read(length), object_pairs_hook=once)
         if not isinstance(content, dict):
-            raise ValueError("its head is no JSON object")
+            raise ValueError("its head is not a JSON object")
         metadata = texts(content.pop(METADATA, {}), METADATA)
         entries = {name: tensor_entry(name, one, 8 + length) for name, one in content.items()}
         refuse_gaps(entries, 8 + length, held)
