@@ -293,7 +293,7 @@ def test_the_state_of_a_lazy_module_is_refused_in_words():
 def test_values_that_run_nothing_are_named_with_the_way_to_allow_them(tmp_path, value, name):
     torch.save({"model": weights(), "settings": value}, tmp_path / "a.pt")
 
-    with pytest.raises(CheckpointError, match=rf"besides weights.*safe_globals\(\[.*{name}"):
+    with pytest.raises(CheckpointError, match=rf"other than weights.*safe_globals\(\[.*{name}"):
         open_checkpoints(tmp_path / "a.pt")
 
 

@@ -454,7 +454,7 @@ def test_a_glob_that_finds_other_files_says_so(tmp_path):
 def test_an_unknown_kind_of_file_is_refused(tmp_path):
     (tmp_path / "a.h5").write_text("")
 
-    with pytest.raises(CheckpointError, match=r"no kind of checkpoint .*'.safetensors', '.pt'"):
+    with pytest.raises(CheckpointError, match=r"not a kind of checkpoint .*'.safetensors', '.pt'"):
         open_checkpoints(tmp_path / "a.h5")
 
 

@@ -196,7 +196,7 @@ def test_a_missing_or_broken_run_file_is_explained(capsys, tmp_path):
     ("body", "words"),
     [
         ("return 3", "must return a dict with 'model', 'loss', 'train', 'checkpoints' and"),
-        ("return 3", "it returned a int"),
+        ("return 3", "it returned an int"),
         ("return {'model': 1, 'loss': 1, 'train': 1}", "'checkpoints' missing"),
         ("return dict(model=1, loss=1, train=1, checkpoints=1, tset=1)", "'tset' not known"),
     ],
@@ -222,9 +222,34 @@ def test_an_error_in_the_users_task_keeps_its_traceback(begun, tmp_path):
 
     assert done.returncode == 1
     assert "return 1 / 0" in done.stderr
+    assert "site-packages/typer" not in done.stderr
     assert done.stderr.rstrip().endswith(
         f"This comes from your own 'task.py:task', which {run} names."
     )
+
+
+def test_an_error_of_the_library_in_the_users_task_is_a_message_with_its_place(
+    begun, capsys, tmp_path
+):
+    task = "import tracin\n\n\ndef task():\n    tracin.Projection(0)\n"
+    run = altered(begun, tmp_path, task=task)
+
+    code, _, err = call(capsys, "verify", run)
+
+    assert (code, "Traceback" in err) == (2, False)
+    assert err.startswith("error: ")
+    assert err.rstrip().endswith(f"This comes from your own 'task.py:task', which {run} names.")
+
+
+def test_integers_for_a_model_of_floats_are_a_message(begun, capsys, tmp_path):
+    text = (begun.parent / "task.py").read_text()
+    text = text.replace('"train": train,', '"train": (train[0].long(), train[1]),')
+    run = altered(begun, tmp_path, task=text)
+
+    code, _, err = call(capsys, "self-influence", run)
+
+    assert (code, "Traceback" in err) == (2, False)
+    assert "batch[0] of the data is int64, but the model's weights are float32" in err
 
 
 def test_an_import_that_fails_within_the_users_module_is_not_blamed_on_the_run_file(
@@ -501,9 +526,16 @@ def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
     settings = json.loads((tmp_path / "out" / "explain.settings.json").read_text())
     assert settings["keep"] == ["label=1", "right"]
     assert "recall@10" in settings["notes"][0]
-    for wrong, words in (("colour=3", "the columns are id, label"), ("label=x", "'x' is none")):
+    for wrong, words in (("colour=3", "the columns are id, label"), ("label=x", "'x' is not one")):
         code, _, err = call(capsys, "explain", begun, "--index", folder, *asked, "--keep", wrong)
         assert (code, words in err) == (2, True)
+    for wanted, words in (
+        (["label=7"], "--keep label=7: none of the 300 examples of the index matches. The column "),
+        (["label=1", "label=0"], "--keep label=1 --keep label=0: none of the 300 examples"),
+    ):
+        options = [word for each in wanted for word in ("--keep", each)]
+        code, _, err = call(capsys, "explain", begun, "--index", folder, *asked, *options)
+        assert (code, words in err, "k from" in err) == (2, True, False)
     code, out, _ = call(capsys, "self-influence", begun, "--index", folder, "--out", tmp_path)
     assert code == 0
     _, without, _ = call(capsys, "self-influence", begun, "--out", tmp_path)
@@ -523,6 +555,14 @@ def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
         ),
         (("index", "build", "RUN", "--workers", "2"), "--workers is not for --engine serial"),
         (("index", "info", "nowhere"), "holds no index"),
+        (
+            ("index", "verify", "RUN"),
+            "is a run file, and this command takes the folder of an",
+        ),
+        (("index", "gc", "RUN"), "run.toml is a run file"),
+        (("index", "info", __file__), "is a file, and an index is a folder or a URL"),
+        (("explain", "RUN", "--query", "0", "--index", "RUN"), "For the index of this run, give "),
+        (("self-influence", "RUN", "--index", "RUN"), "For the index of this run, give "),
         (("explain", "RUN", "--query", "0", "--exact"), "--exact is for --index"),
         (("explain", "RUN", "--query", "0", "--keep", "right"), "--keep and --engine are about"),
     ],

@@ -299,13 +299,13 @@ def test_changing_the_ids_of_examples_leaves_the_users_alone():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (range(6), r"6 ids came for 7 examples\. Give ids in the order of the data"),
+        (range(6), r"one id per example, in the order of the data; got 6 for 7 examples"),
         ([0, 1, 2, 3, 4, 5, 1], r"1 is given twice, at positions 1 and 6\. Make them unique"),
         (list("abcdefa"), r"'a' is given twice, at positions 0 and 6"),
         ([0.0, 1, 2, 3, 4, 5, 6], r"all of one kind, but these are float, int\. Pass \[str"),
         (["0", 1, 2, 3, 4, 5, 6], r"all of one kind, but these are int, str"),
         ([False, 1, 2, 3, 4, 5, 6], r"these are bool, int"),
-        ([2**63, 1, 2, 3, 4, 5, 6], r"64 bits with a sign, but a larger one came"),
+        ([2**63, 1, 2, 3, 4, 5, 6], r"64 bits with a sign, but got a larger one"),
     ],
 )
 def test_bad_ids_are_refused(ids, message):
@@ -386,7 +386,7 @@ NO_DATA = {"none": None, "path": "train.csv", "number": 7, "iterator": iter([1])
 
 @pytest.mark.parametrize("data", NO_DATA.values(), ids=NO_DATA)
 def test_what_is_no_data_is_refused(data):
-    with pytest.raises(DataError, match=r"train has to be a map-style Dataset .* came"):
+    with pytest.raises(DataError, match=r"train has to be a map-style Dataset .* but got an? "):
         open_examples(data, name="train")
 
 
@@ -447,7 +447,7 @@ def test_examples_that_do_not_stack_are_refused_with_the_way_out(workers):
     data = [(torch.zeros(size), 0) for size in (2, 3)]
     loader = DataLoader(data, num_workers=workers)  # pyright: ignore[reportArgumentType]
 
-    with pytest.raises(DataError, match=r"needs examples of one shape(.|\n)*collate_fn that pads"):
+    with pytest.raises(DataError, match=r"of one shape per example(.|\n)*collate_fn that pads"):
         list(open_examples(loader).batches(2))
 
 
@@ -533,5 +533,5 @@ def test_a_mapping_keeps_its_kind_where_it_can(mapping, kind):
 def test_a_batch_that_disagrees_has_no_length():
     with pytest.raises(DataError, match=r"batch\[0\] has 7 and batch\[1\] has 6"):
         length((INPUTS, LABELS[:6]))
-    with pytest.raises(DataError, match="this list holds no such tensor"):
+    with pytest.raises(DataError, match="got a list without one"):
         length(["text"])

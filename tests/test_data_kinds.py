@@ -165,14 +165,49 @@ def test_columns_that_cannot_be_sliced_are_refused_by_name(kind):
         {"x": X[:2], "y": pd.Series([1, 2])},
         {"x": X[:2], "y": pl.Series([1, 2])},
         (X[:2], pa.chunked_array([[1, 2]])),
+        (pd.DataFrame({"a": [1.0, 2.0]}), pd.Series([1, 2])),
     ],
-    ids=["pandas", "series", "polars", "arrow", "pandas column", "polars column", "arrow column"],
+    ids=[
+        *("pandas", "series", "polars", "arrow"),
+        *("pandas column", "polars column", "arrow column", "pandas pair"),
+    ],
 )
 def test_tables_are_refused_with_the_way_out(data):
     with pytest.raises(
         DataError, match=r"train.* is a (pandas|polars|pyarrow) \w+, .*torch\.tensor\(.*to_numpy"
     ):
         open_examples(data, name="train")
+
+
+class Frame(Dataset):
+    """Rows of a pandas table, as it gives them."""
+
+    def __init__(self, row_of):
+        self.table, self.row_of = pd.DataFrame(X[:4].numpy()), row_of
+
+    def __len__(self):
+        return len(self.table)
+
+    def __getitem__(self, position):
+        return self.row_of(self.table.iloc[position])
+
+
+@pytest.mark.parametrize(
+    "row_of", [lambda row: row, lambda row: (row, 1), lambda row: {"inputs": row, "labels": 1}]
+)
+def test_rows_of_a_table_are_refused_with_the_way_out(row_of):
+    with pytest.raises(DataError, match=r"pandas objects \(Series\).*torch\.tensor\(row\.to_numpy"):
+        open_examples(Frame(row_of)).take([0, 1])
+
+
+def test_tables_become_data_by_their_columns():
+    table = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [4.0, 5.0, 6.0], "label": [0, 1, 0]})
+    arrays = table[["a", "b"]].to_numpy(dtype="float32"), table["label"].to_numpy()
+
+    inputs, labels = open_examples(arrays).take([2, 0])
+
+    assert inputs.tolist() == [[3.0, 6.0], [1.0, 4.0]]
+    assert labels.tolist() == [0, 0]
 
 
 # --- lists ------------------------------------------------------------------------------------

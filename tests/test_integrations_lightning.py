@@ -309,7 +309,7 @@ def test_what_is_no_checkpoint_of_lightning_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         from_ckpt(tmp_path / "absent.ckpt")
     torch.save({"a": torch.ones(1)}, tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match="no checkpoint of Lightning"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of Lightning"):
         from_ckpt(tmp_path / "a.ckpt")
 
 

@@ -129,7 +129,7 @@ def test_given_rates_may_differ_by_parameter():
         (torch.tensor(0.5), "the number"),
         ("mean", '"equal", "span", a list .*; \'mean\' was given'),
         ({"weight": 0.1}, "a dict was given"),
-        (object(), "a object was given"),
+        (object(), "an object was given"),
     ],
 )
 def test_what_cannot_be_learning_rates_is_refused(rates, words):

@@ -337,8 +337,15 @@ def test_labels_that_are_no_integers_are_refused(dtype):
         CrossEntropy()(Fixed(LOGITS), (LOGITS, GOLD.to(dtype)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_one_hot_labels_are_refused_with_the_way_out(dtype):
+    batch = torch.zeros(4, 2), torch.eye(3)[[0, 1, 2, 0]].to(dtype)
+    with pytest.raises(LabelError, match=r"one integer class per example.*labels\.argmax\(1\)"):
+        CrossEntropy()(torch.nn.Linear(2, 3), batch)
+
+
 def test_labels_that_are_no_tensor_are_refused():
-    with pytest.raises(LabelError, match=r"labels that are a tensor, but a list came.*with_format"):
+    with pytest.raises(LabelError, match=r"labels that are a tensor; got a list.*with_format"):
         CrossEntropy()(Fixed(LOGITS), (LOGITS, [2, 1]))
 
 
@@ -559,7 +566,7 @@ def test_a_label_that_is_no_word_is_named():
         (tokens([1, 2]).float(), LabelError, r"tensor of tokens\) needs labels.*torch\.float32"),
         (torch.tensor([1, 2]), LossError, r"\[examples, positions\] .* but \(2,\) came"),
         (tokens([1]), LossError, r"two positions or more.* but \(1, 1\) came"),
-        ({"input_ids": [tokens([1, 2])]}, LabelError, "tensor, but a list came.*with_format"),
+        ({"input_ids": [tokens([1, 2])]}, LabelError, "tensor; got a list.*with_format"),
         (
             {"input_ids": tokens([1, 2]), "attention_mask": torch.ones(1, 1, 2, 2)},
             LossError,

@@ -80,6 +80,7 @@ MISUSES = {
     "rates: none there": (lambda: run(learning_rates=None), "learning"),
     "rates: booleans": (lambda: run(learning_rates=[True]), "True"),
     "device: a typo": (lambda: run(device="cudaa"), "cudaa"),
+    "device: without a full stop": (lambda: run(device="cudaa"), ": cudaa. Name one such as"),
     "device: meta": (lambda: run(device="meta"), "meta"),
     "device: negative": (lambda: run(device=-1), "-1"),
     "device: a fraction": (lambda: run(device=1.5), "1.5"),

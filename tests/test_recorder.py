@@ -551,7 +551,7 @@ def test_a_missing_file_of_the_folder_is_named(tmp_path):
         (record_with(steps=[{"groups": [[1]], "runs": []}]), "a list of names is none"),
         (record_with(losses=[[1, 1]]), "not as a Recorder writes it"),
         (record_with(checkpoints=[ENTRY | {"step": "3"}]), "'step' is a str, not an int"),
-        (record_with(checkpoints=[ENTRY | {"file": "../3.safetensors"}]), "is no checkpoint of"),
+        (record_with(checkpoints=[ENTRY | {"file": "../3.safetensors"}]), "is not a checkpoint of"),
         (record_with(checkpoints=[ENTRY]), "logs 0 steps, too few for 'step-00000003.safe"),
         (record_with(), "lists no checkpoint yet"),
     ],

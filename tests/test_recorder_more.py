@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import tracin
 from tracin.checkpoints import Recorder, checkpoint_weights, open_checkpoints, visits
 from tracin.checkpoints.folder_lock import LOCK
-from tracin.checkpoints.record import Entry, read_record
+from tracin.checkpoints.record import LogEntry, read_record
 from tracin.checkpoints.schedule import kept
 from tracin.checkpoints.visits import Visits
 from tracin.errors import CheckpointError, CheckpointWarning
@@ -174,7 +174,7 @@ def test_the_last_checkpoint_counts_among_the_kept_where_it_ranks_there(tmp_path
 def test_dropping_one_by_one_is_dropping_at_the_end(seed, keep):
     generator = random.Random(seed)
     losses = [(one, one, generator.choice([0.0, 1.0, 2.0, 5.0])) for one in range(1, 20)]
-    entries = [Entry(str(number), number, number, (), loss) for number, _, loss in losses]
+    entries = [LogEntry(str(number), number, number, (), loss) for number, _, loss in losses]
     left = []
     for count, entry in enumerate(entries, start=1):
         left = kept([*left, entry], losses[:count], keep)

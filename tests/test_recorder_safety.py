@@ -162,9 +162,9 @@ def test_a_random_state_of_other_bytes_is_refused():
     state = random_state.RandomState.now()
 
     for broken in (b"", state.cpu[:-1], b"\0" * 7):
-        with pytest.raises(CheckpointError, match="are no random state"):
+        with pytest.raises(CheckpointError, match="are not a random state"):
             random_state.RandomState(broken, b"", state.python, state.numpy).restore()
-    with pytest.raises(CheckpointError, match="are no random state"):
+    with pytest.raises(CheckpointError, match="are not a random state"):
         random_state.RandomState(state.cpu, b"", state.python[:9], state.numpy).restore()
     state.restore()
 

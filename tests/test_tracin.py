@@ -493,6 +493,18 @@ def test_weights_of_another_model_are_refused_with_the_keys_that_differ():
         runner.self_influence(data(3))
 
 
+def test_a_run_shows_what_it_is_made_of():
+    model = torch.nn.Linear(4, 3)
+    states = [model.state_dict(), torch.nn.Linear(4, 3).state_dict()]
+    run = tracin.TracIn(model, "cross_entropy", states, learning_rates="equal")
+    assert repr(run) == "TracIn(Linear, 2 checkpoints, 2 parameters (15 numbers), on cpu)"
+
+    last = tracin.TracIn(
+        model, "mse", states[:1], learning_rates="equal", parameters="last", device="cpu"
+    )
+    assert repr(last) == "TracIn(Linear, 1 checkpoint, the last layer, on cpu)"
+
+
 def test_a_model_on_the_meta_device_is_refused():
     runner = tracin.TracIn(net().to("meta"), "cross_entropy", [state(1)], learning_rates=[1.0])
 

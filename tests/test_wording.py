@@ -44,6 +44,33 @@ def test_float64_data_for_a_float32_model_is_named(name: str, batch_size):
     assert isinstance(caught.value.__cause__, RuntimeError | ValueError)
 
 
+INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_integers_for_a_model_of_floats_are_named(name: str, dtype: torch.dtype):
+    model, loss, shape = CASES[name]
+    train = torch.ones(*shape).to(dtype), LABELS
+
+    words = rf"batch\[0\] of the data is {str(dtype)[6:]}, but the model's weights are float32"
+    with pytest.raises(tracin.DataError, match=words) as caught:
+        run_of(model, loss).self_influence(train)
+
+    assert "Convert the data, with .to(torch.float32); if they are pixels" in str(caught.value)
+
+
+def test_labels_are_not_blamed_for_integers():
+    def tokens(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch["x"]), batch["labels"], reduction="none")
+
+    train = {"labels": LABELS, "x": torch.ones(6, 4).long(), "input_ids": torch.ones(6, 4).long()}
+    train["x"] = train.pop("x")
+
+    with pytest.raises(tracin.DataError, match=r"batch\['x'\] of the data is int64"):
+        run_of(nn.Linear(4, 3), tokens).self_influence(train)
+
+
 def test_other_kinds_and_other_doors_say_the_same():
     run = run_of(nn.Linear(4, 3).bfloat16())
     train, unlike = (torch.randn(6, 4).bfloat16(), LABELS), (torch.randn(6, 4), LABELS)

@@ -67,6 +67,8 @@ def count_within(
         Traceback (most recent call last):
         tracin.errors.QueryError: k=9 hits were asked for, but train holds 4 examples. Give a k from 1 to 4.
     """  # noqa: E501
+    if most == 0 and is_int(k, 1):
+        raise error(f"k={k!r} {what} were asked for, but {there}.")
     if not is_int(k, 1, most):
         raise error(
             f"k={k!r} {what} were asked for, but {there}. Give a k from 1 to {most}{way_out}."

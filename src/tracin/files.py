@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import CheckpointError, TracInError
+from tracin.plain_text import a_kind
 
 SUFFIX = ".unfinished"
 # The safetensors library writes to names such as .tmpAb12Cd, and a killed process leaves them.
@@ -199,9 +200,7 @@ def checked_fields(content: Any, **kinds: type | tuple[type, ...]) -> list[Any]:
         if is_bool or not isinstance(content[name], kind):
             wanted = kind.__name__ if isinstance(kind, type) else "one of several kinds"
             article = "an" if wanted[0] in "aeiou" else "a"
-            raise ValueError(
-                f"'{name}' is a {type(content[name]).__name__}, not {article} {wanted}"
-            )
+            raise ValueError(f"'{name}' is {a_kind(content[name])}, not {article} {wanted}")
     return [content[name] for name in kinds]
 
 
@@ -222,7 +221,7 @@ def read_json(path: Path, error: type[TracInError] = CheckpointError) -> dict[st
             "leave it out."
         ) from cause
     if not isinstance(content, dict):
-        raise error(f"{path} must hold a JSON object, but holds a {type(content).__name__}.")
+        raise error(f"{path} must hold a JSON object, but holds {a_kind(content)}.")
     return content
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
 from tracin.errors import DataWarning, LabelError, LossError
+from tracin.plain_text import a_kind
 from tracin.torch_internals import is_functorch_wrapped_tensor
 
 PerExampleLoss = Callable[[Module, Any], Tensor]
@@ -343,9 +344,9 @@ def _form_error(name: str, form: str, batch: Any) -> LossError:
     if isinstance(batch, Mapping):
         came = f"a mapping with {', '.join(map(repr, batch))}"
     elif isinstance(batch, list | tuple):
-        came = f"a {type(batch).__name__} of {len(batch)}"
+        came = f"{a_kind(batch)} of {len(batch)}"
     else:
-        came = f"a {type(batch).__name__}"
+        came = a_kind(batch)
     return LossError(
         f"{name} needs a batch that is {form}, but {came} came. Several inputs go in a tuple of "
         "their own, ((first, second), labels); for any other form pass a function "
@@ -357,9 +358,9 @@ def _label_tensor(labels: Any, name: str) -> Tensor:
     if isinstance(labels, Tensor):
         return labels
     raise LabelError(
-        f"{name} needs labels that are a tensor, but a {type(labels).__name__} came. Make a "
-        "tensor of them in the dataset or the collate_fn; a Hugging Face dataset does so after "
-        ".with_format('torch')."
+        f"{name} needs labels that are a tensor; got {a_kind(labels)}. Pass torch.tensor(labels), "
+        "or make a tensor of them in the dataset or the collate_fn; a Hugging Face dataset does so "
+        "after .with_format('torch')."
     )
 
 
@@ -372,8 +373,8 @@ def _logits(output: Any, name: str) -> Tensor:
         found = getattr(output, "logits", None)
     if not isinstance(found, Tensor):
         raise LossError(
-            f"{name} needs a model whose output is a tensor, or has one as .logits, but a "
-            f"{type(output).__name__} came. Pass a function loss(model, batch) that takes what it "
+            f"{name} needs a model whose output is a tensor, or has one as .logits, but "
+            f"{a_kind(output)} came. Pass a function loss(model, batch) that takes what it "
             "needs from the output and gives one value an example."
         )
     # Half precision would leave a loss three digits; transformers widens its logits, too.
@@ -381,6 +382,13 @@ def _logits(output: Any, name: str) -> Tensor:
 
 
 def _require_integers(labels: Tensor, name: str) -> None:
+    is_one_hot = labels.is_floating_point() and labels.dim() == 2 and labels.shape[1] > 1
+    if is_one_hot and name == "cross_entropy":
+        raise LabelError(
+            f"{name} needs one integer class per example, but got labels of {labels.dtype} and "
+            f"shape {tuple(labels.shape)}. Pass labels.argmax(1) if they are one-hot; for class "
+            "probabilities pass a function loss(model, batch)."
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise LabelError(
             f"{name} needs labels that are integers, one class each, but they are {labels.dtype}. "
@@ -401,6 +409,11 @@ def _require_classes(logits: Tensor, labels: Tensor) -> None:
             f"The model scores one class only, {tuple(logits.shape)}, so the cross-entropy is "
             "zero whatever it says. Pass a function with "
             "F.binary_cross_entropy_with_logits(..., reduction='none'), or 'mse'."
+        )
+    if labels.shape == logits.shape and logits.dim() == 2:
+        raise LabelError(
+            "cross_entropy needs one integer class per example, but got labels of the shape of the "
+            f"model's output, {tuple(labels.shape)}. Pass labels.argmax(1) if they are one-hot."
         )
     if labels.shape != logits.shape[:1] + logits.shape[2:]:
         raise LossError(
@@ -550,7 +563,7 @@ def _require_tokens(tokens: Any, what: str) -> None:
 
 def _require_alike(values: Any, what: str, tokens: Tensor) -> None:
     if not isinstance(values, Tensor) or values.shape != tokens.shape:
-        came = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        came = tuple(values.shape) if isinstance(values, Tensor) else a_kind(values)
         raise LossError(
             f"causal_lm needs {what} of the shape of input_ids, {tuple(tokens.shape)}, but "
             f"{came} came. Give one value a token; a mask of another shape needs labels, "

@@ -52,6 +52,17 @@ def listed(names: Iterable[object], most: int = 4) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
+def a_kind(value: object) -> str:
+    """The class of a value, with its article; any list is a list.
+
+    Example:
+        >>> a_kind([1]), a_kind(1), a_kind({})
+        ('a list', 'an int', 'a dict')
+    """
+    name = "list" if isinstance(value, list) else type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeio' else 'a'} {name}"
+
+
 def _shown(character: str) -> str:
     if unicodedata.category(character) not in _OBEYED or character in _JOINERS:
         return character

@@ -67,8 +67,8 @@ class RandomState:
             self._restore()
         except (ValueError, TypeError, RuntimeError, IndexError, struct.error) as error:
             raise CheckpointError(
-                f"These bytes are no random state that torch, Python and NumPy have here ({error})."
-                " Restore it with the releases that it is from."
+                f"These bytes are not a random state that torch, Python and NumPy have here "
+                f"({error}). Restore it with the releases that it is from."
             ) from error
 
     def _restore(self) -> None:

@@ -78,6 +78,17 @@ class Run:
         self.preconditioner = preconditioner
         self.methods: dict[str, Covered] = {}
 
+    def __repr__(self) -> str:
+        model, count = type(self.model).__name__, len(self.checkpoints)
+        chosen = "the last layer" if self._is_last and self._last is None else None
+        if chosen is None:
+            parameters = self.parameters
+            numbers = sum(each.numel() for each in parameters.values())
+            chosen = f"{len(parameters)} parameters ({numbers:,} numbers)"
+        where = self.device or next((each.device for each in self.model.parameters()), "cpu")
+        checkpoints = f"{count} checkpoint{'s' if count > 1 else ''}"
+        return f"{type(self).__name__}({model}, {checkpoints}, {chosen}, on {where})"
+
     @property
     def parameters(self) -> dict[str, Parameter]:
         """The traced parameters, by name, in the model's order.

@@ -6,6 +6,7 @@ from torch.nn import DataParallel, Module
 from torch.nn.parallel import DistributedDataParallel
 
 from tracin.errors import UnsupportedModelError
+from tracin.plain_text import a_kind
 
 COMPILED = "_orig_mod"
 
@@ -28,7 +29,7 @@ def unwrapped(model: Module) -> Module:
     """
     if not isinstance(model, Module):
         raise UnsupportedModelError(
-            f"The model must be a torch.nn.Module, but a {type(model).__name__} was given."
+            f"The model must be a torch.nn.Module, but {a_kind(model)} was given."
         )
     while (within := _within(model)) is not None:
         model = within

@@ -231,7 +231,7 @@ def test_damaged_tables_are_not_gone_on_with(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trace.json", "ids.json", "saved/3/saved.json"])
-@pytest.mark.parametrize("text", ["{", "[" * 90_000, "[]", '{"format": 2}', '{"format": 1}', ""])
+@pytest.mark.parametrize("text", ["{", "[" * 90_000, "[]", '{"format": 3}', '{"format": 1}', ""])
 def test_a_file_of_other_content_is_refused_in_words(tmp_path, name, text):
     traced(tmp_path, 3)
     (tmp_path / name).write_text(text)
@@ -260,7 +260,7 @@ def test_a_file_of_other_content_is_refused_in_words(tmp_path, name, text):
 )
 def test_hostile_content_with_a_right_checksum_is_refused_in_words(tmp_path, name, changed):
     traced(tmp_path, 3)
-    content = manifest.read_sealed(tmp_path / name, 2, TracingError)
+    content = manifest.read_sealed(tmp_path / name, manifest.FORMAT, TracingError)
     manifest.write_json(tmp_path / name, {**content, **changed})
     with pytest.raises(TracingError):
         answers(tmp_path)
@@ -341,7 +341,7 @@ def test_training_goes_on_without_a_trace_if_asked(tmp_path, monkeypatch, when):
 
     model, optimizer = new()
     with opened(model, optimizer, tmp_path, stops_training=False) as tracer:  # noqa: SIM117
-        with pytest.warns(TracingWarning, match="No space.*Training goes on, but is not traced"):
+        with pytest.warns(TracingWarning, match="No space.*Training continues, but is not traced"):
             train(tracer, model, optimizer)
 
     assert torch.equal(model.weight, alone.weight)

@@ -13,7 +13,7 @@ from tracin.checkpoints.readers.safetensors import write_safetensors
 from tracin.checkpoints.record import AVERAGED, OPTIMIZER
 from tracin.checkpoints.state_dict import without_extra_state, without_wrappers
 from tracin.errors import CheckpointError
-from tracin.plain_text import listed
+from tracin.plain_text import a_kind, listed
 
 COUNTER = "n_averaged"  # how many models torch's AveragedModel has averaged: no weight
 
@@ -100,7 +100,7 @@ def refuse_other_averages(model: Module, averaged: Module) -> None:
     if not isinstance(averaged, Module):
         raise CheckpointError(
             "averaged must be a torch.nn.Module with averaged weights, such as torch.optim."
-            f"swa_utils.AveragedModel(model); a {type(averaged).__name__} was given."
+            f"swa_utils.AveragedModel(model); {a_kind(averaged)} was given."
         )
     ours, theirs = without_wrappers(tensors(model)), averages(averaged)
     differing = [

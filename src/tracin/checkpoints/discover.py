@@ -21,6 +21,7 @@ from tracin.checkpoints.record import FILE, has_record, read_record
 from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.errors import CheckpointError, CheckpointWarning
 from tracin.files import stamp_of
+from tracin.plain_text import a_kind
 
 One: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Checkpoint
 Checkpoints: TypeAlias = One | Iterable[One]
@@ -74,7 +75,7 @@ def found_in(one: One, position: int) -> list[Checkpoint]:
     if isinstance(one, Mapping):
         name = f"checkpoint {position}"
         refuse_other_kinds(weights_within(one, name), name)
-        return [of_file(one, name, rate_within(one))]
+        return [checkpoint_of_file(one, name, rate_within(one))]
     if not isinstance(one, str | PathLike):
         raise not_one(one)
     path = Path(one).expanduser()
@@ -135,10 +136,10 @@ def at_path(path: Path) -> Checkpoint:
         entry = next((entry for entry in record.entries if entry.file == path.name), None)
         if entry is not None:
             return record.checkpoint(entry)
-    return of_file(path, path.name, read_recorded(path))
+    return checkpoint_of_file(path, path.name, read_recorded(path))
 
 
-def of_file(source: Path | Mapping[str, Any], name: str, found: FileInfo) -> Checkpoint:
+def checkpoint_of_file(source: Path | Mapping[str, Any], name: str, found: FileInfo) -> Checkpoint:
     """A checkpoint with what its file says of itself."""
     return Checkpoint(
         source, found.learning_rate, name=name, step=found.step, no_rate=found.no_rate
@@ -234,11 +235,9 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def not_one(given: Any) -> CheckpointError:
-    """The error for something that is no checkpoint."""
-    if number(given) is not None or given is None:
-        held = repr(given)
-    else:
-        held = f"a {type(given).__name__}"
+    """The error for something that is not a checkpoint."""
+    is_short = number(given) is not None or given is None
+    held = repr(given) if is_short else a_kind(given)
     hint = " For a model, pass model.state_dict()." if isinstance(given, Module) else ""
     return CheckpointError(
         "Checkpoints are a folder, a glob, or a list of paths, state dicts or tracin.Checkpoint; "

@@ -28,7 +28,7 @@ def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> O
         error: The kind of error to raise.
 
     Raises:
-        TracInError: It is no optimizer, or one to which nobody can listen: a wrapper that does not
+        TracInError: It is not an optimizer, or one without step hooks: a wrapper that does not
             call torch.optim.Optimizer.__init__.
     """
     kind = type(optimizer).__name__
@@ -49,7 +49,7 @@ def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> O
 
 
 def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
-    """Refuse an optimizer that lacks a trainable parameter, whose rate nobody would know."""
+    """Refuse an optimizer that lacks a trainable parameter, whose rate would be unknown."""
     held = {id(one) for group in optimizer.param_groups for one in group["params"]}
     trainable = {name: id(one) for name, one in model.named_parameters() if one.requires_grad}
     missing = [name for name, key in trainable.items() if key not in held]
@@ -102,7 +102,7 @@ def refuse_other_weights(model: Module, latest: Checkpoint | None, folder: Path)
     if differing:
         raise CheckpointError(
             f"{folder} has checkpoints up to step {latest.step}, but the model does not "
-            f"hold the last one's weights: {listed(differing)} differ. To go on, load "
+            f"hold the last one's weights: {listed(differing)} differ. To resume, load "
             "recorder.latest().weights() into the model before the first step; to start "
             "afresh, give a new folder."
         )

@@ -78,7 +78,7 @@ class FolderLock:
             return descriptor
 
     def _is_locked(self, descriptor: int) -> bool:
-        """Whether the system gave us the lock; False where it has no locks."""
+        """Whether the system granted the lock; False where it has no locks."""
         if fcntl is None:
             return False
         try:

@@ -14,7 +14,7 @@ from tracin.checkpoints.readers.hugging_face import logged_rate
 from tracin.checkpoints.state_dict import bare_name
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointWarning, LearningRateError
-from tracin.plain_text import listed
+from tracin.plain_text import a_kind, listed
 
 LearningRates: TypeAlias = Sequence[Rate] | Literal["equal", "span"] | None
 
@@ -101,7 +101,7 @@ def recorded_rates(checkpoints: Sequence[Checkpoint]) -> list[float | dict[str, 
             'or weigh all equally by learning_rates="equal".'
         )
     warn_of_other_steps(checkpoints)
-    return [plain(checkpoint.learning_rate) for checkpoint in checkpoints]
+    return [known_rate(checkpoint.learning_rate) for checkpoint in checkpoints]
 
 
 def warn_of_other_steps(checkpoints: Sequence[Checkpoint]) -> None:
@@ -138,7 +138,7 @@ def given_rates(
         )
     if isinstance(learning_rates, Mapping) or not isinstance(learning_rates, Iterable):
         raise LearningRateError(
-            f"learning_rates must be {ALLOWED}; a {type(learning_rates).__name__} was given."
+            f"learning_rates must be {ALLOWED}; {a_kind(learning_rates)} was given."
         )
     rates = list(learning_rates)
     if len(rates) != len(checkpoints):
@@ -183,7 +183,7 @@ def spans_of_run(checkpoints: Sequence[Checkpoint]) -> dict[int, float | dict[st
     for checkpoint in checkpoints:
         step = checkpoint.step or 0
         total = span(log, *bounds[step], checkpoint.name)
-        weights[id(checkpoint)] = shared(total, taken[step])
+        weights[id(checkpoint)] = divided_rate(total, taken[step])
     return weights
 
 
@@ -208,13 +208,13 @@ def span(log: StepLog, start: int, stop: int, name: str) -> float | dict[str, fl
     return log.total(start, stop)
 
 
-def shared(total: float | dict[str, float], among: int) -> float | dict[str, float]:
+def divided_rate(total: float | dict[str, float], among: int) -> float | dict[str, float]:
     """An equal part of a weight."""
     if isinstance(total, dict):
         return {name: value / among for name, value in total.items()}
     return total / among
 
 
-def plain(rate: Rate | None) -> float | dict[str, float]:
+def known_rate(rate: Rate | None) -> float | dict[str, float]:
     """A checkpoint's rate, in the types that weights have."""
     return dict(rate) if isinstance(rate, Mapping) else float(rate or 0.0)

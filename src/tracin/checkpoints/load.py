@@ -75,12 +75,12 @@ def loaded(
         0.0
     """
     with owned(model, "tracin.checkpoints.loaded"):
-        pairs, parts = exchanged(model, checkpoint, device)
+        pairs, parts = exchanged_parts(model, checkpoint, device)
         with swapped(model, pairs), overwritten(model, parts):
             yield model
 
 
-def exchanged(
+def exchanged_parts(
     model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
     """Tensors with what they are to point to; and, of a divided model, with what to write."""
@@ -414,7 +414,7 @@ def swapped(model: Module, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]
         for module, mode, names in zip(modules, modes, buffers, strict=True):
             module.training = mode
             # A forward pass may have put a new tensor in a buffer's place. (A scripted module's
-            # table is no dict, and cannot be changed.)
+            # table is not a dict, and cannot be changed.)
             if isinstance(module._buffers, dict) and not is_same_table(module._buffers, names):
                 module._buffers.clear()
                 module._buffers.update(names)

@@ -132,7 +132,7 @@ class OptimizerState:
             with safe_open(path, framework="pt", device="cpu") as file:
                 metadata = file.metadata() or {}
                 kind, groups = metadata[KIND], json.loads(metadata[GROUPS])
-                for entry in file.keys():  # noqa: SIM118  # the file is no mapping
+                for entry in file.keys():  # noqa: SIM118  # the file is not a mapping
                     name, _, key = entry.rpartition("/")
                     moments.setdefault(name, {})[key] = file.get_tensor(entry)
                 if not _are_groups(groups):

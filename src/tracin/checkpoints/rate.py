@@ -85,7 +85,7 @@ def rate_within(content: Any) -> FileInfo:
     """The learning rate and step saved with a state dict, or in its optimizer's state."""
     if not isinstance(content, Mapping):
         return FileInfo()
-    step = next((whole(content[key]) for key in STEP_KEYS if key in content), None)
+    step = next((whole_number(content[key]) for key in STEP_KEYS if key in content), None)
     for key in RATE_KEYS:
         rate = number(content.get(key))
         if rate is not None:
@@ -121,7 +121,7 @@ def optimizer_rate(states: Iterable[Any], has_scheduler: bool, step: int | None)
     if not found:
         return FileInfo(None, step, "it has no optimizer state")
     if None in found:
-        return FileInfo(None, step, "the rate in its optimizer state is no number")
+        return FileInfo(None, step, "the rate in its optimizer state is not a number")
     if len(found) == 1:
         return recorded(found.pop() or 0.0, step, "the rate in its optimizer state")
     return named_rates(groups, step)
@@ -148,7 +148,7 @@ def recorded(rate: float, step: int | None, where: str) -> FileInfo:
     return FileInfo(None, step, f"{where} is {rate!r}")
 
 
-def whole(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
     """A step number, if this is one."""
     found = number(value)
     is_count = found is not None and math.isfinite(found) and found >= 0 and found == int(found)

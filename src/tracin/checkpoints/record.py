@@ -21,7 +21,7 @@ AVERAGED = "averaged"
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogEntry:
     """One checkpoint of a record.
 
     Attributes:
@@ -60,7 +60,7 @@ class CheckpointLog:
             belong to the steps of the log; nothing where no ids were given.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[LogEntry, ...]
     log: StepLog
     losses: tuple[tuple[int, int, float], ...] = ()
     trained: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class CheckpointLog:
         """Where the files are."""
         return self.log.folder
 
-    def checkpoint(self, entry: Entry) -> Checkpoint:
+    def checkpoint(self, entry: LogEntry) -> Checkpoint:
         """The checkpoint of one entry, with its learning rate.
 
         Raises:
@@ -98,7 +98,7 @@ class CheckpointLog:
             optimizer_checksum=entry.optimizer,
         )
 
-    def rate(self, entry: Entry) -> tuple[Rate | None, str]:
+    def rate(self, entry: LogEntry) -> tuple[Rate | None, str]:
         """The learning rate of the step before an entry, or why there is none.
 
         Of an entry before the first step, that of the first: the step that was taken from there.
@@ -215,13 +215,13 @@ def file_of(step: int) -> str:
     return f"step-{step:08d}.safetensors"
 
 
-def entry_of(content: Any) -> Entry:
+def entry_of(content: Any) -> LogEntry:
     """One checkpoint, as JSON holds it.
 
     Raises:
         ValueError: It is none.
     """
-    entry = Entry(
+    entry = LogEntry(
         *checked_fields(
             content,
             file=str,
@@ -235,7 +235,7 @@ def entry_of(content: Any) -> Entry:
         )
     )
     if entry.step < 0 or entry.epoch < 0 or entry.file != file_of(entry.step):
-        raise ValueError(f"{entry.file!r} is no checkpoint of step {entry.step}")
+        raise ValueError(f"{entry.file!r} is not a checkpoint of step {entry.step}")
     return replace(entry, learning_rates=rates_of(list(entry.learning_rates)))
 
 
@@ -289,7 +289,7 @@ def rates_of(content: list[Any]) -> tuple[float, ...]:
         ValueError: They are none.
     """
     if not all(isinstance(rate, float | int) and not isinstance(rate, bool) for rate in content):
-        raise ValueError("a learning rate is no number")
+        raise ValueError("a learning rate is not a number")
     return tuple(map(float, content))
 
 

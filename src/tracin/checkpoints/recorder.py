@@ -25,7 +25,7 @@ from tracin.checkpoints.record import (
     FILE,
     OPTIMIZER,
     CheckpointLog,
-    Entry,
+    LogEntry,
     file_of,
     read_record,
     write_record,
@@ -128,7 +128,7 @@ class Recorder:
         self._every, self._every_n_epochs, self._keep = every, every_n_epochs, keep
         self._folder = made_folder(folder, CheckpointError)
         self._is_writing = is_first_rank()
-        self._entries: list[Entry] = []
+        self._entries: list[LogEntry] = []
         self._losses: list[tuple[int, int, float]] = []
         self._log = RateLog(model, optimizer)
         self._trained = TrainedNames(model, optimizer)
@@ -230,7 +230,7 @@ class Recorder:
         self._visits.flush()
         self._trained.look()
         self._add_entry(name, loss, (checksum, *checksums))
-        dropped: list[Entry] = []
+        dropped: list[LogEntry] = []
         if self._keep is not None:
             chosen = kept(self._entries, self._losses, self._keep)
             dropped = [one for one in self._entries if one not in chosen]
@@ -354,7 +354,7 @@ class Recorder:
         elif self._losses and self._losses[-1][0] == self.step:
             loss = self._losses[-1][2]
         entries = [one for one in self._entries if one.step != self.step]
-        entry = Entry(name, self.step, self.epochs, self._log.last, loss, *checksums)
+        entry = LogEntry(name, self.step, self.epochs, self._log.last, loss, *checksums)
         self._entries = [*entries, entry]
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from tracin.checkpoints.rate import number
-from tracin.checkpoints.record import Entry
+from tracin.checkpoints.record import LogEntry
 from tracin.checks import positive_int
 from tracin.errors import CheckpointError
 
@@ -16,7 +16,7 @@ def refuse_other_moments(every: Any, every_n_epochs: Any, keep: Any) -> None:
     """Refuse what cannot say, together, when to save and what to keep.
 
     Raises:
-        CheckpointError: One of them is no positive number, or they contradict each other.
+        CheckpointError: One of them is not a positive number, or they contradict each other.
     """
     if every != "epoch":
         positive_int(every, "every", CheckpointError, also='"epoch"')
@@ -37,7 +37,7 @@ def refuse_other_moments(every: Any, every_n_epochs: Any, keep: Any) -> None:
         )
 
 
-def kept(entries: Sequence[Entry], losses: Losses, keep: int) -> list[Entry]:
+def kept(entries: Sequence[LogEntry], losses: Losses, keep: int) -> list[LogEntry]:
     """The `keep` entries with the largest loss reductions, and the last one.
 
     A reduction compares with the save before, also where that one's file is gone; so it makes no
@@ -69,7 +69,7 @@ def finite(loss: Any) -> float | None:
     """The loss given with a checkpoint, as a number; None where none was given.
 
     Raises:
-        CheckpointError: It is no finite number.
+        CheckpointError: It is not a finite number.
     """
     if loss is None:
         return None

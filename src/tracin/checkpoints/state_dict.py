@@ -77,7 +77,7 @@ def weights_within(content: Any, name: str) -> dict[str, Tensor]:
 
 
 def without_extra_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A state dict without what `Module.get_extra_state` adds, which is no weight."""
+    """A state dict without what `Module.get_extra_state` adds, which is not a weight."""
     return {
         key: value
         for key, value in state.items()
@@ -127,7 +127,7 @@ def without_count(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def refuse_other_kinds(weights: Mapping[str, Tensor], name: str) -> None:
-    """Refuse tensors that are no plain numbers in memory.
+    """Refuse tensors that are not plain numbers in memory.
 
     Raises:
         CheckpointError: One is sparse, nested, quantised, without numbers or without a shape.

@@ -68,7 +68,7 @@ class StepLog:
     def rate(self, step: int) -> float | dict[str, float]:
         """The rate of step `step` (from 0), by parameter name where the groups differ."""
         segment, rates = self.used(step)
-        return joined(segment.by_name(rates))
+        return one_rate_if_equal(segment.by_name(rates))
 
     def total(self, start: int, stop: int) -> float | dict[str, float]:
         """The sum of the rates of steps `start` to `stop - 1`, by name where the groups differ."""
@@ -86,7 +86,7 @@ class StepLog:
         for segment in self.segments:
             for name in segment.by_name((0.0,) * len(segment.groups)):
                 by_name.setdefault(name, 0.0)
-        return joined(by_name)
+        return one_rate_if_equal(by_name)
 
     def between(self, start: int, stop: int) -> Iterator[tuple[Segment, int, tuple[float, ...]]]:
         """The runs within [start, stop), with the number of their steps that lie in it."""
@@ -106,7 +106,7 @@ class StepLog:
         return StepLog(self.folder, tuple(segments))
 
 
-def joined(by_name: dict[str, float]) -> float | dict[str, float]:
+def one_rate_if_equal(by_name: dict[str, float]) -> float | dict[str, float]:
     """One number where all parameters share it."""
     values = set(by_name.values())
     return values.pop() if len(values) == 1 else by_name

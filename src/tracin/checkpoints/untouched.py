@@ -51,7 +51,7 @@ def _refuse_inference(model: Module) -> None:
     if torch.is_inference_mode_enabled():
         raise LossError(
             "This runs inside torch.inference_mode(), where no loss has a gradient, not even with "
-            "gradients enabled again. Leave that block first; torch.no_grad() is no hindrance."
+            "gradients enabled again. Leave that block first; torch.no_grad() does no harm."
         )
     for name, parameter in model.named_parameters():
         if parameter.is_inference():

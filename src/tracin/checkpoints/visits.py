@@ -31,6 +31,7 @@ from torch import Tensor
 from tracin.checkpoints.record import has_record, read_record
 from tracin.errors import CheckpointError
 from tracin.files import checked_fields, crc_of, flush, read_sealed, replacing, sealed, text_of
+from tracin.plain_text import a_kind
 from tracin.random_state import RandomState
 
 FOLDER, ABOUT, FORMAT = "visits", "visits.json", 2
@@ -95,7 +96,7 @@ class Visits:
             if kind not in IDS or sizes.keys() != {STEPS, BATCHES, IDS[kind], RANDOM, RANDOM_ENDS}:
                 raise ValueError(f"ids of the kind {kind!r} do not lie in {sorted(sizes)}")
             whole = sizes[STEPS] // (ROW * INT64.itemsize)
-            rows = numbers(folder / STEPS, 0, whole * ROW).reshape(-1, ROW)
+            rows = read_numbers(folder / STEPS, 0, whole * ROW).reshape(-1, ROW)
             _refuse_unsound(folder, kind, rows, sizes)
         except (ValueError, IndexError) as error:
             raise CheckpointError(
@@ -200,8 +201,8 @@ def _refuse_unsound(
         ValueError: There are such.
     """
     unit = INT64.itemsize
-    batches = numbers(folder / BATCHES, 0, sizes[BATCHES] // unit)
-    states = numbers(folder / RANDOM_ENDS, 0, sizes[RANDOM_ENDS] // unit)
+    batches = read_numbers(folder / BATCHES, 0, sizes[BATCHES] // unit)
+    states = read_numbers(folder / RANDOM_ENDS, 0, sizes[RANDOM_ENDS] // unit)
     ids = sizes[IDS[kind]] // (unit if kind == "int" else 1)
     ends = ((rows[:, 0], len(batches)), (batches, ids), (states, sizes[RANDOM]))
     for held, limit in ends:
@@ -212,7 +213,7 @@ def _refuse_unsound(
         raise ValueError("a step points to a random state that is not there")
 
 
-def numbers(path: Path, start: int, stop: int) -> NDArray[np.int64]:
+def read_numbers(path: Path, start: int, stop: int) -> NDArray[np.int64]:
     """Some of the numbers in a file."""
     # Not memory-mapped: a Recorder that resumes cuts its files, and a map would crash its reader.
     held = read_between(path, start * INT64.itemsize, stop * INT64.itemsize)
@@ -225,7 +226,11 @@ def bounds_of(path: Path, first: int, last: int) -> list[int]:
     Raises:
         IndexError: The file of their ends is too short.
     """
-    ends = [0, *numbers(path, 0, last).tolist()] if first == 0 else numbers(path, first - 1, last)
+    ends = (
+        [0, *read_numbers(path, 0, last).tolist()]
+        if first == 0
+        else read_numbers(path, first - 1, last)
+    )
     if len(ends) != last - first + 1:
         raise IndexError(f"{path} ends before part {last}")
     return [int(end) for end in ends]
@@ -406,14 +411,14 @@ def encoded(ids: Any) -> tuple[str, int, bytes]:
     """Ids as they stand in a file: their kind, how far they move its index, and their bytes.
 
     Raises:
-        CheckpointError: They are no whole numbers and no strings, or there are none.
+        CheckpointError: They are neither whole numbers nor strings, or there are none.
     """
     if isinstance(ids, Tensor):
         ids = ids.tolist() if ids.is_floating_point() else ids.detach().cpu().numpy()
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable) or getattr(ids, "ndim", 1) < 1:
         raise CheckpointError(
             "recorder.batch(ids) takes the ids of one micro-batch, as a list, a tensor or an "
-            f"array; a {type(ids).__name__} was given. For a single example, pass [id]."
+            f"array; {a_kind(ids)} was given. For a single example, pass [id]."
         )
     held = ids if isinstance(ids, np.ndarray | list) else list(ids)
     if len(held) and isinstance(held[0], str) and all(isinstance(one, str) for one in held):

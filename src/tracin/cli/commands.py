@@ -9,16 +9,15 @@ import typer
 
 from tracin import __version__
 from tracin.cli import index_commands
-from tracin.cli.index_commands import Address, EngineName, Workers, engine_of
+from tracin.cli.index_commands import Address, EngineName, Workers, checked_folder, engine_of
 from tracin.cli.keep import keep_of
-from tracin.cli.opened import Opened
-from tracin.cli.opened import opened as opened_run
+from tracin.cli.opened import Opened, opened_run
 from tracin.cli.results import check_writable, write
 from tracin.cli.settings import read_settings
 from tracin.cli.task import Task
 from tracin.cli.template import RUN, TASK
 from tracin.errors import QueryError, RunFileError
-from tracin.plain_text import plain
+from tracin.plain_text import a_kind, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +100,7 @@ def init(
 @app.command("self-influence")
 def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Out = None) -> None:
     """Each training example's influence on itself: high if mislabelled, rare or memorised."""
+    index = None if index is None else checked_folder(index)
     opened = opened_run(run, sets, out)
     # Imported late: torch is slow to import, and a missing RUN.toml is reported at once.
     import numpy as np
@@ -161,6 +161,7 @@ def explain(
         raise QueryError("--exact is for --index FOLDER: without an index scores are exact.")
     if index is None and (keep or engine != "serial"):
         raise QueryError("--keep and --engine are about the rows of an index: add --index.")
+    index = None if index is None else checked_folder(index)
     changed = [*(sets or []), *([f"explain.k={k}"] if k is not None else [])]
     read_settings(run, changed)  # a mistake is reported before torch is imported
     chosen: Any = engine_of(engine, workers, address)
@@ -229,8 +230,8 @@ def replay(
         )
     if not isinstance(task.checkpoints, str | Path):
         raise RunFileError(
-            f"{run}: a replay needs 'checkpoints' to be a Recorder's folder; the task returned a "
-            f"{type(task.checkpoints).__name__}."
+            f"{run}: a replay needs 'checkpoints' to be a Recorder's folder; the task returned "
+            f"{a_kind(task.checkpoints)}."
         )
     if opened.settings.tracin.device is not None:
         raise RunFileError(

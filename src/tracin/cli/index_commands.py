@@ -40,11 +40,11 @@ def build(
     sets: Set = None,
 ) -> None:
     """Build the index that [index] in RUN.toml names; finished parts are not built again."""
-    from tracin.cli.opened import opened
+    from tracin.cli.opened import opened_run
 
     read_settings(run, sets or [])  # a mistake is reported before torch is imported
     chosen = engine_of(engine, workers, address)
-    found = opened(run, sets, None)
+    found = opened_run(run, sets, None)
     options = found.settings.index
     from tracin.sketches import Projection
 
@@ -77,15 +77,15 @@ def info(folder: Folder) -> None:
     """Show what an index holds, and what is still to be built."""
     from tracin.index.index import Index
 
-    typer.echo(str(Index.open(folder)))
+    typer.echo(str(Index.open(checked_folder(folder))))
 
 
-@app.command()
-def verify(folder: Folder) -> None:
+@app.command("verify")
+def verify_index(folder: Folder) -> None:
     """Read every byte of an index; exits with 1 if one is not as it was written."""
     from tracin.index.index import Index
 
-    report = Index.open(folder).verify()
+    report = Index.open(checked_folder(folder)).verify()
     typer.echo(str(report))
     if not report.is_sound:
         raise typer.Exit(1)
@@ -96,7 +96,25 @@ def gc(folder: Folder) -> None:
     """Delete what no index needs: unfinished files of killed workers, dropped checkpoints."""
     from tracin.index.index import Index
 
-    typer.echo(str(Index.open(folder).gc()))
+    typer.echo(str(Index.open(checked_folder(folder)).gc()))
+
+
+def checked_folder(folder: str) -> str:
+    """The folder of an index, as it was given.
+
+    Raises:
+        RunFileError: It is a file, such as the RUN.toml.
+    """
+    path = Path(folder)
+    if "://" in folder or not path.is_file():
+        return folder
+    if path.suffix == ".toml":
+        place = index_folder(path, read_settings(path, []).index.folder)
+        raise RunFileError(
+            f"{folder} is a run file, and this command takes the folder of an index. For the index "
+            f"of this run, give {place}."
+        )
+    raise RunFileError(f"{folder} is a file, and an index is a folder or a URL.")
 
 
 def index_folder(run: Path, folder: str) -> str:

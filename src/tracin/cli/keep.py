@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from tracin.errors import QueryError
 
+SHOWN = 10  # values of a column, in an error
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -19,7 +21,8 @@ def keep_of(texts: Sequence[str]) -> "Callable[[Rows], np.ndarray] | None":
             value, such as "label=3".
 
     Raises:
-        QueryError: When it is called: there is no such column, or the value is none of its kind.
+        QueryError: When it is called: there is no such column, the value is not of its kind, or no
+            example matches.
     """
     if not texts:
         return None
@@ -27,9 +30,26 @@ def keep_of(texts: Sequence[str]) -> "Callable[[Rows], np.ndarray] | None":
     def keep(rows: "Rows") -> "np.ndarray":
         import numpy as np
 
-        return np.logical_and.reduce([_holds(text, rows) for text in texts])
+        kept = np.logical_and.reduce([_holds(text, rows) for text in texts])
+        if not kept.any():
+            raise QueryError(_none_matches(texts, rows))
+        return kept
 
     return keep
+
+
+def _none_matches(texts: Sequence[str], rows: "Rows") -> str:
+    import numpy as np
+
+    given = " ".join(f"--keep {text}" for text in texts)
+    count = len(rows["position"]) if "position" in rows else len(next(iter(rows.values())))
+    message = f"{given}: none of the {count} examples of the index matches."
+    column = texts[0].partition("=")[0].strip()
+    if len(texts) == 1 and column in rows:
+        values = np.unique(rows[column])
+        shown = ", ".join(map(str, values[:SHOWN].tolist()))
+        message += f" The column '{column}' holds {shown}{', ...' if len(values) > SHOWN else ''}."
+    return message
 
 
 def _holds(text: str, rows: "Rows") -> "np.ndarray":
@@ -46,5 +66,5 @@ def _holds(text: str, rows: "Rows") -> "np.ndarray":
         return column == (value if column.dtype == object else column.dtype.type(value))
     except ValueError as error:
         raise QueryError(
-            f"--keep {text}: the column '{name}' holds {column.dtype}, and {value!r} is none."
+            f"--keep {text}: the column '{name}' holds {column.dtype}; {value!r} is not one."
         ) from error

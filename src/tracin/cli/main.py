@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from types import TracebackType
 
 from tracin.errors import TracInError
 
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()
     except TracInError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Notes say where an error comes from, such as the user's own task.
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)
@@ -48,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _screen_is_gone(error: OSError) -> int:
-    """End where nobody reads on: a pager was closed, or the output's disk is full."""
+    """End where the output cannot be written: a pager was closed, or the output's disk is full."""
     # Python would flush once more as it ends, and say that it cannot.
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # open until the end
     if error.errno == errno.EPIPE:
@@ -58,7 +60,7 @@ def _screen_is_gone(error: OSError) -> int:
 
 
 def _usage(error: Exception) -> int:
-    """Show a wrong use of the command line; anything else is a bug and goes on."""
+    """Show a wrong use of the command line; anything else is a bug and is raised again."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if type(error).__name__ == "Abort":
         print(_INTERRUPTED, file=sys.stderr)
@@ -68,4 +70,15 @@ def _usage(error: Exception) -> int:
         return code
     if isinstance(code, int):
         return code
-    raise error
+    raise error.with_traceback(_from_the_command_on(error.__traceback__))
+
+
+def _from_the_command_on(frames: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of the command line's parser."""
+    found = frames
+    while found is not None:
+        module = found.tb_frame.f_globals.get("__name__", "")
+        if module.startswith("tracin.cli.") and module != __name__:
+            return found
+        found = found.tb_next
+    return frames

@@ -23,7 +23,7 @@ class Opened:
     folder: Path
 
 
-def opened(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
+def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
     """Read the settings, call the task, and open the front door.
 
     Raises:

@@ -155,7 +155,7 @@ def _words(error: ValidationError) -> str:
             name = ".".join(map(str, path))
             problems[f"the setting '{name}' is missing; a run needs {NEEDED}"] = []
         else:
-            # Beyond table and key pydantic names the alternatives of a union, which help nobody.
+            # Beyond table and key pydantic names alternatives that the file does not have.
             name = ".".join(map(str, path[:2]))
             expected = each["msg"].removeprefix("Input should be ")
             if each["type"] == "model_type":

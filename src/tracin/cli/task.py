@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from tracin.errors import RunFileError
+from tracin.plain_text import a_kind
 
 NEEDED = ("model", "loss", "train", "checkpoints")
 OPTIONAL = ("queries", "optimizer", "training_loss")
@@ -21,7 +22,7 @@ class Task:
 
     Attributes:
         model: The model.
-        loss: Its loss for an example.
+        loss: Its per-example loss.
         train: The training data.
         checkpoints: The checkpoints.
         queries: Where queries come from; None for the training data.
@@ -78,7 +79,7 @@ def _checked(returned: Any, function: str, run: Path) -> Task:
         f"are needed, {_listed(OPTIONAL)}"
     )
     if not isinstance(returned, Mapping):
-        raise RunFileError(f"{promised}; it returned a {type(returned).__name__}.")
+        raise RunFileError(f"{promised}; it returned {a_kind(returned)}.")
     missing = [key for key in NEEDED if key not in returned]
     unknown = [key for key in returned if key not in NEEDED + OPTIONAL]
     gaps = [f"{_listed(missing)} missing"] if missing else []
@@ -98,7 +99,7 @@ def _file(run: Path, place: str) -> ModuleType:
     name = path.stem if path.stem not in sys.modules else f"{path.stem} of {run}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise RunFileError(f"{run}: task.function names {path}, which is no Python file.")
+        raise RunFileError(f"{run}: task.function names {path}, which is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -25,6 +25,7 @@ from tracin.data.batches import (
     unlike_list,
 )
 from tracin.errors import DataError
+from tracin.plain_text import a_kind
 
 COUNTS = (1, 2, 3)
 
@@ -97,7 +98,7 @@ class _Findings:
         return Arrangement(frozenset(self.entries), frozenset(self.shared))
 
     def compare(self, values: Sequence[Any], path: str) -> None:
-        self.kind = self.kind or type(values[0]).__name__
+        self.kind = self.kind or a_kind(values[0])
         if all(isinstance(value, Tensor | np.ndarray) for value in values):
             self._compare_tensors(values, path)
         elif all(isinstance(value, Mapping) for value in values):
@@ -171,7 +172,7 @@ def checked(batch: Batch, examples: int, name: str) -> Batch:
         if leaf.shape[0] != examples:
             raise not_first(path, tuple(leaf.shape), examples, name)
     if not has_any:
-        raise without_tensors(type(batch).__name__, examples, name)
+        raise without_tensors(a_kind(batch), examples, name)
     return batch
 
 
@@ -197,7 +198,7 @@ def without_tensors(kind: str, examples: int, name: str) -> DataError:
     """A batch without tensors."""
     return DataError(
         f"A batch is a tensor, or a tuple, list or mapping of tensors with the examples first, but "
-        f"collating {examples} examples of {name} gave a {kind} without any. Pass a DataLoader "
+        f"collating {examples} examples of {name} gave {kind} without any. Pass a DataLoader "
         "with a collate_fn that returns tensors."
     )
 
@@ -221,7 +222,7 @@ def _holds_tensors(value: object) -> bool:
 def _described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of layout {value.layout}" if not value.is_nested else "a nested tensor"
-    return f"a {type(value).__name__}"
+    return a_kind(value)
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.errors import DataError
+from tracin.plain_text import a_kind
 
 Batch = Any
 """A tensor or array, or a tuple, list or mapping of batches; the examples come first.
@@ -55,7 +56,7 @@ _NESTED = (Tensor, np.ndarray, Mapping, list, tuple)
 
 
 def is_plain_list(value: Any) -> bool:
-    """Whether `value` lists single values that are no tensors: a column, not a nest of them."""
+    """Whether `value` lists single values that are not tensors: a column, not a nest of them."""
     is_list = isinstance(value, list | tuple) and not isinstance(value, torch.Size)
     return (
         is_list
@@ -80,7 +81,7 @@ _NESTS = (Mapping, list, tuple)
 
 
 def is_leaf(batch: Batch) -> bool:
-    """Whether `batch` is no nest of other batches."""
+    """Whether `batch` is not a nest of other batches."""
     if isinstance(batch, _LEAVES):
         return True
     return is_plain_list(batch) or not isinstance(batch, _NESTS)
@@ -140,7 +141,7 @@ def rebuilt(nest: Any, function: Callable[[Any, Any], Any]) -> Any:
 
 
 def _like(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
-    """`values` as the kind of mapping that came, where that kind can be made from a dict."""
+    """`values` as the kind of mapping that was given, where that kind can be made from a dict."""
     kind: Any = type(mapping)
     if kind is dict:
         return values
@@ -179,7 +180,7 @@ def length(batch: Batch) -> int:
     if first is None:
         raise DataError(
             "A batch is a tensor, or a tuple, list or mapping of tensors with the examples first, "
-            f"but this {type(batch).__name__} holds no such tensor. Give a collate_fn that "
+            f"but got {a_kind(batch)} without one. Give a collate_fn that "
             "returns tensors."
         )
     return first[1]

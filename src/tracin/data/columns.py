@@ -23,12 +23,13 @@ from tracin.data.batches import (
     unlike_list,
 )
 from tracin.errors import DataError
+from tracin.plain_text import a_kind
 
 # Libraries whose tables look like data, but find rows by label, or columns in their place.
 _TABLES = frozenset({"pandas", "polars", "pyarrow"})
 
 
-def columns_of(columns: Batch, name: str) -> Batch:
+def checked_columns(columns: Batch, name: str) -> Batch:
     """`columns`, each checked to have one entry per example.
 
     Raises:
@@ -66,15 +67,22 @@ def as_tensor(leaf: Any) -> Any:
 
 def is_table(data: object) -> bool:
     """Whether `data` is a table or a column of a library of tables."""
-    return type(data).__module__.partition(".")[0] in _TABLES
+    is_row = isinstance(data, tuple)  # of DataFrame.itertuples
+    return type(data).__module__.partition(".")[0] in _TABLES and not is_row
 
 
 def table_error(name: str, data: object) -> DataError:
     """What to make of a table."""
+    kind = f"a {type(data).__module__.partition('.')[0]} {type(data).__name__}"
+    if not hasattr(data, "columns"):
+        return DataError(
+            f"{name} is {kind}, whose entries are not found by position. Pass "
+            "torch.tensor(column.to_numpy()), for inputs with dtype=torch.float32."
+        )
     return DataError(
-        f"{name} is a {type(data).__module__.partition('.')[0]} {type(data).__name__}, whose "
-        "entries are not found by position. Make tensors of its columns: torch.tensor("
-        "numbers.to_numpy()) for each."
+        f"{name} is {kind}, which does not say what is input and what is label. Make tensors of "
+        'its columns, such as (torch.tensor(table[["age", "income"]].to_numpy(), '
+        'dtype=torch.float32), torch.tensor(table["label"].to_numpy())).'
     )
 
 
@@ -107,7 +115,7 @@ def _columns(columns: Any, examples: int | None, name: str, path: str) -> Any:
 
 
 def _is_listed(columns: Any, examples: int | None, name: str, path: str) -> bool:
-    """Whether a list within the columns has one entry per example, and is no nest of columns."""
+    """Whether a list within the columns has one entry per example, and is not a nest of columns."""
     if hasattr(columns, "_fields") or examples is None or len(columns) != examples:
         return False
     if not all(has_rows(column) and len(column) == examples for column in columns):
@@ -169,4 +177,4 @@ def _array(array: np.ndarray, name: str, path: str) -> Tensor | np.ndarray:
 def _described(leaf: Any) -> str:
     if isinstance(leaf, int | float):
         return f"the number {leaf}"
-    return f"a {type(leaf).__name__}"
+    return a_kind(leaf)

@@ -116,7 +116,7 @@ def open_examples(data: Any, *, name: str = "data") -> Examples:
 
     Raises:
         DataError: no examples, columns of unequal length, a shuffling loader, a stream, or
-            something that is no data.
+            something that is not data.
 
     Example:
         >>> import torch

@@ -18,7 +18,7 @@ class WithIds:
     Args:
         dataset: a map-style Dataset, an unshuffled DataLoader, a tensor, or a tuple or dict of
             tensors with the examples first.
-        ids: one integer or one text an example, no two alike.
+        ids: one integer or one text per example, no two alike.
 
     Raises:
         DataError: too few or too many ids, two alike, or ids that are neither integers nor texts.
@@ -36,8 +36,8 @@ class WithIds:
         self._source = source_of(dataset, "the data of WithIds")
         if len(self.ids) != len(self._source):
             raise DataError(
-                f"WithIds needs one id an example, but {len(self.ids)} ids came for "
-                f"{len(self._source)} examples. Give ids in the order of the data, all of them."
+                f"WithIds needs one id per example, in the order of the data; got {len(self.ids)} "
+                f"for {len(self._source)} examples."
             )
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ def checked_ids(ids: Iterable[Any]) -> np.ndarray:
     listed = to_list() if callable(to_list) else ids
     if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
         raise DataError(
-            f"Ids are a list with one integer or text per example, but {listed!r} came. Pass such "
+            f"Ids are a list with one integer or text per example, but got {listed!r}. Pass such "
             "a list, or leave WithIds out: an id is then the example's position."
         )
     values = list(listed)
@@ -90,7 +90,7 @@ def checked_ids(ids: Iterable[Any]) -> np.ndarray:
         return np.array(values, dtype=np.int64)
     except OverflowError as error:
         raise DataError(
-            "Integer ids are stored in 64 bits with a sign, but a larger one came. "
+            "Integer ids are stored in 64 bits with a sign, but got a larger one. "
             "Pass [str(i) for i in ids]."
         ) from error
 

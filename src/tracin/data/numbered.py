@@ -1,4 +1,4 @@
-"""A training loop's own loader, with the ids of each batch's examples beside the batch."""
+"""A training loop's own loader, that also yields the ids of each batch's examples."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, final
@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tracin.data.batches import Batch
 from tracin.data.examples import ids_within
 from tracin.errors import DataError
+from tracin.plain_text import a_kind
 
 
 @final
@@ -24,7 +25,7 @@ class with_ids:  # noqa: N801  # reads as the function that it is to its users
         loader: A DataLoader over a map-style dataset.
 
     Raises:
-        DataError: It is no DataLoader, its dataset is a stream, or it makes no batches.
+        DataError: It is not a DataLoader, its dataset is a stream, or it makes no batches.
 
     Example:
         >>> import torch, tracin
@@ -39,9 +40,9 @@ class with_ids:  # noqa: N801  # reads as the function that it is to its users
     def __init__(self, loader: DataLoader[Any]) -> None:
         if not isinstance(loader, DataLoader):
             raise DataError(
-                f"with_ids takes the DataLoader of a training loop, but a {type(loader).__name__} "
-                "came. Where you make batches yourself, you have their positions: those are the "
-                "ids."
+                "with_ids takes the DataLoader of a training loop, but got "
+                f"{a_kind(loader)}. If you make batches yourself, their positions in the data are "
+                "the ids."
             )
         dataset = loader.dataset
         if isinstance(dataset, IterableDataset):
@@ -104,7 +105,7 @@ class _Numbered(Dataset[Any]):
 
 @final
 class _Collate:
-    """The loader's own collate, with the positions beside."""
+    """The loader's own collate, and the positions."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._collate = collate

@@ -39,8 +39,9 @@ from tracin.data.batches import (
     mapped_within,
     part,
 )
-from tracin.data.columns import as_tensor, columns_of, is_table, table_error
+from tracin.data.columns import as_tensor, checked_columns, is_table, table_error
 from tracin.errors import DataError
+from tracin.plain_text import a_kind
 from tracin.random_state import same_random_state
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ Collate = Callable[[list[Any]], Batch]
 
 
 @final
-class Columns:
+class ColumnSource:
     """Tensors that hold all examples: a batch is a piece of each."""
 
     is_stored = True
@@ -57,7 +58,7 @@ class Columns:
     alone = None
 
     def __init__(self, columns: Batch, name: str, rows: Sequence[int] | None = None) -> None:
-        self.columns = columns_of(columns, name)
+        self.columns = checked_columns(columns, name)
         # The rows that a torch Subset chose; None is all of them, in order.
         self.rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self.size = length(self.columns) if self.rows is None else len(self.rows)
@@ -96,7 +97,7 @@ class Columns:
 
 
 @final
-class Items:
+class DatasetSource:
     """A map-style dataset: a batch is made of examples fetched one by one and collated."""
 
     is_stored = False
@@ -107,7 +108,7 @@ class Items:
         self.dataset = dataset
         self.name = name
         self._is_stacked = collate is default_collate
-        self.collate = stacked if self._is_stacked else collate
+        self.collate = default_collated if self._is_stacked else collate
         # Only its way of running workers is used; the batches are ours.
         self.loader = loader
 
@@ -224,7 +225,7 @@ class Chosen:
         return ((group, self.take(group)) for group in groups)
 
 
-Source = Columns | Items | Chosen
+Source = ColumnSource | DatasetSource | Chosen
 
 
 def _outside_graphs(leaf: Any) -> Any:
@@ -235,18 +236,34 @@ def _outside_graphs(leaf: Any) -> Any:
     return leaf.clone() if leaf.is_inference() else leaf.detach()
 
 
-def stacked(examples: list[Any]) -> Batch:
+def default_collated(examples: list[Any]) -> Batch:
     """Torch's own collate, with an error that says what to do when examples do not stack."""
     try:
         return default_collate(examples)
     except (RuntimeError, TypeError, KeyError) as error:
+        table = next((value for value in _values(examples[0]) if is_table(value)), None)
+        if table is not None:
+            library = type(table).__module__.partition(".")[0]
+            raise DataError(
+                f"The dataset returns {library} objects ({type(table).__name__}), which cannot be "
+                "stacked to a batch. Return tensors from __getitem__, such as "
+                "torch.tensor(row.to_numpy(), dtype=torch.float32)."
+            ) from error
         raise DataError(
-            "Torch's default collate needs examples of one shape, made of tensors, arrays and "
-            f"numbers, but: {error}. Pass a DataLoader with a collate_fn that pads or converts."
+            "Examples cannot be stacked to a batch: torch's default collate needs tensors, arrays "
+            f"and numbers of one shape per example. It said: {error}. Pass a DataLoader with a "
+            "collate_fn that pads or converts."
         ) from error
 
 
-def source_of(data: Any, name: str) -> Columns | Items:
+def _values(example: Any) -> list[Any]:
+    """An example, or what it holds."""
+    if isinstance(example, Mapping):
+        return list(example.values())
+    return list(example) if isinstance(example, list | tuple) else [example]
+
+
+def source_of(data: Any, name: str) -> ColumnSource | DatasetSource:
     """Understand whatever a user passed as `data`.
 
     Raises:
@@ -258,38 +275,42 @@ def source_of(data: Any, name: str) -> Columns | Items:
     return source
 
 
-def _understood(data: Any, name: str) -> Columns | Items:
+def _understood(data: Any, name: str) -> ColumnSource | DatasetSource:
     if isinstance(data, DataLoader):
         return _from_loader(data, name)
     if isinstance(data, IterableDataset):
         raise _stream(data, name)
     # Subclasses of these two may give other examples than they store, so the type is exact.
     if type(data) is TensorDataset:
-        return Columns(data.tensors, name)
+        return ColumnSource(data.tensors, name)
     if type(data) is Subset:
         whole = _understood(data.dataset, name)
-        if isinstance(whole, Columns) and whole.rows is None:
-            return Columns(whole.columns, name, rows=data.indices)
-        return Items(data, name, default_collate)
+        if isinstance(whole, ColumnSource) and whole.rows is None:
+            return ColumnSource(whole.columns, name, rows=data.indices)
+        return DatasetSource(data, name, default_collate)
     if is_table(data):
         raise table_error(name, data)
     if isinstance(data, Tensor | np.ndarray | Mapping):
-        return Columns(data, name)
+        return ColumnSource(data, name)
+    if isinstance(data, tuple):
+        for at, column in enumerate(data):
+            if is_table(column):
+                raise table_error(f"{name}[{at}]", column)
     if isinstance(data, list | tuple) and _are_columns(data, name):
-        return Columns(data, name)
+        return ColumnSource(data, name)
     if isinstance(data, str | bytes) or not (
         hasattr(data, "__getitem__") and hasattr(data, "__len__")
     ):
         raise DataError(
             f"{name} has to be a map-style Dataset (with __len__ and __getitem__), an unshuffled "
-            "DataLoader, a tensor, or a tuple or dict of tensors with the examples first, but a "
-            f"{type(data).__name__} came. A stream or an iterator has no fixed order to give "
+            "DataLoader, a tensor, or a tuple or dict of tensors with the examples first, but got "
+            f"{a_kind(data)}. A stream or an iterator has no fixed order to give "
             f"scores to: list({name}) makes a dataset of it where it fits in memory."
         )
-    return Items(data, name, default_collate)
+    return DatasetSource(data, name, default_collate)
 
 
-def _from_loader(loader: DataLoader[Any], name: str) -> Columns | Items:
+def _from_loader(loader: DataLoader[Any], name: str) -> ColumnSource | DatasetSource:
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
         raise _stream(dataset, name)
@@ -316,9 +337,9 @@ def _from_loader(loader: DataLoader[Any], name: str) -> Columns | Items:
     if collate is default_collate:
         source = _understood(dataset, name)
         # Slices of tensors are what the loader would stack, for less.
-        if isinstance(source, Columns) and isinstance(dataset, TensorDataset | Subset):
+        if isinstance(source, ColumnSource) and isinstance(dataset, TensorDataset | Subset):
             return source
-    return Items(dataset, name, collate, loader)
+    return DatasetSource(dataset, name, collate, loader)
 
 
 def _stream(data: IterableDataset[Any], name: str) -> DataError:

@@ -16,7 +16,8 @@ from tracin.torch_internals import is_functorch_wrapped_tensor
 # "mat1 and mat2 must have the same dtype", "expected scalar type Double", "Input type (double) and
 # bias type (float) should be the same": torch has no error of its own for these.
 _UNLIKE = re.compile(
-    r"dtype|scalar type|type torch\.|type \(\w+\) and .*type \(\w+\)", re.IGNORECASE
+    r"dtype|scalar type|type torch\.|not implemented for|type \([\w ]+\) and .*type \([\w ]+\)",
+    re.IGNORECASE,
 )
 
 
@@ -44,16 +45,44 @@ def _message(parameters: Mapping[str, Tensor], batch: Batch, error: str) -> str 
     kinds = {each.dtype for each in parameters.values() if each.is_floating_point()}
     if not _UNLIKE.search(error) or not kinds or _is_transformed(parameters):
         return None
+    wanted = " and ".join(sorted(str(kind)[6:] for kind in kinds))
+    convert = f"Convert the data, with .to(torch.{wanted.split(' ')[0]})"
     for path, leaf in leaves(content_of(batch)):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dtype not in kinds:
-            came, wanted = _name(leaf), " and ".join(sorted(str(kind)[6:] for kind in kinds))
-            return (
-                f"batch{path} of the data is {came}, but the model's weights are {wanted}, and "
-                f"torch does not compute with both: {error.strip().splitlines()[0]}. Convert the "
-                f"data, with .to(torch.{wanted.split(' ')[0]}), or the model, with "
-                f".to(torch.{came})."
-            )
+        if not isinstance(leaf, Tensor):
+            continue
+        if leaf.is_floating_point() and leaf.dtype not in kinds:
+            way_out = f"{convert}, or the model, with .to(torch.{_name(leaf)})"
+        elif _is_named(leaf, error) and not path.endswith(("_ids']", "labels']")):
+            way_out = f"{convert}; if they are pixels, scale them as in training"
+        else:
+            continue
+        return (
+            f"batch{path} of the data is {_name(leaf)}, but the model's weights are {wanted}, and "
+            f"torch does not compute with both: {error.strip().splitlines()[0].rstrip('.')}. "
+            f"{way_out}."
+        )
     return None
+
+
+# What torch's errors call integers.
+_INTEGERS = {
+    "bool": "bool",
+    "uint8": "uint8|byte|unsigned char",
+    "int8": "int8|char|signed char",
+    "int16": "int16|short",
+    "int32": "int32|int",
+    "int64": "int64|long",
+}
+
+
+def _is_named(tensor: Tensor, error: str) -> bool:
+    """Whether an error is about integers of this tensor's kind."""
+    names = _INTEGERS.get(_name(tensor))
+    if "inputs must share same datatype" in error:  # layer norm names no kind
+        return names is not None
+    return names is not None and bool(
+        re.search(rf"(got|type|and|for):? [('\"]?(torch\.)?({names})\b", error, re.IGNORECASE)
+    )
 
 
 def _name(tensor: Tensor) -> str:

@@ -71,7 +71,7 @@ class Nearest:
     """Proposes rows of an index whose vectors have a high or low dot product with a query's.
 
     A row's vectors at all checkpoints (`tracin.sketches.flat`) lie side by side in a faiss IVF
-    index with 8 bits a number. They are unweighted, and weights go on the query: any weights, and
+    index with 8 bits per number. They are unweighted, and weights go on the query: any weights, and
     any of the checkpoints, can be asked for. It is kept in the index's own folder. Give it to
     `tracin.Index.explain` as `finder`: what it proposes is scored there, by the rows or exactly.
 
@@ -117,7 +117,7 @@ class Nearest:
 
         Raises:
             IndexingError: faiss is not installed; the index is incomplete; the file is damaged, or
-                of another index; lists or probes are no positive whole numbers.
+                of another index; lists or probes are not positive whole numbers.
         """
         for name, count in (("lists", lists), ("probes", probes)):
             if count is not None:

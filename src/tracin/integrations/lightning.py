@@ -44,7 +44,7 @@ class TracInCallback(Callback):
     give that one to `tracin.TracIn`, and open the folder by `tracin.open_checkpoints(folder)`. Of
     several processes the first one records.
 
-    With `trainer.fit(..., ckpt_path=...)` recording goes on, too. Lightning's checkpoint is mostly
+    With `trainer.fit(..., ckpt_path=...)` recording resumes too. Lightning's checkpoint is mostly
     an earlier one than the Recorder's last: what was recorded after it is then deleted, since
     training repeats those steps. For this both must have saved at the step that is resumed from:
     give `every=n` with `ModelCheckpoint(every_n_train_steps=n)`, or save both at epochs' ends.
@@ -63,7 +63,7 @@ class TracInCallback(Callback):
 
     Raises:
         CheckpointError: An option cannot be; when training begins, also with several optimizers,
-            or where the folder has checkpoints of another model or cannot be gone on with.
+            or where the folder has checkpoints of another model or cannot be resumed.
         UnsupportedModelError: When training begins, with weights spread over processes.
     """
 
@@ -191,7 +191,9 @@ def from_ckpt(
     is_one = isinstance(paths, str | PathLike)
     given = [Path(path).expanduser() for path in ([paths] if is_one else paths)]
     is_folder = is_one and given[0].is_dir()
-    found = [of_file(path, prefix) for path in (files_in(given[0]) if is_folder else given)]
+    found = [
+        prefixed_checkpoint(path, prefix) for path in (files_in(given[0]) if is_folder else given)
+    ]
     if is_folder:
         found = without_last(sorted(found, key=lambda one: one.step or 0))
     if learning_rates is None:
@@ -218,14 +220,14 @@ def files_in(folder: Path) -> list[Path]:
     return files
 
 
-def of_file(path: Path, prefix: str) -> Checkpoint:
+def prefixed_checkpoint(path: Path, prefix: str) -> Checkpoint:
     """One file, with the rate that can be believed."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.")
     content = read_torch(path)
     if not is_lightning(content):
         raise CheckpointError(
-            f"{path} is no checkpoint of Lightning. Other files are opened by "
+            f"{path} is not a checkpoint of Lightning. Other files are opened by "
             "tracin.open_checkpoints(path)."
         )
     weights = weights_within(content, str(path))

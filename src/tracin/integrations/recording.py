@@ -18,7 +18,7 @@ from tracin.errors import CheckpointError, CheckpointWarning
 
 @dataclass(frozen=True)
 class RecorderSettings:
-    """What a person asks of the Recorder, before there is a model and an optimizer.
+    """The options of a Recorder, before there is a model and an optimizer.
 
     Attributes:
         folder: As for `tracin.Recorder`, like all that follow.
@@ -49,13 +49,13 @@ class RecorderSettings:
         the Recorder's: then what was recorded later is deleted, since training repeats it.
 
         Args:
-            model: The bare model, holding the weights that training goes on from.
+            model: The bare model, holding the weights that training resumes from.
             optimizer: The bare optimizer.
             step: The step at which the trainer resumes; 0 where it begins.
             scaler: The GradScaler of mixed precision, if there is one.
 
         Raises:
-            CheckpointError: The folder cannot be gone on with at this step.
+            CheckpointError: The folder cannot be resumed at this step.
         """
         if step:
             self._go_back(model, step)
@@ -100,7 +100,7 @@ class RecorderSettings:
         steps = [one.step for one in record.entries]
         shown = ", ".join(map(str, steps if len(steps) <= 4 else [*steps[:2], "...", steps[-1]]))
         return CheckpointError(
-            f"Training resumes at step {step}, and the Recorder can go on from a checkpoint of "
+            f"Training resumes at step {step}, and the Recorder can resume at a checkpoint of "
             f"that very step, but {self.folder} has those of steps {shown}. Save both at the same "
             "steps (every=n and the trainer's saving every n steps, or both at epochs' ends), "
             "resume from a step that both have, or give a new folder. Steps that mixed precision "

@@ -28,7 +28,7 @@ class TracInCallback(TrainerCallback):
     `tracin.open_checkpoints(folder)`, or give it to `tracin.TracIn`. Of several processes the
     first one records. A PEFT model is saved whole, base model included.
 
-    With `trainer.train(resume_from_checkpoint=...)` recording goes on, too. The Trainer's
+    With `trainer.train(resume_from_checkpoint=...)` recording resumes as well. The Trainer's
     checkpoint is mostly an earlier one than the Recorder's last: what was recorded after it is
     then deleted, since training repeats those steps. For this both must have saved at the step
     that is resumed from: give `every=n` with `save_steps=n`, or save both at epochs' ends.
@@ -48,7 +48,7 @@ class TracInCallback(TrainerCallback):
 
     Raises:
         CheckpointError: An option cannot be; when training begins, also where the folder has
-            checkpoints of another model or cannot be gone on with.
+            checkpoints of another model or cannot be resumed.
         UnsupportedModelError: When training begins, with DeepSpeed or FSDP, whose weights are
             spread over processes.
     """
@@ -73,7 +73,7 @@ class TracInCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the Recorder on the bare model and the bare optimizer."""
-        # The Trainer tells nobody of an exception: the last training may have left it open.
+        # The Trainer has no event for an exception: the last training may have left it open.
         self._close()
         if not state.is_world_process_zero:
             return

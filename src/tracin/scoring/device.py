@@ -21,8 +21,8 @@ def checked_device(device: Device) -> Device:
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise DeviceError(
             f"device={device!r} was given, but there is no such device here: "
-            f'{str(error).splitlines()[0]} Name one such as "cpu" or "cuda:0", or leave it out to '
-            "compute where the model is."
+            f"{str(error).splitlines()[0].rstrip('.')}. "
+            'Name one such as "cpu" or "cuda:0", or leave it out to compute where the model is.'
         ) from error
     if found.type == "meta":
         raise DeviceError(

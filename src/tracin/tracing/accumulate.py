@@ -28,7 +28,7 @@ from tracin.tracing.updates import StepTaken, rule_of
 # How far the sum over examples may be from the gradient's own product, for one query per step.
 AGREED = 1e-4
 
-# The share of a gradient's length above which a warning says that it is nobody's.
+# The share of a gradient's length above which a warning says that it belongs to no example.
 NOTICED = 0.01
 
 # While nothing changes the gradients on their way, they are compared every so many steps.
@@ -209,12 +209,6 @@ class ScoreAccumulator:
 
     def _add_self_influence(self, parts: StepParts, batches: list[MicroBatch]) -> None:
         for batch in batches:
-            weights, factor = batch.weights, self._trace.factor
-            if weights is None and factor is not None:
-                weights = torch.full((len(batch),), factor / len(batch), dtype=torch.float64)
-            if weights is None:
-                self._trace.has_self = False
-                return
             total = torch.zeros(len(batch), dtype=torch.float64)
             for name, form in batch.forms.items():
                 if name in parts.scales:
@@ -225,7 +219,10 @@ class ScoreAccumulator:
                         norms = checked_squared_norm(form).mul_(scale)
                     total += norms.cpu().double()
             self._refuse_non_finite([total], [batch])
-            own = total / (weights * batch.scale)
+            if batch.weights is None or self._trace.unweighed:
+                return
+            # An example that has weight 0 has no share.
+            own = torch.where(total > 0, total / (batch.weights * batch.scale), 0.0)
             add_rows(self._trace.tables.self_influence, batch.positions, own)
 
 

@@ -17,7 +17,7 @@ from tracin.tracing.step_table import PARTS, Steps
 MAGNITUDE_TOLERANCE = 0.1
 MIN_CORRELATION = 0.9
 # The gap of Lemma 3.1 that rounding of float32 losses explains, and the share of a prediction above
-# which the verdict says that it is no example's.
+# which the verdict says that it belongs to no example.
 LEMMA_TOLERANCE = 1e-3
 NOTICED = 0.01
 
@@ -115,7 +115,7 @@ class TraceDiagnostics:
         if self.is_unbroken and self.lemma_gap > LEMMA_TOLERANCE:
             return (
                 f"Do not trust these scores: the real drops of steps add up to the whole but for "
-                f"{self.lemma_gap:.1e} of it (Lemma 3.1). Something besides the traced steps "
+                f"{self.lemma_gap:.1e} of it (Lemma 3.1). Something other than the traced steps "
                 "changed the losses: a query loss that is random, or weights that another "
                 "optimizer moved."
             )

@@ -2,8 +2,8 @@
 
     trace.json            what is traced: the fields that a resumed run must share
     ids.json              the ids of the training examples and of the queries
-    steps.f64             one row a step (step_table.py), only ever added to
-    scores-PATH.f32       [train, queries] for each path, memory-mapped while training goes on
+    steps.f64             one row per step (step_table.py), only ever added to
+    scores-PATH.f32       [train, queries] for each path, memory-mapped while training continues
     self_influence.f64    [train]
     saved/STEP/           copies of the tables as they were at that step, and saved.json
 
@@ -45,14 +45,14 @@ from tracin.tracing.manifest import (
     write_json,
 )
 from tracin.tracing.paths import Quadrature
-from tracin.tracing.step_table import StepWriter, columns, has_steps
+from tracin.tracing.step_table import StepWriter, has_steps, row_width
 
 KEPT = 2  # saves; a crash between the user's own save and this one leaves one that fits
 
 
 @final
 class Tables:
-    """The tables of a trace that is being written; one writer a folder.
+    """The tables of a trace that is being written; one writer per folder.
 
     Raises:
         TracingError: The folder holds another trace, another Tracer writes to it, or it cannot be
@@ -166,14 +166,14 @@ class Tables:
             shutil.rmtree(root / str(old.step), ignore_errors=True)
 
     def view(self, save: Save) -> tuple[Save, dict[str, np.ndarray]]:
-        """The tables as they are now, for a reader that looks on while they go on to change."""
+        """The tables as they are now, for a reader that keeps them while they change."""
         (self.folder / SAVED).mkdir(exist_ok=True)
         place = self.folder / SAVED / f".{secrets.token_hex(6)}"
         try:
             whole = self._copy(save, place, is_kept=False)
             return whole, open_tables(self.folder, self.about, whole, place)
         finally:
-            # What is mapped stays readable, until nobody has it any more.
+            # What is mapped stays readable, until its last reader lets go of it.
             shutil.rmtree(place, ignore_errors=True)
 
     def _begin(self, ids: np.ndarray, query_ids: np.ndarray) -> None:
@@ -220,7 +220,7 @@ def open_saved(folder: Path, about: About, save: Save) -> dict[str, np.ndarray]:
 
 def open_tables(folder: Path, about: About, save: Save, place: Path) -> dict[str, np.ndarray]:
     """The tables in `place`, and the steps, which lie in the trace's folder."""
-    width = columns(about.queries, about.members)
+    width = row_width(about.queries, about.members)
     found = {STEPS: _mapped(folder / STEPS, (save.rows, width), FLOAT64, is_longer=True)}
     for name, shape, kind in tables_of(about):
         # Before the first step all is zero, and takes no memory.

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tracin.checkpoints import untouched
 from tracin.data import Examples, move
 from tracin.data.batches import leaves as leaves_of
+from tracin.data.random_state import same_random_state
 from tracin.errors import TracingError, TracingWarning
 from tracin.gradients.accumulator import GradientAccumulator
 from tracin.gradients.audit import audit_factors, too_far
@@ -87,7 +88,8 @@ class LiveAudit:
                 return
             if far != {}:
                 device = next(iter(reader.parameters.values())).device
-                examples = move(self._train.take(batch.positions.tolist()), device)
+                with same_random_state():
+                    examples = move(self._train.take(batch.positions.tolist()), device)
                 run = repeated_losses(self._model, self._compute, examples)
                 by_loss = gaps(*inputs, run, seed=step, is_eval=True)
                 if far is None and by_loss == {}:

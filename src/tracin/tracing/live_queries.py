@@ -13,6 +13,7 @@ from torch.nn import Module
 from tracin.checkpoints import untouched
 from tracin.data import Batch, Examples, content_of, copied, move
 from tracin.data.batches import leaves
+from tracin.data.random_state import same_random_state
 from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import Gradients, until_settled
 from tracin.gradients.compute import Compute, checked_losses
@@ -188,7 +189,8 @@ class LiveQueries:
         return self._kept
 
     def _moved(self, positions: Sequence[int]) -> Batch:
-        batch = self._given.take(positions)
+        with same_random_state():
+            batch = self._given.take(positions)
         if any(getattr(leaf, "is_meta", False) for _, leaf in leaves(batch)):
             raise DeviceError(
                 'The queries are on the device "meta", which holds no numbers. Give them on any '

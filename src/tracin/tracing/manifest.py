@@ -17,7 +17,7 @@ from tracin.scoring.parameters import Selection
 from tracin.tracing.fingerprints import query_fingerprint
 from tracin.tracing.paths import Quadrature
 
-FORMAT = 2
+FORMAT = 3
 ABOUT, IDS, STEPS, SELF, SAVED, SAVE = (
     "trace.json",
     "ids.json",
@@ -93,9 +93,8 @@ class Save:
         step: How many optimizer steps were taken.
         rows: How many of them were traced.
         skipped: How many traced batches were dropped, since no step followed.
-        factor: What a probe found of the loss: its factor to the mean over the batch; or None.
         weights: A fingerprint of the model's weights.
-        has_self: Whether self-influence was known for all steps so far.
+        unweighed: Why self-influence was not known for all steps so far; empty where it was.
         is_final: Whether the Tracer was closed with it, and not broken off later.
         files: Table -> its checksum.
     """
@@ -103,9 +102,8 @@ class Save:
     step: int
     rows: int
     skipped: int
-    factor: float | None
     weights: str
-    has_self: bool
+    unweighed: str
     is_final: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -154,7 +152,7 @@ def read_about(folder: Path) -> About:
     return about
 
 
-def read_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
+def read_trace_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
     """The ids of training examples and queries.
 
     Raises:
@@ -188,9 +186,8 @@ def read_saves(folder: Path, about: About) -> list[Save]:
                     step=int,
                     rows=int,
                     skipped=int,
-                    factor=(float, int, type(None)),
                     weights=str,
-                    has_self=bool,
+                    unweighed=str,
                     is_final=bool,
                     files=dict,
                 )

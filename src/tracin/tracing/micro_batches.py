@@ -21,6 +21,7 @@ from tracin.gradients.probing import learn
 from tracin.gradients.watch import FunctionWatch, UnlikeTrialError
 from tracin.plain_text import listed
 from tracin.tracing.buffers import buffers_kept
+from tracin.tracing.loss_weights import ModelOutputs
 from tracin.tracing.model_calls import ModelCall
 
 
@@ -32,8 +33,9 @@ class MicroBatch:
     Attributes:
         positions: [examples], in the training data; one may come twice.
         weights: What each example's loss was multiplied by before the backward pass, [examples];
-            None where only a probe can tell.
+            None until it is measured, and where it cannot be.
         scale: By how much the loss was scaled on top of that (mixed precision).
+        outputs: What the model returned, to measure the weights by; None where they are known.
         calls: The model's calls, to be repeated by the audit; None where it is not due.
         forms: Parameter -> its per-example shares, once the backward pass is over. They sum to
             the gradient.
@@ -44,6 +46,7 @@ class MicroBatch:
     positions: Tensor
     weights: Tensor | None
     scale: float
+    outputs: ModelOutputs | None = None
     calls: list[ModelCall] | None = None
     forms: dict[str, PerExampleGradient] = field(default_factory=dict)
     uncovered: dict[str, str] = field(default_factory=dict)

@@ -11,8 +11,8 @@ class Quadrature(Enum):
     quadratures of that integral: (position on the line, weight), positions from 0 to 1.
 
     - FIRST_ORDER: the query's gradient at w_t alone (paper, section 3.2 and equation for
-      minibatches). The gap to the real loss drop is O(rate^2) a step, and it adds up.
-    - MIDPOINT: at the middle; the gap is O(rate^3), for one gradient and one product a step.
+      minibatches). The gap to the real loss drop is O(rate^2) per step, and it adds up.
+    - MIDPOINT: at the middle; the gap is O(rate^3), for one gradient and one product per step.
     - TRAPEZOID: the mean of both ends; the gap is O(rate^3). The gradient at the far end is that
       of the next step's start, so it costs one more product.
     - SIMPSON: both ends and the middle; the gap is O(rate^5), for one more gradient and product.

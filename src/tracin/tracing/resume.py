@@ -24,11 +24,9 @@ class ResumableTrace:
         tables: The tables.
         step: The number of optimizer steps so far.
         skipped: How many traced batches were dropped, since no step followed.
-        factor: Each example's weight in the loss, times their number; None if unknown.
-        is_probed: Whether a few examples were looked at for the factor.
-        has_self: Whether self-influence is known for all steps so far.
+        unweighed: Why self-influence is not known for all steps so far; empty where it is.
         is_open: Whether the tables are being written.
-        is_over: Whether the disk failed, and training goes on without a trace.
+        is_over: Whether the disk failed, and training continues without a trace.
 
     Args:
         tables: Those of the trace's folder.
@@ -41,9 +39,7 @@ class ResumableTrace:
         self._model = model
         self._stops_training = stops_training
         self.step = self.skipped = 0
-        self.factor: float | None = None
-        self.is_probed = False
-        self.has_self = True
+        self.unweighed = ""
         self.is_open = self.is_over = False
         self._is_halfway = False
 
@@ -80,8 +76,8 @@ class ResumableTrace:
             OSError: The disk is full.
         """
         if found is not None:
-            self.step, self.skipped, self.factor = found.step, found.skipped, found.factor
-            self.has_self, self.is_probed = found.has_self, found.rows > 0
+            self.step, self.skipped = found.step, found.skipped
+            self.unweighed = found.unweighed
         self.tables.open(self._state() if found is None else found)
         if found is None:
             self.tables.save(self._state())
@@ -132,7 +128,7 @@ class ResumableTrace:
             )
 
     def give_up(self, cause: OSError) -> None:
-        """The disk failed: training ends with an error, or goes on without a trace.
+        """The disk failed: training ends with an error, or continues without a trace.
 
         Raises:
             TracingError: In place of the OSError.
@@ -142,7 +138,7 @@ class ResumableTrace:
             raise TracingError(message) from cause
         self.is_over = True
         warnings.warn(
-            f"{message} Training goes on, but is not traced from step {self.step} on.",
+            f"{message} Training continues, but is not traced from step {self.step} on.",
             TracingWarning,
             stacklevel=4,
         )
@@ -152,7 +148,6 @@ class ResumableTrace:
             self.step,
             self.tables.rows,
             self.skipped,
-            self.factor,
             weights_fingerprint(self._model),
-            self.has_self,
+            self.unweighed,
         )

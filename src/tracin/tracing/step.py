@@ -1,4 +1,4 @@
-"""What one optimizer step did: what it started from, and its parts for examples and for nobody."""
+"""What one optimizer step did: what it started from, its parts for examples, and the rest."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,8 +66,8 @@ class StepParts:
     Attributes:
         scales: Parameter -> what examples' shares of its gradient are multiplied by.
         is_untouched: Whether the optimizer was given what the backward passes left.
-        rest: The share of the gradient's length that is no example's.
-        own: Part of the step that is no example's -> parameter -> its direction.
+        rest: The share of the gradient's length that belongs to no example.
+        own: Part of the step that belongs to no example -> parameter -> its direction.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class StepRow:
 @final
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """All traced steps, as they lie on the disk: float64, one row a step.
+    """All traced steps, as they lie on the disk: float64, one row per step.
 
     Attributes:
         rows: [steps, columns], memory-mapped.
@@ -110,7 +110,7 @@ class Steps:
         return self.rows[:, start : start + self.queries]
 
 
-def columns(queries: int, paths: Sequence[Quadrature]) -> int:
+def row_width(queries: int, paths: Sequence[Quadrature]) -> int:
     """The numbers in one row."""
     return len(HEAD) + queries * (3 + len(paths) * len(PARTS))
 
@@ -135,7 +135,7 @@ class StepWriter:
     ) -> None:
         self.rows = rows
         self._path, self._paths = path, tuple(paths)
-        self._width = 8 * columns(queries, paths)
+        self._width = 8 * row_width(queries, paths)
         held = path.stat().st_size if path.is_file() else 0
         self._crc = crc_of(path, rows * self._width) if rows else 0
         if held < rows * self._width or self.checksum != checksum:
@@ -185,7 +185,7 @@ class StepWriter:
 
 def has_steps(path: Path, queries: int, paths: Sequence[Quadrature]) -> bool:
     """Whether a step was ever noted in this file; unused room in it is zeros."""
-    if not path.is_file() or path.stat().st_size < 8 * columns(queries, paths):
+    if not path.is_file() or path.stat().st_size < 8 * row_width(queries, paths):
         return False
     return bool(np.fromfile(path, np.float64, len(HEAD))[HEAD.index("examples")])
 

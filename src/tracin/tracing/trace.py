@@ -21,8 +21,8 @@ from tracin.tracing.manifest import (
     About,
     Save,
     read_about,
-    read_ids,
     read_saves,
+    read_trace_ids,
     scores_name,
 )
 from tracin.tracing.paths import Quadrature
@@ -74,7 +74,7 @@ class Trace:
                 "Tracer saves when it is closed, and by tracer.save()."
             )
         tables = open_saved(folder, about, saves[-1])
-        return cls(folder, about, saves[-1], *read_ids(folder, about), tables)
+        return cls(folder, about, saves[-1], *read_trace_ids(folder, about), tables)
 
     @property
     def paths(self) -> tuple[Quadrature, ...]:
@@ -128,14 +128,15 @@ class Trace:
         First order, the gradient taken in the training pass itself.
 
         Raises:
-            QueryError: How the loss weighs its examples was not known.
+            QueryError: How the training loss weighed its examples could not be measured in some
+                step.
         """
-        if not self.save.has_self:
+        if self.save.unweighed:
             raise QueryError(
-                "Self-influence needs to know by what each example's loss is multiplied in the "
-                "loss, and a look at a few gradients did not tell: examples have unlike weights, "
-                "or dropout blurs them. Give weights: tracer.batch(ids, weights=...), such as "
-                "torch.full((examples,), 1 / examples) for a mean."
+                "Self-influence needs to know by what each example's loss was multiplied in the "
+                f"training loss, but {self.save.unweighed}. Give the weights in the loop: "
+                "tracer.batch(ids, weights=...), such as torch.full((examples,), 1 / examples) "
+                "for a mean; or give the Tracer the loss that is trained."
             )
         return torch.from_numpy(np.array(self._table(SELF)))
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from tracin.checkpoints import untouched
 from tracin.data import Examples, content_of, move
+from tracin.data.random_state import same_random_state
 from tracin.errors import TracingError, UnsupportedModelError
 from tracin.gradients.compute import Compute
 from tracin.plain_text import listed
@@ -133,7 +134,7 @@ class TracedParameters:
         """The parameters to trace, as far as they are trainable now."""
         if self._selection != LAST:
             return chosen_parameters(self._model, self._selection)
-        with untouched(self._model):
+        with untouched(self._model), same_random_state():
             for module in self._model.modules():
                 module.training = False  # not through eval(), which some layers override
             device = next(self._model.parameters()).device

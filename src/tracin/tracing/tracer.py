@@ -1,7 +1,7 @@
 """First-order, path and ideal TracIn while a model trains, inside the user's own loop."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, final
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from tracin.checkpoints.fitting import bare_optimizer
 from tracin.checks import positive_int
 from tracin.data import move, open_examples
+from tracin.data.random_state import same_random_state
 from tracin.errors import TracingError
 from tracin.files import writing
 from tracin.guards import Guard, Hold, owned
@@ -32,11 +33,11 @@ from tracin.tracing.folder import Tables
 from tracin.tracing.id_lookup import IdLookup
 from tracin.tracing.live_audit import LiveAudit
 from tracin.tracing.live_queries import LiveQueries
+from tracin.tracing.loss_weights import ModelOutputs, UnknownWeightsError, measured_weights
 from tracin.tracing.manifest import About
 from tracin.tracing.micro_batches import MicroBatch, ShareReader, check_shares
 from tracin.tracing.overwriting import OverwriteCheck
 from tracin.tracing.paths import Quadrature
-from tracin.tracing.probe import loss_factor
 from tracin.tracing.raw_gradients import RawGradients, densified
 from tracin.tracing.resume import ResumableTrace
 from tracin.tracing.step import StepInputs
@@ -80,8 +81,8 @@ class Tracer:
         optimizer: Its optimizer, of a kind that has an update rule.
         loss: The queries' loss, as for `tracin.TracIn`; their influence is on this.
         queries: The examples whose loss is to be explained; None to trace self-influence alone.
-        train: All training examples, or as many with the same ids; their number and ids count, and
-            the gradients of a few show how the training loss weighs its examples.
+        train: All training examples, or as many with the same ids and labels: what their loss is
+            multiplied by in the training loss is measured with them.
         folder: Where the trace is kept.
         paths: Which amounts to add up; see `tracin.tracing.Quadrature`.
         every: Trace each n-th step; examples get nothing for the others.
@@ -175,8 +176,8 @@ class Tracer:
         Args:
             ids: [examples], in the order of the batch.
             weights: By what each example's loss is multiplied in the loss that is differentiated,
-                [examples]; only self-influence needs it. None: inferred from a few examples' own
-                gradients, where all have one weight.
+                [examples]; only self-influence needs it. None: measured in each step, from the
+                gradients at the model's outputs.
 
         Raises:
             TracingError: An id is not of the training data, or comes twice; the number of ids is
@@ -206,11 +207,18 @@ class Tracer:
             yield
             return
         self._drop_unused()
+        for earlier in self._pending:
+            if earlier.outputs is not None and earlier.outputs.has_gradients:
+                self._weigh(earlier)
         self._refresh()
         scale = float(self._scaler.get_scale()) if self._scaler is not None else 1.0
-        batch = MicroBatch(positions, weights, scale)
-        capturing = self._audit.capturing(batch, self._tables.rows)
-        with capturing, self._opened_reader.reading(batch):
+        outputs = ModelOutputs() if weights is None and not self._trace.unweighed else None
+        batch = MicroBatch(positions, weights, scale, outputs)
+        with ExitStack() as opened:
+            opened.enter_context(self._audit.capturing(batch, self._tables.rows))
+            opened.enter_context(self._opened_reader.reading(batch))
+            if outputs is not None:
+                opened.enter_context(outputs.watching(self._model))
             yield
         self._pending.append(batch)
 
@@ -300,7 +308,7 @@ class Tracer:
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:
-        """Where the disk fails, training ends with an error, or goes on without a trace."""
+        """Where the disk fails, training ends with an error, or continues without a trace."""
         try:
             yield
         except OSError as cause:
@@ -331,7 +339,7 @@ class Tracer:
                 "training, and score them with tracin.TracIn, which takes such examples one by "
                 "one."
             )
-        with self._raw.paused():
+        with self._raw.paused(), same_random_state():
             example = move(self._train.take([0]), next(iter(traced.values())).device)
             self._reader = ShareReader(self._model, self._compute, traced, example)
         self._scores.expect_new_parameters()
@@ -360,6 +368,24 @@ class Tracer:
         self._pending = []
         self._raw.clear()
         self._trace.skipped += 1
+
+    def _weigh(self, batch: MicroBatch) -> None:
+        """Measure by what each example's loss was multiplied, and let go of the outputs."""
+        outputs, batch.outputs = batch.outputs, None
+        if outputs is None or self._trace.unweighed:
+            return
+        try:
+            batch.weights = measured_weights(
+                self._model,
+                self._compute,
+                self._train,
+                batch.positions,
+                outputs,
+                scale=batch.scale,
+                seed=self.step,
+            )
+        except UnknownWeightsError as error:
+            self._trace.unweighed = f"in step {self.step} {error}"
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._inputs = None
@@ -402,12 +428,8 @@ class Tracer:
             for batch in self._pending:
                 self._audit.check(batch, self._opened_reader, self.step)
         self._parameters.begin_step()
-        if not self._trace.is_probed:
-            with self._raw.paused():
-                self._trace.factor = loss_factor(
-                    self._model, self._compute, self._train, self._pending[0], traced
-                )
-            self._trace.is_probed = True
+        for batch in self._pending:
+            self._weigh(batch)
         return inputs
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

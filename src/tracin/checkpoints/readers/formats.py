@@ -120,6 +120,6 @@ def known(path: Path) -> None:
     if not is_checkpoint(path):
         refuse_divided(path)
         raise CheckpointError(
-            f"{path} is no kind of checkpoint that can be read: a file ending in "
+            f"{path} is not a kind of checkpoint that can be read: a file ending in "
             f"{listed((SAFETENSORS, *TORCH), most=9)}, or a checkpoint folder of Hugging Face."
         )

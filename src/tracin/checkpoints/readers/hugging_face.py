@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tracin.checkpoints.rate import FileInfo, number, recorded, whole
+from tracin.checkpoints.rate import FileInfo, number, recorded, whole_number
 from tracin.checkpoints.readers.peft import ADAPTER_FILES, adapter_file, inner_adapter_file
 from tracin.checkpoints.readers.safetensors import read_safetensors
 from tracin.checkpoints.readers.torch import read_torch
@@ -195,7 +195,7 @@ def hugging_face_rate(folder: Path) -> FileInfo:
 def saved_step(folder: Path) -> int | None:
     """How many steps came before a checkpoint, by its own account or else by its name."""
     file = folder / STATE_FILE
-    step = whole(read_json(file).get("global_step")) if file.is_file() else None
+    step = whole_number(read_json(file).get("global_step")) if file.is_file() else None
     return step_of(folder) if step is None else step
 
 
@@ -211,7 +211,7 @@ def logged_rate(folder: Path) -> LoggedRate | None:
         for entry in (history if isinstance(history, list) else ())
         if isinstance(entry, dict)
         and (rate := number(entry.get("learning_rate"))) is not None
-        and (at := whole(entry.get("step"))) is not None
+        and (at := whole_number(entry.get("step"))) is not None
         and (step is None or at + late <= step)
     ]
     return max(logged, key=lambda one: one.step, default=None)
@@ -220,7 +220,7 @@ def logged_rate(folder: Path) -> LoggedRate | None:
 def lateness(folder: Path) -> int:
     """By how many steps the logged rates are ahead of the step that they are logged at.
 
-    The release that wrote a checkpoint stands in its configuration. Where it does not, as beside
+    The configuration names the release that wrote a checkpoint. Where it does not, as next to
     an adapter alone, the log is taken for one of today's.
     """
     file = folder / CONFIG_FILE

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tracin.checkpoints.rate import FileInfo, optimizer_rate, whole
+from tracin.checkpoints.rate import FileInfo, optimizer_rate, whole_number
 
 
 def is_lightning(content: Any) -> bool:
@@ -18,7 +18,7 @@ def lightning_rate(content: Mapping[str, Any]) -> FileInfo:
     a scheduler that steps by epochs), so under a scheduler it holds the rate of the step to come,
     not of the last one: then none is known.
     """
-    step = whole(content.get("global_step"))
+    step = whole_number(content.get("global_step"))
     states = content.get("optimizer_states")
     has_states = isinstance(states, list | tuple)
     return optimizer_rate(states if has_states else (), bool(content.get("lr_schedulers")), step)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tracin.errors import CheckpointError
 from tracin.files import blocks, bytes_of, replacing, text_of
+from tracin.plain_text import a_kind
 
 # The file format wants every tensor once: further names of one tensor stand in the metadata.
 ALIASES = "tracin.aliases"
@@ -174,7 +175,7 @@ class Header:
             raise ValueError(f"its head has {length:,} bytes, the file {held:,}")
         content = json.loads(file.read(length), object_pairs_hook=once)
         if not isinstance(content, dict):
-            raise ValueError("its head is no JSON object")
+            raise ValueError("its head is not a JSON object")
         metadata = texts(content.pop(METADATA, {}), METADATA)
         entries = {name: tensor_entry(name, one, 8 + length) for name, one in content.items()}
         refuse_gaps(entries, 8 + length, held)
@@ -391,7 +392,7 @@ def refuse_unsavable(name: str, tensor: Tensor) -> None:
     elif tensor.is_quantized or tensor.dtype not in NAMES:
         kind = f"has the dtype {str(tensor.dtype).removeprefix('torch.')}"
     elif getattr(type(tensor), _DISPATCH, None) is not getattr(Tensor, _DISPATCH, None):
-        kind = f"is a {type(tensor).__name__}, whose numbers lie elsewhere"
+        kind = f"is {a_kind(tensor)}, whose numbers lie elsewhere"
     if kind is not None:
         raise CheckpointError(
             f"'{name}' cannot be saved: it {kind}, and a checkpoint holds dense tensors of the "

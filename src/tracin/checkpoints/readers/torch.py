@@ -45,7 +45,7 @@ def read_torch(path: Path) -> Any:
         CheckpointError: The file holds code, is truncated, damaged, or of another kind.
     """
     warn_of_old_torch(path)
-    content = read(path, "cpu")
+    content = unpickled(path, "cpu")
     refuse_other_checksums(path, stamp_of([path]))
     return content
 
@@ -57,7 +57,7 @@ def look_into(path: Path) -> Any:
         CheckpointError: The file holds code, is truncated, damaged, or of another kind.
     """
     warn_of_old_torch(path)
-    return read(path, "meta")
+    return unpickled(path, "meta")
 
 
 def warn_of_old_torch(path: Path) -> None:
@@ -71,7 +71,7 @@ def warn_of_old_torch(path: Path) -> None:
         )
 
 
-def read(path: Path, place: str) -> Any:
+def unpickled(path: Path, place: str) -> Any:
     """`torch.load` of a file that was looked at before, with errors in words."""
     try:
         with warnings.catch_warnings():
@@ -89,8 +89,8 @@ def read(path: Path, place: str) -> Any:
         code = code_within(error)
         if code and (values := plain_values(path)):
             raise CheckpointError(
-                f"{path} holds values besides weights, {listed(values)}, which torch.load refuses "
-                "unless they are allowed. If you trust the file, put the call into: with "
+                f"{path} holds values other than weights, {listed(values)}, which torch.load "
+                "refuses unless they are allowed. If you trust the file, put the call into: with "
                 f"torch.serialization.safe_globals([{', '.join(values)}]). Or save the weights "
                 "only, by torch.save(model.state_dict(), path)."
             ) from error
@@ -285,7 +285,7 @@ def pickle_number(file: IO[bytes]) -> Any:
     """What the first pickle of a file holds, or nothing."""
     try:
         return StorageNames(file).load()
-    except Exception:  # whatever is no pickle, which torch refuses in its own words
+    except Exception:  # whatever is not a pickle, which torch refuses in its own words
         return None
 
 
@@ -320,7 +320,7 @@ def refuse_other_checksums(path: Path, stamp: Stamp) -> None:
                 with archive.open(entry) as file:
                     while file.read(BLOCK):
                         pass
-            except Exception as error:  # also names that are no text, and other damage
+            except Exception as error:  # also names that are not text, and other damage
                 raise CheckpointError(
                     f"{path} is damaged: {entry.filename} is not as torch.save wrote it ({error}). "
                     "Write it again, or leave it out."
