@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracin.errors import IndexingError
 from tracin.gradients import Gradients
@@ -179,6 +180,60 @@ def test_folded_rows_vary_as_the_formula_of_count_sketches_says(numbers: int, wi
     apart = 1 - (full * width**2 + last**2) / numbers**2
     wanted = float((formula - torch.diag(formula.diagonal())).sum() / (40 * 39)) * apart / width
     assert spread(torch.stack(errors)) == pytest.approx(wanted, rel=0.1, abs=1e-6)
+
+
+def slowly_folded(rows: Tensor, stream: int, width: int) -> Tensor:
+    """The definition, number by number: its sign, and its piece's rotation."""
+    out = torch.zeros(len(rows), width)
+    signs = random_numbers.signs(stream + 1, rows.shape[1]).tolist()
+    rotations = random_numbers.integers(stream, -(-rows.shape[1] // width), width).tolist()
+    for at, sign in enumerate(signs):
+        piece, place = divmod(at, width)
+        out[:, (place + rotations[piece]) % width] += sign * rows[:, at]
+    return out
+
+
+@pytest.mark.parametrize("numbers", [600, 512, 50])
+@pytest.mark.parametrize("width", [1, 7, 64, 127, 128, 300])
+def test_folded_rows_are_those_of_the_definition(numbers: int, width: int):
+    rows, sums = rand(5, numbers), torch.zeros(5, 2 * width)
+
+    FoldedCountSketch(3, numbers, width, sums).add(rows, sums)
+
+    assert torch.allclose(folded(sums), slowly_folded(rows, 3, width), atol=1e-4)
+
+
+@pytest.mark.parametrize(("numbers", "width"), [(600, 1), (600, 7), (512, 64), (50, 49)])
+def test_short_rows_are_added_up_as_the_definition_says(numbers: int, width: int):
+    rows, out = rand(5, numbers), torch.zeros(5, width)
+    order = random_numbers.order(3, numbers).tolist()
+    signs = random_numbers.signs(4, numbers).tolist()
+    for at, (number, sign) in enumerate(zip(order, signs, strict=True)):
+        out[:, at % width] += sign * rows[:, number]
+
+    assert torch.allclose(CountSketch(3, numbers, width, rows)(rows), out, atol=1e-4)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations within its block."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("width", [1, 8, 64])
+def test_narrow_sketches_take_few_calls(width: int):
+    rows, sums = rand(3, 4096), torch.zeros(3, 2 * width)
+    fold, short = FoldedCountSketch(0, 4096, width, sums), CountSketch(0, 4096, width, sums)
+
+    with Calls() as calls:
+        fold.add(rows, sums)
+        short.put(rows, sums[:, :width])
+
+    assert calls.count < 60
 
 
 @pytest.mark.parametrize("width", [5, 64, 256])
