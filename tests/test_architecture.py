@@ -28,7 +28,6 @@ TWICE = {
     "aligned",
     "blocks",
     "columns",
-    "columns_of",
     "copied",
     "div",
     "exchanged",
@@ -55,7 +54,6 @@ TWICE = {
     "verify",
     "weights_of",
     "whole",
-    "with_ids",
     "written",
 }
 

@@ -17,7 +17,7 @@ from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.index import search as index_search
 from tracin.index.index import Index
 from tracin.index.store import Column, Manifest, Store, open_storage, sealed_json
-from tracin.index.store.shard import Layout, new_file
+from tracin.index.store.layout import Layout, new_file
 
 ROWS, CLASSES = 40, 3
 

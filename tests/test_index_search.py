@@ -331,7 +331,7 @@ def test_an_engine_that_cannot_divide_rows_is_refused(tmp_path):
     run = run_of(mlp)
     index = built(tmp_path, run)
 
-    with pytest.raises(IndexingError, match="Ranks never talk to each other"):
+    with pytest.raises(IndexingError, match="Ranks never communicate"):
         index.explain(TEST, k=1, engine=Ranks(0, 2))
     with pytest.raises(QueryError, match=r"Give finder= or engine=, not both"):
         index.explain(TEST, k=1, engine=Serial(), finder=Seeing(index))

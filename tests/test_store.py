@@ -23,11 +23,20 @@ import tracin
 from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.index import data as index_data
 from tracin.index.index import Index
-from tracin.index.store import Added, Column, Entry, Manifest, Store, number_format, open_storage
+from tracin.index.store import (
+    Added,
+    Column,
+    Entry,
+    Manifest,
+    Store,
+    delete_stale,
+    number_format,
+    open_storage,
+)
+from tracin.index.store.folder import Folder
+from tracin.index.store.layout import Layout
 from tracin.index.store.mounts import is_on_network, kind_of
 from tracin.index.store.number_format import NumberFormat
-from tracin.index.store.shard import Layout
-from tracin.index.store.storage import Folder
 
 ROWS, CLASSES = 40, 3
 
@@ -456,7 +465,7 @@ def test_gc_leaves_the_files_of_builders_at_work(tmp_path):
     os.utime(folder / ".old.else-where-1-0123abcd.unfinished", (old, old))
     assert "stale: 2 files, 2 bytes, which tracin index gc" in str(Index(store))
 
-    removed = store.gc()
+    removed = delete_stale(store)
 
     assert len(removed.files) == 2
     assert {name for name in names if (folder / name).exists()} == {
@@ -469,7 +478,7 @@ def test_gc_of_an_index_opened_earlier_keeps_what_came_since(tmp_path):
     built(tmp_path)
     whole = files(tmp_path)
 
-    assert early.gc().files == ()
+    assert delete_stale(early).files == ()
     assert files(tmp_path) == whole
 
 
@@ -575,8 +584,8 @@ def test_the_kind_of_a_file_system_is_known(tmp_path):
 def test_on_a_network_files_are_read_into_memory(tmp_path, monkeypatch):
     run = run_of()
     local = built(tmp_path, run).with_run(run).influence(TRAIN)
-    monkeypatch.setattr("tracin.index.store.storage.is_on_network", lambda path: True)
-    monkeypatch.setattr("tracin.index.store.storage._PIECE", 100)
+    monkeypatch.setattr("tracin.index.store.folder.is_on_network", lambda path: True)
+    monkeypatch.setattr("tracin.index.store.folder._PIECE", 100)
     with monkeypatch.context() as patched:
         patched.setattr(np, "memmap", None)
         torch.testing.assert_close(built(tmp_path, run).with_run(run).influence(TRAIN), local)

@@ -39,7 +39,7 @@ from tracin.index.measure_recall import (
 from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.rows import RowMaker, group_weights
 from tracin.index.search import Best, Search, best, scores_of
-from tracin.index.store import Removed, Report, Store, Unit
+from tracin.index.store import Removed, Report, Store, Unit, delete_stale, verify_files
 from tracin.index.strongest import Strongest
 from tracin.index.table import add_weights, table_of, weights_of
 from tracin.index.where import Where, rows_where
@@ -359,7 +359,7 @@ class Index:
 
     def verify(self) -> Report:
         """Read every byte, and compare with the checksums."""
-        return self.store.verify()
+        return verify_files(self.store)
 
     def gc(self) -> Removed:
         """Delete abandoned unfinished files, and those of dropped checkpoints.
@@ -367,7 +367,7 @@ class Index:
         Others may build meanwhile: an unfinished file goes only if its process, on this machine, is
         gone, or if it is more than an hour old, while writing one takes moments.
         """
-        return self.store.gc()
+        return delete_stale(self.store)
 
     def __str__(self) -> str:
         return described(self.store)

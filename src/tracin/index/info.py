@@ -1,6 +1,6 @@
 """What an index says of itself when it is printed."""
 
-from tracin.index.store import Store
+from tracin.index.store import Store, stale_files
 from tracin.index.store.store import TABLE
 from tracin.index.table import table_is_fresh
 from tracin.plain_text import plain
@@ -10,7 +10,7 @@ from tracin.results.table import aligned
 def described(store: Store) -> str:
     """Rows, format, projection, bytes, checkpoints, and what is missing or stale."""
     manifest = store.manifest
-    files, stale, missing = store.place.files(), store.stale(), store.missing()
+    files, stale, missing = store.place.files(), stale_files(store), store.missing()
     units = manifest.units()
     state = (
         "complete" if not missing else f"{len(units) - len(missing)} of {len(units)} files built"

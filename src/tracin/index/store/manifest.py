@@ -11,8 +11,8 @@ from typing import Any, final
 from tracin.errors import IndexingError
 from tracin.index.store import sealed_json
 from tracin.index.store.checksums import checksum
+from tracin.index.store.layout import DTYPES, Column
 from tracin.index.store.number_format import FORMATS
-from tracin.index.store.shard import DTYPES, Column
 from tracin.schema import AnyMapping, Fields, Items, Maybe, Named, Number, Text, Whole
 
 FILE = "manifest.json"
