@@ -52,7 +52,6 @@ TWICE = {
     "sub",
     "summed",
     "verify",
-    "weights_of",
     "whole",
     "written",
 }

@@ -21,11 +21,11 @@ from tracin.index.data import (
 )
 from tracin.index.index import Index
 from tracin.index.job import IndexJob
-from tracin.index.measure_recall import HITS, QUERIES, is_known
+from tracin.index.measure_recall import HITS, QUERIES, is_recall_known
 from tracin.index.rows import group_weights, groups_of, plan_of
 from tracin.index.store import Entry, Manifest, Store, absolute, number_format, open_storage
 from tracin.index.store.manifest import FILE, refuse_other
-from tracin.index.table import columns_beside, write_table
+from tracin.index.table import extra_columns, write_table
 from tracin.run import Run, open_data, parameter_shapes, rows_pass
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.sharding import by_first, is_sharded, led
@@ -60,7 +60,7 @@ def begun(
         plan = plan_of(rows_pass(run), examples, projection, groups)
         if is_sharded(run.model):
             plan = Plan.from_json(by_first(plan.to_json))
-    beside = columns_beside(plan.columns.groups)
+    beside = extra_columns(plan.columns.groups)
     about = about_of(parameter_shapes(run), projection, plan)
     entries = tuple(
         Entry(key, one.name, draw_of(key), tuple(group_weights(weight, plan.groups, one.name)))
@@ -116,7 +116,7 @@ def finished(
             "files are there."
         )
     by_first(partial(table, store)) if is_divided else table(store)
-    index = Index(store, job.run, job.train, is_agreed=True)
+    index = Index(store, job.run, job.train, is_checked=True)
     if recall_queries and _is_recall_due(store, job.run):
         size = job.batch_size or "auto"
         index.measure_recall(queries=recall_queries, batch_size=size, progress=progress)
@@ -133,7 +133,7 @@ def _is_recall_due(store: Store, run: Run) -> bool:
         store.manifest.rows > HITS
         and run.preconditioner is None
         and set(checkpoint_keys(run)) == set(store.manifest.keys)
-        and not is_known(store)
+        and not is_recall_known(store)
         and not is_sharded(run.model)
         and not store.missing()
     )

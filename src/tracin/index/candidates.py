@@ -1,18 +1,24 @@
 """Scores candidates by the rows that an index keeps of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from tracin.errors import QueryError
+from tracin.index.fan_out import best_of_all
 from tracin.index.finder import Finder
 from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.search import Best, errors_of
+from tracin.results.recall import Recall, share_found
 from tracin.scoring.top_k import top_k
+
+COMPARED = 8  # queries per call on which a finder is compared with the search of all rows
 
 
 def proposed(
-    finder: Finder, asked: SketchedQueries, count: int, least: int, keep: Tensor | None, rows: int
+    finder: Finder, queries: SketchedQueries, count: int, least: int, keep: Tensor | None, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A finder's candidates that may be hits: [queries, candidates] each, -1 where there are fewer.
 
@@ -20,7 +26,7 @@ def proposed(
 
     Args:
         finder: Who proposes.
-        asked: The queries.
+        queries: The queries.
         count: How many to ask for.
         least: How many each query must have.
         keep: [rows], bool: which may be hits; None for all.
@@ -30,8 +36,8 @@ def proposed(
         QueryError: It finds too few, or gives something else than it promises.
     """
     while True:
-        sides = finder.candidates(asked, min(count, rows))
-        sides = tuple(_checked(one, len(asked), rows) for one in sides)
+        sides = finder.candidates(queries, min(count, rows))
+        sides = tuple(_checked(one, len(queries), rows) for one in sides)
         left = tuple(_left(one, keep) for one in sides)
         fewest = min(int((one >= 0).sum(1).min()) for one in left)
         if fewest >= least:
@@ -45,24 +51,45 @@ def proposed(
         count *= 4
 
 
-def best_of(reading: RowScan, candidates: np.ndarray, k: int, sign: int) -> Best:
-    """The best k of some candidates [queries, candidates], by the index's rows; -1 is nobody."""
-    each = 4 * candidates.shape[1] * (2 * reading.plan.width + len(reading.asked))
-    return Best.joined(
-        [_best_of(some, candidates[part], k, sign) for part, some in reading.parts(each)]
+def best_proposed(
+    scan: RowScan, proposals: tuple[np.ndarray, np.ndarray], k: int
+) -> tuple[Best, Best]:
+    """The k strongest of each side's candidates, [queries, candidates], by the index's rows."""
+    proponents, opponents = proposals
+    return _best(scan, proponents, k, 1), _best(scan, opponents, k, -1)
+
+
+def finder_recall(scan: RowScan, proposals: tuple[np.ndarray, np.ndarray], k: int) -> Recall:
+    """The recall of a finder's candidates on a few queries, against the search of all rows."""
+    count = min(COMPARED, len(scan.queries))
+    which = torch.arange(count) * len(scan.queries) // count
+    some = replace(scan, queries=scan.queries.some(which))
+    chosen = proposals[0][which.numpy()], proposals[1][which.numpy()]
+    proponents, opponents = (
+        share_found(found.positions, true.positions)
+        for found, true in zip(
+            best_proposed(some, chosen, k), best_of_all(some, k, None), strict=True
+        )
     )
+    return Recall(k, count, proponents, opponents, "of the queries, by a search of all rows")
 
 
-def _best_of(reading: RowScan, candidates: np.ndarray, k: int, sign: int) -> Best:
-    asked = reading.asked
+def _best(scan: RowScan, candidates: np.ndarray, k: int, sign: int) -> Best:
+    each = 4 * candidates.shape[1] * (2 * scan.plan.width + len(scan.queries))
+    parts = scan.parts(each)
+    return Best.joined([_best_of(some, candidates[part], k, sign) for part, some in parts])
+
+
+def _best_of(scan: RowScan, candidates: np.ndarray, k: int, sign: int) -> Best:
+    queries = scan.queries
     given = torch.from_numpy(np.sort(candidates, 1))  # of equal scores the first position is first
     unique, places = given.clamp(min=0).unique(return_inverse=True)
-    queries = torch.arange(len(given))[:, None].expand_as(given)
-    shares = torch.empty(*given.shape, len(asked.keys))
-    for at, key in enumerate(asked.keys):
-        rows = reading.store.rows_at(key, unique)
-        scores = reading.plan.columns.scores(rows, asked.rows[at], asked.weights[at])
-        shares[:, :, at] = scores[places, queries]
+    each = torch.arange(len(given))[:, None].expand_as(given)
+    shares = torch.empty(*given.shape, len(queries.keys))
+    for at, key in enumerate(queries.keys):
+        rows = scan.store.rows_at(key, unique)
+        scores = scan.plan.columns.scores(rows, queries.rows[at], queries.weights[at])
+        shares[:, :, at] = scores[places, each]
     totals = shares.sum(2)
     ranked = (sign * totals).masked_fill(given < 0, -torch.inf)
     order = top_k(ranked, k).places
@@ -71,7 +98,7 @@ def _best_of(reading: RowScan, candidates: np.ndarray, k: int, sign: int) -> Bes
         positions.numpy(),
         totals.gather(1, order),
         shares.gather(1, order[:, :, None].expand(-1, -1, shares.shape[2])),
-        errors_of(reading, positions),
+        errors_of(scan, positions),
     )
 
 

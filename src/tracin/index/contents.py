@@ -9,7 +9,7 @@ from tracin.checkpoints import Checkpoint
 from tracin.errors import IndexingError
 from tracin.files import bytes_of, fingerprint
 from tracin.index.store import Store
-from tracin.index.table import columns_beside
+from tracin.index.table import extra_columns
 from tracin.run import Run, parameter_shapes
 from tracin.schema import MOST, AnyMapping, Fields, Items, Maybe, Named, Whole
 from tracin.sketches import Plan, Projection
@@ -57,7 +57,7 @@ def plan_in(store: Store) -> Plan:
         if (plan.width, pieces) != (manifest.width, manifest.pieces):
             raise ValueError("the plan makes other columns than are kept")
         groups = plan.columns.groups
-        if dict(manifest.beside) != columns_beside(groups):
+        if dict(manifest.beside) != extra_columns(groups):
             raise ValueError("what is kept beside the rows is not what an index keeps")
         if any(len(each.weights) != groups for each in manifest.checkpoints):
             raise ValueError(f"a checkpoint has not {groups} weights")

@@ -98,7 +98,7 @@ class RowScan:
     Attributes:
         store: The rows.
         plan: How they are laid out.
-        asked: The queries.
+        queries: The queries.
         memory: Bytes that a block, and what is made of it, may take, about.
         keep: [rows], bool: which may be found; None for all.
         progress: None shows a bar on a terminal alone.
@@ -106,7 +106,7 @@ class RowScan:
 
     store: Store
     plan: Plan
-    asked: SketchedQueries
+    queries: SketchedQueries
     memory: int
     keep: Tensor | None = None
     progress: bool | None = None
@@ -122,7 +122,7 @@ class RowScan:
             ranges: Of the manifest's; None for all.
         """
         ranges = self.store.manifest.ranges() if ranges is None else ranges
-        keys = self.asked.keys
+        keys = self.queries.keys
         step = max(near, self.memory // each // near * near)
         with bar(sum(map(len, ranges)) * len(keys), "search", self.progress, "row") as shown:
             for span in ranges:
@@ -134,7 +134,7 @@ class RowScan:
 
     def merged(self) -> "RowScan":
         """For the same queries, of which equal checkpoints are one."""
-        return replace(self, asked=self.asked.merged())
+        return replace(self, queries=self.queries.merged())
 
     def parts(self, each: int) -> Iterator[tuple[slice, "RowScan"]]:
         """The queries in parts, so that `each` bytes of every query of a part are in memory.
@@ -143,9 +143,9 @@ class RowScan:
             Which queries, and the reading for them.
         """
         step = max(1, self.memory // each)
-        for start in range(0, len(self.asked), step):
+        for start in range(0, len(self.queries), step):
             part = slice(start, start + step)
-            yield part, replace(self, asked=self.asked.some(part))
+            yield part, replace(self, queries=self.queries.some(part))
 
     def kept(self, first: int, rows: int) -> Tensor | None:
         """Which rows from the first on may be found: [rows]; None for all."""
