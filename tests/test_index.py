@@ -311,7 +311,7 @@ def test_a_flipped_bit_a_short_file_and_a_missing_one_are_found(tmp_path):
     [
         ({"dim": 100}, r"projection\.dim is 200 there and 100 here"),
         ({"number_format": "int8"}, "number_format is 'float32' there and 'int8' here"),
-        ({"shard_size": 8}, "rows_a_shard is 16 there and 8 here"),
+        ({"shard_size": 8}, "shard_size is 16 there and 8 here"),
         ({"train": data(ROWS, 3)}, "holds rows of other data: example 0 is not the one"),
         ({"train": WithIds(TRAIN, range(1, ROWS + 1))}, "row 0 has the id 0 there and 1 here"),
         ({"run": run_of(pictures)}, r"parameters\.conv\.weight is None there and \[4, 1, 3, 3\]"),

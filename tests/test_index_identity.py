@@ -349,7 +349,7 @@ def test_hostile_manifests_end_in_an_indexing_error_before_memory_is_taken(tmp_p
         "width": {"width": 10**12, "pieces": [[0, 10**12]]},
         "zero": {"shard_size": 0},
         "null": {"about": None},
-        "groups": {"beside": {"squared_norms": {"dtype": "F32", "shape": [10**9]}}},
+        "groups": {"extra_columns": {"squared_norms": {"dtype": "F32", "shape": [10**9]}}},
         "falling": {"extents": [40, 30]},
         "outside": {"checkpoints": [{**held["checkpoints"][0], "key": "../../elsewhere"}]},
     }

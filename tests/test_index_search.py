@@ -333,7 +333,7 @@ def test_an_engine_that_cannot_divide_rows_is_refused(tmp_path):
 
     with pytest.raises(IndexingError, match="Ranks never communicate"):
         index.explain(TEST, k=1, engine=Ranks(0, 2))
-    with pytest.raises(QueryError, match=r"Give finder= or engine=, not both"):
+    with pytest.raises(QueryError, match=r"Set finder= or engine=, not both"):
         index.explain(TEST, k=1, engine=Serial(), finder=Seeing(index))
     with pytest.raises(QueryError, match="object cannot share the scan"):
         index.explain(TEST, k=1, engine=object())

@@ -337,7 +337,7 @@ def test_a_damaged_manifest_is_told(tmp_path):
         with pytest.raises(IndexingError, match=r"manifest\.json cannot be read .* from a copy"):
             Index.open(tmp_path)
     for number in (1, 99):
-        path.write_bytes(whole.replace(b'"format": 2', b'"format": %d' % number))
+        path.write_bytes(whole.replace(b'"format": 3', b'"format": %d' % number))
         with pytest.raises(IndexingError, match=r"by another release .* Build the index again"):
             built(tmp_path)
 
@@ -634,14 +634,14 @@ def test_formats_keep_rows_of_all_sizes(name, error, scale, outlier, monkeypatch
     [
         (torch.zeros(16, 5), {"loss": torch.zeros(16)}, r"takes \[16, 4\] numbers; \[16, 5\] were"),
         (torch.zeros(15, 4), {"loss": torch.zeros(15)}, r"takes \[16, 4\] numbers; \[15, 4\] were"),
-        (torch.zeros(16, 4), {}, r"keeps .*loss.* beside its rows; \{\} was given"),
-        (torch.zeros(16, 4), {"loss": torch.zeros(16, 1)}, "keeps .* beside its rows"),
+        (torch.zeros(16, 4), {}, r"keeps .*loss.* next to its rows; \{\} was given"),
+        (torch.zeros(16, 4), {"loss": torch.zeros(16, 1)}, "keeps .* next to its rows"),
         (torch.zeros(16, 4), {"loss": torch.zeros(1)}, "has 16 rows; loss came for 1"),
         (torch.full((16, 4), torch.inf), {"loss": torch.zeros(16)}, "must be finite"),
     ],
 )
 def test_what_is_not_as_the_manifest_says_is_not_written(tmp_path, rows, beside, message):
-    manifest = bare(beside={"loss": Column("F32")})
+    manifest = bare(extra_columns={"loss": Column("F32")})
     store = Store.create(tmp_path, manifest, np.arange(40))
 
     with pytest.raises(IndexingError, match=message):

@@ -60,7 +60,7 @@ def begun(
         plan = plan_of(rows_pass(run), examples, projection, groups)
         if is_sharded(run.model):
             plan = Plan.from_json(by_first(plan.to_json))
-    beside = extra_columns(plan.columns.groups)
+    extra = extra_columns(plan.columns.groups)
     about = about_of(parameter_shapes(run), projection, plan)
     entries = tuple(
         Entry(key, one.name, draw_of(key), tuple(group_weights(weight, plan.groups, one.name)))
@@ -69,7 +69,7 @@ def begun(
     # Each has a scale of its own.
     pieces = tuple((side.start, side.stop) for side in plan.columns.sides)
     rows = (len(examples),)
-    here = Manifest(about, plan.width, pieces, numbers, shard_size, rows, entries, beside)
+    here = Manifest(about, plan.width, pieces, numbers, shard_size, rows, entries, extra)
 
     def agreed(losses: Losses) -> Manifest:
         def proposed(there: Manifest | None) -> Manifest:

@@ -57,8 +57,8 @@ def plan_in(store: Store) -> Plan:
         if (plan.width, pieces) != (manifest.width, manifest.pieces):
             raise ValueError("the plan makes other columns than are kept")
         groups = plan.columns.groups
-        if dict(manifest.beside) != extra_columns(groups):
-            raise ValueError("what is kept beside the rows is not what an index keeps")
+        if dict(manifest.extra_columns) != extra_columns(groups):
+            raise ValueError("the extra columns is not what an index keeps")
         if any(len(each.weights) != groups for each in manifest.checkpoints):
             raise ValueError(f"a checkpoint has not {groups} weights")
         return plan

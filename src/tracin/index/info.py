@@ -20,7 +20,7 @@ def described(store: Store) -> str:
     said = [
         f"{manifest.rows:,} rows of {manifest.width} numbers ({manifest.number_format}) at "
         f"{len(rows)} checkpoints, {state}: {plain(store.place.url)}",
-        f"{size:,} bytes in {len(files) - len(stale)} files of up to {manifest.rows_a_shard:,} "
+        f"{size:,} bytes in {len(files) - len(stale)} files of up to {manifest.shard_size:,} "
         f"rows; {projection_in_words(store)}",
     ]
     if stale:

@@ -1,4 +1,8 @@
-"""Count-sketches: each number gets a random sign and a random column, and columns are sums."""
+"""Count sketches: each number gets a random sign and a random column, and columns are sums.
+
+M. Charikar, K. Chen and M. Farach-Colton, "Finding frequent items in data streams", 2002,
+https://doi.org/10.1007/3-540-45465-9_59.
+"""
 
 from typing import final
 
@@ -17,17 +21,23 @@ _GATHERED_BELOW = 128
 
 @final
 class FoldedCountSketch:
-    """Sketches long rows: cut into pieces of `width`, each signed, turned round, and added up.
+    """Sketches long rows: cuts each into pieces of `width`, signs and rotates these, and adds them.
 
-    A turn per piece in place of a column per number: memory is read and written in order. Two
-    numbers of unlike pieces share a column with a probability of 1 / width, two of the same piece
-    never, so that the variance is at most that of columns drawn one by one (method M18).
+    A count sketch draws a column per number; this one draws a rotation per piece, so that memory is
+    read and written in order. Two numbers of different pieces share a column with a probability of
+    1 / width, two of the same piece never, so the variance is at most that of a count sketch.
 
     Args:
         stream: The key of the random numbers.
-        numbers: Of a row.
-        width: Columns; the rows are added up in twice as many, see `folded`.
-        like: A tensor of the device and type to work in.
+        numbers: Numbers per row.
+        width: Columns. Rows are added up in twice as many; `folded` brings them together.
+        like: A tensor of the device and dtype to compute in.
+
+    Example:
+        >>> rows, sums = torch.ones(1, 6), torch.zeros(1, 4)
+        >>> FoldedCountSketch(0, numbers=6, width=2, like=rows).add(rows, sums)
+        >>> folded(sums).shape
+        torch.Size([1, 2])
     """
 
     def __init__(self, stream: int, numbers: int, width: int, like: Tensor) -> None:
@@ -68,7 +78,7 @@ class FoldedCountSketch:
             into[start:stop, : self.width] += gathered.unflatten(1, (-1, self.width)).sum(1)
 
     def add_rows(self, form: SparseRows, into: Tensor) -> None:
-        """Add a table's rows, of which few are there, without writing the table out."""
+        """Add a table's gradients, of which few rows are not zero, without writing them out."""
         width = form.values.shape[2]
         across = torch.arange(width, device=form.device)
         for start, stop in blocks(form.examples, form.index.shape[1] * width, form.device):
@@ -80,23 +90,28 @@ class FoldedCountSketch:
 
 
 def folded(sums: Tensor) -> Tensor:
-    """What is beyond the last column begins again at the first: [examples, 2 x width] -> width."""
+    """Add the columns beyond `width` to the first ones: [examples, 2 x width] -> [.., width]."""
     first, second = sums.chunk(2, 1)
     return first + second
 
 
 @final
 class CountSketch:
-    """Sketches short rows, factors of gradients, with a column drawn for each number.
+    """Sketches short rows, such as factors of gradients, with one column drawn per number.
 
     Columns are filled evenly: two numbers share one with a probability of at most 1 / width.
 
     Args:
         stream: The key of the random numbers.
-        numbers: Of a row.
-        width: Columns; as many as numbers leave rows as they are, unless `is_mixed`.
-        like: A tensor of the device and type to work in.
-        is_mixed: Whether numbers are signed and moved even where each has a column of its own.
+        numbers: Numbers per row.
+        width: Columns. With at least as many as numbers, rows stay as they are, unless `is_mixed`.
+        like: A tensor of the device and dtype to compute in.
+        is_mixed: Whether to sign and move numbers even where each has its own column.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> CountSketch(0, numbers=3, width=3, like=rows)(rows)
+        tensor([[1., 2., 3.]])
     """
 
     def __init__(

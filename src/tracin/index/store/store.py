@@ -180,13 +180,13 @@ class Store:
             if unit.file not in files or files[unit.file].size != self.size_of(unit)
         ]
 
-    def write(self, unit: Unit, rows: Tensor, beside: Mapping[str, Tensor]) -> None:
+    def write(self, unit: Unit, rows: Tensor, extra: Mapping[str, Tensor]) -> None:
         """Write a unit's file.
 
         Args:
             unit: Which.
             rows: [stop - start, width], float32.
-            beside: What else is kept of each row, [stop - start, ...] each.
+            extra: What else is kept of each row, [stop - start, ...] each.
 
         Raises:
             IndexingError: Rows that are not finite; a full disk.
@@ -196,17 +196,17 @@ class Store:
                 f"{unit.file} takes [{unit.stop - unit.start}, {self.manifest.width}] numbers; "
                 f"{list(rows.shape)} were given."
             )
-        declared = self.manifest.beside
+        declared = self.manifest.extra_columns
         found = {
-            name: Column(NAMES[one.dtype], tuple(one.shape[1:])) for name, one in beside.items()
+            name: Column(NAMES[one.dtype], tuple(one.shape[1:])) for name, one in extra.items()
         }
         if set(found) != set(declared) or any(
             found[name].shape != one.shape for name, one in declared.items()
         ):
             raise IndexingError(
-                f"{unit.file} keeps {short(declared)} beside its rows; {short(found)} was given."
+                f"{unit.file} keeps {short(declared)} next to its rows; {short(found)} was given."
             )
-        for name, one in beside.items():
+        for name, one in extra.items():
             if len(one) != len(rows):
                 raise IndexingError(
                     f"{unit.file} has {len(rows)} rows; {name} came for {len(one)}."
@@ -215,17 +215,17 @@ class Store:
         content, tensors = new_file(layout)
         how = number_format(self.manifest.number_format)
         how.encode(rows, self.manifest.pieces, tensors[ROWS], tensors[SCALES])
-        for name, one in beside.items():
+        for name, one in extra.items():
             tensors[name].copy_(one)
         with _naming(self._name(unit)):
-            refuse_non_finite(beside)
+            refuse_non_finite(extra)
         layout.finish(content)
         self.place.write(unit.file, content)
 
     def read(self, unit: Unit) -> Shard:
         """A unit's file; on a disk it is mapped, and read where it is looked at.
 
-        Its header is compared with what it must be, and what is beside the rows with its checksum,
+        Its header is compared with what it must be, and what is next to the rows with its checksum,
         now; the rows when `Shard.rows` is first asked for some of them, and again once the file was
         replaced.
 
@@ -244,7 +244,7 @@ class Store:
         return Shard(unit, layout.tensors(content), self.manifest, check, self._name(unit))
 
     def columns(self, unit: Unit) -> Mapping[str, Tensor]:
-        """What a unit's file holds beside its rows; the rows are not even fetched.
+        """What a unit's file holds next to its rows; the rows are not even fetched.
 
         Raises:
             IndexingError: It is missing, truncated, changed, or another file.
@@ -381,7 +381,7 @@ def _columns_of(manifest: Manifest) -> dict[str, Column]:
     return {
         ROWS: Column(NAMES[how.dtype], (manifest.width,)),
         SCALES: Column("F32", (len(manifest.pieces) if how.has_scale else 0,)),
-        **manifest.beside,
+        **manifest.extra_columns,
     }
 
 
