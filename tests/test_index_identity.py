@@ -571,7 +571,7 @@ def test_error_bars_are_made_of_each_querys_own_hits_alone(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("x" * 300, "names no folder for an index: File name too long"),
+        ("x" * 300, "is no folder for an index: File name too long"),
         ("a\0b", "holds a NUL character"),
         ("\ud800", "holds a character that no name of a file can"),
         ("", "it is empty"),
@@ -582,7 +582,7 @@ def test_error_bars_are_made_of_each_querys_own_hits_alone(tmp_path, monkeypatch
         ("://", "a URL needs a protocol and a name"),
         ("://bucket/index", "a URL needs a protocol and a name"),
         (pathlib.Path("s3://bucket/index"), "two slashes after its protocol"),
-        ("~nobody-of-this-name/index", "names no folder for an index"),
+        ("~nobody-of-this-name/index", "is no folder for an index"),
     ],
 )
 def test_what_names_no_folder_is_told_and_makes_none(tmp_path, monkeypatch, folder, message):

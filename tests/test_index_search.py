@@ -135,7 +135,7 @@ def test_exact_needs_the_training_data(tmp_path):
     ):
         Index.open(folder, train=TRAIN).explain(TEST, k=2)
     fewer = TRAIN[0][:9], TRAIN[1][:9]
-    with pytest.raises(IndexingError, match="but train holds 9 examples"):
+    with pytest.raises(IndexingError, match="but train has 9 examples"):
         Index.open(folder, run=run, train=fewer).explain(TEST, k=2, exact=True)
     with pytest.raises(QueryError, match="candidates is a whole number of at least 1; 0"):
         index.explain(TEST, k=2, exact=True, candidates=0)
@@ -199,7 +199,7 @@ def test_a_finder_is_asked_for_more_where_rows_are_left_out(tmp_path):
 
     assert finder.counts == [5, 20, ROWS]
     equal_answers(found, index.explain(TEST, k=5, where=keep))
-    with pytest.raises(QueryError, match=r"The finder gave 2 candidates .* but 5 are"):
+    with pytest.raises(QueryError, match=r"The finder returned 2 candidates .* but k is 5"):
         index.explain(TEST, k=5, finder=Seeing(index, 2), where=keep)
 
 
@@ -213,7 +213,7 @@ def test_what_a_finder_gives_is_checked(tmp_path, answer):
             return answer, answer
 
     run = run_of()
-    with pytest.raises(QueryError, match=r"A finder gives positions of rows, \[6 queries, "):
+    with pytest.raises(QueryError, match=r"A finder returns positions of rows: \[6, "):
         built(tmp_path, run).explain(TEST, k=1, finder=Odd())
 
 
@@ -245,7 +245,9 @@ def test_rows_are_kept_by_a_function_of_their_table(tmp_path):
     equal_answers(found, index.explain(TEST, k=3, where=TRAIN[1] == 1))
     with pytest.raises(QueryError, match=r"the index has 0 rows to choose from"):
         index.explain(TEST, k=1, where=lambda rows: rows["label"] == 9)
-    with pytest.raises(QueryError, match=r"a function of the table .* \[70\] of torch.int64 came"):
+    with pytest.raises(
+        QueryError, match=r"a function of the table .* it returned \[70\] of torch\.int64"
+    ):
         index.explain(TEST, k=1, where=lambda rows: rows["label"])
 
 

@@ -515,7 +515,7 @@ def test_a_really_full_disk_loses_nothing(tmp_path):
     whole = files(built(tmp_path / "whole", dim=1000).store.place.path)
     disk = tmp_path / "disk"
     with mounted(disk, "size=40k"):
-        with pytest.raises(IndexingError, match=r"No space left on device\. What was finished"):
+        with pytest.raises(IndexingError, match=r"No space left on device\. Finished files"):
             built(disk, dim=1000)
         assert not list(disk.rglob("*.unfinished"))
         subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
@@ -528,7 +528,7 @@ def test_a_limit_of_file_sizes_is_told(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-        with pytest.raises(IndexingError, match=r"File too large\. What was finished is kept"):
+        with pytest.raises(IndexingError, match=r"File too large\. Finished files are kept"):
             built(tmp_path, dim=1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -632,9 +632,9 @@ def test_formats_keep_rows_of_all_sizes(name, error, scale, outlier, monkeypatch
 @pytest.mark.parametrize(
     ("rows", "beside", "message"),
     [
-        (torch.zeros(16, 5), {"loss": torch.zeros(16)}, r"takes \[16, 4\] numbers; \[16, 5\] were"),
-        (torch.zeros(15, 4), {"loss": torch.zeros(15)}, r"takes \[16, 4\] numbers; \[15, 4\] were"),
-        (torch.zeros(16, 4), {}, r"keeps .*loss.* next to its rows; \{\} was given"),
+        (torch.zeros(16, 5), {"loss": torch.zeros(16)}, r"takes \[16, 4\] numbers; got \[16, 5\]"),
+        (torch.zeros(15, 4), {"loss": torch.zeros(15)}, r"takes \[16, 4\] numbers; got \[15, 4\]"),
+        (torch.zeros(16, 4), {}, r"keeps .*loss.* next to its rows; got \{\}"),
         (torch.zeros(16, 4), {"loss": torch.zeros(16, 1)}, "keeps .* next to its rows"),
         (torch.zeros(16, 4), {"loss": torch.zeros(1)}, "has 16 rows; loss came for 1"),
         (torch.full((16, 4), torch.inf), {"loss": torch.zeros(16)}, "must be finite"),

@@ -1,4 +1,4 @@
-"""What exact scores are expected to lie between: who is a candidate, and who else may count."""
+"""Bounds of exact scores: they choose candidates, and say whether a row was missed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from tracin.index.table import sketched_squared_norms
 from tracin.sketches import standard_error
 from tracin.sketches.columns import Columns, Product, Side
 
-# Rows at once: more than a search's, since there is more to do with each, and less to read.
+# Rows per block: more than in a search, since each takes more computing and less reading.
 BLOCK_ROWS = 2048
-# Standard errors that an estimate is expected to be off by, at the most.
+# The largest error that an estimate is expected to have, in standard errors.
 STANDARD_ERRORS = 3.0
 # Columns below which that means little: errors are then a few collisions of large numbers, far from
-# normal. Of 16 columns one score in thirty was beyond it, and answers of 33 were called certain
+# normal. Of 16 columns one score in thirty was beyond it, and results of 33 were called certain
 # that were not.
 MIN_COLUMNS = 64
-# Of the lengths' product: what the sums of single precision may come out larger.
+# How much float32 sums may exceed the product of norms, relative to it.
 ROUNDING_SLACK = 1e-5
-# Numbers held of each row and query, for a moment.
+# Numbers in memory per row and query, for a moment.
 NUMBERS_PER_PAIR = 12
 
 
 @final
 @dataclass(frozen=True)
 class Limits:
-    """What some rows' exact scores are expected to lie between.
+    """The bounds that some rows' exact scores are expected to keep.
 
     Attributes:
         first: The position of the first row.
@@ -52,7 +52,7 @@ class LimitSearch:
 
     Args:
         scan: The rows, and the queries with the squared lengths of their gradients.
-        k: How many of each.
+        k: Results per query and side.
     """
 
     def __init__(self, scan: RowScan, k: int) -> None:
@@ -84,7 +84,7 @@ class LimitSearch:
 
 
 def limits(scan: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Limits]:
-    """The limits of the rows' scores, a block at a time.
+    """The bounds of the rows' scores, a block at a time.
 
     The estimate plus and minus STANDARD_ERRORS standard errors, but never beyond the product of the
     gradients' norms, which no score exceeds.
@@ -118,7 +118,7 @@ def limits(scan: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Lim
 
 
 def is_narrow(columns: Columns) -> bool:
-    """Whether sketched gradients have so few columns that no answer is to be called certain."""
+    """Whether sketches have too few columns for a result to be called certain."""
     sides: list[Side] = []
     for block in columns.blocks:
         if isinstance(block, Product):
@@ -129,7 +129,7 @@ def is_narrow(columns: Columns) -> bool:
 
 
 def products_of_lengths(rows: Tensor, queries: Tensor, weights: Sequence[float]) -> Tensor:
-    """The most that each row's score with each query can be: [rows, queries].
+    """The largest possible score of each row with each query: [rows, queries].
 
     Args:
         rows: [rows, groups]: squared lengths of the gradients.

@@ -1,4 +1,4 @@
-"""Begins an index, or goes on with one: what it is of, what it holds, and what is still to do."""
+"""Begins or resumes an index: agrees on a manifest, builds missing units, writes the table."""
 
 import os
 from dataclasses import replace
@@ -42,7 +42,7 @@ def begun(
     shard_size: int,
     batch_size: BatchSize,
 ) -> IndexJob:
-    """Write the manifest, and give the work.
+    """Write the manifest, and return the work to do.
 
     Raises:
         IndexingError: The folder holds another index, or an option cannot be.
@@ -95,13 +95,13 @@ def begun(
 def finished(
     job: IndexJob, engine: Engine, progress: bool | None, recall_queries: int = QUERIES
 ) -> Index:
-    """Do what is still to do."""
+    """Build the missing units, write the table, measure the recall, and open the index."""
     is_divided = is_sharded(job.run.model)
     if is_divided != isinstance(engine, Mesh):
         raise IndexingError(
-            "The engine for a model that fully_shard has divided, and for no other, is "
-            f"tracin.engines.Mesh(); {type(engine).__name__} was given for a model that is "
-            f"{'divided' if is_divided else 'whole'}. Give engine=tracin.engines."
+            "A model sharded by fully_shard needs engine=tracin.engines.Mesh(), and no other model "
+            f"can use it; got {type(engine).__name__} for a model that is "
+            f"{'sharded' if is_divided else 'whole'}. Use engine=tracin.engines."
             f"{'Mesh()' if is_divided else 'Ranks.from_environment(), Processes(n) or Serial()'}."
         )
     store = Store.open(job.folder)
@@ -111,9 +111,8 @@ def finished(
     lost = wanted - {each.key for each in store.manifest.checkpoints}
     if lost or store.manifest.rows < job.manifest.rows:
         raise IndexingError(
-            f"{job.folder} was changed by another build, or a checkpoint dropped, while this one "
-            "was at work: its manifest no longer names all that was built. Run the same again; the "
-            "files are there."
+            f"{job.folder} was changed during this build: another build changed its manifest, or "
+            "a checkpoint was dropped. Run the same again; finished files are kept."
         )
     by_first(partial(table, store)) if is_divided else table(store)
     index = Index(store, job.run, job.train, is_checked=True)

@@ -20,16 +20,16 @@ COMPARED = 8  # queries per call on which a finder is compared with the search o
 def proposed(
     finder: Finder, queries: SketchedQueries, count: int, least: int, keep: Tensor | None, rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A finder's candidates that may be hits: [queries, candidates] each, -1 where there are fewer.
+    """A finder's candidates that may be listed: [queries, candidates] each, -1 for none.
 
-    A finder knows nothing of `keep`, so more are asked for until enough of them are left.
+    A finder does not know `keep`, so the count grows until enough candidates are left.
 
     Args:
         finder: Who proposes.
         queries: The queries.
-        count: How many to ask for.
-        least: How many each query must have.
-        keep: [rows], bool: which may be hits; None for all.
+        count: The number of candidates to begin with.
+        least: The smallest number per query.
+        keep: [rows], bool: which may be listed; None for all.
         rows: How many rows there are.
 
     Raises:
@@ -44,9 +44,8 @@ def proposed(
             return left[0], left[1]
         if count >= rows:
             raise QueryError(
-                f"The finder gave {fewest} candidates that may be hits, but {least} are asked for. "
-                "Let it look at more of the rows, ask for a smaller k, or leave finder out: then "
-                "every row is scored."
+                f"The finder returned {fewest} candidates that may be listed, but k is {least}. "
+                "Let it search more rows, use a smaller k, or leave finder out to score all rows."
             )
         count *= 4
 
@@ -111,15 +110,15 @@ def _checked(candidates: np.ndarray, queries: int, rows: int) -> np.ndarray:
         or (found.size and (found.min() < -1 or found.max() >= rows))
     ):
         raise QueryError(
-            f"A finder gives positions of rows, [{queries} queries, candidates] whole numbers from "
-            f"0 to {rows - 1}, or -1 for nobody; it gave {list(found.shape)} of {found.dtype}"
+            f"A finder returns positions of rows: [{queries}, candidates] integers from 0 to "
+            f"{rows - 1}, or -1 for none; it returned {list(found.shape)} of {found.dtype}"
             + (f" from {found.min()} to {found.max()}." if found.size else ".")
         )
     return found.astype(np.int64)
 
 
 def _left(candidates: np.ndarray, keep: Tensor | None) -> np.ndarray:
-    """Each row once, and only those that may be hits."""
+    """Each row once, and only those that may be listed."""
     ordered = np.sort(candidates, 1)
     ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = -1
     if keep is not None:

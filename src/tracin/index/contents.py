@@ -1,4 +1,4 @@
-"""What an index is of: what must agree before its rows may meet other rows."""
+"""What an index was made from: parameters, projection and plan, which must match a run's."""
 
 from collections.abc import Mapping
 from math import prod
@@ -30,7 +30,7 @@ def about_of(shapes: Mapping[str, list[int]], projection: Projection, plan: Plan
 
     Args:
         shapes: Of the parameters that are traced, by name.
-        projection: As it was asked for.
+        projection: As the caller set it.
         plan: How gradients become rows.
     """
     return {
@@ -118,6 +118,6 @@ def refuse_other_parameters(store: Store, run: Run) -> None:
     if differing:
         raise IndexingError(
             f"{store.place.url} is an index of other parameters: "
-            f"{'; '.join(differing[:4])}. Give the model, and `parameters`, that it was built "
+            f"{'; '.join(differing[:4])}. Use the model and the `parameters` that it was built "
             "with."
         )

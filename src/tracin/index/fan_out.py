@@ -16,7 +16,7 @@ from tracin.index.strongest import Strongest
 
 PARTS = 256  # at most: each sends a list of its own
 
-# Arrays, not tensors: torch's own way between processes ends with the process that sent them.
+# Arrays, not tensors: torch shares tensors only while the process that sent them lives.
 Lists = list[tuple[np.ndarray, ...]]
 
 

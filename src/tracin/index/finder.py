@@ -1,4 +1,4 @@
-"""Who proposes candidates, where not every row of an index is to be scored."""
+"""Proposes candidates, so that a search need not score every row of an index."""
 
 from typing import Protocol
 

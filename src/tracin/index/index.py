@@ -184,7 +184,7 @@ class Index:
                 else best_proposed(scan, proposals, k)
             )
             ids = self.ids
-            sides = found[0].to_hits(ids), found[1].to_hits(ids)
+            sides = found[0].to_influences(ids), found[1].to_influences(ids)
             if matched.run.preconditioner is None:
                 known, note = known_recall(self.store, sketched.keys)
                 recall = recall or known

@@ -1,4 +1,4 @@
-"""What an index says of itself when it is printed."""
+"""The text of a printed index."""
 
 from tracin.index.store import Store, stale_files
 from tracin.index.store.store import TABLE
@@ -34,7 +34,7 @@ def described(store: Store) -> str:
 
 
 def projection_in_words(store: Store) -> str:
-    """The projection as it was asked for."""
-    asked = store.manifest.about.get("projection", {})
-    found = f"projection dim={asked.get('dim')}, seed={asked.get('seed')}"
-    return found if asked.get("split") is None else f"{found}, with a split that was given"
+    """The projection as the caller set it."""
+    projection = store.manifest.about.get("projection", {})
+    found = f"projection dim={projection.get('dim')}, seed={projection.get('seed')}"
+    return found if projection.get("split") is None else f"{found}, with a split"

@@ -24,7 +24,7 @@ class IndexJob:
         run: Model, loss and checkpoints.
         train: The training data.
         folder: The index.
-        batch_size: How many examples go through the model at once; None finds out.
+        batch_size: Examples per model call; None finds the size.
         manifest: Of the index as the build began.
     """
 

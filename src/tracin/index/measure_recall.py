@@ -1,4 +1,4 @@
-"""The recall of an index's sketched answers: measured on some of its rows, and kept beside them."""
+"""The recall of an index's estimates: measured on some of its rows, and stored with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class StoredRecall:
         return self.index == manifest.of and set(self.checkpoints) == set(keys)
 
     def write(self, place: Storage) -> None:
-        """Keep it beside the rows; equal for equal figures."""
+        """Write it next to the rows; equal bytes for equal figures."""
         content = {
             "k": self.recall.k,
             "queries": self.recall.queries,
@@ -81,7 +81,7 @@ class StoredRecall:
 
     @classmethod
     def read(cls, place: Storage) -> "StoredRecall | None":
-        """What was kept; None where nothing was.
+        """The stored recall; None where there is none.
 
         Raises:
             IndexingError: The file was changed.
@@ -92,8 +92,8 @@ class StoredRecall:
             held = sealed_json.read(bytes(place.read(RECALL)), SCHEMA)
         except ValueError as error:
             raise IndexingError(
-                f"{place.url}/{RECALL} cannot be read ({error}). Delete it, or build again: the "
-                "recall is measured again."
+                f"{place.url}/{RECALL} cannot be read ({error}). Delete it, or build again to "
+                "measure the recall again."
             ) from error
         return cls(
             Recall(held["k"], held["queries"], held["proponents"], held["opponents"], AGAINST),
@@ -105,7 +105,7 @@ class StoredRecall:
 
 
 def known_recall(store: Store, keys: Sequence[str]) -> tuple[Recall | None, str]:
-    """The recall of an answer, where it is known, and what to say of it."""
+    """The recall of estimates at these checkpoints, if it is known, and a note for the result."""
     try:
         kept = StoredRecall.read(store.place)
     except IndexingError as error:
@@ -142,7 +142,7 @@ def chosen_rows(seed: int, rows: int, count: int) -> np.ndarray:
 
 
 def without(positions: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Each query's hits [queries, k + 1] but itself; the last where it is not among them: k."""
+    """Each query's results, [queries, k + 1] -> [queries, k], without itself or the last one."""
     is_own = positions == own[:, None]
     is_own[~is_own.any(1), -1] = True
     return positions[~is_own].reshape(len(positions), -1)

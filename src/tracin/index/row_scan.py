@@ -1,4 +1,4 @@
-"""What a search reads, and for whom: an index's rows, block by block, and the queries."""
+"""A scan of an index's rows, block by block, for a set of queries."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class SketchedQueries:
         rows: [queries, width] at each of them.
         weights: [groups] at each of them.
         squared_norms: [queries, groups] at each of them: the exact squared lengths of the queries'
-            gradients. Empty where nobody needs them.
+            gradients. Empty where they are not needed.
     """
 
     keys: tuple[str, ...]
@@ -140,7 +140,7 @@ class RowScan:
         """The queries in parts, so that `each` bytes of every query of a part are in memory.
 
         Yields:
-            Which queries, and the reading for them.
+            Which queries, and the scan for them.
         """
         step = max(1, self.memory // each)
         for start in range(0, len(self.queries), step):

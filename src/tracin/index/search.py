@@ -1,4 +1,4 @@
-"""Scores an index's rows block by block, and keeps the strongest of each query."""
+"""Scores the rows of an index block by block, and keeps the strongest of each query."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,9 @@ from tracin.index.strongest import Strongest
 from tracin.results.explanations import TopInfluences
 from tracin.sketches import standard_error
 
-# Rows that are decoded at once: few enough to stay in a processor's cache, and enough to make up
-# for the calls that a block takes.
+# Rows decoded at once: few enough to stay in the cache, enough to outweigh the calls per block.
 BLOCK_ROWS = 1024
-# Copies of a block of scores that ranking it makes.
+# Copies of a block of scores that exist while it is ranked.
 RANKING_COPIES = 4
 
 
@@ -62,7 +61,7 @@ class Best:
             torch.cat([one.errors for one in parts]),
         )
 
-    def to_hits(self, ids: np.ndarray) -> TopInfluences:
+    def to_influences(self, ids: np.ndarray) -> TopInfluences:
         """With the rows' ids."""
         return TopInfluences(
             ids[self.positions], self.positions, self.scores, self.by_checkpoint, self.errors
@@ -105,7 +104,7 @@ class Search:
 
     Args:
         scan: The rows, and the queries.
-        k: How many of each.
+        k: Results per query and side.
     """
 
     def __init__(self, scan: RowScan, k: int) -> None:
@@ -144,7 +143,7 @@ def best(scan: RowScan, sides: Sequence[Strongest]) -> list[Best]:
 
 
 def errors_of(scan: RowScan, positions: Tensor) -> Tensor:
-    """One standard deviation of each hit's score: checkpoints' errors are independent.
+    """One standard deviation of each result's score: checkpoints' errors are independent.
 
     Args:
         scan: The rows, and the queries.
@@ -159,7 +158,7 @@ def errors_of(scan: RowScan, positions: Tensor) -> Tensor:
         unique, places = here.unique(return_inverse=True)
         variance = torch.zeros(here.shape)
         for at, key in enumerate(queries.keys):
-            # Each query with its own hits alone: [queries, k, width] with [queries, 1, width].
+            # Each query with its own results only: [queries, k, width] with [queries, 1, width].
             rows = scan.store.rows_at(key, unique)[places]
             query_rows = some.queries.rows[at].unsqueeze(1)
             errors = standard_error(plan.columns, rows, query_rows, some.queries.weights[at])

@@ -33,7 +33,7 @@ def add_weights(found: dict[str, list[float]], key: str, weights: Sequence[float
 
 
 def extra_columns(groups: int) -> dict[str, Column]:
-    """What an index keeps of each row beside it."""
+    """The columns that an index stores with each row."""
     return {
         "squared_norms": Column("F32", (groups,)),
         "sketched_squared_norms": Column("F32", (groups,)),
@@ -45,8 +45,8 @@ def extra_columns(groups: int) -> dict[str, Column]:
 
 def sketched_squared_norms(columns: Columns, rows: Tensor) -> Tensor:
     """What the rows themselves say of the squared lengths, by group: [examples, groups]."""
-    ways = torch.eye(columns.groups).tolist()
-    return torch.stack([columns.squared_lengths(rows, one) for one in ways], 1)
+    single_groups = torch.eye(columns.groups).tolist()
+    return torch.stack([columns.squared_lengths(rows, one) for one in single_groups], 1)
 
 
 def table_of(store: Store) -> dict[str, np.ndarray]:

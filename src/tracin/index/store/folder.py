@@ -12,7 +12,7 @@ import numpy as np
 
 from tracin.files import flush
 from tracin.index.store.mounts import is_on_network
-from tracin.index.store.storage import UNFINISHED, File, mark, said
+from tracin.index.store.storage import UNFINISHED, File, as_indexing_error, mark
 
 _PIECE = 1 << 28  # bytes that one system call reads; Linux gives at most 2 GiB
 
@@ -40,22 +40,28 @@ class Folder:
         return found and (found.st_ino, found.st_size, found.st_mtime_ns)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
-        with said(f"{self.path / name} cannot be read"):
+        with as_indexing_error(f"{self.path / name} cannot be read"):
             size = self.size(name)
             if size == 0:
                 return memoryview(b"")
             if size is not None and self._is_on_network():
                 start, stop, _ = slice(start, stop).indices(size)
                 return read_into_memory(self.path / name, start, stop)
-            # Copied on writing, which nobody does: torch has no tensors that are read alone.
+            # Copied on write, though nothing writes: torch has no read-only tensors.
             return np.memmap(self.path / name, np.uint8, "c").data[start:stop]
 
     def write(self, name: str, content: bytes | bytearray) -> None:
-        with said(f"{self.path / name} cannot be written"), self._written(name, content) as whole:
+        with (
+            as_indexing_error(f"{self.path / name} cannot be written"),
+            self._written(name, content) as whole,
+        ):
             os.replace(whole, self.path / name)
 
     def create(self, name: str, content: bytes | bytearray) -> bool:
-        with said(f"{self.path / name} cannot be written"), self._written(name, content) as whole:
+        with (
+            as_indexing_error(f"{self.path / name} cannot be written"),
+            self._written(name, content) as whole,
+        ):
             try:
                 os.link(whole, self.path / name)
             except FileExistsError:
@@ -90,7 +96,7 @@ class Folder:
         except ImportError:  # Windows
             yield
             return
-        with said(f"{self.path} cannot be written"):
+        with as_indexing_error(f"{self.path} cannot be written"):
             self.path.mkdir(parents=True, exist_ok=True)
             folder = os.open(self.path, os.O_RDONLY)
         try:
@@ -101,7 +107,7 @@ class Folder:
             os.close(folder)
 
     def _stat(self, name: str) -> os.stat_result | None:
-        with said(f"{self.path / name} cannot be looked up"):
+        with as_indexing_error(f"{self.path / name} cannot be looked up"):
             try:
                 found = (self.path / name).stat()
             except (FileNotFoundError, NotADirectoryError):
@@ -131,7 +137,7 @@ class Folder:
             unfinished.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
-        with said(f"{self.path / name} cannot be deleted"):
+        with as_indexing_error(f"{self.path / name} cannot be deleted"):
             (self.path / name).unlink(missing_ok=True)
 
 
@@ -142,7 +148,7 @@ def read_into_memory(path: Path, start: int, stop: int) -> memoryview:
         at = 0
         while at < len(held):
             count = os.preadv(file.fileno(), [held[at : at + _PIECE]], start + at)
-            if count == 0:  # cut short by another: the length tells
+            if count == 0:  # truncated meanwhile: the caller checks the length
                 break
             at += count
     return held[:at]

@@ -1,7 +1,7 @@
 """One unit of an index: a safetensors file that knows what it holds, and its own checksums.
 
 The file is laid out here, not by the safetensors library, so that all of it but its numbers and
-their checksums follows from the manifest: rows last, and before them what is kept beside each row,
+their checksums follows from the manifest: rows last, and before them the extra columns,
 which can be read, and checked, without reading the rows. Reading compares the header with the one
 that must be there, and takes nothing from it: neither a damaged header nor one of another file
 decides where numbers are looked for.

@@ -23,11 +23,11 @@ ABANDONED = 3600.0
 @final
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found.
+    """The result of `Index.verify`.
 
     Attributes:
-        files: How many were read.
-        bytes: How long they are together.
+        files: The number of files read.
+        bytes: Their total size.
         problems: File -> what is wrong with it.
         missing: Files that are still to be built.
     """
@@ -59,11 +59,11 @@ class Report:
 @final
 @dataclass(frozen=True)
 class Removed:
-    """What `gc` deleted.
+    """The files that `Index.gc` deleted.
 
     Attributes:
         files: Their names.
-        bytes: How long they were together.
+        bytes: Their total size.
     """
 
     files: Sequence[str]
@@ -77,7 +77,7 @@ def verify_files(store: Store) -> Report:
     """Read every byte of every file that belongs to the index.
 
     Returns:
-        What is wrong: file -> why. Missing files are told apart: they are just not built yet.
+        What is damaged, and which files are not built yet.
     """
     files = store.place.files()
     checks = _checks(store, files)
@@ -149,5 +149,5 @@ def delete_stale(store: Store) -> Removed:
 
 
 def is_old(file: File) -> bool:
-    """Whether nobody can be about to use a file that the manifest does not name."""
+    """Whether a file is too old for a build to be about to name it in a manifest."""
     return file.age is not None and file.age > ABANDONED

@@ -337,9 +337,9 @@ def refuse_odd(manifest: Manifest) -> None:
     ):
         raise ValueError(f"it.pieces do not divide the {manifest.width} columns")
     if len({len(one.weights) for one in manifest.checkpoints}) > 1:
-        raise ValueError("it.checkpoints have unlike numbers of weights")
+        raise ValueError("it.checkpoints have different numbers of weights")
     if len({(one.key, one.number) for one in manifest.checkpoints}) > len(manifest.keys):
-        raise ValueError("it.checkpoints with one key have unlike numbers")
+        raise ValueError("it.checkpoints with one key have different numbers")
 
 
 def content_fingerprint(content: Any) -> str:

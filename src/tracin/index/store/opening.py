@@ -76,5 +76,5 @@ def _odd(folder: Any, why: str) -> IndexingError:
     text = ascii(folder)
     text = text if len(text) <= 80 else f"{text[:77]}..."
     return IndexingError(
-        f"{text} names no folder for an index: {why}. Give the path of a folder, or a URL."
+        f"{text} is no folder for an index: {why}. Use the path of a folder, or a URL."
     )

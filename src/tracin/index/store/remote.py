@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from tracin.errors import IndexingError
-from tracin.index.store.storage import File, said
+from tracin.index.store.storage import File, as_indexing_error
 
 # fsspec's names of object stores, which have no folders.
 OBJECTS = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "oci", "r2"})
@@ -30,12 +30,12 @@ class Remote:
                 "'tracin[index]'."
             ) from error
         self.url = url.rstrip("/")
-        with said(f"{url} cannot be opened", ANY):
+        with as_indexing_error(f"{url} cannot be opened", ANY):
             found: Any = fsspec.core.url_to_fs(self.url)
         self._files, self._root = found
 
     def size(self, name: str) -> int | None:
-        with said(f"{self.url}/{name} cannot be looked up", ANY):
+        with as_indexing_error(f"{self.url}/{name} cannot be looked up", ANY):
             self._files.invalidate_cache()
             try:
                 return int(self._files.size(self._at(name)))
@@ -48,19 +48,19 @@ class Remote:
         return None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
-        with said(f"{self.url}/{name} cannot be read", ANY):
+        with as_indexing_error(f"{self.url}/{name} cannot be read", ANY):
             held = self._files.cat_file(self._at(name), start=start or None, end=stop)
         return memoryview(bytearray(held))
 
     def write(self, name: str, content: bytes | bytearray) -> None:
-        with said(f"{self.url}/{name} cannot be written", ANY):
+        with as_indexing_error(f"{self.url}/{name} cannot be written", ANY):
             self._prepare(name)
             self._files.pipe_file(self._at(name), bytes(content))
 
     def create(self, name: str, content: bytes | bytearray) -> bool:
         if self.size(name) is not None:
             return False
-        with said(f"{self.url}/{name} cannot be written", ANY):
+        with as_indexing_error(f"{self.url}/{name} cannot be written", ANY):
             self._prepare(name)
             try:
                 # S3 and the like refuse it if another came first; elsewhere the last one wins.
@@ -70,7 +70,7 @@ class Remote:
         return True
 
     def files(self) -> dict[str, File]:
-        with said(f"{self.url} cannot be listed", ANY):
+        with as_indexing_error(f"{self.url} cannot be listed", ANY):
             self._files.invalidate_cache()
             root = self._root.strip("/")
             found = self._files.find(self._root, detail=True)
@@ -87,7 +87,7 @@ class Remote:
         yield
 
     def delete(self, name: str) -> None:
-        with said(f"{self.url}/{name} cannot be deleted", ANY):
+        with as_indexing_error(f"{self.url}/{name} cannot be deleted", ANY):
             self._files.rm_file(self._at(name))
 
     def _prepare(self, name: str) -> None:

@@ -14,11 +14,11 @@ from tracin.index.store.number_format import is_finite, number_format
 @final
 @dataclass(frozen=True)
 class Shard:
-    """What one file holds; rows are decoded when asked for.
+    """The content of one file; rows are decoded when they are read.
 
     Attributes:
         unit: Which rows, at which checkpoint.
-        tensors: By name: "rows", "scales", and what was written beside them.
+        tensors: By name: "rows", "scales", and the extra columns.
         manifest: Of the index.
         check: Compares the rows with their checksum, if that was not done since the file changed.
         name: Of the file, for errors.

@@ -1,4 +1,4 @@
-"""What an index asks of the place where its files are: `Storage`, which folders and URLs offer."""
+"""`Storage`: the operations on files that an index needs, and what its implementations share."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ class File:
 
     Attributes:
         size: Its bytes.
-        age: Seconds since it was written; None where the place does not tell.
+        age: Seconds since it was written; None where that is unknown.
     """
 
     size: int
@@ -37,7 +37,7 @@ class Storage(Protocol):
         ...
 
     def version(self, name: str) -> object | None:
-        """Equal as long as a file is not replaced; None where the place does not tell."""
+        """Equal as long as a file is not replaced; None where that is unknown."""
         ...
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
@@ -88,7 +88,7 @@ def mark() -> str:
 
 
 def is_abandoned(name: str, file: File, limit: float) -> bool:
-    """Whether nobody will finish an unfinished file.
+    """Whether an unfinished file is abandoned.
 
     Its process was of this machine and is gone; or it is older than `limit` seconds, while writing
     one takes moments.
@@ -113,12 +113,12 @@ def _is_running(process: int) -> bool:
 
 
 @contextmanager
-def said(what: str, kinds: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+def as_indexing_error(what: str, kinds: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
     """Turn the system's errors into ours."""
     try:
         yield
     except kinds as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise IndexingError(
-            f"{what}: {why}. What was finished is kept; run the same again when this is mended."
+            f"{what}: {why}. Finished files are kept; run the same again once this is fixed."
         ) from error

@@ -186,15 +186,15 @@ class Store:
         Args:
             unit: Which.
             rows: [stop - start, width], float32.
-            extra: What else is kept of each row, [stop - start, ...] each.
+            extra: The extra columns, [stop - start, ...] each.
 
         Raises:
             IndexingError: Rows that are not finite; a full disk.
         """
         if rows.shape != (unit.stop - unit.start, self.manifest.width):
             raise IndexingError(
-                f"{unit.file} takes [{unit.stop - unit.start}, {self.manifest.width}] numbers; "
-                f"{list(rows.shape)} were given."
+                f"{unit.file} takes [{unit.stop - unit.start}, {self.manifest.width}] numbers; got "
+                f"{list(rows.shape)}."
             )
         declared = self.manifest.extra_columns
         found = {
@@ -204,7 +204,7 @@ class Store:
             found[name].shape != one.shape for name, one in declared.items()
         ):
             raise IndexingError(
-                f"{unit.file} keeps {short(declared)} next to its rows; {short(found)} was given."
+                f"{unit.file} keeps {short(declared)} next to its rows; got {short(found)}."
             )
         for name, one in extra.items():
             if len(one) != len(rows):
@@ -223,10 +223,10 @@ class Store:
         self.place.write(unit.file, content)
 
     def read(self, unit: Unit) -> Shard:
-        """A unit's file; on a disk it is mapped, and read where it is looked at.
+        """Open a unit's file; on a disk it is mapped, so that only what is used is read.
 
-        Its header is compared with what it must be, and what is next to the rows with its checksum,
-        now; the rows when `Shard.rows` is first asked for some of them, and again once the file was
+        Its header is compared with what it must be, and the extra columns with their checksum,
+        now; the rows when `Shard.rows` first reads some of them, and again once the file was
         replaced.
 
         Raises:
@@ -244,7 +244,7 @@ class Store:
         return Shard(unit, layout.tensors(content), self.manifest, check, self._name(unit))
 
     def columns(self, unit: Unit) -> Mapping[str, Tensor]:
-        """What a unit's file holds next to its rows; the rows are not even fetched.
+        """The extra columns of a unit's file; the rows are not even fetched.
 
         Raises:
             IndexingError: It is missing, truncated, changed, or another file.
@@ -297,7 +297,7 @@ class Store:
         if len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < self.manifest.rows:
             raise IndexingError(
                 f"The index has rows 0 to {self.manifest.rows - 1}; rows {int(positions[0])} to "
-                f"{int(positions[-1])} were asked for."
+                f"{int(positions[-1])} are out of range."
             )
         found = torch.empty(len(positions), self.manifest.width)
         ranges = self.manifest.ranges()
