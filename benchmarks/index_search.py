@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.pairs import Ratio, timed
 from tracin.index.row_scan import RowScan, SketchedQueries
-from tracin.index.search import NEAR, Search
+from tracin.index.search import BLOCK_ROWS, Search
 from tracin.index.store import Entry, Manifest, Store, number_format
 from tracin.sketches import Columns, Dot, Plan, Side
 
@@ -72,8 +72,8 @@ def streamed(store: Store, queries: Tensor) -> Tensor:
     scores = torch.empty(0)
     for shard in store.shards("a"):
         kept = shard.tensors["rows"]
-        for start in range(0, len(kept), NEAR):
-            scores = kept[start : start + NEAR].float() @ queries.T
+        for start in range(0, len(kept), BLOCK_ROWS):
+            scores = kept[start : start + BLOCK_ROWS].float() @ queries.T
     return scores
 
 

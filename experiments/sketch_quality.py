@@ -239,8 +239,8 @@ def sketched(task: Task, projection: Projection) -> Sketched:
 def kept_of(index: Index) -> str:
     """How many parameters went which way, and how the columns were divided."""
     names = {kind: name for name, kind in KINDS.items()}
-    ways = [names[type(way)] for way in index.plan.ways.values()]
-    told = ", ".join(f"{ways.count(name)} {name}" for name in KINDS if name in ways)
+    kinds = [names[type(kind)] for kind in index.plan.kinds.values()]
+    told = ", ".join(f"{kinds.count(name)} {name}" for name in KINDS if name in kinds)
     widths = [
         str(block.side.width)
         if isinstance(block, Dot)
@@ -301,12 +301,12 @@ def tell(task: Task, dims: Sequence[int], seed: int) -> None:
     """One net's table."""
     known = exact(task)
     print(f"\n### {task.name}\n\n{task.told}. Exact influence: {known.seconds:.1f} s.\n\n{HEADER}")
-    ways = []
+    kinds = []
     for dim in dims:
         found = sketched(task, Projection(dim, seed))
         print(row_of(dim, known, found), flush=True)
-        ways.append(f"{dim}: {found.width} numbers, {found.kept}")
-    print("\n" + "\n".join(f"- {each}" for each in ways), flush=True)
+        kinds.append(f"{dim}: {found.width} numbers, {found.kept}")
+    print("\n" + "\n".join(f"- {each}" for each in kinds), flush=True)
 
 
 def tell_seeds(task: Task, dims: Sequence[int], seeds: int) -> None:

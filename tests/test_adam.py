@@ -581,6 +581,6 @@ def test_an_index_takes_the_preconditioner_on_its_queries(tmp_path: Path):
         assert float(apart / wanted.abs().max()) < 1e-5
     found = index.explain(queries, k=3, exact=True).proponents
     assert (found.positions == runner.explain(train, queries, k=3).proponents.positions).all()
-    assert "not known under a preconditioner" in str(index.explain(queries, k=1))
-    with pytest.raises(errors.QueryError, match="keeps the lengths of plain gradients"):
+    assert "unknown under a preconditioner" in str(index.explain(queries, k=1))
+    with pytest.raises(errors.QueryError, match="keeps the norms of plain gradients"):
         index.self_influence()

@@ -39,8 +39,6 @@ TWICE = {
     "sealed",
     "sub",
     "summed",
-    "weights_of",
-    "with_ids",
     "written",
 }
 

@@ -101,7 +101,7 @@ def test_the_strongest_are_those_without_an_index(tmp_path):
 
 @pytest.mark.parametrize("memory", [1, 10_000, 1 << 28])
 def test_memory_does_not_matter(tmp_path, memory, monkeypatch):
-    monkeypatch.setattr("tracin.index.search.NEAR", 4)
+    monkeypatch.setattr("tracin.index.search.BLOCK_ROWS", 4)
     run = run_of()
     index = built(tmp_path, run)
 
@@ -311,7 +311,7 @@ def test_a_flipped_bit_a_short_file_and_a_missing_one_are_found(tmp_path):
     [
         ({"dim": 100}, r"projection\.dim is 200 there and 100 here"),
         ({"number_format": "int8"}, "number_format is 'float32' there and 'int8' here"),
-        ({"shard_size": 8}, "rows_a_shard is 16 there and 8 here"),
+        ({"shard_size": 8}, "shard_size is 16 there and 8 here"),
         ({"train": data(ROWS, 3)}, "holds rows of other data: example 0 is not the one"),
         ({"train": WithIds(TRAIN, range(1, ROWS + 1))}, "row 0 has the id 0 there and 1 here"),
         ({"run": run_of(pictures)}, r"parameters\.conv\.weight is None there and \[4, 1, 3, 3\]"),
@@ -340,7 +340,7 @@ def test_bad_questions_are_refused(tmp_path):
 
     with pytest.raises(QueryError, match="the index has 70 rows to choose from"):
         index.explain(TEST, k=71)
-    with pytest.raises(QueryError, match=r"where says of each of the 70 rows"):
+    with pytest.raises(QueryError, match=r"where must be a boolean per row, \[70\]"):
         index.explain(TEST, k=1, where=[True])
     with pytest.raises(IndexingError, match="number_format is one of 'float16'"):
         built(tmp_path / "new", run, number_format="float8")
@@ -348,7 +348,7 @@ def test_bad_questions_are_refused(tmp_path):
         built(tmp_path / "new", run, shard_size=0)
     with pytest.raises(IndexingError, match="holds no index: it has no manifest"):
         Index.open(tmp_path / "nowhere")
-    with pytest.raises(IndexingError, match="One checkpoint of several can be dropped"):
+    with pytest.raises(IndexingError, match="Cannot drop checkpoint"):
         index.drop("epoch 9")
 
 
@@ -398,7 +398,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch):
         real(number)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(IndexingError, match=r"No space left on device\. What was finished is kept"):
+    with pytest.raises(IndexingError, match=r"No space left on device\. Finished files are kept"):
         built(tmp_path, run)
     monkeypatch.undo()
     assert not list((tmp_path / "index").rglob("*unfinished"))

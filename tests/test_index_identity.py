@@ -17,7 +17,7 @@ from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.index import search as index_search
 from tracin.index.index import Index
 from tracin.index.store import Column, Manifest, Store, open_storage, sealed_json
-from tracin.index.store.shard import Layout, new_file
+from tracin.index.store.layout import Layout, new_file
 
 ROWS, CLASSES = 40, 3
 
@@ -349,7 +349,7 @@ def test_hostile_manifests_end_in_an_indexing_error_before_memory_is_taken(tmp_p
         "width": {"width": 10**12, "pieces": [[0, 10**12]]},
         "zero": {"shard_size": 0},
         "null": {"about": None},
-        "groups": {"beside": {"squared_norms": {"dtype": "F32", "shape": [10**9]}}},
+        "groups": {"extra_columns": {"squared_norms": {"dtype": "F32", "shape": [10**9]}}},
         "falling": {"extents": [40, 30]},
         "outside": {"checkpoints": [{**held["checkpoints"][0], "key": "../../elsewhere"}]},
     }
@@ -478,7 +478,7 @@ def test_a_name_that_two_checkpoints_have_is_told_apart_to_drop_one(tmp_path):
     index = built(tmp_path, run).drop("best (2)")
 
     torch.testing.assert_close(index.self_influence(), run_of((0.1,), (1,)).self_influence(TRAIN))
-    with pytest.raises(IndexingError, match="One checkpoint of several can be dropped"):
+    with pytest.raises(IndexingError, match="Cannot drop checkpoint"):
         index.drop("best")
 
 
@@ -556,7 +556,7 @@ def test_error_bars_are_made_of_each_querys_own_hits_alone(tmp_path, monkeypatch
 
     assert seen == [(30, 6, 1)] * 2  # both sides, at each of two checkpoints
     torch.testing.assert_close(found.proponents.errors, expected.errors)
-    asked = index._asked(tracin.data.open_examples(many, name="test"), "auto")
+    asked = index._needed_run().sketched(tracin.data.open_examples(many, name="test"), "auto")
     variance = torch.zeros(30, 3)
     for key, rows, weights in zip(asked.keys, asked.rows, asked.weights, strict=True):
         every = torch.cat([shard.rows() for shard in index.store.shards(key)])
@@ -571,7 +571,7 @@ def test_error_bars_are_made_of_each_querys_own_hits_alone(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("folder", "message"),
     [
-        ("x" * 300, "names no folder for an index: File name too long"),
+        ("x" * 300, "is no folder for an index: File name too long"),
         ("a\0b", "holds a NUL character"),
         ("\ud800", "holds a character that no name of a file can"),
         ("", "it is empty"),
@@ -582,7 +582,7 @@ def test_error_bars_are_made_of_each_querys_own_hits_alone(tmp_path, monkeypatch
         ("://", "a URL needs a protocol and a name"),
         ("://bucket/index", "a URL needs a protocol and a name"),
         (pathlib.Path("s3://bucket/index"), "two slashes after its protocol"),
-        ("~nobody-of-this-name/index", "names no folder for an index"),
+        ("~nobody-of-this-name/index", "is no folder for an index"),
     ],
 )
 def test_what_names_no_folder_is_told_and_makes_none(tmp_path, monkeypatch, folder, message):

@@ -81,7 +81,7 @@ def test_exact_scores_lie_between_the_limits(tmp_path, kept, dim):
     index = built(tmp_path, run, dim=dim, number_format=kept, recall_queries=0)
     exact = run.influence(TRAIN, TEST)
 
-    asked = index._asked(tracin.data.open_examples(TEST, name="test"), "auto")
+    asked = index._needed_run().sketched(tracin.data.open_examples(TEST, name="test"), "auto")
     within = []
     for block in limits(RowScan(index.store, index.plan, asked, 1)):
         true = exact[block.first : block.first + block.lower.shape[1]].T
@@ -127,15 +127,15 @@ def test_exact_needs_the_training_data(tmp_path):
         Index.open(folder, run=run, train=TRAIN).explain(TEST, k=2, exact=True),
     )
     with pytest.raises(
-        QueryError, match=r"opened without it\. Give tracin\.Index\.open\(folder, run"
+        QueryError, match=r"opened without it\. Use tracin\.Index\.open\(folder, run"
     ):
         Index.open(folder, run=run).explain(TEST, k=2, exact=True)
     with pytest.raises(
-        QueryError, match=r"opened without one\. Give tracin\.Index\.open\(folder, run"
+        QueryError, match=r"opened without one\. Use tracin\.Index\.open\(folder, run"
     ):
         Index.open(folder, train=TRAIN).explain(TEST, k=2)
     fewer = TRAIN[0][:9], TRAIN[1][:9]
-    with pytest.raises(IndexingError, match="but train holds 9 examples"):
+    with pytest.raises(IndexingError, match="but train has 9 examples"):
         Index.open(folder, run=run, train=fewer).explain(TEST, k=2, exact=True)
     with pytest.raises(QueryError, match="candidates is a whole number of at least 1; 0"):
         index.explain(TEST, k=2, exact=True, candidates=0)
@@ -199,7 +199,7 @@ def test_a_finder_is_asked_for_more_where_rows_are_left_out(tmp_path):
 
     assert finder.counts == [5, 20, ROWS]
     equal_answers(found, index.explain(TEST, k=5, where=keep))
-    with pytest.raises(QueryError, match=r"The finder gave 2 candidates .* but 5 are"):
+    with pytest.raises(QueryError, match=r"The finder returned 2 candidates .* but k is 5"):
         index.explain(TEST, k=5, finder=Seeing(index, 2), where=keep)
 
 
@@ -213,7 +213,7 @@ def test_what_a_finder_gives_is_checked(tmp_path, answer):
             return answer, answer
 
     run = run_of()
-    with pytest.raises(QueryError, match=r"A finder gives positions of rows, \[6 queries, "):
+    with pytest.raises(QueryError, match=r"A finder returns positions of rows: \[6, "):
         built(tmp_path, run).explain(TEST, k=1, finder=Odd())
 
 
@@ -224,8 +224,8 @@ def test_memory_does_not_matter_for_any_way(tmp_path, options, monkeypatch):
     if "finder" in options:
         options = {"finder": Seeing(index)}
     once = index.explain(TEST, k=3, **options)
-    monkeypatch.setattr("tracin.index.search.NEAR", 4)
-    monkeypatch.setattr("tracin.index.bounds.NEAR", 4)
+    monkeypatch.setattr("tracin.index.search.BLOCK_ROWS", 4)
+    monkeypatch.setattr("tracin.index.bounds.BLOCK_ROWS", 4)
 
     for memory in (1, 20_000):
         found = index.explain(TEST, k=3, memory=memory, **options)
@@ -245,7 +245,9 @@ def test_rows_are_kept_by_a_function_of_their_table(tmp_path):
     equal_answers(found, index.explain(TEST, k=3, where=TRAIN[1] == 1))
     with pytest.raises(QueryError, match=r"the index has 0 rows to choose from"):
         index.explain(TEST, k=1, where=lambda rows: rows["label"] == 9)
-    with pytest.raises(QueryError, match=r"a function of the table .* \[70\] of torch.int64 came"):
+    with pytest.raises(
+        QueryError, match=r"a function of the table .* it returned \[70\] of torch\.int64"
+    ):
         index.explain(TEST, k=1, where=lambda rows: rows["label"])
 
 
@@ -294,7 +296,7 @@ def test_a_recall_that_is_missing_or_outdated_is_said_to_be(tmp_path):
     assert "measured at other checkpoints" in str(index.with_run(second).explain(TEST, k=1))
     assert "recall.json" not in index.gc().files
     (tmp_path / "index" / "recall.json").write_text("{")
-    assert "recall: not known; " in str(Index.open(tmp_path / "index", run=run).explain(TEST, k=1))
+    assert "recall: unknown; " in str(Index.open(tmp_path / "index", run=run).explain(TEST, k=1))
     with pytest.raises(QueryError, match="queries is a whole number"):
         index.measure_recall(queries=0)
     with pytest.raises(QueryError, match="k=70 hits were asked for, but the index has 69"):
@@ -333,7 +335,7 @@ def test_an_engine_that_cannot_divide_rows_is_refused(tmp_path):
 
     with pytest.raises(IndexingError, match="Ranks never communicate"):
         index.explain(TEST, k=1, engine=Ranks(0, 2))
-    with pytest.raises(QueryError, match=r"Give finder= or engine=, not both"):
+    with pytest.raises(QueryError, match=r"Set finder= or engine=, not both"):
         index.explain(TEST, k=1, engine=Serial(), finder=Seeing(index))
-    with pytest.raises(QueryError, match="object cannot divide the rows"):
+    with pytest.raises(QueryError, match="object cannot share the scan"):
         index.explain(TEST, k=1, engine=object())

@@ -165,7 +165,7 @@ def test_a_place_that_cannot_be_written_to_is_named(suspects, explanations, tmp_
     (tmp_path / "file").write_text("")
 
     for result in (suspects, explanations):
-        with pytest.raises(OutputError, match=r"cannot be written to: .*name another place"):
+        with pytest.raises(OutputError, match=r"Cannot write .*use another path"):
             result.save(tmp_path / place)
 
     assert [each.name for each in tmp_path.iterdir()] == ["file"]

@@ -375,7 +375,7 @@ def test_mixed_precision_is_as_near_as_its_numbers(ranks, folder):
     ("what", "message"),
     [
         ("engine", "engine=tracin.engines.Mesh"),
-        ("whole", "Mesh was given for a model that is whole"),
+        ("whole", "got Mesh for a model that is whole"),
         ("verify", "divided over ranks averages over them"),
         ("device", "stays on their devices"),
         ("parts", "every rank needs a whole checkpoint"),

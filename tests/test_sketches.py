@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracin.errors import IndexingError
 from tracin.gradients import Gradients
@@ -28,7 +29,7 @@ from tracin.sketches import (
 from tracin.sketches.budget import Layer, Need, divided
 from tracin.sketches.error_bars import fill
 from tracin.sketches.hashing import CountSketch, FoldedCountSketch, folded
-from tracin.sketches.kinds import Beside, Convolved, Factored, Hashed, TwoSided, Written
+from tracin.sketches.kinds import BiasOf, Convolved, Factored, Hashed, TwoSided, Written
 
 EXAMPLES = 12
 Forms = dict[str, PerExampleGradient]
@@ -181,6 +182,60 @@ def test_folded_rows_vary_as_the_formula_of_count_sketches_says(numbers: int, wi
     assert spread(torch.stack(errors)) == pytest.approx(wanted, rel=0.1, abs=1e-6)
 
 
+def slowly_folded(rows: Tensor, stream: int, width: int) -> Tensor:
+    """The definition, number by number: its sign, and its piece's rotation."""
+    out = torch.zeros(len(rows), width)
+    signs = random_numbers.signs(stream + 1, rows.shape[1]).tolist()
+    rotations = random_numbers.integers(stream, -(-rows.shape[1] // width), width).tolist()
+    for at, sign in enumerate(signs):
+        piece, place = divmod(at, width)
+        out[:, (place + rotations[piece]) % width] += sign * rows[:, at]
+    return out
+
+
+@pytest.mark.parametrize("numbers", [600, 512, 50])
+@pytest.mark.parametrize("width", [1, 7, 64, 127, 128, 300])
+def test_folded_rows_are_those_of_the_definition(numbers: int, width: int):
+    rows, sums = rand(5, numbers), torch.zeros(5, 2 * width)
+
+    FoldedCountSketch(3, numbers, width, sums).add(rows, sums)
+
+    assert torch.allclose(folded(sums), slowly_folded(rows, 3, width), atol=1e-4)
+
+
+@pytest.mark.parametrize(("numbers", "width"), [(600, 1), (600, 7), (512, 64), (50, 49)])
+def test_short_rows_are_added_up_as_the_definition_says(numbers: int, width: int):
+    rows, out = rand(5, numbers), torch.zeros(5, width)
+    order = random_numbers.order(3, numbers).tolist()
+    signs = random_numbers.signs(4, numbers).tolist()
+    for at, (number, sign) in enumerate(zip(order, signs, strict=True)):
+        out[:, at % width] += sign * rows[:, number]
+
+    assert torch.allclose(CountSketch(3, numbers, width, rows)(rows), out, atol=1e-4)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations within its block."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("width", [1, 8, 64])
+def test_narrow_sketches_take_few_calls(width: int):
+    rows, sums = rand(3, 4096), torch.zeros(3, 2 * width)
+    fold, short = FoldedCountSketch(0, 4096, width, sums), CountSketch(0, 4096, width, sums)
+
+    with Calls() as calls:
+        fold.add(rows, sums)
+        short.put(rows, sums[:, :width])
+
+    assert calls.count < 60
+
+
 @pytest.mark.parametrize("width", [5, 64, 256])
 def test_a_table_is_hashed_from_its_rows_as_if_it_were_written_out(width: int):
     index = torch.randint(9, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -214,7 +269,7 @@ def test_enough_numbers_keep_everything(build):
     scores = plan.columns.scores(rows, rows)
 
     assert plan.width == sum(subject.numbers.values())
-    assert all(isinstance(way, Written) for way in plan.ways.values())
+    assert all(isinstance(kind, Written) for kind in plan.kinds.values())
     assert torch.allclose(scores.double(), subject.exact, rtol=1e-6, atol=1e-6)
     assert torch.allclose(norms[:, 0].double(), subject.exact.diagonal(), rtol=1e-5)
     assert not standard_error(plan.columns, rows, rows).any()
@@ -227,7 +282,7 @@ def test_layers_with_one_position_are_exact_in_the_room_of_their_factors():
     rows = subject.rows(plan)
 
     assert {type(block) for block in plan.columns.blocks} == {Product}
-    assert isinstance(plan.ways["0.bias"], Beside)
+    assert isinstance(plan.kinds["0.bias"], BiasOf)
     scores = plan.columns.scores(rows, rows)
     assert torch.allclose(scores.double(), subject.exact, rtol=1e-5, atol=1e-5)
     lengths = plan.columns.squared_lengths(rows)
@@ -308,7 +363,7 @@ def test_wide_matrices_are_projected_on_both_sides_first(name: str, monkeypatch)
 
     errors = errors_of(plan, forms, dense @ dense.mT, 200)
 
-    assert plan.ways == {name: TwoSided(0, 20, 20, (60, 50))}
+    assert plan.kinds == {name: TwoSided(0, 20, 20, (60, 50))}
     assert bool((errors.mean(0).abs() < 4.5 * errors.std(0) / math.sqrt(200)).all())
     bars = bars_of(plan, forms, 200)
     assert spread(bars) == pytest.approx(spread(errors), rel=0.2)
@@ -360,7 +415,7 @@ def test_a_split_is_kept():
 
     assert plan.width <= 200
     assert sum(widths[:2]) <= 150 + 30 + 16
-    assert isinstance(plan.ways["4.weight"], Factored)
+    assert isinstance(plan.kinds["4.weight"], Factored)
     assert plan.columns.blocks[-1].side == Side(plan.width - 16, plan.width, 16)  # the BatchNorm
 
 
@@ -395,12 +450,12 @@ def test_columns_go_where_they_lessen_the_variance_most():
     assert divided(1, [], [small]) is None
 
 
-def test_products_of_sketched_factors_vary_as_method_m19_says():
+def test_products_of_sketched_factors_vary_as_the_formula_says():
     left, right = Side(0, 40, 200), Side(40, 70, 150)
     columns = Columns((Product(left, right, has_bias=True),), 70)
-    ways = {"weight": Factored(0), "bias": Beside("weight")}
+    kinds = {"weight": Factored(0), "bias": BiasOf("weight")}
     numbers = {"weight": 200 * 150, "bias": 200}
-    plan = Plan(0, columns, ways, numbers, dict.fromkeys(ways, 0))
+    plan = Plan(0, columns, kinds, numbers, dict.fromkeys(kinds, 0))
     lefts = rand(EXAMPLES, 1, 200) + rand(200, seed=1)
     outer = OuterProduct(lefts, rand(EXAMPLES, 1, 150, seed=2) + rand(150, seed=3))
     forms: Forms = {"weight": outer, "bias": Dense(lefts[:, 0])}
@@ -434,7 +489,7 @@ def test_few_positions_are_convolved_where_factors_have_no_room():
     forms: Forms = {"weight": OuterProduct(rand(EXAMPLES, 1, 300), rand(EXAMPLES, 1, 300, seed=1))}
     plan = planned(Projection(1), forms, {"weight": 90_000})
 
-    assert plan.ways == {"weight": Convolved(0, (300, 300))}
+    assert plan.kinds == {"weight": Convolved(0, (300, 300))}
 
 
 # Refusals ---------------------------------------------------------------------------------------
@@ -446,9 +501,9 @@ def test_few_positions_are_convolved_where_factors_have_no_room():
         ({"dim": 0}, r"dim is .* at least 1; 0 was given"),
         ({"dim": 2.5}, r"2\.5 was given"),
         ({"dim": True}, "True was given"),
-        ({"seed": "1"}, "seed is a whole number; got '1'"),
+        ({"seed": "1"}, "seed must be an integer; got '1'"),
         ({"split": {"a": -1}}, r"split\['a'\] is .* -1 was given"),
-        ({"dim": 8, "split": {"a": 5, "b": 5}}, "gives away 10 numbers, but dim is 8"),
+        ({"dim": 8, "split": {"a": 5, "b": 5}}, "split has 10 numbers, but dim is 8"),
     ],
 )
 def test_projections_that_cannot_be_are_refused(options, words: str):
@@ -459,9 +514,9 @@ def test_projections_that_cannot_be_are_refused(options, words: str):
 def test_splits_that_do_not_fit_the_model_are_refused():
     subject = Subject(layers)
 
-    with pytest.raises(IndexingError, match=r"'9\.\*' matches no parameter .* 0\.weight"):
+    with pytest.raises(IndexingError, match=r"'9\.\*' matches none .* 0\.weight"):
         subject.planned(64, split={"9.*": 8})
-    with pytest.raises(IndexingError, match=r"none is left for 2\.weight, 2\.bias"):
+    with pytest.raises(IndexingError, match=r"leaves none for 2\.weight, 2\.bias"):
         subject.planned(64, split={"0.*": 64})
     groups = {name: int(name.startswith("2")) for name in subject.numbers}
     with pytest.raises(IndexingError, match=r"1 numbers are too few for 2 groups"):
@@ -475,27 +530,27 @@ def test_gradients_unlike_those_of_the_plan_are_refused():
     sketcher = Sketcher(plan)
     sketcher.begin(EXAMPLES)
 
-    with pytest.raises(IndexingError, match=r"'0\.weight' had one position .* came as 2 positions"):
+    with pytest.raises(IndexingError, match=r"'0\.weight' had one position .* now has 2 positions"):
         sketcher.add("0.weight", total([weight, weight]), 0)
-    with pytest.raises(IndexingError, match=r"'0\.weight' had .* came as Dense"):
+    with pytest.raises(IndexingError, match=r"'0\.weight' had .* now has Dense"):
         sketcher.add("0.weight", Dense(weight.dense()), 0)
-    with pytest.raises(IndexingError, match=r"'other' came, .* no such parameter"):
+    with pytest.raises(IndexingError, match=r"'other' has .* no such parameter"):
         sketcher.add("other", bias, 0)
     sketcher.add("0.weight", weight, 0)
-    with pytest.raises(IndexingError, match=r"only the gradient of '0\.weight' came"):
+    with pytest.raises(IndexingError, match=r"only that of '0\.weight' came"):
         sketcher.rows()
-    with pytest.raises(IndexingError, match=r"'0\.bias' and '0\.weight' are not those of one"):
+    with pytest.raises(IndexingError, match=r"'0\.bias' and '0\.weight' were those of one"):
         sketcher.add("0.bias", Dense(bias.dense() + 1), 0)
 
 
 def test_rows_and_descriptions_that_do_not_fit_are_refused():
     columns = Columns((Dot(Side(0, 2, 2)),), 2)
 
-    with pytest.raises(IndexingError, match=r"Rows of 2 numbers .* got \[4, 3\]"):
+    with pytest.raises(IndexingError, match=r"rows of 2 numbers.* got \[4, 3\]"):
         columns.scores(rand(4, 3), rand(4, 2))
-    with pytest.raises(IndexingError, match=r"cannot be read .*columns\.blocks is missing"):
+    with pytest.raises(IndexingError, match=r"Cannot read .*columns\.blocks is missing"):
         Columns.from_json({"width": 2})
-    with pytest.raises(IndexingError, match=r"cannot be read .*Build the index again"):
+    with pytest.raises(IndexingError, match=r"Cannot read .*Build the index again"):
         Plan.from_json({"parameters": {"a": {"kind": "folded", "numbers": 1, "group": 0}}})
 
 
@@ -509,7 +564,7 @@ def test_without_squared_lengths_the_rows_are_the_same() -> None:
         sketcher.add("wide", forms["wide"], 0)
         found.append(sketcher.rows())
     assert torch.equal(*found)
-    with pytest.raises(IndexingError, match="makes no squared lengths"):
+    with pytest.raises(IndexingError, match="computes no squared norms"):
         sketcher.squared_norms()
 
 

@@ -23,11 +23,20 @@ import tracin
 from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.index import data as index_data
 from tracin.index.index import Index
-from tracin.index.store import Added, Column, Entry, Manifest, Store, number_format, open_storage
+from tracin.index.store import (
+    Added,
+    Column,
+    Entry,
+    Manifest,
+    Store,
+    delete_stale,
+    number_format,
+    open_storage,
+)
+from tracin.index.store.folder import Folder
+from tracin.index.store.layout import Layout
 from tracin.index.store.mounts import is_on_network, kind_of
 from tracin.index.store.number_format import NumberFormat
-from tracin.index.store.shard import Layout
-from tracin.index.store.storage import Folder
 
 ROWS, CLASSES = 40, 3
 
@@ -328,7 +337,7 @@ def test_a_damaged_manifest_is_told(tmp_path):
         with pytest.raises(IndexingError, match=r"manifest\.json cannot be read .* from a copy"):
             Index.open(tmp_path)
     for number in (1, 99):
-        path.write_bytes(whole.replace(b'"format": 2', b'"format": %d' % number))
+        path.write_bytes(whole.replace(b'"format": 3', b'"format": %d' % number))
         with pytest.raises(IndexingError, match=r"by another release .* Build the index again"):
             built(tmp_path)
 
@@ -456,7 +465,7 @@ def test_gc_leaves_the_files_of_builders_at_work(tmp_path):
     os.utime(folder / ".old.else-where-1-0123abcd.unfinished", (old, old))
     assert "stale: 2 files, 2 bytes, which tracin index gc" in str(Index(store))
 
-    removed = store.gc()
+    removed = delete_stale(store)
 
     assert len(removed.files) == 2
     assert {name for name in names if (folder / name).exists()} == {
@@ -469,7 +478,7 @@ def test_gc_of_an_index_opened_earlier_keeps_what_came_since(tmp_path):
     built(tmp_path)
     whole = files(tmp_path)
 
-    assert early.gc().files == ()
+    assert delete_stale(early).files == ()
     assert files(tmp_path) == whole
 
 
@@ -506,7 +515,7 @@ def test_a_really_full_disk_loses_nothing(tmp_path):
     whole = files(built(tmp_path / "whole", dim=1000).store.place.path)
     disk = tmp_path / "disk"
     with mounted(disk, "size=40k"):
-        with pytest.raises(IndexingError, match=r"No space left on device\. What was finished"):
+        with pytest.raises(IndexingError, match=r"No space left on device\. Finished files"):
             built(disk, dim=1000)
         assert not list(disk.rglob("*.unfinished"))
         subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
@@ -519,7 +528,7 @@ def test_a_limit_of_file_sizes_is_told(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-        with pytest.raises(IndexingError, match=r"File too large\. What was finished is kept"):
+        with pytest.raises(IndexingError, match=r"File too large\. Finished files are kept"):
             built(tmp_path, dim=1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -575,8 +584,8 @@ def test_the_kind_of_a_file_system_is_known(tmp_path):
 def test_on_a_network_files_are_read_into_memory(tmp_path, monkeypatch):
     run = run_of()
     local = built(tmp_path, run).with_run(run).influence(TRAIN)
-    monkeypatch.setattr("tracin.index.store.storage.is_on_network", lambda path: True)
-    monkeypatch.setattr("tracin.index.store.storage._PIECE", 100)
+    monkeypatch.setattr("tracin.index.store.folder.is_on_network", lambda path: True)
+    monkeypatch.setattr("tracin.index.store.folder._PIECE", 100)
     with monkeypatch.context() as patched:
         patched.setattr(np, "memmap", None)
         torch.testing.assert_close(built(tmp_path, run).with_run(run).influence(TRAIN), local)
@@ -623,16 +632,16 @@ def test_formats_keep_rows_of_all_sizes(name, error, scale, outlier, monkeypatch
 @pytest.mark.parametrize(
     ("rows", "beside", "message"),
     [
-        (torch.zeros(16, 5), {"loss": torch.zeros(16)}, r"takes \[16, 4\] numbers; \[16, 5\] were"),
-        (torch.zeros(15, 4), {"loss": torch.zeros(15)}, r"takes \[16, 4\] numbers; \[15, 4\] were"),
-        (torch.zeros(16, 4), {}, r"keeps .*loss.* beside its rows; \{\} was given"),
-        (torch.zeros(16, 4), {"loss": torch.zeros(16, 1)}, "keeps .* beside its rows"),
+        (torch.zeros(16, 5), {"loss": torch.zeros(16)}, r"takes \[16, 4\] numbers; got \[16, 5\]"),
+        (torch.zeros(15, 4), {"loss": torch.zeros(15)}, r"takes \[16, 4\] numbers; got \[15, 4\]"),
+        (torch.zeros(16, 4), {}, r"keeps .*loss.* next to its rows; got \{\}"),
+        (torch.zeros(16, 4), {"loss": torch.zeros(16, 1)}, "keeps .* next to its rows"),
         (torch.zeros(16, 4), {"loss": torch.zeros(1)}, "has 16 rows; loss came for 1"),
         (torch.full((16, 4), torch.inf), {"loss": torch.zeros(16)}, "must be finite"),
     ],
 )
 def test_what_is_not_as_the_manifest_says_is_not_written(tmp_path, rows, beside, message):
-    manifest = bare(beside={"loss": Column("F32")})
+    manifest = bare(extra_columns={"loss": Column("F32")})
     store = Store.create(tmp_path, manifest, np.arange(40))
 
     with pytest.raises(IndexingError, match=message):

@@ -1,4 +1,4 @@
-"""What exact scores are expected to lie between: who is a candidate, and who else may count."""
+"""Bounds of exact scores: they choose candidates, and say whether a row was missed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from tracin.index.table import sketched_squared_norms
 from tracin.sketches import standard_error
 from tracin.sketches.columns import Columns, Product, Side
 
-# Rows at once: more than a search's, since there is more to do with each, and less to read.
-NEAR = 2048
-# Standard errors that an estimate is expected to be off by, at the most.
-Z = 3.0
-# Columns below which Z means little: errors are then a few collisions of large numbers, far from
-# normal. Of 16 columns one score in thirty was beyond it, and answers of 33 were called certain
+# Rows per block: more than in a search, since each takes more computing and less reading.
+BLOCK_ROWS = 2048
+# The largest error that an estimate is expected to have, in standard errors.
+STANDARD_ERRORS = 3.0
+# Columns below which that means little: errors are then a few collisions of large numbers, far from
+# normal. Of 16 columns one score in thirty was beyond it, and results of 33 were called certain
 # that were not.
-NARROW = 64
-# Of the lengths' product: what the sums of single precision may come out larger.
-SLACK = 1e-5
-# Numbers held of each row and query, for a moment.
-HELD = 12
+MIN_COLUMNS = 64
+# How much float32 sums may exceed the product of norms, relative to it.
+ROUNDING_SLACK = 1e-5
+# Numbers in memory per row and query, for a moment.
+NUMBERS_PER_PAIR = 12
 
 
 @final
 @dataclass(frozen=True)
 class Limits:
-    """What some rows' exact scores are expected to lie between.
+    """The bounds that some rows' exact scores are expected to keep.
 
     Attributes:
         first: The position of the first row.
@@ -51,17 +51,17 @@ class LimitSearch:
     """The rows with the highest upper limits, and with the lowest lower ones.
 
     Args:
-        reading: The rows, and the queries with the squared lengths of their gradients.
-        k: How many of each.
+        scan: The rows, and the queries with the squared lengths of their gradients.
+        k: Results per query and side.
     """
 
-    def __init__(self, reading: RowScan, k: int) -> None:
-        self._reading, self._k = reading, k
+    def __init__(self, scan: RowScan, k: int) -> None:
+        self._scan, self._k = scan, k
 
     @staticmethod
-    def smallest(asked: SketchedQueries) -> int:
+    def smallest(queries: SketchedQueries) -> int:
         """Bytes of one query in the smallest block."""
-        return 4 * NEAR * HELD
+        return 4 * BLOCK_ROWS * NUMBERS_PER_PAIR
 
     def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
         """Those among the rows of some ranges; None for all."""
@@ -71,11 +71,11 @@ class LimitSearch:
     def with_estimates(
         self, k: int, ranges: Sequence[range] | None = None
     ) -> tuple[Strongest, Strongest, Strongest, Strongest]:
-        """Those, and the k with the highest and with the lowest estimates, of one reading."""
+        """Those, and the k with the highest and with the lowest estimates, of one scan."""
         top, bottom = Strongest(self._k, 1), Strongest(self._k, -1)
         high, low = Strongest(k, 1), Strongest(k, -1)
-        for block in limits(self._reading, ranges):
-            keep = self._reading.kept(block.first, block.upper.shape[1])
+        for block in limits(self._scan, ranges):
+            keep = self._scan.kept(block.first, block.upper.shape[1])
             top.take(block.first, block.upper, keep, None)
             bottom.take(block.first, block.lower, keep, None)
             for side in (high, low) if k else ():
@@ -83,34 +83,34 @@ class LimitSearch:
         return top, bottom, high, low
 
 
-def limits(reading: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Limits]:
-    """The limits of the rows' scores, a block at a time.
+def limits(scan: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Limits]:
+    """The bounds of the rows' scores, a block at a time.
 
-    The estimate and Z standard errors to each side, but never beyond the product of the gradients'
-    lengths, which no score exceeds.
+    The estimate plus and minus STANDARD_ERRORS standard errors, but never beyond the product of the
+    gradients' norms, which no score exceeds.
     """
-    reading = reading.merged()
-    asked, columns = reading.asked, reading.plan.columns
-    rounding = _rounding(reading.store)
+    scan = scan.merged()
+    queries, columns = scan.queries, scan.plan.columns
+    rounding = _rounding(scan.store)
     short = [
         lacking(of_queries, sketched_squared_norms(columns, rows))
-        for of_queries, rows in zip(asked.squared_norms, asked.rows, strict=True)
+        for of_queries, rows in zip(queries.squared_norms, queries.rows, strict=True)
     ]
-    for block in reading.blocks(4 * HELD * len(asked), NEAR, ranges):
-        found, lower, upper = torch.empty(3, len(asked), len(block)).unbind()
-        for here, near in block.nearer(NEAR):
-            scores, variance, most = torch.zeros(3, len(near), len(asked)).unbind()
+    for block in scan.blocks(4 * NUMBERS_PER_PAIR * len(queries), BLOCK_ROWS, ranges):
+        found, lower, upper = torch.empty(3, len(queries), len(block)).unbind()
+        for here, near in block.nearer(BLOCK_ROWS):
+            scores, variance, most = torch.zeros(3, len(near), len(queries)).unbind()
             for at, shard in enumerate(block.shards):
                 rows = shard.rows(near.start, near.stop)
-                queries, weights = asked.rows[at], asked.weights[at]
+                query_rows, weights = queries.rows[at], queries.weights[at]
                 norms = shard.tensors["squared_norms"][near.start : near.stop]
-                lengths = products_of_lengths(norms, asked.squared_norms[at], weights)
-                scores += columns.scores(rows, queries, weights)
-                spread = standard_error(columns, rows, queries, weights).square()
+                lengths = products_of_lengths(norms, queries.squared_norms[at], weights)
+                scores += columns.scores(rows, query_rows, weights)
+                spread = standard_error(columns, rows, query_rows, weights).square()
                 variance += spread * shortfall(shard, near)[:, None] * short[at]
                 variance += (rounding * lengths).square()
                 most += lengths
-            margin, most = Z * variance.sqrt(), (1 + SLACK) * most
+            margin, most = STANDARD_ERRORS * variance.sqrt(), (1 + ROUNDING_SLACK) * most
             found[:, here] = scores.T
             lower[:, here] = torch.maximum(scores - margin, -most).T
             upper[:, here] = torch.minimum(scores + margin, most).T
@@ -118,18 +118,18 @@ def limits(reading: RowScan, ranges: Sequence[range] | None = None) -> Iterator[
 
 
 def is_narrow(columns: Columns) -> bool:
-    """Whether sketched gradients have so few columns that no answer is to be called certain."""
+    """Whether sketches have too few columns for a result to be called certain."""
     sides: list[Side] = []
     for block in columns.blocks:
         if isinstance(block, Product):
             sides += [side for side in (block.left, block.right) if not side.is_exact]
         elif block.spread:
             sides.append(block.side)
-    return 0 < sum(side.width for side in sides) < NARROW
+    return 0 < sum(side.width for side in sides) < MIN_COLUMNS
 
 
 def products_of_lengths(rows: Tensor, queries: Tensor, weights: Sequence[float]) -> Tensor:
-    """The most that each row's score with each query can be: [rows, queries].
+    """The largest possible score of each row with each query: [rows, queries].
 
     Args:
         rows: [rows, groups]: squared lengths of the gradients.

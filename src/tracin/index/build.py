@@ -1,4 +1,4 @@
-"""Begins an index, or goes on with one: what it is of, what it holds, and what is still to do."""
+"""Begins or resumes an index: agrees on a manifest, builds missing units, writes the table."""
 
 import os
 from dataclasses import replace
@@ -21,11 +21,11 @@ from tracin.index.data import (
 )
 from tracin.index.index import Index
 from tracin.index.job import IndexJob
-from tracin.index.measure_recall import HITS, QUERIES, is_known
+from tracin.index.measure_recall import HITS, QUERIES, is_recall_known
 from tracin.index.rows import group_weights, groups_of, plan_of
 from tracin.index.store import Entry, Manifest, Store, absolute, number_format, open_storage
 from tracin.index.store.manifest import FILE, refuse_other
-from tracin.index.table import columns_beside, write_table
+from tracin.index.table import extra_columns, write_table
 from tracin.run import Run, open_data, parameter_shapes, rows_pass
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.sharding import by_first, is_sharded, led
@@ -42,7 +42,7 @@ def begun(
     shard_size: int,
     batch_size: BatchSize,
 ) -> IndexJob:
-    """Write the manifest, and give the work.
+    """Write the manifest, and return the work to do.
 
     Raises:
         IndexingError: The folder holds another index, or an option cannot be.
@@ -60,7 +60,7 @@ def begun(
         plan = plan_of(rows_pass(run), examples, projection, groups)
         if is_sharded(run.model):
             plan = Plan.from_json(by_first(plan.to_json))
-    beside = columns_beside(plan.columns.groups)
+    extra = extra_columns(plan.columns.groups)
     about = about_of(parameter_shapes(run), projection, plan)
     entries = tuple(
         Entry(key, one.name, draw_of(key), tuple(group_weights(weight, plan.groups, one.name)))
@@ -69,7 +69,7 @@ def begun(
     # Each has a scale of its own.
     pieces = tuple((side.start, side.stop) for side in plan.columns.sides)
     rows = (len(examples),)
-    here = Manifest(about, plan.width, pieces, numbers, shard_size, rows, entries, beside)
+    here = Manifest(about, plan.width, pieces, numbers, shard_size, rows, entries, extra)
 
     def agreed(losses: Losses) -> Manifest:
         def proposed(there: Manifest | None) -> Manifest:
@@ -95,13 +95,13 @@ def begun(
 def finished(
     job: IndexJob, engine: Engine, progress: bool | None, recall_queries: int = QUERIES
 ) -> Index:
-    """Do what is still to do."""
+    """Build the missing units, write the table, measure the recall, and open the index."""
     is_divided = is_sharded(job.run.model)
     if is_divided != isinstance(engine, Mesh):
         raise IndexingError(
-            "The engine for a model that fully_shard has divided, and for no other, is "
-            f"tracin.engines.Mesh(); {type(engine).__name__} was given for a model that is "
-            f"{'divided' if is_divided else 'whole'}. Give engine=tracin.engines."
+            "A model sharded by fully_shard needs engine=tracin.engines.Mesh(), and no other model "
+            f"can use it; got {type(engine).__name__} for a model that is "
+            f"{'sharded' if is_divided else 'whole'}. Use engine=tracin.engines."
             f"{'Mesh()' if is_divided else 'Ranks.from_environment(), Processes(n) or Serial()'}."
         )
     store = Store.open(job.folder)
@@ -111,12 +111,11 @@ def finished(
     lost = wanted - {each.key for each in store.manifest.checkpoints}
     if lost or store.manifest.rows < job.manifest.rows:
         raise IndexingError(
-            f"{job.folder} was changed by another build, or a checkpoint dropped, while this one "
-            "was at work: its manifest no longer names all that was built. Run the same again; the "
-            "files are there."
+            f"{job.folder} was changed during this build: another build changed its manifest, or "
+            "a checkpoint was dropped. Run the same again; finished files are kept."
         )
     by_first(partial(table, store)) if is_divided else table(store)
-    index = Index(store, job.run, job.train, is_agreed=True)
+    index = Index(store, job.run, job.train, is_checked=True)
     if recall_queries and _is_recall_due(store, job.run):
         size = job.batch_size or "auto"
         index.measure_recall(queries=recall_queries, batch_size=size, progress=progress)
@@ -133,7 +132,7 @@ def _is_recall_due(store: Store, run: Run) -> bool:
         store.manifest.rows > HITS
         and run.preconditioner is None
         and set(checkpoint_keys(run)) == set(store.manifest.keys)
-        and not is_known(store)
+        and not is_recall_known(store)
         and not is_sharded(run.model)
         and not store.missing()
     )

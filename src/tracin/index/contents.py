@@ -1,4 +1,4 @@
-"""What an index is of: what must agree before its rows may meet other rows."""
+"""What an index was made from: parameters, projection and plan, which must match a run's."""
 
 from collections.abc import Mapping
 from math import prod
@@ -9,7 +9,7 @@ from tracin.checkpoints import Checkpoint
 from tracin.errors import IndexingError
 from tracin.files import bytes_of, fingerprint
 from tracin.index.store import Store
-from tracin.index.table import columns_beside
+from tracin.index.table import extra_columns
 from tracin.run import Run, parameter_shapes
 from tracin.schema import MOST, AnyMapping, Fields, Items, Maybe, Named, Whole
 from tracin.sketches import Plan, Projection
@@ -30,7 +30,7 @@ def about_of(shapes: Mapping[str, list[int]], projection: Projection, plan: Plan
 
     Args:
         shapes: Of the parameters that are traced, by name.
-        projection: As it was asked for.
+        projection: As the caller set it.
         plan: How gradients become rows.
     """
     return {
@@ -57,8 +57,8 @@ def plan_in(store: Store) -> Plan:
         if (plan.width, pieces) != (manifest.width, manifest.pieces):
             raise ValueError("the plan makes other columns than are kept")
         groups = plan.columns.groups
-        if dict(manifest.beside) != columns_beside(groups):
-            raise ValueError("what is kept beside the rows is not what an index keeps")
+        if dict(manifest.extra_columns) != extra_columns(groups):
+            raise ValueError("the extra columns is not what an index keeps")
         if any(len(each.weights) != groups for each in manifest.checkpoints):
             raise ValueError(f"a checkpoint has not {groups} weights")
         return plan
@@ -118,6 +118,6 @@ def refuse_other_parameters(store: Store, run: Run) -> None:
     if differing:
         raise IndexingError(
             f"{store.place.url} is an index of other parameters: "
-            f"{'; '.join(differing[:4])}. Give the model, and `parameters`, that it was built "
+            f"{'; '.join(differing[:4])}. Use the model and the `parameters` that it was built "
             "with."
         )

@@ -29,8 +29,8 @@ MOST = 256  # of them all that a build looks at again
 WHOLE = 1 << 30  # bytes of tensors in memory that are compared whole: a tenth of a second
 AT_ONCE = 4096  # examples
 WITNESSES = 4  # examples whose losses are compared
-# How far losses may differ, of their sum: processors round unlike, and so a little more where
-# numbers are short. Another loss, or GELU for ReLU, is further off; a leaky ReLU may not be.
+# How far losses may differ, relative to their sum: processors round differently, and more so in
+# half precision. Another loss, or GELU for ReLU, is further off; a leaky ReLU may not be.
 TOLERANCE, SHORT_TOLERANCE = 0.01, 0.1
 LEAST = 1e-4
 
@@ -160,7 +160,7 @@ def losses_at(run: Run, examples: Examples, number: int, rows: int) -> tuple[flo
                 run.loss(run.model, content_of(move(examples.take([at]), device))) for at in places
             ]
     losses = tuple(float(one.sum()) for one in found)
-    # A loss that is not is told of when its row is built, with all that is to be said.
+    # A loss that is not finite is refused when its row is built, with all details.
     return losses if all(map(math.isfinite, losses)) else ()
 
 
@@ -185,7 +185,7 @@ def with_losses(there: Manifest | None, here: Manifest, losses: Losses) -> Manif
 
 
 def as_begun(manifest: Manifest) -> Manifest:
-    """A new index, with what tells it from those of other models and losses for good."""
+    """A new index's manifest, with the losses that identify its model and loss for good."""
     return replace(manifest, witness=manifest.checkpoints[-1].losses)
 
 
@@ -205,8 +205,8 @@ def refuse_other_losses(there: Manifest, run: Run, losses: Losses, where: str) -
     if now and not are_about_equal(was, now, is_short=_is_short(run.parameters)):
         raise IndexingError(
             f"{where} was built with another model or loss: at {run.checkpoints[at].name}, with "
-            f"equal weights, examples had the losses {_listed(was)} and have {_listed(now)} here. "
-            "Give the model and the loss that it was built with, or a new folder."
+            f"equal weights, examples had the losses {_listed(was)} and now have {_listed(now)}. "
+            "Use the model and the loss that it was built with, or a new folder."
         )
 
 

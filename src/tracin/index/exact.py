@@ -1,6 +1,8 @@
 """Exact scores of an index's candidates, from the model itself."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ def exact_scores(
         queries: The queries.
         candidates: [queries, candidates]: positions in train.
         memory: Bytes that scores, and queries' gradients written out, may take, about.
-        batch_size: How many examples go through the model at once; None finds out.
+        batch_size: Examples per model call; None finds the size.
         progress: None shows a bar on a terminal alone.
 
     Raises:
@@ -65,41 +67,79 @@ def exact_scores(
     return found
 
 
-def exact_hits(
+@final
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The rows that the model scores, on each side of each query.
+
+    Attributes:
+        proponents: Positions in train, [queries, candidates]; -1 for none.
+        opponents: [queries, candidates].
+        bounds: What the scores of all other rows are not expected to exceed, and to fall below,
+            [queries] each; None where that is unknown.
+    """
+
+    proponents: np.ndarray
+    opponents: np.ndarray
+    bounds: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def bounded(
+        cls, found: Sequence[tuple["Strongest", "Strongest"]], count: int, *, is_sure: bool
+    ) -> "Candidates":
+        """The first `count` rows of each side, and the bounds that the next ones give.
+
+        Args:
+            found: For some of the queries each, the rows with the highest upper and with the
+                lowest lower bounds, at least one more than `count` if there are so many.
+            count: The number of candidates per query and side.
+            is_sure: Whether bounds can be relied on. If not, they are infinite.
+        """
+        tops, bottoms = (
+            [_cut(side, count, is_sure) for side in sides] for sides in zip(*found, strict=True)
+        )
+        return cls(
+            np.concatenate([positions for positions, _ in tops]),
+            np.concatenate([positions for positions, _ in bottoms]),
+            (torch.cat([bound for _, bound in tops]), torch.cat([bound for _, bound in bottoms])),
+        )
+
+
+def rescored(
     walk: CheckpointPass,
     train: Examples,
     queries: Examples,
-    candidates: tuple[np.ndarray, np.ndarray],
-    bounds: tuple[Tensor, Tensor] | None,
+    candidates: Candidates,
     k: int,
     memory: int,
     batch_size: int | None,
     progress: bool | None,
 ) -> tuple[TopInfluences, TopInfluences]:
-    """The best k of some candidates on each side, by the model itself.
+    """The k strongest candidates of each side by their exact scores.
 
     Args:
         walk: The model with its weighted checkpoints.
         train: All training examples.
         queries: The queries.
-        candidates: Those for proponents, and for opponents: [queries, candidates]; -1 is nobody.
-        bounds: What no other example's score is expected to exceed, or to fall below: [queries]
-            each; None where nobody knows.
-        k: How many of each.
+        candidates: The rows to score.
+        k: The number of results per query and side.
         memory: As for `exact_scores`, like those that follow.
-        batch_size: How many examples go through the model at once; None finds out.
+        batch_size: Examples per model call; None finds the size.
         progress: None shows a bar on a terminal alone.
+
+    Returns:
+        Proponents and opponents.
     """
     # A candidate of both sides is visited once. Of equal scores the first position comes first.
-    sides = [np.sort(one, 1) for one in candidates]
+    sides = [np.sort(one, 1) for one in (candidates.proponents, candidates.opponents)]
     both = np.concatenate(sides, 1)
     scores = exact_scores(
         walk, train, queries, both.clip(min=0), memory, batch_size, progress
     ).split([one.shape[1] for one in sides], 1)
-    limits = (None, None) if bounds is None else bounds
+    bounds = candidates.bounds or (None, None)
     proponents, opponents = (
         _best(train.ids, chosen, found, k, sign, bound)
-        for chosen, found, sign, bound in zip(sides, scores, (1, -1), limits, strict=True)
+        for chosen, found, sign, bound in zip(sides, scores, (1, -1), bounds, strict=True)
     )
     return proponents, opponents
 
@@ -117,24 +157,14 @@ def _best(
     return TopInfluences(ids[positions], positions, best, shares, bounds=bound, sure=sure)
 
 
-def cut_at(side: "Strongest", count: int, is_sure: bool = True) -> tuple[np.ndarray, Tensor]:
-    """The first `count` of each query, and what all others are not expected to exceed.
-
-    Args:
-        side: At least one more than `count`, if there are so many rows.
-        count: How many are candidates.
-        is_sure: Whether the others' limits can be relied on; if not, they may be anything.
-
-    Returns:
-        [queries, count], and [queries]: infinite where there are no others, or
-            where they may be anything.
-    """
+def _cut(side: "Strongest", count: int, is_sure: bool) -> tuple[np.ndarray, Tensor]:
+    """The first `count` of each query, [queries, count], and the bound of all others, [queries]."""
     if side.values is None:
         raise RuntimeError("no rows were read")
-    nobody = torch.full((len(side.values),), -side.sign * torch.inf)
+    no_others = torch.full((len(side.values),), -side.sign * torch.inf)
     if side.values.shape[1] <= count:
-        return side.positions[:, :count].numpy(), nobody
+        return side.positions[:, :count].numpy(), no_others
     bound = side.values[:, count]
     if not is_sure:
-        bound = torch.where(bound == nobody, bound, -nobody)
+        bound = torch.where(bound == no_others, bound, -no_others)
     return side.positions[:, :count].numpy(), bound

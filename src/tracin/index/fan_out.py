@@ -11,53 +11,64 @@ from tracin.engines import Gatherer
 from tracin.engines.shares import stretches
 from tracin.index.bounds import LimitSearch
 from tracin.index.row_scan import RowScan
-from tracin.index.search import Search
+from tracin.index.search import Best, Search, best
 from tracin.index.strongest import Strongest
 
 PARTS = 256  # at most: each sends a list of its own
 
-# Arrays, not tensors: torch's own way between processes ends with the process that sent them.
+# Arrays, not tensors: torch shares tensors only while the process that sent them lives.
 Lists = list[tuple[np.ndarray, ...]]
 
 
 @final
 @dataclass(frozen=True)
-class Scan:
+class SearchTask:
     """Searches some of an index's files; any process that sees them may.
 
     Attributes:
         kind: Which search.
-        reading: The rows, and the queries; all workers must see the same manifest.
+        scan: The rows, and the queries; all workers must see the same manifest.
         k: How many of each.
     """
 
     kind: type[Search] | type[LimitSearch]
-    reading: RowScan
+    scan: RowScan
     k: int
 
     def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
         """The strongest among the rows of some ranges; None for all."""
-        return self.kind(self.reading, self.k).strongest(ranges)
+        return self.kind(self.scan, self.k).strongest(ranges)
 
     def __call__(self, ranges: Sequence[range]) -> Lists:
         """As `strongest`, as arrays, and without a bar of its own."""
-        quiet = replace(self, reading=replace(self.reading, progress=False))
+        quiet = replace(self, scan=replace(self.scan, progress=False))
         return [_arrays(side) for side in quiet.strongest(ranges)]
 
 
-def strongest(scan: Scan, engine: Gatherer | None) -> tuple[Strongest, Strongest]:
+def strongest(task: SearchTask, engine: Gatherer | None) -> tuple[Strongest, Strongest]:
     """The strongest of all rows, by this process or by an engine's workers."""
     if engine is None:
-        return scan.strongest()
-    ranges = scan.reading.store.manifest.ranges()
+        return task.strongest()
+    ranges = task.scan.store.manifest.ranges()
     cuts = stretches([len(one) for one in ranges], min(PARTS, len(ranges)))
     parts = [tuple(ranges[cut.start : cut.stop]) for cut in cuts if len(cut)]
-    top, bottom = Strongest(scan.k, 1), Strongest(scan.k, -1)
-    for lists in engine.gather(scan, parts, scan.reading.progress):
+    top, bottom = Strongest(task.k, 1), Strongest(task.k, -1)
+    for lists in engine.gather(task, parts, task.scan.progress):
         for side, arrays in zip((top, bottom), lists, strict=True):
             values, positions, *shares = (torch.from_numpy(one) for one in arrays)
             side.merge(values, positions, shares[0] if shares else None)
     return top, bottom
+
+
+def best_of_all(scan: RowScan, k: int, engine: Gatherer | None) -> tuple[Best, Best]:
+    """The k highest and the k lowest scores of each query among all rows, by the index alone."""
+    tops: list[Best] = []
+    bottoms: list[Best] = []
+    for _, part in scan.parts(Search.smallest(scan.queries)):
+        top, bottom = best(part, strongest(SearchTask(Search, part, k), engine))
+        tops.append(top)
+        bottoms.append(bottom)
+    return Best.joined(tops), Best.joined(bottoms)
 
 
 def _arrays(side: Strongest) -> tuple[np.ndarray, ...]:

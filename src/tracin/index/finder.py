@@ -1,4 +1,4 @@
-"""Who proposes candidates, where not every row of an index is to be scored."""
+"""Proposes candidates, so that a search need not score every row of an index."""
 
 from typing import Protocol
 
@@ -14,11 +14,11 @@ class Finder(Protocol):
     mostly the dot product of the two.
     """
 
-    def candidates(self, asked: SketchedQueries, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def candidates(self, queries: SketchedQueries, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows that may have the highest, and those that may have the lowest scores.
 
         Args:
-            asked: The queries' rows at each checkpoint, and what each checkpoint weighs.
+            queries: The queries' rows at each checkpoint, and what each checkpoint weighs.
             count: How many of each; at most the index's rows.
 
         Returns:

@@ -1,6 +1,6 @@
-"""What an index says of itself when it is printed."""
+"""The text of a printed index."""
 
-from tracin.index.store import Store
+from tracin.index.store import Store, stale_files
 from tracin.index.store.store import TABLE
 from tracin.index.table import table_is_fresh
 from tracin.plain_text import plain
@@ -10,7 +10,7 @@ from tracin.results.table import aligned
 def described(store: Store) -> str:
     """Rows, format, projection, bytes, checkpoints, and what is missing or stale."""
     manifest = store.manifest
-    files, stale, missing = store.place.files(), store.stale(), store.missing()
+    files, stale, missing = store.place.files(), stale_files(store), store.missing()
     units = manifest.units()
     state = (
         "complete" if not missing else f"{len(units) - len(missing)} of {len(units)} files built"
@@ -20,7 +20,7 @@ def described(store: Store) -> str:
     said = [
         f"{manifest.rows:,} rows of {manifest.width} numbers ({manifest.number_format}) at "
         f"{len(rows)} checkpoints, {state}: {plain(store.place.url)}",
-        f"{size:,} bytes in {len(files) - len(stale)} files of up to {manifest.rows_a_shard:,} "
+        f"{size:,} bytes in {len(files) - len(stale)} files of up to {manifest.shard_size:,} "
         f"rows; {projection_in_words(store)}",
     ]
     if stale:
@@ -34,7 +34,7 @@ def described(store: Store) -> str:
 
 
 def projection_in_words(store: Store) -> str:
-    """The projection as it was asked for."""
-    asked = store.manifest.about.get("projection", {})
-    found = f"projection dim={asked.get('dim')}, seed={asked.get('seed')}"
-    return found if asked.get("split") is None else f"{found}, with a split that was given"
+    """The projection as the caller set it."""
+    projection = store.manifest.about.get("projection", {})
+    found = f"projection dim={projection.get('dim')}, seed={projection.get('seed')}"
+    return found if projection.get("split") is None else f"{found}, with a split"

@@ -24,7 +24,7 @@ class IndexJob:
         run: Model, loss and checkpoints.
         train: The training data.
         folder: The index.
-        batch_size: How many examples go through the model at once; None finds out.
+        batch_size: Examples per model call; None finds the size.
         manifest: Of the index as the build began.
     """
 
@@ -49,14 +49,14 @@ class IndexJob:
             def build(unit: Unit) -> None:
                 number = keys.index(unit.checkpoint)
                 found = maker.sketched(number, examples, range(unit.start, unit.stop))
-                beside = {
+                extra = {
                     "squared_norms": found.squared_norms,
                     "sketched_squared_norms": sketched_squared_norms(plan.columns, found.rows),
                     "loss": found.losses,
                     "label": found.labels,
                     "is_right": found.is_right,
                 }
-                write = partial(store.write, unit, found.rows, beside)
+                write = partial(store.write, unit, found.rows, extra)
                 by_first(write) if walk.gradients.is_sharded else write()
 
             yield build

@@ -1,4 +1,4 @@
-"""The recall of an index's sketched answers: measured on some of its rows, and kept beside them."""
+"""The recall of an index's estimates: measured on some of its rows, and stored with them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,17 @@ from typing import final
 import numpy as np
 
 from tracin.errors import IndexingError
+from tracin.index.bounds import LimitSearch, is_narrow
+from tracin.index.exact import Candidates, rescored
+from tracin.index.matched_run import MatchedRun
+from tracin.index.row_scan import RowScan
 from tracin.index.store import Manifest, Store, sealed_json
 from tracin.index.store.storage import Storage
 from tracin.index.store.store import RECALL
-from tracin.results.recall import Recall
+from tracin.results.recall import Recall, share_found
 from tracin.schema import Fields, Items, Number, Text, Whole
+from tracin.scoring.batch_size import BatchSize, checked_size
+from tracin.sketches import Plan
 from tracin.sketches.random_numbers import integers, key
 
 HITS, QUERIES = 10, 16
@@ -37,7 +43,7 @@ SCHEMA = Fields(
 
 @final
 @dataclass(frozen=True)
-class Kept:
+class StoredRecall:
     """A recall, with what it was measured for.
 
     Attributes:
@@ -59,7 +65,7 @@ class Kept:
         return self.index == manifest.of and set(self.checkpoints) == set(keys)
 
     def write(self, place: Storage) -> None:
-        """Keep it beside the rows; equal for equal figures."""
+        """Write it next to the rows; equal bytes for equal figures."""
         content = {
             "k": self.recall.k,
             "queries": self.recall.queries,
@@ -74,8 +80,8 @@ class Kept:
         place.write(RECALL, sealed_json.written(content))
 
     @classmethod
-    def read(cls, place: Storage) -> "Kept | None":
-        """What was kept; None where nothing was.
+    def read(cls, place: Storage) -> "StoredRecall | None":
+        """The stored recall; None where there is none.
 
         Raises:
             IndexingError: The file was changed.
@@ -86,8 +92,8 @@ class Kept:
             held = sealed_json.read(bytes(place.read(RECALL)), SCHEMA)
         except ValueError as error:
             raise IndexingError(
-                f"{place.url}/{RECALL} cannot be read ({error}). Delete it, or build again: the "
-                "recall is measured again."
+                f"{place.url}/{RECALL} cannot be read ({error}). Delete it, or build again to "
+                "measure the recall again."
             ) from error
         return cls(
             Recall(held["k"], held["queries"], held["proponents"], held["opponents"], AGAINST),
@@ -98,12 +104,12 @@ class Kept:
         )
 
 
-def told(store: Store, keys: Sequence[str]) -> tuple[Recall | None, str]:
-    """The recall of an answer, where it is known, and what to say of it."""
+def known_recall(store: Store, keys: Sequence[str]) -> tuple[Recall | None, str]:
+    """The recall of estimates at these checkpoints, if it is known, and a note for the result."""
     try:
-        kept = Kept.read(store.place)
+        kept = StoredRecall.read(store.place)
     except IndexingError as error:
-        return None, f"recall: not known; {error}"
+        return None, f"recall: unknown; {error}"
     if kept is None:
         return None, f"recall: not measured; {HOW}"
     if kept.rows != store.manifest.rows:
@@ -117,10 +123,10 @@ def told(store: Store, keys: Sequence[str]) -> tuple[Recall | None, str]:
     return kept.recall, str(kept.recall)
 
 
-def is_known(store: Store) -> bool:
+def is_recall_known(store: Store) -> bool:
     """Whether a recall at all checkpoints of a store, as it is now, is kept."""
     try:
-        kept = Kept.read(store.place)
+        kept = StoredRecall.read(store.place)
     except IndexingError:
         return False
     return kept is not None and kept.is_of(store.manifest, store.manifest.keys)
@@ -136,7 +142,72 @@ def chosen_rows(seed: int, rows: int, count: int) -> np.ndarray:
 
 
 def without(positions: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Each query's hits [queries, k + 1] but itself; the last where it is not among them: k."""
+    """Each query's results, [queries, k + 1] -> [queries, k], without itself or the last one."""
     is_own = positions == own[:, None]
     is_own[~is_own.any(1), -1] = True
     return positions[~is_own].reshape(len(positions), -1)
+
+
+@final
+@dataclass(frozen=True)
+class RecallRequest:
+    """What to measure.
+
+    Attributes:
+        k: Results per query and side.
+        queries: The number of rows that serve as queries.
+        candidates: Rows scored exactly per result and query.
+        memory: Bytes that blocks of scores and rows may take, about.
+        batch_size: "auto", or examples per model call.
+        progress: None shows a bar on a terminal alone.
+    """
+
+    k: int
+    queries: int
+    candidates: int
+    memory: int
+    batch_size: BatchSize
+    progress: bool | None
+
+
+def measured(store: Store, plan: Plan, run: MatchedRun, request: RecallRequest) -> Recall:
+    """Measure the recall, and store it with the index unless the run has a preconditioner."""
+    examples = run.examples()
+    k, rows = request.k, store.manifest.rows
+    own = chosen_rows(plan.seed, rows, request.queries)
+    some = examples.subset(own.tolist())
+    queries = run.sketched(some, request.batch_size)
+    scan = RowScan(store, plan, queries, request.memory, progress=request.progress)
+    count = min(rows, (k + 1) * request.candidates)
+    found = [
+        LimitSearch(part, count + 1).with_estimates(k + 1)
+        for _, part in scan.parts(LimitSearch.smallest(queries))
+    ]
+    candidates = Candidates.bounded(
+        [(top, bottom) for top, bottom, _, _ in found], count, is_sure=not is_narrow(plan.columns)
+    )
+    true = rescored(
+        run.checkpoint_pass(),
+        examples,
+        some,
+        candidates,
+        k + 1,
+        request.memory,
+        checked_size(request.batch_size),
+        request.progress,
+    )
+    estimated = (
+        np.concatenate([side.positions.numpy() for side in sides])
+        for sides in list(zip(*found, strict=True))[2:]
+    )
+    shares, certain = [], []
+    for rough, exact in zip(estimated, true, strict=True):
+        shares.append(share_found(without(rough, own), without(exact.positions, own)))
+        certain.append(0 if exact.is_certain is None else int(exact.is_certain.sum()))
+    recall = Recall(k, len(own), shares[0], shares[1], AGAINST)
+    if run.run.preconditioner is None:
+        keys = queries.merged().keys
+        StoredRecall(recall, (certain[0], certain[1]), rows, keys, store.manifest.of).write(
+            store.place
+        )
+    return recall

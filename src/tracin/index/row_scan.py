@@ -1,4 +1,4 @@
-"""What a search reads, and for whom: an index's rows, block by block, and the queries."""
+"""A scan of an index's rows, block by block, for a set of queries."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class SketchedQueries:
         rows: [queries, width] at each of them.
         weights: [groups] at each of them.
         squared_norms: [queries, groups] at each of them: the exact squared lengths of the queries'
-            gradients. Empty where nobody needs them.
+            gradients. Empty where they are not needed.
     """
 
     keys: tuple[str, ...]
@@ -98,7 +98,7 @@ class RowScan:
     Attributes:
         store: The rows.
         plan: How they are laid out.
-        asked: The queries.
+        queries: The queries.
         memory: Bytes that a block, and what is made of it, may take, about.
         keep: [rows], bool: which may be found; None for all.
         progress: None shows a bar on a terminal alone.
@@ -106,7 +106,7 @@ class RowScan:
 
     store: Store
     plan: Plan
-    asked: SketchedQueries
+    queries: SketchedQueries
     memory: int
     keep: Tensor | None = None
     progress: bool | None = None
@@ -122,7 +122,7 @@ class RowScan:
             ranges: Of the manifest's; None for all.
         """
         ranges = self.store.manifest.ranges() if ranges is None else ranges
-        keys = self.asked.keys
+        keys = self.queries.keys
         step = max(near, self.memory // each // near * near)
         with bar(sum(map(len, ranges)) * len(keys), "search", self.progress, "row") as shown:
             for span in ranges:
@@ -134,18 +134,18 @@ class RowScan:
 
     def merged(self) -> "RowScan":
         """For the same queries, of which equal checkpoints are one."""
-        return replace(self, asked=self.asked.merged())
+        return replace(self, queries=self.queries.merged())
 
     def parts(self, each: int) -> Iterator[tuple[slice, "RowScan"]]:
         """The queries in parts, so that `each` bytes of every query of a part are in memory.
 
         Yields:
-            Which queries, and the reading for them.
+            Which queries, and the scan for them.
         """
         step = max(1, self.memory // each)
-        for start in range(0, len(self.asked), step):
+        for start in range(0, len(self.queries), step):
             part = slice(start, start + step)
-            yield part, replace(self, asked=self.asked.some(part))
+            yield part, replace(self, queries=self.queries.some(part))
 
     def kept(self, first: int, rows: int) -> Tensor | None:
         """Which rows from the first on may be found: [rows]; None for all."""

@@ -34,7 +34,7 @@ class Sketched:
         rows: [examples, width], float32, on the CPU.
         squared_norms: [examples, groups]: the exact squared lengths of the gradients.
         losses: [examples].
-        labels: [examples]; -1 where the loss knows no classes, or an example has not just one.
+        labels: [examples]; -1 where the loss has no classes, or an example has not exactly one.
         is_right: [examples]: 1 where the class of the highest score is the label, 0 where not, -1
             where that is not known.
     """
@@ -66,7 +66,7 @@ class Sketched:
         )
 
     def judge(self, at: slice, outcome: Any) -> None:
-        """Take down labels, and whether the model is right."""
+        """Record labels, and whether the model is right."""
         logits, labels = getattr(outcome, "logits", None), getattr(outcome, "labels", None)
         if logits is None or labels is None or labels.ndim != 1:
             return
@@ -80,10 +80,10 @@ class RowMaker:
 
     Args:
         walk: The model with its checkpoints.
-        plan: What becomes of each parameter.
+        plan: How each parameter's gradients become numbers.
         draws: The number of each checkpoint's random numbers.
         names: The checkpoints' names, for errors.
-        batch_size: How many examples go through the model at once; None finds out.
+        batch_size: Examples per model call; None finds the size.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class RowMaker:
 
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite.
-            UnsupportedModelError: The model is sharded, and a batch has no fast way on some rank.
+            UnsupportedModelError: The model is sharded, and a rank's batch has no fast gradients.
         """
         sketcher = self.at(number)
         # The same batches whatever was read before: a span's rows never depend on other spans.
@@ -168,7 +168,7 @@ class RowMaker:
             try:
                 result = gradients.visit(batch, visit, is_last=is_last)
             except LateError as error:
-                late.append(str(error))  # told once all ranks have done their passes
+                late.append(str(error))  # raised once all ranks have finished their passes
                 return
             rows = sketcher.rows()
             if rows.data_ptr() != found.rows[at].data_ptr():
@@ -193,7 +193,7 @@ class RowMaker:
 def plan_of(
     walk: CheckpointPass, examples: Examples, projection: Projection, groups: Mapping[str, int]
 ) -> Plan:
-    """The plan that the first examples' gradients at the last checkpoint ask for."""
+    """The plan made from the first examples' gradients at the last checkpoint."""
     forms: dict[str, PerExampleGradient] = {}
 
     def keep(name: str, form: PerExampleGradient, row: int) -> None:
@@ -226,14 +226,15 @@ def group_weights(
     """What each group of an index weighs at one checkpoint: [groups].
 
     Raises:
-        IndexingError: Parameters of one group have unlike weights.
+        IndexingError: Parameters of one group have different weights.
     """
     found: dict[int, float] = {}
     for parameter, value in by_parameter(weight, groups).items():
         if found.setdefault(groups[parameter], value) != value:
             raise IndexingError(
-                f"The index keeps '{parameter}' together with parameters that weigh "
-                f"{found[groups[parameter]]:g} at {name}, while it weighs {value:g}: they had one "
-                "learning rate when the index was built. Build another index with these rates."
+                f"The index sketches '{parameter}' together with parameters of weight "
+                f"{found[groups[parameter]]:g} at {name}, but its own weight is {value:g}. They "
+                "had one learning rate when the index was built. Build another index with these "
+                "rates."
             )
     return [found[at] for at in range(len(found))]

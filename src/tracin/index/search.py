@@ -1,4 +1,4 @@
-"""Scores an index's rows block by block, and keeps the strongest of each query."""
+"""Scores the rows of an index block by block, and keeps the strongest of each query."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,10 @@ from tracin.index.strongest import Strongest
 from tracin.results.explanations import TopInfluences
 from tracin.sketches import standard_error
 
-# Rows that are decoded at once: few enough to stay in a processor's cache, and enough to make up
-# for the calls that a block takes.
-NEAR = 1024
-# Copies of a block of scores that ranking it makes.
-COPIES = 4
+# Rows decoded at once: few enough to stay in the cache, enough to outweigh the calls per block.
+BLOCK_ROWS = 1024
+# Copies of a block of scores that exist while it is ranked.
+RANKING_COPIES = 4
 
 
 @final
@@ -62,39 +61,39 @@ class Best:
             torch.cat([one.errors for one in parts]),
         )
 
-    def to_hits(self, ids: np.ndarray) -> TopInfluences:
+    def to_influences(self, ids: np.ndarray) -> TopInfluences:
         """With the rows' ids."""
         return TopInfluences(
             ids[self.positions], self.positions, self.scores, self.by_checkpoint, self.errors
         )
 
 
-def scored(reading: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Scores]:
+def scored(scan: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Scores]:
     """The scores of the rows of some ranges of the manifest's, a block at a time; None for all."""
-    asked = reading.asked
-    each = 4 * COPIES * len(asked) * len(asked.keys)
-    for block in reading.blocks(each, NEAR, ranges):
-        scores = torch.empty(len(block.shards), len(asked), len(block))
+    queries = scan.queries
+    each = 4 * RANKING_COPIES * len(queries) * len(queries.keys)
+    for block in scan.blocks(each, BLOCK_ROWS, ranges):
+        scores = torch.empty(len(block.shards), len(queries), len(block))
         for at, shard in enumerate(block.shards):
-            for here, rows in block.nearer(NEAR):
-                scores[at, :, here] = _near_scores(reading, at, shard, rows).T
+            for here, rows in block.nearer(BLOCK_ROWS):
+                scores[at, :, here] = _near_scores(scan, at, shard, rows).T
         yield Scores(block.first, scores)
 
 
-def _near_scores(reading: RowScan, at: int, shard: Shard, rows: range) -> Tensor:
+def _near_scores(scan: RowScan, at: int, shard: Shard, rows: range) -> Tensor:
     """A function of its own, so that one block's rows are gone before the next is decoded."""
     kept, scales = shard.unscaled(rows.start, rows.stop)
-    asked = reading.asked
-    scores = reading.plan.columns.scores(kept, asked.rows[at], asked.weights[at], scales)
+    queries = scan.queries
+    scores = scan.plan.columns.scores(kept, queries.rows[at], queries.weights[at], scales)
     shard.refuse_non_finite(scores)
     return scores
 
 
-def scores_of(reading: RowScan) -> Tensor:
+def scores_of(scan: RowScan) -> Tensor:
     """All scores: [train, queries]."""
-    reading.store.refuse_missing()
-    total = torch.empty(reading.store.manifest.rows, len(reading.asked))
-    for block in scored(reading):
+    scan.store.refuse_missing()
+    total = torch.empty(scan.store.manifest.rows, len(scan.queries))
+    for block in scored(scan):
         total[block.first : block.first + block.scores.shape[2]] = block.scores.sum(0).T
     return total
 
@@ -104,36 +103,36 @@ class Search:
     """The running top and bottom k of some queries.
 
     Args:
-        reading: The rows, and the queries.
-        k: How many of each.
+        scan: The rows, and the queries.
+        k: Results per query and side.
     """
 
-    def __init__(self, reading: RowScan, k: int) -> None:
-        self._reading, self._k = reading, k
+    def __init__(self, scan: RowScan, k: int) -> None:
+        self._scan, self._k = scan, k
 
     @staticmethod
-    def smallest(asked: SketchedQueries) -> int:
+    def smallest(queries: SketchedQueries) -> int:
         """Bytes of one query in the smallest block."""
-        return 4 * NEAR * COPIES * len(asked.keys)
+        return 4 * BLOCK_ROWS * RANKING_COPIES * len(queries.keys)
 
     def found(self) -> list[Best]:
         """Proponents, scores descending, and opponents, scores ascending."""
-        return best(self._reading, self.strongest())
+        return best(self._scan, self.strongest())
 
     def strongest(self, ranges: Sequence[range] | None = None) -> tuple[Strongest, Strongest]:
         """The k highest and the k lowest scores among the rows of some ranges; None for all."""
         top, bottom = Strongest(self._k, 1), Strongest(self._k, -1)
-        for block in scored(self._reading, ranges):
+        for block in scored(self._scan, ranges):
             totals = block.scores.sum(0)
-            keep = self._reading.kept(block.first, totals.shape[1])
+            keep = self._scan.kept(block.first, totals.shape[1])
             for side in (top, bottom):
                 side.take(block.first, totals, keep, block.scores)
         return top, bottom
 
 
-def best(reading: RowScan, sides: Sequence[Strongest]) -> list[Best]:
+def best(scan: RowScan, sides: Sequence[Strongest]) -> list[Best]:
     """Finished sides, with the errors of their scores; a row of both is decoded once."""
-    errors = errors_of(reading, torch.cat([side.positions for side in sides], 1))
+    errors = errors_of(scan, torch.cat([side.positions for side in sides], 1))
     found: list[Best] = []
     each = errors.split([side.positions.shape[1] for side in sides], 1)
     for side, own in zip(sides, each, strict=True):
@@ -143,26 +142,26 @@ def best(reading: RowScan, sides: Sequence[Strongest]) -> list[Best]:
     return found
 
 
-def errors_of(reading: RowScan, positions: Tensor) -> Tensor:
-    """One standard deviation of each hit's score: checkpoints' errors are independent.
+def errors_of(scan: RowScan, positions: Tensor) -> Tensor:
+    """One standard deviation of each result's score: checkpoints' errors are independent.
 
     Args:
-        reading: The rows, and the queries.
+        scan: The rows, and the queries.
         positions: [queries, k].
     """
-    reading = reading.merged()
-    asked, plan = reading.asked, reading.plan
+    scan = scan.merged()
+    queries, plan = scan.queries, scan.plan
     found = torch.empty(positions.shape)
     each = 4 * max(1, positions.shape[1]) * 3 * plan.width
-    for part, some in reading.parts(each):
+    for part, some in scan.parts(each):
         here = positions[part]
         unique, places = here.unique(return_inverse=True)
         variance = torch.zeros(here.shape)
-        for at, key in enumerate(asked.keys):
-            # Each query with its own hits alone: [queries, k, width] with [queries, 1, width].
-            rows = reading.store.rows_at(key, unique)[places]
-            queries = some.asked.rows[at].unsqueeze(1)
-            errors = standard_error(plan.columns, rows, queries, some.asked.weights[at])
+        for at, key in enumerate(queries.keys):
+            # Each query with its own results only: [queries, k, width] with [queries, 1, width].
+            rows = scan.store.rows_at(key, unique)[places]
+            query_rows = some.queries.rows[at].unsqueeze(1)
+            errors = standard_error(plan.columns, rows, query_rows, some.queries.weights[at])
             variance += errors.squeeze(2).square()
         found[part] = variance.sqrt()
     return found

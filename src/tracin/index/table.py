@@ -18,7 +18,7 @@ from tracin.sketches import Columns
 OF = "tracin"  # the key of what a table is of, in the file's own metadata
 
 
-def weights_of(manifest: Manifest) -> dict[str, list[float]]:
+def build_weights(manifest: Manifest) -> dict[str, list[float]]:
     """What each group weighs in the build, by key: weights of equal checkpoints add."""
     found: dict[str, list[float]] = {}
     for each in manifest.checkpoints:
@@ -32,8 +32,8 @@ def add_weights(found: dict[str, list[float]], key: str, weights: Sequence[float
     found[key] = [one + other for one, other in zip(before, weights, strict=True)]
 
 
-def columns_beside(groups: int) -> dict[str, Column]:
-    """What an index keeps of each row beside it."""
+def extra_columns(groups: int) -> dict[str, Column]:
+    """The columns that an index stores with each row."""
     return {
         "squared_norms": Column("F32", (groups,)),
         "sketched_squared_norms": Column("F32", (groups,)),
@@ -45,31 +45,23 @@ def columns_beside(groups: int) -> dict[str, Column]:
 
 def sketched_squared_norms(columns: Columns, rows: Tensor) -> Tensor:
     """What the rows themselves say of the squared lengths, by group: [examples, groups]."""
-    ways = torch.eye(columns.groups).tolist()
-    return torch.stack([columns.squared_lengths(rows, one) for one in ways], 1)
+    single_groups = torch.eye(columns.groups).tolist()
+    return torch.stack([columns.squared_lengths(rows, one) for one in single_groups], 1)
 
 
-def table_of(
-    store: Store, weights: Mapping[str, list[float]] | None = None
-) -> dict[str, np.ndarray]:
-    """The rows of a complete index, column by column.
-
-    Args:
-        store: The files.
-        weights: [groups] at each checkpoint that counts, by its key; None for those of the build.
+def table_of(store: Store) -> dict[str, np.ndarray]:
+    """The table of a complete index, column by column; its sums have the weights of the build.
 
     Raises:
         IndexingError: The index is incomplete, or a file is damaged.
     """
     manifest = store.manifest
     store.refuse_missing()
-    if weights is None:
-        weights = weights_of(manifest)
     last = manifest.checkpoints[-1].key
     kept: dict[str, list[Tensor]] = {"label": [], "is_right": [], "loss": []}
     sums = {"self_influence": "squared_norms", "self_influence_sketched": "sketched_squared_norms"}
     totals = {name: torch.zeros(manifest.rows, dtype=torch.float64) for name in sums}
-    for key, each in weights.items():
+    for key, each in build_weights(manifest).items():
         factors = torch.tensor(each, dtype=torch.float64)
         for span in manifest.ranges():
             found = store.columns(Unit(key, span.start, span.stop))
@@ -81,6 +73,26 @@ def table_of(
     columns = {name: torch.cat(pieces).numpy() for name, pieces in kept.items()}
     columns |= {name: total.float().numpy() for name, total in totals.items()}
     return {"id": store.ids(), **columns}
+
+
+def exact_self_influence(store: Store, weights: Mapping[str, list[float]] | None) -> Tensor:
+    """Each row's influence on itself, from the exact squared norms in the files: [rows].
+
+    Args:
+        store: The files.
+        weights: [groups] by the key of each checkpoint; None for those of the build.
+
+    Raises:
+        IndexingError: The index is incomplete, or a file is damaged.
+    """
+    store.refuse_missing()
+    total = torch.zeros(store.manifest.rows, dtype=torch.float64)
+    for key, each in (build_weights(store.manifest) if weights is None else weights).items():
+        factors = torch.tensor(each, dtype=torch.float64)
+        for span in store.manifest.ranges():
+            found = store.columns(Unit(key, span.start, span.stop))
+            total[span.start : span.stop] += found["squared_norms"].double() @ factors
+    return total.float()
 
 
 def write_table(store: Store) -> None:

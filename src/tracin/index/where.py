@@ -11,7 +11,7 @@ from tracin.errors import QueryError
 
 Rows: TypeAlias = Mapping[str, np.ndarray]
 Where: TypeAlias = Any
-"""[rows] of bool, as any library has it, or a function of the rows' table that gives one."""
+"""[rows] of bool, of any library, or a function of the rows' table that returns one."""
 
 
 def rows_where(where: Where, table: Callable[[], Rows], rows: int) -> Tensor | None:
@@ -31,8 +31,8 @@ def rows_where(where: Where, table: Callable[[], Rows], rows: int) -> Tensor | N
     left = torch.as_tensor(np.asarray(found))
     if left.dtype != torch.bool or left.shape != (rows,):
         raise QueryError(
-            f"where says of each of the {rows} rows whether it may be listed, [train] of bool, or "
-            f'is a function of the table that does, such as lambda rows: rows["label"] == 3; '
-            f"{list(left.shape)} of {left.dtype} {'came' if callable(where) else 'was given'}."
+            f"where must be a boolean per row, [{rows}], or a function of the table that returns "
+            f'one, such as lambda rows: rows["label"] == 3; '
+            f"{'it returned' if callable(where) else 'got'} {list(left.shape)} of {left.dtype}."
         )
     return left

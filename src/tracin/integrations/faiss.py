@@ -142,14 +142,14 @@ class Nearest:
         return self._head.rows
 
     def candidates(
-        self, asked: SketchedQueries, count: int
+        self, queries: SketchedQueries, count: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows that may have the highest, and those that may have the lowest scores.
 
         Where the lists that are searched hold fewer, more lists are searched.
 
         Args:
-            asked: The queries' rows at each checkpoint, and what each checkpoint weighs.
+            queries: The queries' rows at each checkpoint, and what each checkpoint weighs.
             count: How many of each.
 
         Returns:
@@ -158,9 +158,9 @@ class Nearest:
         Raises:
             QueryError: A checkpoint is asked for that the vectors do not hold.
         """
-        queries = self._vectors(asked)
+        vectors = self._vectors(queries)
         with _threads(_faiss()):
-            return self._searched(queries, count), self._searched(-queries, count)
+            return self._searched(vectors, count), self._searched(-vectors, count)
 
     def __repr__(self) -> str:
         lists = self._head.lists
@@ -169,16 +169,16 @@ class Nearest:
             "searched"
         )
 
-    def _vectors(self, asked: SketchedQueries) -> npt.NDArray[np.float32]:
+    def _vectors(self, queries: SketchedQueries) -> npt.NDArray[np.float32]:
         """Checkpoints that are not asked for weigh nothing."""
         places = {key: at for at, key in enumerate(self._head.checkpoints)}
-        if unknown := [key for key in asked.keys if key not in places]:
+        if unknown := [key for key in queries.keys if key not in places]:
             raise QueryError(
                 f"Candidates were asked for at {', '.join(unknown)}, but their vectors are of the "
                 f"checkpoints {', '.join(places)}. Open them again by Nearest.open(index)."
             )
-        vectors = torch.zeros(len(asked), len(places), self._flat.width)
-        for key, rows, weights in zip(asked.keys, asked.rows, asked.weights, strict=True):
+        vectors = torch.zeros(len(queries), len(places), self._flat.width)
+        for key, rows, weights in zip(queries.keys, queries.rows, queries.weights, strict=True):
             vectors[:, places[key]] += self._flat.vectors(rows, weights)
         return vectors.flatten(1).numpy()
 

@@ -1,1 +1,1 @@
-"""What questions return, and how it is shown and saved."""
+"""What calls return, and how results are printed and saved."""

@@ -21,7 +21,7 @@ class Influence:
     """One training example that matters for a query.
 
     Attributes:
-        id: Its id: the position in train, unless a `tracin.WithIds` gave others.
+        id: Its id: the position in train, unless a `tracin.WithIds` has others.
         position: Its position in train.
         score: Its influence; positive lowered the query's loss.
         by_checkpoint: Each checkpoint's share of the score.
@@ -49,8 +49,8 @@ class TopInfluences:
             sketched gradients; None where scores are exact.
         bounds: [queries]: where candidates alone were scored exactly, what no other example's score
             is expected to exceed (of opponents: to fall below); infinite where all were candidates.
-        sure: [queries, k]: whether a hit's score is beyond the bound, so that it and those before
-            it are the strongest there are; None where all was scored, or nobody knows.
+        sure: [queries, k]: whether a score is beyond the bound, so that this result and those
+            before it are the strongest of all; None where all was scored, or that is unknown.
     """
 
     ids: np.ndarray
@@ -63,7 +63,7 @@ class TopInfluences:
 
     @property
     def is_certain(self) -> Tensor | None:
-        """Whether these are the strongest there are: [queries]; None where nobody knows."""
+        """Whether these are the strongest of all: [queries]; None where that is unknown."""
         return None if self.sure is None else self.sure.all(1)
 
     def cut(self, k: int) -> "TopInfluences":
@@ -80,7 +80,7 @@ class TopInfluences:
         )
 
     def of(self, query: int) -> list[Influence]:
-        """One query's hits, strongest first."""
+        """One query's results, strongest first."""
         scores, shares = self.scores[query].tolist(), self.by_checkpoint[query].tolist()
         errors = [0.0] * len(scores) if self.errors is None else self.errors[query].tolist()
         return [
@@ -124,9 +124,9 @@ class Explanations:
         proponents: The training examples that lowered each query's loss most.
         opponents: Those that raised it most, or lowered it least.
         checkpoints: The checkpoints' names, in the order of `by_checkpoint`.
-        recall: Of an answer by an index: how many of the strongest such answers hold, measured on
-            a sample; None where it was not, or all was scored.
-        notes: What else is to be known of the answer; printed below it.
+        recall: Of an index's estimates: the share of the strongest that they find, measured on a
+            sample; None where it was not measured, or all was scored.
+        notes: What else to know about the result; printed below it.
 
     Example:
         >>> import torch, tracin
@@ -165,19 +165,19 @@ class Explanations:
         return "\n\n".join([*said, "\n".join(below)] if below else said)
 
     def top(self, k: int) -> TopInfluences:
-        """The k strongest proponents of each query. Raises QueryError beyond what is held."""
+        """The k strongest proponents of each query. Raises QueryError beyond what was kept."""
         return self.proponents.cut(self._held(k))
 
     def bottom(self, k: int) -> TopInfluences:
-        """The k strongest opponents of each query. Raises QueryError beyond what is held."""
+        """The k strongest opponents of each query. Raises QueryError beyond what was kept."""
         return self.opponents.cut(self._held(k))
 
     def columns(self) -> dict[str, np.ndarray]:
-        """One row per hit: query, kind, rank, id, position, score, and each checkpoint's share.
+        """One row per result: query, kind, rank, id, position, score, each checkpoint's share.
 
-        Checkpoints of one name are told apart by a number: "best", "best (2)".
-        Of an index's answer also the score's "error"; or "bound" and "is_certain", whether the hits
-        down to this one are the strongest there are.
+        Checkpoints of one name get a number: "best", "best (2)".
+        Estimates of an index also have "error". Its exact scores have "bound" and "is_certain":
+        whether the results down to this one are the strongest of all.
         """
         queries, k = self.proponents.ids.shape
         sides = (self.proponents, self.opponents)
@@ -230,6 +230,6 @@ class Explanations:
     def _held(self, k: int) -> int:
         held = self.proponents.ids.shape[1]
         count = int(k) if isinstance(k, np.integer) else k
-        there = f"{held} were kept for each query"
+        there = f"{held} were kept per query"
         way_out = ", or explain again with a larger k"
         return count_within(count, held, there, QueryError, way_out=way_out)

@@ -1,4 +1,4 @@
-"""How many of the strongest an approximate answer holds, measured on a sample."""
+"""The share of the strongest examples that an estimate finds, measured on a sample."""
 
 from dataclasses import dataclass
 from typing import final
@@ -12,11 +12,11 @@ class Recall:
     """The share of the true k strongest that were found.
 
     Attributes:
-        k: How many hits of each query.
-        queries: On how many queries it was measured.
+        k: Results per query and side.
+        queries: The number of queries that it was measured on.
         proponents: The share of the true k strongest proponents, mean over the queries.
         opponents: The same of opponents.
-        against: What the queries were, and what is taken for the truth.
+        against: The queries and the reference, in words.
     """
 
     k: int
@@ -33,7 +33,11 @@ class Recall:
 
 
 def share_found(found: np.ndarray, true: np.ndarray) -> float:
-    """The mean share of true hits [queries, k] that are among those found [queries, k].
+    """The mean share of the true results that were found.
+
+    Args:
+        found: [queries, k].
+        true: [queries, k].
 
     Example:
         >>> share_found(np.array([[1, 2], [3, 4]]), np.array([[2, 1], [4, 9]]))

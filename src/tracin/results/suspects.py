@@ -30,13 +30,14 @@ class Suspects:
     """Every training example, the most suspicious label first. All columns are [train].
 
     polars, pandas and pyarrow take it as it is: `polars.DataFrame(suspects)`. For labels that are
-    wrong at random the cheap columns (loss, el2n, margin) often find as many as self-influence;
-    see the page on limitations.
+    wrong at random the cheap columns (loss, el2n, margin) often find as many as self-influence:
+    docs/limitations.md. `el2n` is that of M. Paul, S. Ganguli and G. K. Dziugaite, "Deep learning
+    on a data diet", 2021, https://arxiv.org/abs/2107.07075.
 
     Attributes:
         ids: The examples' ids.
         positions: Their positions in train.
-        given_labels: The labels that came.
+        given_labels: The labels in the data.
         suggested_labels: The class with the highest mean probability over checkpoints; it may be
             the given one.
         self_influence: Over the traced parameters, summed over weighted checkpoints.

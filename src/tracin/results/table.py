@@ -30,8 +30,8 @@ def arrow_table(columns: Columns) -> Any:
         import pyarrow
     except ImportError as error:
         raise QueryError(
-            "Results are handed to other libraries, and written, through Arrow, but pyarrow is not "
-            "installed: pip install 'tracin[cli]'."
+            "Results reach files and other libraries through Arrow, but pyarrow is not installed: "
+            "pip install 'tracin[cli]'."
         ) from error
     return pyarrow.table({name: pyarrow.array(list(values)) for name, values in columns.items()})
 
@@ -47,8 +47,7 @@ def save_parquet(columns: Columns, path: str | os.PathLike[str]) -> None:
 
     if not isinstance(path, str | os.PathLike):
         raise OutputError(
-            f"A table is written to a path such as 'scores.parquet', but {path!r} came. Name a "
-            "file."
+            f"Expected a path such as 'scores.parquet' to write a table to; got {path!r}."
         )
     target = Path(path)
     try:
@@ -58,8 +57,8 @@ def save_parquet(columns: Columns, path: str | os.PathLike[str]) -> None:
     except (OSError, ValueError) as error:  # a ValueError where the name holds a NUL
         reason = getattr(error, "strerror", None) or error
         raise OutputError(
-            f"{str(target)!r} cannot be written to: {reason}. Nothing half-written is left behind: "
-            "free some space, or name another place."
+            f"Cannot write {str(target)!r}: {reason}. No partial file is left; free some space, or "
+            "use another path."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Sketches: rows of numbers that stand for gradients, and whose products stand for theirs."""
+"""Sketches: rows of numbers whose products estimate those of gradients."""
 
 from tracin.sketches.columns import Columns, Dot, Product, Side
 from tracin.sketches.error_bars import standard_error

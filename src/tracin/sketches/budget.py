@@ -1,4 +1,4 @@
-"""Dividing a number of columns so that scores vary least."""
+"""Divides columns so that scores vary least."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from tracin.sketches.error_bars import fill
 @final
 @dataclass(frozen=True)
 class Need:
-    """Something that asks for columns.
+    """Something that needs columns.
 
     Attributes:
-        numbers: How many it stands for: more columns are of no use.
+        numbers: The numbers that it sketches: more columns are of no use.
         cost: Its variance is cost / columns, falling to 0 at `numbers`.
     """
 
@@ -51,7 +51,7 @@ def divided(columns: int, alone: Sequence[Need], layers: Sequence[Layer]) -> Sha
     needs = [*alone, *(side for layer in layers for side in (layer.left, layer.right))]
     if len(needs) > columns:
         return None
-    shares = _poured(columns, needs)
+    shares = _water_filled(columns, needs)
     for _ in range(4):
         lefts, rights = _sides(shares, len(alone))
         needs = list(alone)
@@ -60,7 +60,7 @@ def divided(columns: int, alone: Sequence[Need], layers: Sequence[Layer]) -> Sha
             of_right = layer.right.cost + layer.both * fill(left, layer.left.numbers)
             needs.append(Need(layer.left.numbers, of_left))
             needs.append(Need(layer.right.numbers, of_right))
-        shares = _poured(columns, needs)
+        shares = _water_filled(columns, needs)
     lefts, rights = _sides(shares, len(alone))
     variance = sum(
         need.cost * fill(share, need.numbers)
@@ -77,7 +77,7 @@ def _sides(shares: Sequence[int], alone: int) -> tuple[list[int], list[int]]:
     return list(shares[alone::2]), list(shares[alone + 1 :: 2])
 
 
-def _poured(columns: int, needs: Sequence[Need]) -> list[int]:
+def _water_filled(columns: int, needs: Sequence[Need]) -> list[int]:
     """Water-filling: whole shares, at least 1 and at most the need."""
     if sum(need.numbers for need in needs) <= columns:
         return [need.numbers for need in needs]

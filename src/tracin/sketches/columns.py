@@ -23,12 +23,12 @@ class Side:
 
     @property
     def width(self) -> int:
-        """How many columns these are."""
+        """The number of columns."""
         return self.stop - self.start
 
     @property
     def is_exact(self) -> bool:
-        """Whether the numbers are there as they are."""
+        """Whether every number has its own column."""
         return self.numbers <= self.width
 
     def of(self, rows: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ class Side:
 @final
 @dataclass(frozen=True)
 class Dot:
-    """Columns of which the score is the dot product.
+    """Columns whose score is their dot product.
 
     Attributes:
         side: The columns.
-        group: The number of the parameters' learning rate.
+        group: The number of the parameters' group.
         spread: The variance of the score over seeds, in units of |u|^2 |v|^2 + (u . v)^2; 0 where
             the columns are exact.
     """
@@ -65,7 +65,7 @@ class Product:
         left: The columns of the output's gradient, which is also the bias's.
         right: The columns of the layer's input.
         has_bias: Whether the layer's bias is in the score.
-        group: The number of the parameters' learning rate.
+        group: The number of the parameters' group.
     """
 
     left: Side
@@ -93,12 +93,12 @@ class Columns:
 
     @cached_property
     def groups(self) -> int:
-        """How many groups there are, counted from 0."""
+        """The number of groups."""
         return 1 + max((block.group for block in self.blocks), default=0)
 
     @cached_property
     def sides(self) -> tuple[Side, ...]:
-        """The columns that belong together, in their order: a row's factors are of unlike sizes."""
+        """The columns that share a scale, in order: factors of a row differ in size."""
         found: list[Side] = []
         for block in self.blocks:
             found += [block.side] if isinstance(block, Dot) else [block.left, block.right]
@@ -116,9 +116,9 @@ class Columns:
         Args:
             rows: [rows, width], of any floating type.
             queries: [queries, width].
-            weights: What each group's share is multiplied by, [groups]; None for 1.
-            scales: What the columns of each of `sides` are still to be multiplied by,
-                [rows, sides]; None for 1. Scores are multiplied in place of rows: there are fewer.
+            weights: The weight of each group, [groups]; None for 1.
+            scales: The factors of the columns of each of `sides`, [rows, sides], if `rows` does not
+                contain them yet; None for 1. Multiplying scores is cheaper than multiplying rows.
 
         Raises:
             IndexingError: Rows of another width, or another number of weights.
@@ -165,20 +165,20 @@ class Columns:
 
     @classmethod
     def from_json(cls, content: Any) -> "Columns":
-        """What `to_json` gave.
+        """The columns of what `to_json` returned.
 
         Raises:
-            IndexingError: It is something else.
+            IndexingError: The content is something else.
         """
         try:
-            held = SCHEMA(content, "columns")
-            found = cls(tuple(map(_block, held["blocks"])), held["width"])
+            fields = SCHEMA(content, "columns")
+            found = cls(tuple(map(_block, fields["blocks"])), fields["width"])
             _refuse_odd(found)
             return found
         except ValueError as error:
             raise IndexingError(
-                f"The description of the columns of an index cannot be read ({error}): it was "
-                "changed, or written by another version. Build the index again."
+                f"Cannot read the columns of an index ({error}): the file was changed, or written "
+                "by another version. Build the index again."
             ) from error
 
     def _weighted(self, weights: Sequence[float] | None) -> list[tuple[float, Sequence[Block]]]:
@@ -186,8 +186,8 @@ class Columns:
             return [(1.0, self.blocks)]
         if len(weights) != self.groups:
             raise IndexingError(
-                f"The columns have {self.groups} groups of parameters, each with a weight of its "
-                f"own; got {len(weights)} weights."
+                f"The columns have {self.groups} groups of parameters, each with its own "
+                f"weight; got {len(weights)} weights."
             )
         return list(zip(weights, self._by_group, strict=True))
 
@@ -201,8 +201,8 @@ class Columns:
     def _check(self, rows: Tensor) -> None:
         if rows.ndim != 2 or rows.shape[1] != self.width:
             raise IndexingError(
-                f"Rows of {self.width} numbers are needed, [rows, {self.width}]; got "
-                f"{list(rows.shape)}. Train and query rows come from the same plan."
+                f"Expected rows of {self.width} numbers, [rows, {self.width}]; got "
+                f"{list(rows.shape)}. Sketch training examples and queries with the same plan."
             )
 
 

@@ -14,14 +14,16 @@ def standard_error(
     """The standard deviation over seeds of each score of a row with a query: [..., rows, queries].
 
     A sketched dot product varies by (|u|^2 |v|^2 + (u . v)^2) x spread, where the spread of d
-    columns is about 1 / d; a product of factors by what its two dot products do (method M19); and
-    exact columns not at all. Lengths and products are those of the rows themselves.
+    columns is about 1 / d: K. Weinberger et al., "Feature hashing for large scale multitask
+    learning", 2009, https://doi.org/10.1145/1553374.1553516. A product of two independent estimates
+    A and B varies by var(A) var(B) + var(A) B^2 + var(B) A^2, and exact columns not at all. Norms
+    and products are those of the rows themselves.
 
     Args:
         columns: How the rows are laid out.
         rows: [..., rows, width].
         queries: [..., queries, width], with as many leading dimensions.
-        weights: What each group's share of the score is multiplied by, [groups]; None for 1.
+        weights: The weight of each group, [groups]; None for 1.
 
     Example:
         >>> from tracin.sketches.columns import Dot
@@ -42,7 +44,7 @@ def standard_error(
 
 
 def fill(width: int, numbers: int) -> float:
-    """How likely two of `numbers` numbers share one of `width` columns, filled evenly.
+    """The probability that two of `numbers` numbers share one of `width` evenly filled columns.
 
     1 / width for few columns, falling to 0 where there is one for each.
     """

@@ -1,4 +1,4 @@
-"""Rows as vectors whose plain dot product is the score, for those who know no other score."""
+"""Rows as vectors whose dot product is the score, for libraries that know no other score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class _Hashed:
     left: CountSketch
     right: CountSketch
 
-    def waves(self, rows: Tensor) -> Tensor:
+    def spectrum(self, rows: Tensor) -> Tensor:
         """Its Fourier transform: [rows, width / 2 + 1]."""
         left, right = _factors(self.block, rows)
         return torch.fft.rfft(self.left(left)) * torch.fft.rfft(self.right(right))
@@ -39,12 +39,12 @@ class Flat:
     Columns of dot products stay as they are. The score of a product block is the dot product of
     its factors' outer products, so these are written out, smallest first, while all of them take
     no more than `widest` numbers. The larger ones of a group, where they take more than that, are
-    count-sketched together into as many, which is right on average (Pham and Pagh's TensorSketch).
+    count-sketched together into as many, which is right on average: see `Convolved`.
 
     Args:
         columns: How the rows are laid out.
         widest: Numbers for the products that are written out, and for those that are sketched.
-        seed: Of the random numbers of the sketches.
+        seed: The seed of the sketches' random numbers.
 
     Raises:
         IndexingError: `widest` is not a positive whole number.
@@ -96,7 +96,7 @@ class Flat:
         """
         if rows.ndim != 2 or rows.shape[1] != self._width:
             raise IndexingError(
-                f"Rows of {self._width} numbers are needed, [rows, {self._width}]; got "
+                f"Expected rows of {self._width} numbers, [rows, {self._width}]; got "
                 f"{list(rows.shape)}."
             )
         pieces = [_weighted(block.side.of(rows), block.group, weights) for block in self._dots]
@@ -105,18 +105,18 @@ class Flat:
             outer = (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1)
             pieces.append(_weighted(outer, block.group, weights))
         for group, members in self._hashed.items():
-            waves = torch.stack([each.waves(rows) for each in members]).sum(0)
-            pieces.append(_weighted(torch.fft.irfft(waves, n=self._widest), group, weights))
+            spectrum = torch.stack([each.spectrum(rows) for each in members]).sum(0)
+            pieces.append(_weighted(torch.fft.irfft(spectrum, n=self._widest), group, weights))
         return torch.cat(pieces, 1) if pieces else rows.new_zeros(len(rows), 0)
 
 
 def _hashed(block: Product, number: int, width: int, seed: int) -> _Hashed:
-    def buckets(side: str, numbers: int) -> CountSketch:
+    def sketch(side: str, numbers: int) -> CountSketch:
         stream = key(seed, "flat", number, side)
         return CountSketch(stream, numbers, width, torch.zeros(0), is_mixed=True)
 
     left, right = block.left.width, block.right.width + int(block.has_bias)
-    return _Hashed(block, buckets("left", left), buckets("right", right))
+    return _Hashed(block, sketch("left", left), sketch("right", right))
 
 
 def _factors(block: Product, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The ways in which one parameter's gradients become columns."""
+"""The kinds of sketches: how one parameter's gradients become columns."""
 
 from dataclasses import dataclass
 from typing import final
@@ -7,7 +7,7 @@ from typing import final
 @final
 @dataclass(frozen=True)
 class Written:
-    """Every number is kept, from this column on."""
+    """Every number is kept, in the columns from `start` on."""
 
     start: int
 
@@ -15,7 +15,7 @@ class Written:
 @final
 @dataclass(frozen=True)
 class Hashed:
-    """Written out, signed and added up into the columns of a block."""
+    """Written out, signed and added up in the columns of a block."""
 
     block: int
 
@@ -27,7 +27,8 @@ class TwoSided:
 
     Attributes:
         block: The block's number.
-        left: Numbers to which the output side is projected; as many as it has for none.
+        left: The number of columns that the output side is projected to; its own number for no
+            projection.
         right: The same for the input side.
         shape: The matrix's own sides, out and in.
     """
@@ -41,11 +42,13 @@ class TwoSided:
 @final
 @dataclass(frozen=True)
 class Convolved:
-    """Few positions: the convolution of the factors' count-sketches is one of their product.
+    """Few positions: the convolution of the factors' count sketches is one of their product.
 
-    The TensorSketch of Pham and Pagh (2013): in + out numbers are read in place of in x out. The
-    column of an entry is the sum of its row's and its column's, so its variance is larger than
-    that of `Hashed`, yet far below that of two-sided projections kept in as many columns.
+    This is the TensorSketch: it reads in + out numbers in place of in x out. The column of an entry
+    is the sum of its row's and its column's, so its variance is larger than that of `Hashed`, yet
+    far below that of two-sided projections to as many columns. N. Pham and R. Pagh, "Fast and
+    scalable polynomial kernels via explicit feature maps", 2013,
+    https://doi.org/10.1145/2487575.2487591.
     """
 
     block: int
@@ -55,20 +58,20 @@ class Convolved:
 @final
 @dataclass(frozen=True)
 class Factored:
-    """One position: the two factors are kept, each in columns of its own, in a product block."""
+    """One position: both factors are kept, each in its own columns, in a product block."""
 
     block: int
 
 
 @final
 @dataclass(frozen=True)
-class Beside:
-    """A bias whose gradient is its weight's left factor: there is nothing more to keep."""
+class BiasOf:
+    """A bias whose gradient is its weight's left factor: it needs no columns."""
 
     weight: str
 
 
-SketchKind = Written | Hashed | TwoSided | Convolved | Factored | Beside
+SketchKind = Written | Hashed | TwoSided | Convolved | Factored | BiasOf
 """How a parameter's gradients become columns."""
 
 KINDS: dict[str, type[SketchKind]] = {
@@ -77,6 +80,6 @@ KINDS: dict[str, type[SketchKind]] = {
     "two-sided": TwoSided,
     "convolved": Convolved,
     "factored": Factored,
-    "beside": Beside,
+    "bias": BiasOf,
 }
-"""The names of the ways in a manifest."""
+"""Kinds by their names in a manifest."""

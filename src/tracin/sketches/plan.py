@@ -1,4 +1,4 @@
-"""What becomes of each parameter's gradients in a row; it is kept beside the rows."""
+"""How each parameter's gradients become columns of a row; stored in an index's manifest."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from tracin.schema import MOST, AnyMapping, Fields, Items, Kinds, Named, Text, W
 from tracin.sketches.columns import Columns
 from tracin.sketches.kinds import (
     KINDS,
-    Beside,
+    BiasOf,
     Convolved,
     Factored,
     Hashed,
@@ -26,16 +26,16 @@ class Plan:
     """How a checkpoint's gradients become rows; `planned` makes one.
 
     Attributes:
-        seed: Of all random numbers.
-        columns: How a row is laid out and scored.
-        ways: What each parameter's gradients become.
-        numbers: How many numbers each parameter has.
-        groups: The number of each parameter's learning rate.
+        seed: The seed of all random numbers.
+        columns: The layout of a row, and its score.
+        kinds: The sketch of each parameter.
+        numbers: The size of each parameter.
+        groups: The number of each parameter's group. Parameters of a group have one learning rate.
     """
 
     seed: int
     columns: Columns
-    ways: Mapping[str, SketchKind]
+    kinds: Mapping[str, SketchKind]
     numbers: Mapping[str, int]
     groups: Mapping[str, int]
 
@@ -51,34 +51,34 @@ class Plan:
             name: {
                 "numbers": self.numbers[name],
                 "group": self.groups[name],
-                "kind": names[type(way)],
-                **asdict(way),
+                "kind": names[type(kind)],
+                **asdict(kind),
             }
-            for name, way in self.ways.items()
+            for name, kind in self.kinds.items()
         }
         return {"seed": self.seed, "columns": self.columns.to_json(), "parameters": parameters}
 
     @classmethod
     def from_json(cls, content: Any) -> "Plan":
-        """What `to_json` gave.
+        """The plan of what `to_json` returned.
 
         Raises:
-            IndexingError: It is something else.
+            IndexingError: The content is something else.
         """
         try:
-            held = SCHEMA(content, "plan")
-            parameters = held["parameters"]
+            fields = SCHEMA(content, "plan")
+            parameters = fields["parameters"]
             numbers = {name: each.pop("numbers") for name, each in parameters.items()}
             groups = {name: each.pop("group") for name, each in parameters.items()}
-            ways = {name: KINDS[each.pop("kind")](**each) for name, each in parameters.items()}
-            columns = Columns.from_json(held["columns"])
-            found = cls(held["seed"], columns, ways, numbers, groups)
-            for name, way in ways.items():
-                _refuse_odd(found, name, way)
+            kinds = {name: KINDS[each.pop("kind")](**each) for name, each in parameters.items()}
+            columns = Columns.from_json(fields["columns"])
+            found = cls(fields["seed"], columns, kinds, numbers, groups)
+            for name, kind in kinds.items():
+                _refuse_odd(found, name, kind)
             return found
         except ValueError as error:
             raise IndexingError(
-                f"The plan of an index cannot be read ({error}): it was changed, or written by "
+                f"Cannot read the plan of an index ({error}): the file was changed, or written by "
                 "another version. Build the index again."
             ) from error
 
@@ -98,7 +98,7 @@ SCHEMA = Fields(
                     "two-sided": {**_BLOCK, "left": Whole(1), "right": Whole(1), "shape": _SIDES},
                     "convolved": {**_BLOCK, "shape": _SIDES},
                     "factored": _BLOCK,
-                    "beside": {**_EACH, "weight": Text()},
+                    "bias": {**_EACH, "weight": Text()},
                 }
             )
         ),
@@ -106,19 +106,19 @@ SCHEMA = Fields(
 )
 
 
-def _refuse_odd(plan: Plan, name: str, way: SketchKind) -> None:
-    """What becomes of a parameter must be possible.
+def _refuse_odd(plan: Plan, name: str, kind: SketchKind) -> None:
+    """Refuse a kind that its parameter or its block cannot have.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is one.
     """
     blocks, numbers = plan.columns.blocks, plan.numbers[name]
     if plan.groups[name] >= plan.columns.groups:
         raise ValueError(f"no block is of the group of '{name}'")
-    match way:
+    match kind:
         case Written(start) if start + numbers > plan.width:
             raise ValueError(f"the columns of '{name}' end beyond the {plan.width} of a row")
-        case Beside(weight) if not isinstance(plan.ways.get(weight), Factored):
+        case BiasOf(weight) if not isinstance(plan.kinds.get(weight), Factored):
             raise ValueError(f"'{name}' goes with '{weight}', which keeps no factors")
         case Hashed(block) | Factored(block) if block >= len(blocks):
             raise ValueError(f"'{name}' goes to block {block} of {len(blocks)}")

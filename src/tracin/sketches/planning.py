@@ -1,4 +1,4 @@
-"""Decides what becomes of each parameter, from the gradients of a first few examples."""
+"""Decides how each parameter is sketched, from the gradients of a few examples."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from tracin.precision import in_double
 from tracin.sketches.budget import Layer, Need, Shares, divided
 from tracin.sketches.columns import Block, Columns, Dot, Product, Side
 from tracin.sketches.error_bars import fill
-from tracin.sketches.kinds import Beside, Convolved, Factored, Hashed, SketchKind, TwoSided, Written
+from tracin.sketches.kinds import BiasOf, Convolved, Factored, Hashed, SketchKind, TwoSided, Written
 from tracin.sketches.plan import Plan
 from tracin.sketches.projection import Projection
 from tracin.sketches.sketcher import Sketcher
 
 PILOT = 16
-"""So many examples of the first batch are looked at."""
+"""Examples that a plan is made from."""
 
 # Beyond this, a matrix of several positions is not written out for each example: its sides are
 # projected first, to this many numbers each. For a transformer of width 256 that takes a third of
@@ -42,18 +42,21 @@ def planned(
 ) -> Plan:
     """The plan by which a model's gradients become rows of at most `projection.dim` numbers.
 
-    Where all numbers fit, they are kept. Otherwise layers with one position an example may keep
-    their two factors, whole or sketched, in columns of their own, and all other parameters are
-    sketched together into the columns that are left. How many layers, and how many columns for
-    each, is what makes the mean variance of the scores among the first examples least.
+    Where all numbers fit, they are kept. Otherwise layers with one position per example may keep
+    their two factors, whole or sketched, in their own columns, and all other parameters are
+    sketched together into the columns that are left. The number of such layers, and of columns for
+    each, is the one with the least mean variance of the scores among the given examples.
 
     Args:
-        projection: How many numbers, and the seed.
+        projection: The number of columns, and the seed.
         forms: The gradients of a few examples, by parameter; 16 are enough. A parameter may be
-            missing if the loss of these does not depend on it.
-        numbers: How many numbers each parameter has.
-        groups: The number of each parameter's learning rate, from 0; parameters of unlike groups
-            never share a column. None if all have the same.
+            missing if their loss does not depend on it.
+        numbers: The size of each parameter.
+        groups: The number of each parameter's group, from 0. Parameters of different groups never
+            share a column, so that groups can be weighted. None puts all into one.
+
+    Returns:
+        The plan.
 
     Raises:
         IndexingError: Too few columns for the groups, or a split that names no parameter or
@@ -72,14 +75,14 @@ def planned(
     for names, dim in _split(projection, numbers):
         draft.divide(names, dim)
     columns = Columns(tuple(draft.blocks), draft.width)
-    ways = {name: draft.ways[name] for name in numbers}
-    plan = Plan(projection.seed, columns, ways, dict(numbers), groups)
+    kinds = {name: draft.kinds[name] for name in numbers}
+    plan = Plan(projection.seed, columns, kinds, dict(numbers), groups)
     return _with_spreads(plan, pilot, seen)
 
 
 @final
 class _Draft:
-    """Blocks and ways, block by block."""
+    """Blocks and kinds, block by block."""
 
     def __init__(
         self,
@@ -89,7 +92,7 @@ class _Draft:
         groups: Mapping[str, int],
     ) -> None:
         self.blocks: list[Block] = []
-        self.ways: dict[str, SketchKind] = {}
+        self.kinds: dict[str, SketchKind] = {}
         self.width = 0
         self._pilot = pilot
         self._seen = seen
@@ -97,7 +100,7 @@ class _Draft:
         self._groups = groups
 
     def divide(self, names: Sequence[str], dim: int) -> None:
-        """Give these parameters this many columns, in the best of a few ways."""
+        """Give these parameters `dim` columns, divided in the best of a few ways."""
         if sum(self._numbers[name] for name in names) <= dim:
             for group, members in self._by_group(names).items():
                 self._write(members, group)
@@ -114,7 +117,7 @@ class _Draft:
         if best is None:
             raise IndexingError(
                 f"{dim} numbers are too few for {len(self._by_group(names))} groups of "
-                "parameters with learning rates of their own, which are kept apart. Raise dim."
+                "parameters with different learning rates, which share no column. Raise dim."
             )
         self._take(names, *best)
 
@@ -122,9 +125,9 @@ class _Draft:
         for each, (left, right) in zip(chosen, shares.layers, strict=True):
             layer = each.layer
             sides = self._side(left, layer.left.numbers), self._side(right, layer.right.numbers)
-            self.ways[each.weight] = Factored(len(self.blocks))
+            self.kinds[each.weight] = Factored(len(self.blocks))
             if each.bias is not None:
-                self.ways[each.bias] = Beside(each.weight)
+                self.kinds[each.bias] = BiasOf(each.weight)
             group = self._groups[each.weight]
             self.blocks.append(Product(*sides, has_bias=each.bias is not None, group=group))
         rest = self._by_group(_without(names, chosen))
@@ -134,17 +137,17 @@ class _Draft:
                 self._write(members, group)
                 continue
             for name in members:
-                self.ways[name] = self._way(name, len(self.blocks), columns)
+                self.kinds[name] = self._kind(name, len(self.blocks), columns)
             self.blocks.append(Dot(self._side(columns, total), group, fill(columns, total)))
 
     def _write(self, members: Sequence[str], group: int) -> None:
         start = self.width
         for name in members:
-            self.ways[name] = Written(self.width)
+            self.kinds[name] = Written(self.width)
             self.width += self._numbers[name]
         self.blocks.append(Dot(Side(start, self.width, self.width - start), group))
 
-    def _way(self, name: str, block: int, columns: int) -> SketchKind:
+    def _kind(self, name: str, block: int, columns: int) -> SketchKind:
         form, numbers = self._pilot.get(name), self._numbers[name]
         matrix = _matrix(form)
         if matrix is None:
@@ -179,7 +182,7 @@ class _Draft:
         return Need(total, cost)
 
     def _candidates(self, names: Sequence[str]) -> list["_Candidate"]:
-        """Layers that may keep their factors, those first to which it matters most a column."""
+        """Layers that may keep their factors, those with the largest gain per column first."""
         biases = {
             form.dense().data_ptr(): name
             for name, form in self._pilot.items()
@@ -225,7 +228,7 @@ def _without(names: Sequence[str], chosen: Sequence[_Candidate]) -> list[str]:
 
 
 def _layer(form: OuterProduct, *, has_bias: bool) -> Layer:
-    """The variance of (A + bias) E, of which A and E have errors of their own (method M19)."""
+    """The variance of (A + bias) E, where A and E have independent errors."""
     left, right = in_double(form.left[:, 0]), in_double(form.right[:, 0])
     lefts, rights = left @ left.mT, right @ right.mT
     around_left, around_right = _around(lefts), _around(rights)
@@ -276,22 +279,23 @@ def _is_convolved(form: OuterProduct, columns: int) -> bool:
 
 
 def _split(projection: Projection, numbers: Mapping[str, int]) -> list[tuple[list[str], int]]:
-    """Parameters and the columns that they have together."""
+    """Parameters, and the number of columns that they share."""
     left = list(numbers)
     parts: list[tuple[list[str], int]] = []
     for pattern, dim in (projection.split or {}).items():
         members = [name for name in left if name == pattern or fnmatchcase(name, pattern)]
         if not members:
             raise IndexingError(
-                f"The split's {pattern!r} matches no parameter that is left: {', '.join(left)}."
+                f"The split's {pattern!r} matches none of the remaining parameters: "
+                f"{', '.join(left)}."
             )
         left = [name for name in left if name not in members]
         parts.append((members, dim))
     rest = projection.dim - sum(dim for _, dim in parts)
     if left and rest < 1:
         raise IndexingError(
-            f"The split gives away all {projection.dim} numbers, and none is left for "
-            f"{', '.join(left)}. Give less, raise dim, or name these, too."
+            f"The split uses all {projection.dim} numbers, and leaves none for "
+            f"{', '.join(left)}. Use fewer, raise dim, or include these in the split."
         )
     return [*parts, (left, rest)] if left else parts
 
@@ -311,7 +315,7 @@ def _with_spreads(
         return plan
     exact, errors = {}, dict.fromkeys(sketched, 0.0)
     for number in sketched:
-        members = [seen[name] for name in seen if getattr(plan.ways[name], "block", -1) == number]
+        members = [seen[name] for name in seen if getattr(plan.kinds[name], "block", -1) == number]
         exact[number] = torch.stack(members).sum(0) if members else None
     device = next(iter(pilot.values())).device
     for draw in _DRAWS:

@@ -1,4 +1,4 @@
-"""How many numbers stand for a gradient, and from which seed."""
+"""The number of numbers that stand for a gradient, and their seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,22 +11,21 @@ from tracin.errors import IndexingError
 @final
 @dataclass(frozen=True)
 class Projection:
-    """How much of a gradient is kept: enough numbers keep all of it, fewer an unbiased sketch.
+    """How much of a gradient an index keeps: all of it, or an unbiased sketch.
 
-    A score between two rows of numbers has the exact dot product as its mean over seeds; its
-    standard deviation is about the product of the two gradients' lengths over sqrt(dim), and less
-    where factors can be kept whole (docs/projections.md).
+    The score of two rows has the exact dot product as its mean over seeds. Its standard deviation
+    is about the product of the two gradients' norms over sqrt(dim), and less where factors can be
+    kept whole (docs/projections.md).
 
     Args:
-        dim: Numbers an example and checkpoint.
-        seed: Of all random numbers; the same seed gives the same rows on every machine.
-        split: Numbers for parameters apart, by name or glob, as {"head.*": 512}; a parameter
-            belongs to the first that it matches. All others share what is left. None divides
-            `dim` by what the gradients of a first batch say.
+        dim: Numbers per example and checkpoint.
+        seed: The seed of all random numbers. Equal seeds give equal rows on every machine.
+        split: Numbers reserved for some parameters, by name or glob, such as {"head.*": 512}. A
+            parameter belongs to the first pattern that it matches; all others share what is left.
+            None divides `dim` by the gradients of a few examples.
 
     Raises:
-        IndexingError: A number that is not a whole one, or not positive, or a split of more
-            than there is.
+        IndexingError: A number is not a positive integer, or the split has more than `dim`.
 
     Example:
         >>> Projection(dim=1024)
@@ -40,15 +39,15 @@ class Projection:
     def __post_init__(self) -> None:
         positive_int(self.dim, "A projection's dim", IndexingError)
         if not is_int(self.seed):
-            raise IndexingError(f"A projection's seed is a whole number; got {self.seed!r}.")
+            raise IndexingError(f"A projection's seed must be an integer; got {self.seed!r}.")
         if self.seed.bit_length() > 63:
-            raise IndexingError("A projection's seed is a whole number of at most 63 bits.")
+            raise IndexingError("A projection's seed must have at most 63 bits.")
         if self.split is None:
             return
         for name, numbers in self.split.items():
             positive_int(numbers, f"A projection's split[{name!r}]", IndexingError)
         if sum(self.split.values()) > self.dim:
             raise IndexingError(
-                f"The split gives away {sum(self.split.values())} numbers, but dim is {self.dim}. "
-                "Give less, or raise dim."
+                f"The split has {sum(self.split.values())} numbers, but dim is {self.dim}. Use "
+                "fewer, or raise dim."
             )

@@ -1,8 +1,8 @@
 """Random numbers that are a function of a seed and a name: the same on every machine and device.
 
-They are Philox's (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), a counter
-put through a keyed bijection, read as raw 64-bit integers: nothing here depends on a library's
-idea of a distribution, nor on what was drawn before.
+They are Philox's, a counter put through a keyed bijection, read as raw 64-bit integers: nothing
+here depends on a library's distributions, nor on what was drawn before. J. Salmon et al., "Parallel
+random numbers: as easy as 1, 2, 3", 2011, https://doi.org/10.1145/2063384.2063405.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 
 def key(seed: int, *path: str | int) -> int:
-    """What names one stream of numbers: 128 bits."""
+    """The key of the stream of random numbers with this name: 128 bits."""
     words = json.dumps([seed, *path]).encode()
     return int.from_bytes(hashlib.blake2b(words, digest_size=16).digest(), "little")
 
 
 def signs(stream: int, count: int) -> npt.NDArray[np.int8]:
-    """+1 or -1, each as often: [count]."""
+    """+1 or -1 with equal probability: [count]."""
     octets = _raw(stream, -(-count // 64)).astype("<u8").view(np.uint8)
     bits = np.unpackbits(octets, count=count, bitorder="little").view(np.int8)
     bits *= 2

@@ -13,38 +13,39 @@ from tracin.gradients.forms import (
     PerExampleGradient,
     SparseRows,
     SumOf,
+    checked_squared_norm,
 )
 from tracin.gradients.forms.form import blocks, by_blocks, squared_lengths
 from tracin.sketches.columns import Dot, Product
 from tracin.sketches.hashing import CountSketch, FoldedCountSketch, folded
-from tracin.sketches.kinds import Beside, Convolved, Factored, Hashed, TwoSided, Written
+from tracin.sketches.kinds import BiasOf, Convolved, Factored, Hashed, TwoSided, Written
 from tracin.sketches.plan import Plan
 from tracin.sketches.random_numbers import key, signs
 
-# Numbers of one block of written-out gradients: a few examples even of a large layer, since each
-# piece of a row is one call whatever the number of rows.
+# Numbers per block of written-out gradients, but at least `_MIN_EXAMPLES` even of a large layer,
+# since each piece of a row is one call whatever the number of rows.
 _BLOCK = 1 << 20
-_ROWS = 16
+_MIN_EXAMPLES = 16
 
-# Rows are first folded to at least this many columns, for few columns mean many short pieces; the
-# second fold adds at most an eighth to the variance.
-_FEW, _MANY = 512, 4096
+# Gradients with fewer than `_NARROW` columns are first folded to at least `_FIRST_WIDTH`, since few
+# columns mean many short pieces. The second fold adds at most an eighth to the variance.
+_NARROW, _FIRST_WIDTH = 512, 4096
 
 
 @final
 class Sketcher:
     """Makes the rows of one batch at a time: `begin`, `add` for each form, `rows`.
 
-    `add` is what `Gradients.visit` calls. Train examples and queries go through sketchers of the
-    same plan and draw, or their scores mean nothing.
+    `Gradients.visit` takes `add` as its callback. Training examples and queries need sketchers of
+    the same plan and draw, or their scores mean nothing.
 
     Args:
-        plan: What becomes of each parameter.
-        device: Where the gradients are.
-        dtype: To add up in.
-        draw: The number of the checkpoint: each has random numbers of its own, so that the errors
-            of several do not add up.
-        has_norms: Whether squared lengths are made, too: they take half the time of a wide layer
+        plan: How each parameter's gradients become numbers.
+        device: The device of the gradients.
+        dtype: The dtype to add up in.
+        draw: The number of the checkpoint. Each has its own random numbers, so that the errors of
+            several checkpoints do not add up.
+        has_norms: Whether to compute squared norms, too. They take half the time of a wide layer
             with many positions.
 
     Example:
@@ -75,18 +76,18 @@ class Sketcher:
         self._draw = draw
         self._has_norms = has_norms
         self._like = torch.zeros(0, dtype=dtype, device=device)
-        self._folds: dict[str, FoldedCountSketch] = {}
-        self._buckets: dict[tuple[str, str], CountSketch] = {}
+        self._folded: dict[str, FoldedCountSketch] = {}
+        self._short: dict[tuple[str, str], CountSketch] = {}
         self._sides: dict[tuple[str, str], Tensor] = {}
         self.begin(0)
 
     def begin(self, examples: int, rows: Tensor | None = None) -> None:
-        """Forget the last batch; the next has this many examples.
+        """Begin a batch, and forget the last one.
 
         Args:
-            examples: How many.
-            rows: [examples, width], where to make the rows, if it has the sketcher's device and
-                type: they need not be copied there then. None for memory of their own.
+            examples: The number of examples.
+            rows: [examples, width]: memory for the rows, used if it has the sketcher's device and
+                dtype. None allocates it.
         """
         like = self._like
         if rows is None or rows.device != like.device or rows.dtype != like.dtype:
@@ -95,36 +96,41 @@ class Sketcher:
             self._rows = rows.zero_()
         self._norms = self._like.new_zeros(examples, self.plan.columns.groups)
         self._sums: dict[int, Tensor] = {}
-        self._waves: dict[int, Tensor] = {}
+        self._spectra: dict[int, Tensor] = {}
         self._single: dict[tuple[str, int], tuple[str, Tensor]] = {}
 
     @torch.no_grad()
     def add(self, name: str, form: PerExampleGradient, row: int) -> None:
-        """Take up a parameter's gradients; the form's first example is this row of the batch.
+        """Add a parameter's gradients.
+
+        Args:
+            name: The parameter.
+            form: The gradients of some examples of the batch.
+            row: The position of the first of these in the batch.
 
         Raises:
             IndexingError: The plan has no such parameter, or one of another kind.
         """
-        way = self.plan.ways.get(name)
-        if way is None or form.numbers != self.plan.numbers[name]:
+        kind = self.plan.kinds.get(name)
+        if kind is None or form.numbers != self.plan.numbers[name]:
             raise IndexingError(
-                f"Gradients of parameter '{name}' came, with {form.numbers} numbers an example, "
-                f"but the plan has {self.plan.numbers.get(name, 'no such parameter')}. Rows are "
-                "made of the parameters that the plan was made for."
+                f"The gradient of parameter '{name}' has {form.numbers} numbers per example, but "
+                f"the plan has {self.plan.numbers.get(name, 'no such parameter')}. Use the "
+                "parameters that the plan was made for."
             )
         at = slice(row, row + form.examples)
-        match way:
+        match kind:
             case Written(start):
                 norms = self._write(form, self._rows[at, start : start + form.numbers])
             case Hashed(block):
                 norms = self._hash(name, form, self._sums_of(block)[at])
             case TwoSided(block):
-                norms = self._project(name, way, form, self._sums_of(block)[at])
+                norms = self._project(name, kind, form, self._sums_of(block)[at])
             case Convolved(block):
-                norms = self._convolve(name, way, form, self._waves_of(block)[at])
+                norms = self._convolve(name, kind, form, self._spectra_of(block)[at])
             case Factored(block):
-                norms = self._factor(name, way, form, at)
-            case Beside(weight):
+                norms = self._factor(name, kind, form, at)
+            case BiasOf(weight):
                 left = form.dense()
                 self._match(weight, row, name, left)
                 norms = squared_lengths(left)
@@ -132,32 +138,35 @@ class Sketcher:
 
     @torch.no_grad()
     def rows(self) -> Tensor:
-        """The batch's rows: [examples, width], float32. `begin` comes next.
+        """Finish the batch. Call `begin` before the next one.
+
+        Returns:
+            [examples, width], float32.
 
         Raises:
-            IndexingError: A layer's bias came without its weight, or the other way round.
+            IndexingError: The gradient of a layer's bias came without its weight's, or vice versa.
         """
         for name, _ in self._single.values():
             raise IndexingError(
-                f"Of a layer, only the gradient of '{name}' came, but the plan was made for its "
-                "weight and its bias. Use the same loss and the same parameters for all rows."
+                f"The plan needs the gradients of a layer's weight and bias, but only that of "
+                f"'{name}' came. Use the same loss and the same parameters for all rows."
             )
         for number, sums in self._sums.items():
             self._columns(number).add_(self._fold(number, sums))
-        for number, waves in self._waves.items():
+        for number, spectrum in self._spectra.items():
             columns = self._columns(number)
-            columns.add_(torch.fft.irfft(waves, n=columns.shape[1]))
-        self._sums, self._waves = {}, {}
+            columns.add_(torch.fft.irfft(spectrum, n=columns.shape[1]))
+        self._sums, self._spectra = {}, {}
         return self._rows.float()
 
     def squared_norms(self) -> Tensor:
-        """The exact squared length of each example's gradient, by group: [examples, groups].
+        """The exact squared norm of each example's gradient, by group: [examples, groups].
 
         Raises:
             IndexingError: The sketcher was made without them.
         """
         if not self._has_norms:
-            raise IndexingError("This sketcher makes no squared lengths: it has has_norms=False.")
+            raise IndexingError("This sketcher computes no squared norms: it has has_norms=False.")
         return self._norms.float()
 
     def _write(self, form: PerExampleGradient, into: Tensor) -> Tensor:
@@ -166,63 +175,63 @@ class Sketcher:
         return squared_lengths(dense)
 
     def _hash(self, name: str, form: PerExampleGradient, into: Tensor) -> Tensor:
-        folds = self._folds_of(name, form.numbers, into.shape[1] // 2)
-        return _hashed(folds, form, into)
+        sketch = self._folded_sketch(name, form.numbers, into.shape[1] // 2)
+        return _hashed(sketch, form, into)
 
-    def _project(self, name: str, way: TwoSided, form: PerExampleGradient, into: Tensor) -> Tensor:
-        out, inner = way.shape
+    def _project(self, name: str, kind: TwoSided, form: PerExampleGradient, into: Tensor) -> Tensor:
+        out, inner = kind.shape
         left, right = (
-            self._side(name, "left", out, way.left),
-            self._side(name, "right", inner, way.right),
+            self._side(name, "left", out, kind.left),
+            self._side(name, "right", inner, kind.right),
         )
-        folds = self._folds_of(name, way.left * way.right, into.shape[1] // 2)
+        sketch = self._folded_sketch(name, kind.left * kind.right, into.shape[1] // 2)
         for each in form.forms if isinstance(form, SumOf) else (form,):
-            _project(each, (out, inner), left, right, folds, into)
+            _project(each, (out, inner), left, right, sketch, into)
         return self._squared_norm(form)
 
     def _convolve(
-        self, name: str, way: Convolved, form: PerExampleGradient, into: Tensor
+        self, name: str, kind: Convolved, form: PerExampleGradient, into: Tensor
     ) -> Tensor:
-        width = self._width(way.block)
+        width = self._width(kind.block)
         if not isinstance(form, OuterProduct):
             raise _unlike(name, "outer products", form)
-        out, inner = way.shape
-        left = self._buckets_of(name, "left", out, width, is_mixed=True)
-        right = self._buckets_of(name, "right", inner, width, is_mixed=True)
+        out, inner = kind.shape
+        left = self._count_sketch(name, "left", out, width, is_mixed=True)
+        right = self._count_sketch(name, "right", inner, width, is_mixed=True)
         for start, stop in blocks(form.examples, form.positions * 4 * width, form.device):
             part = form.part(start, stop)
-            waves = torch.fft.rfft(left(part.left.flatten(0, 1)))
-            waves *= torch.fft.rfft(right(part.right.flatten(0, 1)))
-            into[start:stop] += waves.view(part.examples, part.positions, -1).sum(1)
+            spectrum = torch.fft.rfft(left(part.left.flatten(0, 1)))
+            spectrum *= torch.fft.rfft(right(part.right.flatten(0, 1)))
+            into[start:stop] += spectrum.view(part.examples, part.positions, -1).sum(1)
         return self._squared_norm(form)
 
-    def _factor(self, name: str, way: Factored, form: PerExampleGradient, at: slice) -> Tensor:
+    def _factor(self, name: str, kind: Factored, form: PerExampleGradient, at: slice) -> Tensor:
         if not isinstance(form, OuterProduct) or form.positions != 1:
-            raise _unlike(name, "one position an example", form)
-        block = self.plan.columns.blocks[way.block]
+            raise _unlike(name, "one position per example", form)
+        block = self.plan.columns.blocks[kind.block]
         if not isinstance(block, Product):
             raise _wrong_block(name)
         left, right = form.left[:, 0], form.right[:, 0]
         for side, what, factor in ((block.left, "left", left), (block.right, "right", right)):
-            buckets = self._buckets_of(name, what, side.numbers, side.width)
-            buckets.put(factor, self._rows[at, side.start : side.stop])
+            sketch = self._count_sketch(name, what, side.numbers, side.width)
+            sketch.put(factor, self._rows[at, side.start : side.stop])
         if block.has_bias:
             self._match(name, at.start, name, left)
         return squared_lengths(left) * squared_lengths(right)
 
     def _squared_norm(self, form: PerExampleGradient) -> Tensor:
-        return form.squared_norm() if self._has_norms else self._like.new_zeros(form.examples)
+        return checked_squared_norm(form) if self._has_norms else self._like.new_zeros(form.examples)
 
     def _match(self, weight: str, row: int, name: str, left: Tensor) -> None:
-        """A bias's gradient is its weight's left factor; make sure of it."""
+        """Check that a bias's gradient is its weight's left factor."""
         other = self._single.pop((weight, row), None)
         if other is None:
             self._single[weight, row] = name, left
         elif not _is_same(left, other[1]):
             raise IndexingError(
-                f"The gradients of '{name}' and '{other[0]}' are not those of one layer's weight "
-                "and bias here, as they were where the plan was made. Make the plan from a batch "
-                "in which the model does what it does in all."
+                f"The gradients of '{name}' and '{other[0]}' were those of one layer's weight and "
+                "bias when the plan was made, but are not now. Make the plan from a batch in which "
+                "the model computes what it does in all others."
             )
 
     def _sums_of(self, block: int) -> Tensor:
@@ -231,18 +240,18 @@ class Sketcher:
             self._sums[block] = self._like.new_zeros(len(self._rows), 2 * width)
         return self._sums[block]
 
-    def _waves_of(self, block: int) -> Tensor:
-        if block not in self._waves:
+    def _spectra_of(self, block: int) -> Tensor:
+        if block not in self._spectra:
             zeros = self._like.new_zeros(len(self._rows), self._width(block) // 2 + 1)
-            self._waves[block] = torch.complex(zeros, zeros)
-        return self._waves[block]
+            self._spectra[block] = torch.complex(zeros, zeros)
+        return self._spectra[block]
 
     def _fold(self, number: int, sums: Tensor) -> Tensor:
         sums, width = folded(sums), self._width(number)
         if sums.shape[1] == width:
             return sums
         out = sums.new_zeros(len(sums), 2 * width)
-        self._folds_of(f"block {number}", sums.shape[1], width).add(sums, out)
+        self._folded_sketch(f"block {number}", sums.shape[1], width).add(sums, out)
         return folded(out)
 
     def _columns(self, number: int) -> Tensor:
@@ -257,24 +266,24 @@ class Sketcher:
     def _stream(self, *path: str | int) -> int:
         return key(self.plan.seed, self._draw, *path)
 
-    def _folds_of(self, name: str, numbers: int, width: int) -> FoldedCountSketch:
-        if name not in self._folds:
+    def _folded_sketch(self, name: str, numbers: int, width: int) -> FoldedCountSketch:
+        if name not in self._folded:
             stream = self._stream(name, "folds")
-            self._folds[name] = FoldedCountSketch(stream, numbers, width, self._like)
-        return self._folds[name]
+            self._folded[name] = FoldedCountSketch(stream, numbers, width, self._like)
+        return self._folded[name]
 
-    def _buckets_of(
+    def _count_sketch(
         self, name: str, side: str, numbers: int, width: int, *, is_mixed: bool = False
     ) -> CountSketch:
-        if (name, side) not in self._buckets:
+        if (name, side) not in self._short:
             stream = self._stream(name, side)
-            self._buckets[name, side] = CountSketch(
+            self._short[name, side] = CountSketch(
                 stream, numbers, width, self._like, is_mixed=is_mixed
             )
-        return self._buckets[name, side]
+        return self._short[name, side]
 
     def _side(self, name: str, side: str, numbers: int, kept: int) -> Tensor | None:
-        """A random matrix for one side, [numbers, kept], or None to leave it."""
+        """A random matrix for one side, [numbers, kept]; None where all of it is kept."""
         if kept >= numbers:
             return None
         if (name, side) not in self._sides:
@@ -285,26 +294,26 @@ class Sketcher:
 
 
 def first_width(width: int) -> int:
-    """How many columns rows are folded to before they are folded to `width`."""
-    return width if width >= _FEW else width * -(-_MANY // width)
+    """The number of columns of the first fold, before the second one to `width`."""
+    return width if width >= _NARROW else width * -(-_FIRST_WIDTH // width)
 
 
-def _hashed(folds: FoldedCountSketch, form: PerExampleGradient, into: Tensor) -> Tensor:
-    """Hash a form; returns its squared lengths, for which it need not be written out again."""
+def _hashed(sketch: FoldedCountSketch, form: PerExampleGradient, into: Tensor) -> Tensor:
+    """Hash a form, and return its squared norms, so that it need not be written out again."""
     if isinstance(form, SparseRows):
-        folds.add_rows(form, into)
-        return form.squared_norm()
+        sketch.add_rows(form, into)
+        return checked_squared_norm(form)
     if isinstance(form, SumOf):
         for each in form.forms:
-            _hashed(folds, each, into)
-        return form.squared_norm()
+            _hashed(sketch, each, into)
+        return checked_squared_norm(form)
 
     def one(start: int, stop: int) -> Tensor:
         dense = form.part(start, stop).dense()
-        folds.add(dense, into[start:stop])
+        sketch.add(dense, into[start:stop])
         return squared_lengths(dense)
 
-    most = max(_BLOCK, _ROWS * form.written)
+    most = max(_BLOCK, _MIN_EXAMPLES * form.written)
     return by_blocks(form.examples, form.written, form.device, one, most)
 
 
@@ -313,7 +322,7 @@ def _project(
     shape: tuple[int, int],
     left: Tensor | None,
     right: Tensor | None,
-    folds: FoldedCountSketch,
+    sketch: FoldedCountSketch,
     into: Tensor,
 ) -> None:
     sides = form.numbers if isinstance(form, Dense | ConvFactors) else _factors(form)
@@ -329,11 +338,11 @@ def _project(
             matrices = part.dense().view(-1, *shape)
             matrices = matrices if left is None else left.mT @ matrices.to(left.dtype)
             matrices = matrices if right is None else matrices.to(right.dtype) @ right
-            folds.add(matrices.flatten(1), into[start:stop])
+            sketch.add(matrices.flatten(1), into[start:stop])
             continue
         rights = part.right if isinstance(part, OuterProduct) else part.values
         rights = rights if right is None else rights.to(right.dtype) @ right
-        folds.add(OuterProduct(lefts, rights.to(lefts.dtype)).dense(), into[start:stop])
+        sketch.add(OuterProduct(lefts, rights.to(lefts.dtype)).dense(), into[start:stop])
 
 
 def _factors(form: PerExampleGradient) -> int:
@@ -355,13 +364,13 @@ def _unlike(name: str, promised: str, form: PerExampleGradient) -> IndexingError
     if isinstance(form, OuterProduct):
         came = f"{form.positions} positions"
     return IndexingError(
-        f"The gradient of parameter '{name}' had {promised} where the plan was made, but now came "
-        f"as {came}. Make the plan from a batch like this one."
+        f"The gradient of parameter '{name}' had {promised} when the plan was made, but now has "
+        f"{came}. Make the plan from a batch like this one."
     )
 
 
 def _wrong_block(name: str) -> IndexingError:
     return IndexingError(
-        f"The plan sends '{name}' to a block of columns of another kind: it was changed. Build "
-        "the index again."
+        f"The plan puts '{name}' into a block of columns of another kind: the file was changed. "
+        "Build the index again."
     )

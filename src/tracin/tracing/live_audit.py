@@ -23,7 +23,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tracin.checkpoints import untouched
 from tracin.data import Examples, move
 from tracin.data.batches import leaves as leaves_of
-from tracin.data.random_state import same_random_state
 from tracin.errors import TracingError, TracingWarning
 from tracin.gradients.accumulator import GradientAccumulator
 from tracin.gradients.audit import audit_factors, too_far
@@ -34,6 +33,7 @@ from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.watch import FunctionWatch
 from tracin.plain_text import listed
 from tracin.precision import lowest_precision
+from tracin.random_state import same_random_state
 from tracin.tracing.buffers import buffers_kept
 from tracin.tracing.micro_batches import MicroBatch, ShareReader
 from tracin.tracing.model_calls import Run, captured_calls, repeated_calls, repeated_losses

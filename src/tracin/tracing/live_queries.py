@@ -13,12 +13,12 @@ from torch.nn import Module
 from tracin.checkpoints import untouched
 from tracin.data import Batch, Examples, content_of, copied, move
 from tracin.data.batches import leaves
-from tracin.data.random_state import same_random_state
 from tracin.errors import DeviceError, NonFiniteError
 from tracin.gradients import Gradients, until_settled
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense, PerExampleGradient, ProductCache, as_query, pairs
+from tracin.random_state import same_random_state
 
 # Numbers of scaled query gradients written out at once: 256 MB in float32.
 MAX_DENSE_NUMEL = 1 << 26

@@ -17,9 +17,9 @@ from torch.nn import Module
 
 from tracin.data import Batch, Examples, content_of, move
 from tracin.data.batches import mapped
-from tracin.data.random_state import same_random_state
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.losses import noting_unlabelled
+from tracin.random_state import same_random_state
 
 # Examples per micro-batch that are looked at where reading them again takes a dataset's time.
 SAMPLED = 8

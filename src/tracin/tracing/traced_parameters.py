@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from tracin.checkpoints import untouched
 from tracin.data import Examples, content_of, move
-from tracin.data.random_state import same_random_state
 from tracin.errors import TracingError, UnsupportedModelError
 from tracin.gradients.compute import Compute
 from tracin.plain_text import listed
+from tracin.random_state import same_random_state
 from tracin.scoring.last_used import last_used
 from tracin.scoring.parameters import LAST, Selection, chosen_parameters
 

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from tracin.checkpoints.fitting import bare_optimizer
 from tracin.checks import positive_int
 from tracin.data import move, open_examples
-from tracin.data.random_state import same_random_state
 from tracin.errors import TracingError
 from tracin.files import writing
 from tracin.guards import Guard, Hold, owned
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.random_state import same_random_state
 from tracin.scoring.parameters import Selection
 from tracin.tracing.accumulate import ScoreAccumulator
 from tracin.tracing.arguments import (

@@ -14,13 +14,13 @@ from tracin.index.store.storage import Storage
 def ids_file(span: range, sum_of_ids: str) -> str:
     """Where the ids of these rows are.
 
-    Its name tells what is in it, so that two builders with unlike ids never write one file.
+    The name depends on the ids, so that two builders with different ids never write one file.
     """
     return f"ids/{span.start:012d}-{span.stop:012d}-{sum_of_ids[:16]}.parquet"
 
 
 def ids_checksum(ids: np.ndarray) -> str:
-    """Equal for equal ids; of the ids, not of the file, which pyarrow's releases write unlike."""
+    """Equal for equal ids, unlike their files, which releases of pyarrow write differently."""
     if ids.dtype == object:
         return checksum(json.dumps(ids.tolist()).encode())
     return checksum(np.ascontiguousarray(ids, dtype="<i8").tobytes())
@@ -49,5 +49,5 @@ def read_ids(place: Storage, span: range, sum_of_ids: str) -> np.ndarray:
     except (IndexingError, pyarrow.ArrowException, KeyError, TypeError, ValueError, OSError) as one:
         raise IndexingError(
             f"{place.url}/{name} cannot be read ({one}): it is missing or damaged. Build again "
-            "with the same data: the ids are written again, and nothing else."
+            "with the same data to write the ids again; everything else is kept."
         ) from one

@@ -11,8 +11,8 @@ from typing import Any, final
 from tracin.errors import IndexingError
 from tracin.index.store import sealed_json
 from tracin.index.store.checksums import checksum
+from tracin.index.store.layout import DTYPES, Column
 from tracin.index.store.number_format import FORMATS
-from tracin.index.store.shard import DTYPES, Column
 from tracin.schema import AnyMapping, Fields, Items, Maybe, Named, Number, Text, Whole
 
 FILE = "manifest.json"
@@ -28,7 +28,7 @@ SCHEMA = Fields(
         "width": Whole(1, 1 << 31),
         "pieces": Items(Items(Whole(), 2, 2)),
         "number_format": Text("|".join(FORMATS)),
-        "rows_a_shard": _ROWS,
+        "shard_size": _ROWS,
         "extents": Items(_ROWS, 1),
         "checkpoints": Items(
             Fields(
@@ -42,7 +42,7 @@ SCHEMA = Fields(
             ),
             1,
         ),
-        "beside": Named(
+        "extra_columns": Named(
             Fields(
                 {"dtype": Text("|".join(DTYPES)), "shape": Items(Whole(0, 1 << 31), most=8)},
             ),
@@ -129,10 +129,10 @@ class Manifest:
         width: Numbers in a row.
         pieces: Columns (start, stop) that have scales of their own.
         number_format: The name of how numbers are kept.
-        rows_a_shard: Rows in a file, but for the last before each append.
+        shard_size: Rows in a file, but for the last before each append.
         extents: How many rows there were after each build, rising.
         checkpoints: In the order of the results.
-        beside: What is kept of each row beside it, by name.
+        extra_columns: What is stored with each row, by name.
         added: What is known of the rows of each extent.
         witness: Losses of a few examples as the index began; another model or loss has others.
     """
@@ -141,10 +141,10 @@ class Manifest:
     width: int
     pieces: tuple[tuple[int, int], ...]
     number_format: str
-    rows_a_shard: int
+    shard_size: int
     extents: tuple[int, ...]
     checkpoints: tuple[Entry, ...]
-    beside: Mapping[str, Column] = field(default_factory=dict)
+    extra_columns: Mapping[str, Column] = field(default_factory=dict)
     added: tuple[Added, ...] = ()
     witness: tuple[float, ...] = ()
 
@@ -156,9 +156,9 @@ class Manifest:
     def ranges(self) -> list[range]:
         """The rows of each file."""
         return [
-            range(start, min(start + self.rows_a_shard, after))
+            range(start, min(start + self.shard_size, after))
             for before, after in pairwise((0, *self.extents))
-            for start in range(before, after, self.rows_a_shard)
+            for start in range(before, after, self.shard_size)
         ]
 
     @property
@@ -192,7 +192,15 @@ class Manifest:
     @cached_property
     def index(self) -> str:
         """A fingerprint of what all rows have in common: how they are made and kept."""
-        names = ("about", "width", "pieces", "number_format", "rows_a_shard", "beside", "witness")
+        names = (
+            "about",
+            "width",
+            "pieces",
+            "number_format",
+            "shard_size",
+            "extra_columns",
+            "witness",
+        )
         fixed = asdict(self)
         return content_fingerprint({name: fixed[name] for name in names})
 
@@ -270,7 +278,9 @@ class Manifest:
         try:
             held = sealed_json.read(content, SCHEMA)
             held["checkpoints"] = tuple(Entry(**each) for each in held["checkpoints"])
-            held["beside"] = {name: Column(**each) for name, each in held["beside"].items()}
+            held["extra_columns"] = {
+                name: Column(**each) for name, each in held["extra_columns"].items()
+            }
             held["added"] = tuple(Added(**each) for each in held["added"])
             found = cls(**held)
             refuse_odd(found)
@@ -313,7 +323,7 @@ def refuse_odd(manifest: Manifest) -> None:
     """
     if any(before >= after for before, after in pairwise((0, *manifest.extents))):
         raise ValueError("it.extents do not rise")
-    each = manifest.rows_a_shard
+    each = manifest.shard_size
     files = sum(-(-(b - a) // each) for a, b in pairwise((0, *manifest.extents)))
     if files * len(manifest.checkpoints) > MOST_UNITS:
         raise ValueError(f"it names {files * len(manifest.checkpoints)} files, over {MOST_UNITS}")
@@ -327,9 +337,9 @@ def refuse_odd(manifest: Manifest) -> None:
     ):
         raise ValueError(f"it.pieces do not divide the {manifest.width} columns")
     if len({len(one.weights) for one in manifest.checkpoints}) > 1:
-        raise ValueError("it.checkpoints have unlike numbers of weights")
+        raise ValueError("it.checkpoints have different numbers of weights")
     if len({(one.key, one.number) for one in manifest.checkpoints}) > len(manifest.keys):
-        raise ValueError("it.checkpoints with one key have unlike numbers")
+        raise ValueError("it.checkpoints with one key have different numbers")
 
 
 def content_fingerprint(content: Any) -> str:
@@ -343,7 +353,7 @@ def refuse_other(there: Manifest, here: Manifest, where: str) -> None:
     Raises:
         IndexingError: They are not; every field that differs is named.
     """
-    fixed = ("width", "pieces", "number_format", "rows_a_shard", "beside")
+    fixed = ("width", "pieces", "number_format", "shard_size", "extra_columns")
     about = json.loads(json.dumps(here.about))  # as the other was read: lists, not tuples
     ours = {**{name: getattr(here, name) for name in fixed}, **flat(about)}
     theirs = {**{name: getattr(there, name) for name in fixed}, **flat(there.about)}

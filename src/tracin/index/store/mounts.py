@@ -14,14 +14,14 @@ NETWORK = frozenset([
 
 
 def is_on_network(folder: Path) -> bool:
-    """Whether the folder's file system is one of a network; no where nobody can tell."""
+    """Whether the folder's file system is on a network; False where that is unknown."""
     return kind_of(folder) in NETWORK
 
 
 def kind_of(folder: Path, mounts: Path = MOUNTS) -> str:
     """The kind of the file system that a folder is on, "fuse" for all of that family.
 
-    Linux alone tells: elsewhere it is "".
+    Only Linux says: elsewhere it is "".
     """
     try:
         lines = mounts.read_text().splitlines()

@@ -19,7 +19,7 @@ _BLOCK = 1 << 22
 @final
 @dataclass(frozen=True)
 class NumberFormat:
-    """One way to keep numbers.
+    """A format that rows are stored in.
 
     Attributes:
         name: As in the manifest.
@@ -113,7 +113,7 @@ def number_format(name: str) -> NumberFormat:
     """
     if name not in FORMATS:
         raise IndexingError(
-            f"number_format is one of {', '.join(map(repr, FORMATS))}; {name!r} was given."
+            f"number_format is one of {', '.join(map(repr, FORMATS))}; got {name!r}."
         )
     return FORMATS[name]
 

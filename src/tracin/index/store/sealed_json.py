@@ -8,7 +8,7 @@ from typing import Any
 from tracin.index.store.checksums import BLANK, refuse_changed, sealed
 from tracin.schema import Check, parsed
 
-FORMAT = 2
+FORMAT = 3
 SUM = "xxh3_128"
 MOST = 1 << 28  # bytes: of the manifest of a model with a million parameters, and some
 _FORMAT = re.compile(rb'\{\s*"format": (\d{1,9}),')

@@ -1,10 +1,8 @@
 """The files of an index: what is there, what is missing, and what is in it."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import final
 
 import numpy as np
@@ -12,100 +10,34 @@ import torch
 from torch import Tensor
 
 from tracin.errors import IndexingError
-from tracin.index.store import sealed_json
-from tracin.index.store.checksums import body_of
-from tracin.index.store.ids import ids_checksum, ids_file, read_ids, write_ids
-from tracin.index.store.manifest import FILE, Added, Manifest, Unit, refuse_other, short
-from tracin.index.store.number_format import is_finite, number_format
-from tracin.index.store.parquet import read as read_parquet
-from tracin.index.store.shard import (
+from tracin.index.store.ids import ids_checksum, read_ids, write_ids
+from tracin.index.store.layout import (
     NAMES,
     ROWS,
+    SCALES,
     Column,
     Layout,
     damaged,
     new_file,
     refuse_non_finite,
 )
-from tracin.index.store.storage import (
-    UNFINISHED,
-    File,
-    Storage,
-    absolute,
-    is_abandoned,
-    is_missing,
-    open_storage,
+from tracin.index.store.manifest import FILE, Manifest, Unit, refuse_other, short
+from tracin.index.store.manifest_file import (
+    forget,
+    has_ids,
+    manifest_at,
+    manifest_with_ids,
+    put,
+    refuse_lost_manifest,
 )
-from tracin.plain_text import plain
+from tracin.index.store.number_format import number_format
+from tracin.index.store.opening import absolute, open_storage
+from tracin.index.store.shard import Shard
+from tracin.index.store.storage import File, Storage
 
-SCALES = "scales"
 TABLE = "table.parquet"
 RECALL = "recall.json"
-# Seconds after which an unfinished file of another machine is taken to be abandoned.
-ABANDONED = 3600.0
 _TRIES = 100
-
-
-@final
-@dataclass(frozen=True)
-class Shard:
-    """What one file holds; rows are decoded when asked for.
-
-    Attributes:
-        unit: Which rows, at which checkpoint.
-        tensors: By name: "rows", "scales", and what was written beside them.
-        manifest: Of the index.
-        check: Compares the rows with their checksum, if that was not done since the file changed.
-        name: Of the file, for errors.
-    """
-
-    unit: Unit
-    tensors: Mapping[str, Tensor]
-    manifest: Manifest
-    check: Callable[[], None]
-    name: str
-
-    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start` to `stop`, counted from its first: [n, width], float32.
-
-        Raises:
-            IndexingError: The rows are not as they were written.
-        """
-        self.check()
-        return self._decoded(self.tensors[ROWS][start:stop], self.tensors[SCALES][start:stop])
-
-    def unscaled(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Rows `start` to `stop` before each piece is multiplied by its scale, and the scales.
-
-        Returns:
-            [n, width], float32, and [n, pieces], or None where the format has no scales.
-
-        Raises:
-            IndexingError: The rows are not as they were written.
-        """
-        self.check()
-        has_scale = number_format(self.manifest.number_format).has_scale
-        scales = self.tensors[SCALES][start:stop] if has_scale else None
-        return self.tensors[ROWS][start:stop].float(), scales
-
-    def chosen(self, places: Tensor) -> Tensor:
-        """The rows at these places: [places, width], float32; a few, so nothing is compared."""
-        return self._decoded(self.tensors[ROWS][places], self.tensors[SCALES][places])
-
-    def refuse_non_finite(self, numbers: Tensor) -> None:
-        """What is made of the rows must be finite, as all is that is written.
-
-        Raises:
-            IndexingError: It is not.
-        """
-        if not is_finite(numbers):
-            raise damaged(self.name, "its rows hold NaN or infinity, or their scores overflow")
-
-    def _decoded(self, kept: Tensor, scales: Tensor) -> Tensor:
-        how = number_format(self.manifest.number_format)
-        rows = how.decode(kept, scales, self.manifest.pieces)
-        self.refuse_non_finite(rows)
-        return rows
 
 
 @final
@@ -119,7 +51,7 @@ class Store:
 
     def __init__(self, place: Storage, manifest: Manifest) -> None:
         self.place, self.manifest = place, manifest
-        self._columns = columns_of(manifest)
+        self._columns = _columns_of(manifest)
         self._sizes: dict[tuple[int, int], int] = {}
         self._checked: dict[str, object] = {}  # file -> what it was when its rows were compared
 
@@ -174,7 +106,7 @@ class Store:
                 refuse_lost_manifest(place)
             else:
                 cls(place, there).refuse_other_ids(ids)
-            manifest = with_ids(proposed(there), ids)
+            manifest = manifest_with_ids(proposed(there), ids)
             spans = list(zip(manifest.spans(), manifest.added, strict=True))
             for span, added in spans:
                 if not has_ids(place, span, added.ids):
@@ -248,33 +180,33 @@ class Store:
             if unit.file not in files or files[unit.file].size != self.size_of(unit)
         ]
 
-    def write(self, unit: Unit, rows: Tensor, beside: Mapping[str, Tensor]) -> None:
+    def write(self, unit: Unit, rows: Tensor, extra: Mapping[str, Tensor]) -> None:
         """Write a unit's file.
 
         Args:
             unit: Which.
             rows: [stop - start, width], float32.
-            beside: What else is kept of each row, [stop - start, ...] each.
+            extra: The extra columns, [stop - start, ...] each.
 
         Raises:
             IndexingError: Rows that are not finite; a full disk.
         """
         if rows.shape != (unit.stop - unit.start, self.manifest.width):
             raise IndexingError(
-                f"{unit.file} takes [{unit.stop - unit.start}, {self.manifest.width}] numbers; "
-                f"{list(rows.shape)} were given."
+                f"{unit.file} takes [{unit.stop - unit.start}, {self.manifest.width}] numbers; got "
+                f"{list(rows.shape)}."
             )
-        declared = self.manifest.beside
+        declared = self.manifest.extra_columns
         found = {
-            name: Column(NAMES[one.dtype], tuple(one.shape[1:])) for name, one in beside.items()
+            name: Column(NAMES[one.dtype], tuple(one.shape[1:])) for name, one in extra.items()
         }
         if set(found) != set(declared) or any(
             found[name].shape != one.shape for name, one in declared.items()
         ):
             raise IndexingError(
-                f"{unit.file} keeps {short(declared)} beside its rows; {short(found)} was given."
+                f"{unit.file} keeps {short(declared)} next to its rows; got {short(found)}."
             )
-        for name, one in beside.items():
+        for name, one in extra.items():
             if len(one) != len(rows):
                 raise IndexingError(
                     f"{unit.file} has {len(rows)} rows; {name} came for {len(one)}."
@@ -283,18 +215,18 @@ class Store:
         content, tensors = new_file(layout)
         how = number_format(self.manifest.number_format)
         how.encode(rows, self.manifest.pieces, tensors[ROWS], tensors[SCALES])
-        for name, one in beside.items():
+        for name, one in extra.items():
             tensors[name].copy_(one)
-        with telling(self._name(unit)):
-            refuse_non_finite(beside)
+        with _naming(self._name(unit)):
+            refuse_non_finite(extra)
         layout.finish(content)
         self.place.write(unit.file, content)
 
     def read(self, unit: Unit) -> Shard:
-        """A unit's file; on a disk it is mapped, and read where it is looked at.
+        """Open a unit's file; on a disk it is mapped, so that only what is used is read.
 
-        Its header is compared with what it must be, and what is beside the rows with its checksum,
-        now; the rows when `Shard.rows` is first asked for some of them, and again once the file was
+        Its header is compared with what it must be, and the extra columns with their checksum,
+        now; the rows when `Shard.rows` first reads some of them, and again once the file was
         replaced.
 
         Raises:
@@ -305,14 +237,14 @@ class Store:
 
         def check() -> None:
             if version is None or self._checked.get(unit.file) != version:
-                with telling(self._name(unit)):
+                with _naming(self._name(unit)):
                     layout.refuse_changed_rows(content)
                 self._checked[unit.file] = version
 
         return Shard(unit, layout.tensors(content), self.manifest, check, self._name(unit))
 
     def columns(self, unit: Unit) -> Mapping[str, Tensor]:
-        """What a unit's file holds beside its rows; the rows are not even fetched.
+        """The extra columns of a unit's file; the rows are not even fetched.
 
         Raises:
             IndexingError: It is missing, truncated, changed, or another file.
@@ -324,7 +256,7 @@ class Store:
         name, layout = self._name(unit), self._layout(unit)
         self._refuse_other_size(unit, layout)
         content = self.place.read(unit.file, 0, None if has_rows else layout.front)
-        with telling(name):
+        with _naming(name):
             if len(content) != (layout.size if has_rows else layout.front):
                 raise ValueError("it was truncated while it was read")
             layout.refuse_changed_columns(content)
@@ -365,7 +297,7 @@ class Store:
         if len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < self.manifest.rows:
             raise IndexingError(
                 f"The index has rows 0 to {self.manifest.rows - 1}; rows {int(positions[0])} to "
-                f"{int(positions[-1])} were asked for."
+                f"{int(positions[-1])} are out of range."
             )
         found = torch.empty(len(positions), self.manifest.width)
         ranges = self.manifest.ranges()
@@ -423,46 +355,12 @@ class Store:
             put(self.place, manifest)
         return Store(self.place, manifest)
 
-    def verify(self) -> "Report":
-        """Read every byte of every file that belongs to the index.
+    def check(self, unit: Unit) -> None:
+        """Read every byte of a unit's file.
 
-        Returns:
-            What is wrong: file -> why. Missing files are told apart: they are just not built yet.
+        Raises:
+            ValueError: It was truncated or changed, or is another file.
         """
-        files = self.place.files()
-        checks = self._checks(files)
-        problems: dict[str, str] = {}
-        for name, check in checks.items():
-            try:
-                check()
-            except (IndexingError, ValueError) as error:
-                problems[name] = str(error.__cause__ or error)
-        gone = tuple(unit.file for unit in self.manifest.units() if unit.file not in files)
-        size = sum(files[name].size for name in checks if name in files)
-        return Report(len(checks), size, problems, gone)
-
-    def _checks(self, files: Mapping[str, File]) -> dict[str, Callable[[], object]]:
-        """What reads each file, and raises where it is not as it was written."""
-        others: dict[str, Callable[[bytes], object]] = {
-            FILE: partial(Manifest.from_bytes, where=FILE),
-            TABLE: read_parquet,
-            RECALL: sealed_json.unsealed,
-            **{name: body_of for name in files if name.startswith("candidates/")},
-        }
-        found: dict[str, Callable[[], object]] = {
-            name: partial(self._read_by, name, read)
-            for name, read in others.items()
-            if name in files and not name.endswith(UNFINISHED)
-        }
-        for span, added in zip(self.manifest.spans(), self.manifest.added, strict=True):
-            found[ids_file(span, added.ids)] = partial(read_ids, self.place, span, added.ids)
-        there = (unit for unit in self.manifest.units() if unit.file in files)
-        return found | {unit.file: partial(self._read_whole, unit) for unit in there}
-
-    def _read_by(self, name: str, read: Callable[[bytes], object]) -> None:
-        read(bytes(self.place.read(name)))
-
-    def _read_whole(self, unit: Unit) -> None:
         content, layout = self.place.read(unit.file), self._layout(unit)
         if len(content) >= len(layout.header):
             layout.refuse_other(content)
@@ -472,196 +370,25 @@ class Store:
         layout.refuse_changed_rows(content)
         refuse_non_finite(layout.tensors(content))
 
-    def stale(self, abandoned: float = ABANDONED) -> dict[str, int]:
-        """The files that belong to no index, with their sizes: what `gc` deletes."""
-        # Listed before the manifest is read: a unit's file comes only after its manifest.
-        files = self.place.files()
-        manifest = manifest_at(self.place) or self.manifest
-        known = {unit.file for unit in manifest.units()}
-        spans = zip(manifest.spans(), manifest.added, strict=True)
-        known |= {ids_file(span, added.ids) for span, added in spans}
-        return {
-            name: file.size
-            for name, file in sorted(files.items())
-            if (
-                is_abandoned(name, file, abandoned)
-                if name.endswith(UNFINISHED)
-                # Ids come before their manifest.
-                else name not in known
-                and (name.startswith("rows/") or (name.startswith("ids/") and is_old(file)))
-            )
-        }
-
-    def gc(self) -> "Removed":
-        """Delete what belongs to no index: abandoned files, and those of dropped checkpoints.
-
-        Others may build meanwhile. An unfinished file goes only if its process, on this machine,
-        is gone, or if it is more than an hour old, while writing one takes moments.
-        """
-        stale = self.stale()
-        for name in stale:
-            self.place.delete(name)
-        return Removed(tuple(stale), sum(stale.values()))
-
 
 def _reopened(folder: str, manifest: Manifest) -> Store:
     return Store(open_storage(folder), manifest)
 
 
-def columns_of(manifest: Manifest) -> dict[str, Column]:
+def _columns_of(manifest: Manifest) -> dict[str, Column]:
     """What the files of an index hold."""
     how = number_format(manifest.number_format)
     return {
         ROWS: Column(NAMES[how.dtype], (manifest.width,)),
         SCALES: Column("F32", (len(manifest.pieces) if how.has_scale else 0,)),
-        **manifest.beside,
+        **manifest.extra_columns,
     }
 
 
-def manifest_at(place: Storage) -> Manifest | None:
-    """The manifest there; None where there is none."""
-    size = place.size(FILE)
-    if size is None:
-        return None
-    if size > sealed_json.MOST:
-        raise IndexingError(
-            f"{place.url}/{FILE} has {size:,} bytes, and a manifest has at most "
-            f"{sealed_json.MOST:,}: it is no manifest. Put it back from a copy, or build the index "
-            "in a new folder."
-        )
-    return Manifest.from_bytes(bytes(place.read(FILE)), f"{place.url}/{FILE}")
-
-
-def refuse_lost_manifest(place: Storage) -> None:
-    """Where there are rows there is a manifest, or nothing says any more which rows they are.
-
-    Raises:
-        IndexingError: There are rows alone.
-    """
-    try:
-        left = [
-            name
-            for name in place.names()
-            if name.startswith("rows/") and not name.endswith(UNFINISHED)
-        ]
-    except IndexingError as error:
-        if is_missing(error.__cause__):  # such as a bucket
-            return
-        raise
-    # A builder that began at this moment has written its manifest before its rows.
-    if left and place.size(FILE) is None:
-        raise IndexingError(
-            f"{place.url} holds files of rows ({len(left)}), but no {FILE}: it was lost, and with "
-            f"it which data the rows are of. Put {FILE} back from a copy; or delete "
-            f"{place.url}/rows, or take a new folder, and build again."
-        )
-
-
-def forget(place: Storage, manifest: Manifest, rows: int) -> None:
-    """Delete files of rows from `rows` on: the manifest that is there never knew them.
-
-    They are left of an index whose manifest was put back from an earlier copy.
-    """
-    if manifest.rows == rows:
-        return
-    files = place.files()
-    for unit in manifest.units():
-        if unit.start >= rows and unit.file in files:
-            place.delete(unit.file)
-
-
-def put(place: Storage, manifest: Manifest, *, is_new: bool = False) -> bool:
-    """Write a manifest; a new one only where there is none: whether it was written."""
-    if is_new:
-        return place.create(FILE, manifest.to_bytes())
-    place.write(FILE, manifest.to_bytes())
-    return True
-
-
-def with_ids(manifest: Manifest, ids: np.ndarray) -> Manifest:
-    """With the checksums of the ids of all extents."""
-    spans = manifest.spans()
-    added = [*manifest.added, *[Added("") for _ in spans[len(manifest.added) :]]]
-    found = [
-        one if one.ids else replace(one, ids=ids_checksum(ids[span.start : span.stop]))
-        for span, one in zip(spans, added, strict=True)
-    ]
-    return replace(manifest, added=tuple(found))
-
-
-def has_ids(place: Storage, span: range, sum_of_ids: str) -> bool:
-    """Whether these rows' ids are there, undamaged."""
-    if place.size(ids_file(span, sum_of_ids)) is None:
-        return False
-    try:
-        read_ids(place, span, sum_of_ids)
-    except IndexingError:
-        return False
-    return True
-
-
-def is_old(file: File) -> bool:
-    """Whether nobody can be about to use a file that the manifest does not name."""
-    return file.age is not None and file.age > ABANDONED
-
-
 @contextmanager
-def telling(name: str) -> Iterator[None]:
+def _naming(name: str) -> Iterator[None]:
     """Say which shard is damaged."""
     try:
         yield
     except ValueError as error:
         raise damaged(name, str(error)) from error
-
-
-@final
-@dataclass(frozen=True)
-class Report:
-    """What `verify` found.
-
-    Attributes:
-        files: How many were read.
-        bytes: How long they are together.
-        problems: File -> what is wrong with it.
-        missing: Files that are still to be built.
-    """
-
-    files: int
-    bytes: int
-    problems: Mapping[str, str]
-    missing: Sequence[str]
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether all files are there, as they were written."""
-        return not self.problems and not self.missing
-
-    def __str__(self) -> str:
-        said = [f"{self.files} files read, {self.bytes:,} bytes."]
-        said += [f"{plain(name)}: {plain(why)}" for name, why in self.problems.items()]
-        if self.problems:
-            said.append(
-                f"Put {FILE} back from a copy."
-                if FILE in self.problems
-                else "Delete these files and build again: only they are built."
-            )
-        if self.missing:
-            said.append(f"{len(self.missing)} files are still to be built: build again.")
-        return "\n".join(said if len(said) > 1 else [*said, "All as written."])
-
-
-@final
-@dataclass(frozen=True)
-class Removed:
-    """What `gc` deleted.
-
-    Attributes:
-        files: Their names.
-        bytes: How long they were together.
-    """
-
-    files: Sequence[str]
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{len(self.files)} files deleted, {self.bytes:,} bytes."
