@@ -220,7 +220,9 @@ class Sketcher:
         return squared_lengths(left) * squared_lengths(right)
 
     def _squared_norm(self, form: PerExampleGradient) -> Tensor:
-        return checked_squared_norm(form) if self._has_norms else self._like.new_zeros(form.examples)
+        if not self._has_norms:
+            return self._like.new_zeros(form.examples)
+        return checked_squared_norm(form)
 
     def _match(self, weight: str, row: int, name: str, left: Tensor) -> None:
         """Check that a bias's gradient is its weight's left factor."""
