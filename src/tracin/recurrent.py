@@ -1,5 +1,6 @@
 """Recurrent layers on NVIDIA's GPUs: cuDNN has no backward pass for layers in eval mode."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,7 +32,10 @@ class _AsInTraining(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in CALLS and args[0].is_cuda:
-            args = without_dropout(args)
+            with warnings.catch_warnings():
+                # Checkpoints and copies of the weights are not one piece of memory.
+                warnings.filterwarnings("ignore", "RNN module weights are not part of single")
+                return func(*without_dropout(args), **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
