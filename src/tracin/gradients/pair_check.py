@@ -150,12 +150,15 @@ class PairCheck:
         groups, losses = [[row] for row in pair], [alone]
         if not self._traced.is_sharded:
             drawn = torch.randperm(length(batch), generator=self._random)[:COMPARED].tolist()
-            for bit in range((len(drawn) - 1).bit_length()):
-                for value in (0, 1):
-                    groups.append([row for at, row in enumerate(drawn) if at >> bit & 1 == value])
-                    losses.append(
-                        self._traced.losses_of(part(batch, torch.tensor(groups[-1]))).to(alone)
-                    )
+            for half in _halves(drawn):
+                try:
+                    own = self._traced.losses_of(part(batch, torch.tensor(half)))
+                except Exception as error:  # the pass itself finds the batch size that fits
+                    if not is_out_of_memory(error):
+                        raise
+                    break
+                groups.append(half)
+                losses.append(own.to(alone))
         return LossesApart(groups, torch.cat(losses))
 
     def _compare_losses(self, pair: Batch, rows: list[int], tolerance: float) -> LossesApart | None:
@@ -277,3 +280,12 @@ class PairCheck:
                 for name, reason in missed.items()
             }
         )
+
+
+def _halves(rows: list[int]) -> list[list[int]]:
+    """Halves of some rows, by each bit of their places: any two rows are apart in one of them."""
+    return [
+        [row for at, row in enumerate(rows) if at >> bit & 1 == value]
+        for bit in range((len(rows) - 1).bit_length())
+        for value in (0, 1)
+    ]
