@@ -165,6 +165,12 @@ class Audit:
         )
 
 
+def lengths_by_name(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """The length of each tensor, in one look at the device."""
+    found = lengths_of(list(tensors.values())).tolist() if tensors else []
+    return dict(zip(tensors, found, strict=True))
+
+
 def too_far(
     sizes: Mapping[str, float], apart: Mapping[str, float], tolerance: float
 ) -> dict[str, float]:

@@ -127,9 +127,7 @@ class Auditor:
         together = result.losses[[row for group in groups for row in group]]
         if not bool(torch.isfinite(together.sum())):
             return
-        refuse_other_losses(
-            traced.model, traced.compute, batch, groups, together, apart, audit.tolerance
-        )
+        refuse_other_losses(traced, batch, groups, together, apart, audit.tolerance)
         if failed:
             # A ReLU whose input is zero but for rounding may switch with the order of a batch or
             # its size: compare with the same batch in the same order.
@@ -138,8 +136,7 @@ class Auditor:
             failed = audit.gaps(leave_out)
         if failed:
             beyond = beyond_rounding(
-                traced.model,
-                traced.compute,
+                traced,
                 batch,
                 {name: traced.parameters[name] for name in failed},
                 audit.reference.factors,

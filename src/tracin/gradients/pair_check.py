@@ -123,9 +123,7 @@ class PairCheck:
         opinion = self._opinion(first, tolerance)
         checked = self._apart(batch, pairs[0], opinion.apart.losses) if opinion.is_finite else None
         if opinion.is_finite:
-            refuse_unrepeatable(
-                traced.model, traced.compute, first, opinion.apart.losses, tolerance
-            )
+            refuse_unrepeatable(traced, first, opinion.apart.losses, tolerance)
         for pair in pairs[1:]:
             if opinion.is_agreed:
                 break
@@ -167,7 +165,7 @@ class PairCheck:
         losses = torch.tensor([traced.loss_of(single) for single in singles], dtype=torch.float64)
         if not bool(torch.isfinite(losses).all()):
             return None
-        refuse_unrepeatable(traced.model, traced.compute, pair, losses, tolerance)
+        refuse_unrepeatable(traced, pair, losses, tolerance)
         return LossesApart([[row] for row in rows], losses)
 
     def _pairs(self, examples: int) -> list[list[int]]:
@@ -227,8 +225,7 @@ class PairCheck:
         """
         traced = self._traced
         together = refuse_coupled(
-            traced.model,
-            traced.compute,
+            traced,
             opinion.pair,
             traced.parameters,
             _FACTORS,
@@ -240,8 +237,7 @@ class PairCheck:
         if gaps:
             parameters = {name: traced.parameters[name] for name in gaps}
             beyond = beyond_rounding(
-                traced.model,
-                traced.compute,
+                traced,
                 opinion.pair,
                 parameters,
                 _FACTORS,

@@ -4,11 +4,9 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.errors import LossError
-from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.traced_model import TracedModel
 from tracin.random_state import RandomState
 
@@ -17,13 +15,12 @@ _SAME = 1e-6
 
 
 def refuse_unrepeatable(
-    model: Module, compute: Compute, batch: Batch, losses: Tensor, tolerance: float
+    traced: TracedModel, batch: Batch, losses: Tensor, tolerance: float
 ) -> None:
     """Compute the loss of each example again, and compare.
 
     Args:
-        model: In eval mode.
-        compute: The per-example loss.
+        traced: The model and its loss.
         batch: A few examples.
         losses: What the loss gave for each of them in a batch of its own: [examples].
         tolerance: What rounding explains, relative to the loss.
@@ -34,26 +31,19 @@ def refuse_unrepeatable(
     for row in range(length(batch)):
         single = part(batch, slice(row, row + 1))
         before = RandomState.now()
-        again = _loss(model, compute, single)
+        again = traced.loss_of(single)
         is_random = before != RandomState.now()
         first = float(losses[row])
         gap = abs(again - first)
         if gap > (0.0 if is_random else tolerance * abs(first) + 1e-30):
-            raise LossError(_reason(model, compute, single, first, again, is_random))
+            raise LossError(_reason(traced, single, first, again, is_random))
 
 
-def _loss(model: Module, compute: Compute, single: Batch) -> float:
-    with torch.enable_grad():  # a loss may take gradients of its own
-        return float(checked_losses(compute(model, single), 1).detach())
-
-
-def _reason(
-    model: Module, compute: Compute, single: Batch, first: float, again: float, is_random: bool
-) -> str:
+def _reason(traced: TracedModel, single: Batch, first: float, again: float, is_random: bool) -> str:
     if is_random:
         return _randomly(first, again)
     values = _values(first, again)
-    changed = _changed_buffers(model, compute, single)
+    changed = _changed_buffers(traced, single)
     where = (
         f"the buffer {changed[0]!r} changes in each pass"
         if changed
@@ -77,12 +67,12 @@ def _values(first: float, again: float) -> str:
     return f"the same example has loss {first:.6g} in one pass and {again:.6g} in the next"
 
 
-def _changed_buffers(model: Module, compute: Compute, single: Batch) -> list[str]:
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    _loss(model, compute, single)
+def _changed_buffers(traced: TracedModel, single: Batch) -> list[str]:
+    before = {name: buffer.clone() for name, buffer in traced.model.named_buffers()}
+    traced.loss_of(single)
     return [
         name
-        for name, buffer in model.named_buffers()
+        for name, buffer in traced.model.named_buffers()
         if name in before
         and (buffer.shape != before[name].shape or not torch.equal(buffer, before[name]))
     ]

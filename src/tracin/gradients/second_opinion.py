@@ -9,14 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from tracin.data import Batch, part
-from tracin.gradients.audit import too_far
-from tracin.gradients.compute import Compute
+from tracin.gradients.audit import lengths_by_name, too_far
 from tracin.gradients.reference import weighted_gradients_in_double
-from tracin.sharding import is_divided
-from tracin.torch_internals import lengths_of
+from tracin.gradients.traced_model import TracedModel
 
 # Float64 rounds 5e8 times as finely as float32. A gap that does not shrink much is no rounding.
 SHRINK = 1e-3
@@ -26,8 +23,7 @@ WORSE = 8
 
 
 def losses_differ(
-    model: Module,
-    compute: Compute,
+    traced: TracedModel,
     batch: Batch,
     groups: Sequence[Sequence[int]],
     gap: float,
@@ -36,19 +32,20 @@ def losses_differ(
     """Whether losses in a batch and in groups of its examples differ in float64, too.
 
     Args:
-        model: In eval mode.
-        compute: The per-example loss.
+        traced: The model and its loss.
         batch: Examples first.
         groups: The rows of each group.
         gap: The largest difference in the precision of the run.
         tolerance: What rounding explains there, relative to the largest loss.
     """
-    whole = weighted_gradients_in_double(model, compute, batch, {})
+    if traced.is_sharded:
+        return True  # ranks pass together, and one alone may ask
+    whole = _in_double(traced, batch, {})
     if whole is None:
         return True
     apart, sizes = [], []
     for rows in groups:
-        some = weighted_gradients_in_double(model, compute, part(batch, torch.tensor(rows)), {})
+        some = _in_double(traced, part(batch, torch.tensor(rows)), {})
         if some is None:
             return True
         apart.append(float((some[1] - whole[1][list(rows)]).abs().max()))
@@ -57,8 +54,7 @@ def losses_differ(
 
 
 def gradients_differ(
-    model: Module,
-    compute: Compute,
+    traced: TracedModel,
     batch: Batch,
     parameters: Mapping[str, Tensor],
     factors: Tensor,
@@ -68,39 +64,35 @@ def gradients_differ(
     """The parameters whose gradients differ in float64, too, between a batch and single examples.
 
     Args:
-        model: In eval mode.
-        compute: The per-example loss.
+        traced: The model and its loss.
         batch: A few examples.
         parameters: The traced ones, by name.
         factors: One per example.
         gaps: Those that differ in the precision of the run, with the length of the difference.
         tolerance: What rounding explains there, relative to a gradient's length.
     """
-    if is_divided(parameters):
+    if traced.is_sharded:
         return dict(gaps)
-    whole = weighted_gradients_in_double(model, compute, batch, parameters, factors)
+    whole = _in_double(traced, batch, parameters, factors)
     if whole is None:
         return dict(gaps)
     apart = {name: -gradient for name, gradient in whole[0].items()}
     for row in range(len(factors)):
         rows = slice(row, row + 1)
-        single = weighted_gradients_in_double(
-            model, compute, part(batch, rows), parameters, factors[rows]
-        )
+        single = _in_double(traced, part(batch, rows), parameters, factors[rows])
         if single is None:
             return dict(gaps)
         for name, gradient in single[0].items():
             apart[name] += gradient
-    distances = _lengths(apart)
-    left = too_far(_lengths(whole[0]), distances, tolerance)
+    distances = lengths_by_name(apart)
+    left = too_far(lengths_by_name(whole[0]), distances, tolerance)
     return {
         name: gap for name, gap in gaps.items() if name in left and distances[name] > SHRINK * gap
     }
 
 
 def beyond_rounding(
-    model: Module,
-    compute: Compute,
+    traced: TracedModel,
     batch: Batch,
     parameters: Mapping[str, Tensor],
     factors: Tensor,
@@ -110,24 +102,32 @@ def beyond_rounding(
     """The parameters for which a method is further from float64's gradient than autograd is.
 
     Args:
-        model: In eval mode.
-        compute: The per-example loss.
+        traced: The model and its loss.
         batch: Examples first.
         parameters: Those in question, by name.
         factors: One per example.
         found: The sum of factor x gradient that the method gives, by parameter.
         expected: The same by autograd, in the precision of the run.
     """
-    if is_divided(parameters):
+    if traced.is_sharded:
         return set(parameters)
-    exact = weighted_gradients_in_double(model, compute, batch, parameters, factors)
+    exact = _in_double(traced, batch, parameters, factors)
     if exact is None:
         return set(parameters)
     wide = {name: gradient.flatten() for name, gradient in exact[0].items()}
-    ours = _lengths({name: found[name].flatten().to(one) - one for name, one in wide.items()})
-    theirs = _lengths({name: expected[name].flatten().to(one) - one for name, one in wide.items()})
+    ours = lengths_by_name(
+        {name: found[name].flatten().to(one) - one for name, one in wide.items()}
+    )
+    theirs = lengths_by_name(
+        {name: expected[name].flatten().to(one) - one for name, one in wide.items()}
+    )
     return {name for name in wide if not ours[name] <= WORSE * theirs[name]}
 
 
-def _lengths(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    return dict(zip(tensors, lengths_of(list(tensors.values())).tolist(), strict=True))
+def _in_double(
+    traced: TracedModel,
+    batch: Batch,
+    parameters: Mapping[str, Tensor],
+    factors: Tensor | None = None,
+) -> tuple[dict[str, Tensor], Tensor] | None:
+    return weighted_gradients_in_double(traced.model, traced.compute, batch, parameters, factors)

@@ -13,15 +13,15 @@ from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.errors import CoupledExamplesError
-from tracin.gradients.audit import too_far
+from tracin.gradients.audit import lengths_by_name, too_far
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.reference import weighted_gradients
 from tracin.gradients.second_opinion import gradients_differ, losses_differ
+from tracin.gradients.traced_model import TracedModel
 from tracin.gradients.visit import Visit
 from tracin.precision import lowest, lowest_precision, precision_of
 from tracin.sharding import is_divided, local, over_ranks, own
-from tracin.torch_internals import lengths_of
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ def _squared_length(
 
 
 def refuse_coupled(
-    model: Module,
-    compute: Compute,
+    traced: TracedModel,
     batch: Batch,
     parameters: Mapping[str, Tensor],
     factors: Tensor,
@@ -92,9 +91,9 @@ def refuse_coupled(
     Raises:
         CoupledExamplesError: They differ, in float64 too.
     """
-    together, losses = weighted_gradients(model, compute, batch, parameters, factors)
+    together, losses = weighted_gradients(traced.model, traced.compute, batch, parameters, factors)
     singles = [[row] for row in range(length(batch))]
-    refuse_other_losses(model, compute, batch, singles, losses, apart.losses, tolerance)
+    refuse_other_losses(traced, batch, singles, losses, apart.losses, tolerance)
     differing = differences(apart.gradients, together, tolerance, parameters)
     if differing:
         lengths = _lengths(
@@ -102,9 +101,7 @@ def refuse_coupled(
         )
         differing = {
             name: differing[name]
-            for name in gradients_differ(
-                model, compute, batch, parameters, factors, lengths, tolerance
-            )
+            for name in gradients_differ(traced, batch, parameters, factors, lengths, tolerance)
         }
     if differing:
         name, gap = max(differing.items(), key=lambda item: item[1])
@@ -117,8 +114,7 @@ def refuse_coupled(
 
 
 def refuse_other_losses(
-    model: Module,
-    compute: Compute,
+    traced: TracedModel,
     batch: Batch,
     groups: Sequence[Sequence[int]],
     together: Tensor,
@@ -128,8 +124,7 @@ def refuse_other_losses(
     """Compare losses in a batch with those of the same examples in smaller batches.
 
     Args:
-        model: In eval mode.
-        compute: The per-example loss.
+        traced: The model and its loss.
         batch: Examples first.
         groups: The rows of each smaller batch.
         together: The losses of these rows in the batch: [rows].
@@ -139,10 +134,11 @@ def refuse_other_losses(
     Raises:
         CoupledExamplesError: They differ, in float64 too.
     """
-    gaps = (together - apart.to(together)).abs()
-    if not are_apart(together, apart.to(together), tolerance):
+    apart = apart.to(together)
+    if not are_apart(together, apart, tolerance):
         return
-    if not losses_differ(model, compute, batch, groups, float(gaps.max()), tolerance):
+    gaps = (together - apart).abs()
+    if not losses_differ(traced, batch, groups, float(gaps.max()), tolerance):
         return
     at = int(gaps.argmax())
     raise CoupledExamplesError(
@@ -200,8 +196,7 @@ def differences(
 
 
 def _lengths(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    found = lengths_of(list(tensors.values())).tolist() if tensors else []
-    lengths = dict(zip(tensors, found, strict=True))
+    lengths = lengths_by_name(tensors)
     if not is_divided(parameters):
         return lengths
     squares = over_ranks({name: one * one for name, one in lengths.items()}, parameters)

@@ -99,14 +99,14 @@ def _independent(
         some = part(batch, rows)
         factors = audit_factors(length(some), random)
         apart = alone(model, compute, some, parameters, factors)
-        refuse_unrepeatable(model, compute, part(some, [0]), apart.losses[:1], tolerance)
+        refuse_unrepeatable(traced, part(some, [0]), apart.losses[:1], tolerance)
         together, losses = weighted_gradients(model, compute, some, parameters, factors)
         singles = [[row] for row in range(length(some))]
-        refuse_other_losses(model, compute, some, singles, losses, apart.losses, tolerance)
+        refuse_other_losses(traced, some, singles, losses, apart.losses, tolerance)
         if not differences(apart.gradients, together, tolerance, parameters):
             agreed.append(_Independent(some, factors, together))
         elif not agreed and rows.stop >= length(batch):
-            refuse_coupled(model, compute, some, parameters, factors, apart, tolerance)
+            refuse_coupled(traced, some, parameters, factors, apart, tolerance)
     return agreed
 
 
