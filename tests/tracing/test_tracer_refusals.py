@@ -123,6 +123,17 @@ def test_queries_without_numbers(tmp_path, train, queries):
         fit(tracer, model, optimizer, train, batches(1))
 
 
+def test_a_model_called_twice_in_one_block_is_said(loop, train):
+    model, optimizer, tracer = loop
+    inputs, labels = train[0][:8], train[1][:8]
+    optimizer.zero_grad()
+    with tracer.batch(torch.arange(8)):
+        loss = nn.functional.cross_entropy(model(inputs) + model(0.9 * inputs), labels)
+    loss.backward()
+    with pytest.raises(TracingError, match=r"is called more often than in the loss.*one call"):
+        optimizer.step()
+
+
 def test_a_layer_without_a_rule_is_named(tmp_path, train, queries):
     class Recurrent(nn.Module):
         def __init__(self):
@@ -135,7 +146,7 @@ def test_a_layer_without_a_rule_is_named(tmp_path, train, queries):
     model = seeded(Recurrent)
     optimizer = sgd(model.parameters())
     tracer = Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a")
-    with pytest.raises(TracingError, match=r"'cell\.\w+' is used in .*lstm.*Leave it out"):
+    with pytest.raises(TracingError, match=r"'cell\.\w+' cannot be .*lstm has no rule.*leave the"):
         fit(tracer, model, optimizer, train, batches(1))
 
     model = seeded(Recurrent)

@@ -35,6 +35,7 @@ class BatchPass:
         self._methods = methods
         self._memory = BatchMemory()
         self._probe: ShapeProbe | None = None
+        self._probed: tuple[str, ...] = ()
 
     def run(self, batch: Batch, visit: Visit, leave_out: Collection[str] = ()) -> Pass:
         """Hand the gradients of all parameters on.
@@ -65,11 +66,21 @@ class BatchPass:
     def on_trial(self, trial: Batch, parameters: Mapping[str, Tensor], visit: Visit) -> Pass:
         """The fast method on a copy of a few examples; the first ones teach the shapes of calls."""
         traced = self._traced
-        if self._probe is None:
-            self._probe = learn(traced.model, traced.compute, trial, traced.within)
         within = {name: traced.within[name] for name in parameters}
+        probe = self._shapes(trial, within)
         with traced.requiring(parameters):
-            return fast_pass(traced.model, traced.compute, trial, within, self._probe, visit)
+            return fast_pass(traced.model, traced.compute, trial, within, probe, visit)
+
+    def _shapes(self, batch: Batch, within: Mapping[str, Tensor]) -> ShapeProbe:
+        """What each call does with these parameters; learned again once some have stepped down.
+
+        A call is known by the parameters it takes: without its weight, that of a bias is another.
+        """
+        names = tuple(within)
+        if self._probe is None or self._probed != names:
+            self._probe = learn(self._traced.model, self._traced.compute, batch, within)
+            self._probed = names
+        return self._probe
 
     def _by_method(self, batch: Batch) -> list[Mapping[str, Tensor]]:
         if isinstance(batch, Single):
@@ -78,8 +89,9 @@ class BatchPass:
         return [self._methods.by(method) for method in methods]
 
     def _fast(self, batch: Batch, parameters: Mapping[str, Tensor], visit: Visit) -> Pass:
-        traced, probe = self._traced, self._probe or ShapeProbe({}, ())
+        traced = self._traced
         within = {name: traced.within[name] for name in parameters}
+        probe = self._shapes(batch, within)
         lent = self._memory.lend(batch)
         try:
             with traced.requiring(parameters):

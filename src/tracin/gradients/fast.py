@@ -5,7 +5,7 @@ matrices, without the product itself (Goodfellow 2015, https://arxiv.org/abs/151
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -37,6 +37,7 @@ class Pass:
         scores: The products of the gradients with given directions, if forward mode computed them:
             [examples, directions].
         path: Tells which torch functions the pass called, in order; None if it was not watched.
+        reasons: Parameter -> the rules that read its calls.
     """
 
     outcome: Any
@@ -44,6 +45,7 @@ class Pass:
     missed: dict[str, str]
     scores: Tensor | None = None
     path: int | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 def fast_pass(
@@ -95,7 +97,11 @@ def fast_pass(
             unknown = [leaf for leaf in leaves if id(leaf) not in known]
             if unknown:
                 refuse_foreign(unknown, model.parameters(), compute)
-        missed = dict.fromkeys(reached(leaves, parameters), "used in a call that has no rule")
+        reasons = {name: ", ".join(found) for name, found in watch.reasons.items()}
+        missed = {
+            name: reasons.get(name, "used in a call that has no rule")
+            for name in reached(leaves, parameters)
+        }
         accumulator.leave_out(missed)
         if losses.requires_grad:
             # Only what leads to these is computed: no weight gradient of covered calls.
@@ -105,7 +111,7 @@ def fast_pass(
     finally:
         accumulator.let_go()
     missed |= {name: f"its rule failed: {error}" for name, error in accumulator.failures.items()}
-    return Pass(outcome, losses.detach(), missed, path=watch.path)
+    return Pass(outcome, losses.detach(), missed, path=watch.path, reasons=reasons)
 
 
 @torch.enable_grad()  # also within a user's no_grad

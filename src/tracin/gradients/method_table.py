@@ -36,6 +36,12 @@ class MethodTable:
         """The parameters whose gradients are computed by one of these methods."""
         return {n: p for n, p in self._parameters.items() if self[n] in methods}
 
+    def explain(self, reasons: Mapping[str, str]) -> None:
+        """Say how the fast method reads the calls of these parameters."""
+        for name, reason in reasons.items():
+            if self.entries[name].method == GradientMethod.FAST:
+                self.entries[name] = Covered(GradientMethod.FAST, reason)
+
     def step_down(self, changed: Mapping[str, Covered]) -> None:
         """Take these methods from now on."""
         self.entries.update(changed)

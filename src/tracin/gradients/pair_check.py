@@ -195,6 +195,7 @@ class PairCheck:
             result = self._passes.on_trial(pair, fast, visit)
             missed.update(result.missed)
             losses.append(result.losses)
+            self._methods.explain(result.reasons)
 
         try:
             found = weighted_sum(run, fast, _FACTORS)

@@ -88,7 +88,8 @@ class FunctionWatch(Mode):
         self._kept: list[Tensor] = []
         self._regularising: set[int] = set()
         self.path = 0  # a hash of the functions called so far, in order
-        self.uncovered: dict[str, str] = {}  # live: parameter -> a call for which there is no rule
+        self.reasons: dict[str, dict[str, None]] = {}  # parameter -> how its calls are read
+        self.uncovered: dict[str, str] = {}  # live: parameter -> which call has no rule, and why
 
     def __torch_function__(
         self,
@@ -117,9 +118,11 @@ class FunctionWatch(Mode):
         role = self._roles.get(name) if torch.is_grad_enabled() else None
         if isinstance(role, Derived) or self._picks_one(func, args):
             return self._derived(func, args, kwargs, name, leaves)
-        if isinstance(role, Meeting) and not self._touches_scattered(args, kwargs):
+        if self._touches_scattered(args, kwargs):
+            return self._unknown(func, args, kwargs, name, leaves, _MOVED)
+        if isinstance(role, Meeting):
             return self._meeting(func, args, kwargs, name, role)
-        return self._unknown(func, args, kwargs, name, leaves)
+        return self._unknown(func, args, kwargs, name, leaves, _MIXED)
 
     def begin(self) -> None:
         """Enter the model: until then the training loop only puts the batch together."""
@@ -132,10 +135,11 @@ class FunctionWatch(Mode):
         kwargs: Mapping[str, Any],
         name: str,
         leaves: list[Leaf],
+        reason: str,
     ) -> Any:
         """A call without a rule. Beneath a training step, a penalty on parameters alone is fine."""
         if self._follows and torch.is_grad_enabled():
-            return self._route(func, args, kwargs, name)
+            return self._route(func, args, kwargs, name, leaves, reason)
         output = func(*args, **kwargs)
         if not self._is_live or not torch.is_grad_enabled():
             return output
@@ -149,17 +153,28 @@ class FunctionWatch(Mode):
         elif made and not (
             func in _ADDS and all(id(leaf.tensor) in self._regularising for leaf in leaves)
         ):
+            call, _, count = name.rpartition("#")
+            if count != "1" and f"{call}#1" in self._roles and name not in self._roles:
+                reason = "is called more often than in the loss"
             for leaf in leaves:
-                self.uncovered |= dict.fromkeys(leaf.roots, name)
+                self.uncovered |= dict.fromkeys(leaf.roots, f"{call.partition('(')[0]} {reason}")
         return output
 
     def _route(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], name: str
+        self,
+        func: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        name: str,
+        leaves: list[Leaf],
+        reason: str,
     ) -> Any:
         """A call on rows that the data moved, if it treats each row by itself."""
         marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
         if not is_routable(func, marked, marked_by_name):
+            self._note(leaves, f"{name} {reason}")
             return func(*args, **kwargs)
+        self._note(leaves, "rows that the data moved")
         output = func(*plain(marked), **plain(marked_by_name))
         routed = Routed(name, func, marked, marked_by_name, self._examples, output.shape)
         output = grad_hook(output, self._anchor, _nothing)
@@ -243,9 +258,10 @@ class FunctionWatch(Mode):
         }
         use = Use(name, func, self._examples, role.output, inputs, is_live=self._is_live)
         marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
+        leaves = [leaf for t in tensors if (leaf := self._leaves.get(id(t)))]
         if not use.find_rule(marked, marked_by_name):
-            leaves = [leaf for t in tensors if (leaf := self._leaves.get(id(t)))]
-            return self._unknown(func, args, kwargs, name, leaves)
+            return self._unknown(func, args, kwargs, name, leaves, use.reason)
+        self._note(leaves, use.reason)
         if self._is_live:
             output = func(*args, **kwargs)
         else:
@@ -259,9 +275,19 @@ class FunctionWatch(Mode):
                 raise UnlikeTrialError(f"{name} holds {rows} examples")
         return grad_hook(output, self._anchor, self._sink.meet(use))
 
+    def _note(self, leaves: list[Leaf], reason: str) -> None:
+        for leaf in leaves:
+            for root in leaf.roots:
+                self.reasons.setdefault(root, {})[reason] = None
+
 
 def _nothing(delta: Tensor) -> None:
     """The backward pass takes the gradient by its place in the graph."""
+
+
+# Why a call has no rule.
+_MOVED = "has no rule for rows that the data moved"
+_MIXED = "has no rule: its output does not hold each example in a place of its own"
 
 
 class UnlikeTrialError(Exception):

@@ -39,7 +39,7 @@ class MicroBatch:
         calls: The model's calls, to be repeated by the audit; None where it is not due.
         forms: Parameter -> its per-example shares, once the backward pass is over. They sum to
             the gradient.
-        uncovered: Parameter -> a call that took it with data and has no rule.
+        uncovered: Parameter -> a call that took it with data, and why it has no rule.
         settle: To be called when the backward pass is over.
     """
 
@@ -129,10 +129,10 @@ def check_shares(batches: list[MicroBatch], gradients: Mapping[str, Tensor]) -> 
     for batch in batches:
         for name, call in batch.uncovered.items():
             raise TracingError(
-                f"'{name}' is used in {call.partition('(')[0]}, for which there is no rule in a "
-                "training loop, so its gradient cannot be shared among the examples. Leave it "
-                "out (parameters=[...]), or use tracin.TracIn on checkpoints: it has an exact way "
-                "for every parameter."
+                f"The gradient of '{name}' cannot be shared among the examples in a training loop: "
+                f"{call}. Put one call of the model, as the loss makes it, within each "
+                "tracer.batch(ids); leave the parameter out (parameters=[...]); or use "
+                "tracin.TracIn on checkpoints, which is exact for every parameter."
             )
     seen = {name for batch in batches for name in batch.forms}
     unseen = [name for name, g in gradients.items() if name not in seen and bool(g.any())]

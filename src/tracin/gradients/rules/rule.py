@@ -105,6 +105,8 @@ class Use:
         self.examples = examples
         self.output = output
         self.parts: list[tuple[Leaf, MakeForm]] = []
+        self.rule = ""  # the one that reads this call, by name
+        self.passed_over: list[str] = []  # those that do not, and why
         self._inputs = inputs
         self._versions: list[tuple[Tensor, int]] = []
 
@@ -135,23 +137,41 @@ class Use:
     def find_rule(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Settle which rule reads this call; False if none does."""
         if self.output.outer is None:
+            self.passed_over.append("examples and positions of its output cannot be told apart")
             return False
         leaves = set(leaves_in(args)) | set(leaves_in(kwargs))
         specific = _RULES.get(self.func)
         for rule in ([specific] if specific else []) + _LAST_RESORT:
             try:
                 parts = [part for part in rule(self, *args, **kwargs) if isinstance(part[0], Leaf)]
-            except NoRule:
+            except NoRule as reason:
                 self._versions.clear()
+                self._pass_over(rule, str(reason))
                 continue
-            except TypeError:
+            except TypeError as error:
                 if _takes(rule, self, args, kwargs):
                     raise
+                self._pass_over(rule, f"its arguments are not those of the call: {error}")
                 continue
-            if {leaf for leaf, _ in parts} == leaves:
+            given = {leaf for leaf, _ in parts}
+            if given == leaves:
                 self.parts = parts
+                self.rule = _name_of(rule)
                 return True
+            left_out = ", ".join(sorted(leaf.name for leaf in leaves - given))
+            self._pass_over(rule, f"it returns nothing for {left_out}")
         return False
+
+    def _pass_over(self, rule: Rule, reason: str) -> None:
+        self.passed_over.append(f"{_name_of(rule)}: {reason}")
+
+    @property
+    def reason(self) -> str:
+        """Which rule reads this call and which do not, in words."""
+        why_not = "; ".join(self.passed_over)
+        if self.rule:
+            return f"rule {self.rule} ({why_not})" if why_not else f"rule {self.rule}"
+        return f"has no rule ({why_not})" if why_not else "has no rule"
 
     def forms(self, delta: Tensor) -> list[tuple[Leaf, PerExampleGradient | Exception]]:
         """Each parameter's per-example gradients, from the gradient of the call's output."""
@@ -171,6 +191,10 @@ class Use:
     def _check_versions(self) -> None:
         if any(tensor._version != version for tensor, version in self._versions):
             raise RuntimeError("an input was changed in place after the call")
+
+
+def _name_of(rule: Rule) -> str:
+    return getattr(rule, "func", rule).__name__.strip("_")  # of a partial, the function in it
 
 
 def _takes(rule: Rule, use: Use, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
