@@ -4,8 +4,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import tracin
+from own_process import run_script
 from tracin.checkpoints import Recorder, checkpoint_weights, open_checkpoints, visits
 from tracin.checkpoints.folder_lock import LOCK
 from tracin.checkpoints.record import LogEntry, read_record
@@ -770,10 +769,8 @@ torch.save([model.state_dict(), optimizer.state_dict(), torch.get_rng_state()], 
 
 
 def trained(folder, stop="", recorded="recorded", result=None):
-    done = subprocess.run(
-        [sys.executable, "-c", TRAINING, str(folder), stop, recorded, str(result or folder) + ".pt"]
-    )
-    return done.returncode
+    words = (folder, stop, recorded, f"{result or folder}.pt")
+    return run_script(TRAINING, *words, folder=folder.parent).code
 
 
 def content(folder):

@@ -2,7 +2,6 @@
 
 import copy
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 import tracin
+from own_process import run_script
 from traced_training import (
     ALL,
     OPTIMIZERS,
@@ -99,8 +99,8 @@ def test_a_killed_process_resumes_to_the_same_result(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["", str(tmp_path / name), "-1"])
         exec(KILLED, {})
 
-    words = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), "5"]
-    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    ended = run_script(KILLED, tmp_path / "killed", 5, folder=tmp_path)
+    assert ended.code == -signal.SIGKILL
     run("killed")
     run("whole")
     whole, killed = (tracin.tracing.Trace.open(tmp_path / name) for name in ("whole", "killed"))

@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from own_process import run_script
 from tracin import NonFiniteError, QueryError, Tracer, TracingError, TracingWarning
 from tracin.tracing import Trace, manifest
 
@@ -499,8 +498,8 @@ with tracin.Tracer(model, optimizer, "cross_entropy", (x[:2], y[:2]), (x, y), fo
 @pytest.mark.slow
 def test_a_killed_training_that_goes_on_has_the_trace_of_an_undisturbed_one(tmp_path):
     def run(folder, stop):
-        arguments = [str(tmp_path / folder), str(tmp_path / f"{folder}.pt"), str(stop)]
-        return subprocess.run([sys.executable, "-c", LOOP, *arguments]).returncode
+        words = (tmp_path / folder, tmp_path / f"{folder}.pt", stop)
+        return run_script(LOOP, *words, folder=tmp_path).code
 
     assert run("whole", 0) == 0
     expected = Trace.open(tmp_path / "whole")
