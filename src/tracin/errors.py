@@ -70,6 +70,10 @@ class QueryError(TracInError):
     """What is asked for cannot be answered: more hits than examples, an unknown ranking."""
 
 
+class PreconditionerError(TracInError):
+    """A preconditioner's arguments make no sense, or it cannot be made from the data."""
+
+
 class TracingError(TracInError):
     """A training loop and its trace do not fit: ids, a step, the optimizer, what is resumed."""
 

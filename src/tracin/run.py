@@ -70,9 +70,11 @@ class Run:
         self.checkpoints = open_checkpoints(checkpoints)
         is_choice = parameters is not None
         refuse_other_traced(self.model, self.checkpoints, self._chosen, is_choice)
+        _refuse_no_preconditioner(preconditioner)
+        if learning_rates is None and not getattr(preconditioner, "follows_training", True):
+            learning_rates = "equal"
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
         self.device = checked_device(device)
-        _refuse_no_preconditioner(preconditioner)
         if preconditioner is not None:
             preconditioner.check(self.checkpoints)
         self.preconditioner = preconditioner
@@ -103,7 +105,7 @@ class Run:
 
 
 def _refuse_no_preconditioner(given: Any) -> None:
-    if given is None or (hasattr(given, "scaling") and not isinstance(given, type)):
+    if given is None or (hasattr(given, "metric") and not isinstance(given, type)):
         return
     raise QueryError(
         f"preconditioner is None or an object such as tracin.Adam(); {given!r} was given."

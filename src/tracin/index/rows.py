@@ -15,7 +15,7 @@ from tracin.data import Batch, Examples, length, move
 from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
 from tracin.gradients.forms import PerExampleGradient, real_shape
-from tracin.preconditioners import Scaling
+from tracin.preconditioners import Metric
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.settled import settled
@@ -131,8 +131,8 @@ class RowMaker:
             UnsupportedModelError: As from `sketched`.
         """
         self.at(number)
-        scaling = self._walk.scaling_at(number)
-        return self.sketched(number, queries, range(len(queries)), "query", scaling)
+        metric = self._walk.metric_at(number, None, self._batch_size, self._device)
+        return self.sketched(number, queries, range(len(queries)), "query", metric)
 
     @settled
     def sketched(
@@ -141,9 +141,9 @@ class RowMaker:
         examples: Examples,
         span: range,
         whose: str = "example",
-        scaling: Scaling | None = None,
+        metric: Metric | None = None,
     ) -> Sketched:
-        """The examples of `span` at a checkpoint, their gradients under `scaling`.
+        """The examples of `span` at a checkpoint, their gradients under `metric`.
 
         The ranks of a sharded model share them, and all get all.
 
@@ -160,7 +160,9 @@ class RowMaker:
         late: list[str] = []
 
         def visit(name: str, form: PerExampleGradient, row: int) -> None:
-            sketcher.add(name, form if scaling is None else scaling.scaled(name, form), row)
+            under = {name: form} if metric is None else metric.scaled(name, form)
+            for other, share in under.items():
+                sketcher.add(other, share, row)
 
         def read(positions: range, batch: Batch, is_last: bool) -> None:
             at = slice(positions.start - part.start, positions.stop - part.start)

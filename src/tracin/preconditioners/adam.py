@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from tracin.checkpoints import Checkpoint, bare_name
 from tracin.checkpoints.optimizer_state import PARAMETERS
 from tracin.errors import CheckpointError
 from tracin.plain_text import listed
-from tracin.preconditioners.preconditioner import HasOptimizerState, Scaling
+from tracin.preconditioners.preconditioner import HasOptimizerState, Place, Scaling
 
 WAY_OUT = (
     "Record them while training, by tracin.Recorder(..., optimizer_state=True), or give a file of "
@@ -47,6 +47,9 @@ class Adam:
         torch.Size([8, 8])
     """
 
+    follows_training: ClassVar[bool] = True
+    is_made_once: ClassVar[bool] = False
+
     def check(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Refuse checkpoints without moments, before any is loaded.
 
@@ -64,6 +67,14 @@ class Adam:
                 "preconditioner=tracin.Adam() needs the moments that the optimizer had at each "
                 f"checkpoint, but none were written with {listed(lacking)}. {WAY_OUT}"
             )
+
+    def metric(self, place: Place) -> Scaling:
+        """The factors at a checkpoint.
+
+        Raises:
+            CheckpointError: As from `scaling`.
+        """
+        return self.scaling(place.checkpoint, place.parameters)
 
     def scaling(self, checkpoint: HasOptimizerState, parameters: Mapping[str, Tensor]) -> Scaling:
         """The factors at a checkpoint, in the dtype and on the device of the parameters.

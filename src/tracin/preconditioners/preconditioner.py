@@ -1,14 +1,16 @@
 """What stands between the gradients of a training example and of a query in their product."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, final
 
+import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint
 from tracin.checkpoints.optimizer_state import OptimizerState
-from tracin.gradients.forms import PerExampleGradient, scaled
+from tracin.data import Examples
+from tracin.gradients.forms import PerExampleGradient, added, scaled
 
 
 class HasOptimizerState(Protocol):
@@ -22,6 +24,58 @@ class HasOptimizerState(Protocol):
     def optimizer_state(self) -> OptimizerState | None:
         """What the optimizer remembered then, if that is known."""
         ...
+
+
+class Metric(Protocol):
+    """What a preconditioner is at one checkpoint: a symmetric matrix, applied name by name."""
+
+    def scaled(self, name: str, form: PerExampleGradient) -> Mapping[str, PerExampleGradient]:
+        """The gradients of one parameter times the matrix: what they give, by parameter.
+
+        A parameter may give the share of another along with its own, or leave its own to it.
+        """
+        ...
+
+    def scaled_sum(self, name: str, form: PerExampleGradient) -> Mapping[str, PerExampleGradient]:
+        """As `scaled`, of the sum over all examples, as the gradients of one."""
+        ...
+
+    def squared_norm(self, name: str, form: PerExampleGradient) -> Tensor:
+        """What one parameter adds to the squared lengths under the matrix: [examples]."""
+        ...
+
+
+class BatchFit(Protocol):
+    """Takes the gradients of one batch that a metric is made from."""
+
+    def visit(self, name: str, form: PerExampleGradient, row: int) -> None:
+        """Take one parameter's gradients; the first example of `form` is that row of the batch."""
+        ...
+
+    def commit(self) -> None:
+        """The batch is done; before this, nothing of it counts."""
+        ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A checkpoint that is in place, for a metric to be made there.
+
+    Attributes:
+        checkpoint: Which it is.
+        parameters: The traced ones, by name.
+        train: The training data; None if none are at hand.
+        device: Where the model is.
+        read: Passes over examples: it calls its second argument at the begin of each batch, with
+            the number of its examples.
+    """
+
+    checkpoint: HasOptimizerState
+    parameters: Mapping[str, Tensor]
+    train: Examples | None
+    device: torch.device
+    read: Callable[[Examples, Callable[[int], BatchFit]], None]
 
 
 @final
@@ -39,13 +93,27 @@ class Scaling:
         """The squared lengths of one parameter's gradients under the factors: [examples]."""
         return form.squared_norm_under(self.factors[name])
 
-    def scaled(self, name: str, form: PerExampleGradient) -> PerExampleGradient:
+    def scaled(self, name: str, form: PerExampleGradient) -> Mapping[str, PerExampleGradient]:
         """One parameter's gradients times the factors, written out unless they are few rows."""
-        return scaled(form, self.factors[name])
+        return {name: scaled(form, self.factors[name])}
+
+    def scaled_sum(self, name: str, form: PerExampleGradient) -> Mapping[str, PerExampleGradient]:
+        """The sum over examples times the factors."""
+        return {name: scaled(added(form), self.factors[name])}
 
 
 class Preconditioner(Protocol):
     """Multiplies the gradient of a query; the training side stays as it is."""
+
+    @property
+    def follows_training(self) -> bool:
+        """Whether checkpoints weigh by their learning rates unless other weights are given."""
+        ...
+
+    @property
+    def is_made_once(self) -> bool:
+        """Whether the metric of the last checkpoint serves all."""
+        ...
 
     def check(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Refuse checkpoints that lack what it needs, before any is loaded.
@@ -55,10 +123,11 @@ class Preconditioner(Protocol):
         """
         ...
 
-    def scaling(self, checkpoint: HasOptimizerState, parameters: Mapping[str, Tensor]) -> Scaling:
-        """The factors at a checkpoint, in the dtype and on the device of the parameters.
+    def metric(self, place: Place) -> Metric:
+        """The metric at a checkpoint, in the dtype and on the device of the parameters.
 
         Raises:
-            CheckpointError: The checkpoint lacks what they are made from.
+            CheckpointError: The checkpoint lacks what it is made from.
+            PreconditionerError: It cannot be made from the data, or for the model.
         """
         ...

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import PerExampleGradient, ProductCache, cancelled, checked_squared_norm
-from tracin.preconditioners.adam import Scaling
+from tracin.preconditioners import Metric
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.query_gradients import QueryGradients
 from tracin.scoring.score_request import ScoreRequest
@@ -22,7 +22,7 @@ class BatchSums:
         weights: What each parameter's share is multiplied by.
         queries: The queries' gradients; None without queries.
         request: What is asked of the batch.
-        scaling: The preconditioner's factors; None without one.
+        metric: The preconditioner's, at the checkpoint; None without one.
         is_written: Whether gradients are written out for lengths whose terms may cancel.
     """
 
@@ -32,7 +32,7 @@ class BatchSums:
         weights: Mapping[str, float],
         queries: QueryGradients | None,
         request: ScoreRequest,
-        scaling: Scaling | None,
+        metric: Metric | None,
         *,
         is_written: bool = False,
     ) -> None:
@@ -40,7 +40,7 @@ class BatchSums:
         self._weights = weights
         self._queries = queries
         self._request = request
-        self._scaling = scaling
+        self._metric = metric
         self._cache = ProductCache()
         self._scores: Tensor | None = None
         self._norms: Tensor | None = None
@@ -57,10 +57,8 @@ class BatchSums:
             if scores is not None:
                 self._scores = self._added(self._scores, scores, row)
         if request.norms:
-            scaling = self._scaling
-            own = (
-                scaling.squared_norm(name, form) if scaling else self._squared_norm(name, form, row)
-            )
+            metric = self._metric
+            own = metric.squared_norm(name, form) if metric else self._squared_norm(name, form, row)
             norms = self._weights[name] * own
             if is_counted:
                 self._norms = self._added(self._norms, norms, row)

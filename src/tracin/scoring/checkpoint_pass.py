@@ -1,6 +1,6 @@
 """Passes over checkpoints and batches, with the weights in place, and the scores of each batch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import final
@@ -16,7 +16,7 @@ from tracin.gradients import Covered, Gradients
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
-from tracin.preconditioners import Preconditioner, Scaling
+from tracin.preconditioners import BatchFit, Metric, Place, Preconditioner
 from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
@@ -91,17 +91,19 @@ class CheckpointPass:
 
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite.
-            CheckpointError: A checkpoint lacks the moments that its scaling needs.
+            CheckpointError: A checkpoint lacks what the preconditioner needs.
             SteppedDownError: An audit failed: drop the scores so far and begin again, as
                 `until_settled` does.
         """
+        metric, is_made = self._metric_of_all(train, batch_size)
         with bar(len(self._checkpoints) * len(span), what, progress) as shown:
             for number, checkpoint in enumerate(self._checkpoints):
                 with self.at(number) as device:
-                    scaling = self._scaling(checkpoint)
+                    if not is_made:
+                        metric = self.metric_at(number, train, batch_size, device)
                     reader = self.reader(train, span, batch_size, device)
-                    queries = self._queries(number, request, reader, scaling)
-                    score = partial(self._scores, number, queries, request, scaling)
+                    queries = self._queries(number, request, reader, metric)
+                    score = partial(self._scores, number, queries, request, metric)
                     for found in reader.read(score):
                         check_finite(found, train.ids, checkpoint.name)
                         yield found
@@ -126,27 +128,53 @@ class CheckpointPass:
             warn_if_padding_counts(self.gradients, train, *reader.first)
         return reader
 
-    def scaling_at(self, number: int) -> Scaling | None:
-        """The preconditioner's factors at a checkpoint, which is in place; None without one."""
-        return self._scaling(self._checkpoints[number])
-
-    def _scaling(self, checkpoint: Checkpoint) -> Scaling | None:
+    def metric_at(
+        self, number: int, train: Examples | None, batch_size: int | None, device: torch.device
+    ) -> Metric | None:
+        """The preconditioner's metric at a checkpoint, which is in place; None without one."""
         if self._preconditioner is None:
             return None
-        return self._preconditioner.scaling(checkpoint, self.gradients.parameters)
+        name = self._checkpoints[number].name
+
+        def read(examples: Examples, begin: Callable[[int], BatchFit]) -> None:
+            span = range(len(examples))
+            reader = BatchReader(self.gradients, examples, span, batch_size, device, span)
+
+            def take(positions: range, batch: Batch, is_last: bool) -> None:
+                fit = begin(length(batch))
+                result = self.gradients.visit(batch, fit.visit, is_last=is_last)
+                refuse_non_finite(result.losses, positions, examples.ids, name, "loss", "example")
+                fit.commit()
+
+            for _ in reader.read(take):
+                pass
+
+        return self._preconditioner.metric(
+            Place(self._checkpoints[number], self.gradients.parameters, train, device, read)
+        )
+
+    def _metric_of_all(
+        self, train: Examples | None, batch_size: int | None
+    ) -> tuple[Metric | None, bool]:
+        """The metric that serves all checkpoints, and whether one does."""
+        if self._preconditioner is None or not self._preconditioner.is_made_once:
+            return None, self._preconditioner is None
+        last = len(self._checkpoints) - 1
+        with self.at(last) as device:
+            return self.metric_at(last, train, batch_size, device), True
 
     def _queries(
         self,
         number: int,
         request: ScoreRequest,
         reader: BatchReader,
-        scaling: Scaling | None,
+        metric: Metric | None,
     ) -> QueryGradients | None:
         if request.queries is None:
             return None
         names = [n for n in self.gradients.parameters if n not in request.only_apart]
         weights = by_parameter(self._weights[number], names)
-        queries = QueryGradients(weights, together=request.together, scaling=scaling)
+        queries = QueryGradients(weights, together=request.together, metric=metric)
         examples, span = request.queries, request.span
         few = move(examples.few(spread(span.start, len(span))), reader.device)
         if structure(few) != reader.structure:
@@ -169,13 +197,13 @@ class CheckpointPass:
         number: int,
         queries: QueryGradients | None,
         request: ScoreRequest,
-        scaling: Scaling | None,
+        metric: Metric | None,
         positions: range,
         batch: Batch,
         is_last: bool,
     ) -> BatchScores:
         weights = by_parameter(self._weights[number], self.gradients.parameters)
-        sums = BatchSums(length(batch), weights, queries, request, scaling)
+        sums = BatchSums(length(batch), weights, queries, request, metric)
         directions: list[dict[str, Tensor]] = []
         slow = self.gradients.slow_names()
         if queries is not None and slow and not request.norms and len(queries) <= FEW:
@@ -183,6 +211,6 @@ class CheckpointPass:
             directions = queries.directions(shapes)
         result = self.gradients.visit(batch, sums.visit, directions=directions, is_last=is_last)
         if sums.has_cancelled:
-            sums = BatchSums(length(batch), weights, queries, request, scaling, is_written=True)
+            sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
             result = self.gradients.again(batch, sums.visit)
         return sums.scores(number, positions, result)

@@ -1,7 +1,7 @@
 """The gradients of the queries at one checkpoint, in the form that is cheapest to multiply."""
 
 from collections.abc import Mapping
-from typing import final
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from tracin.gradients.forms import (
     pairs,
     total,
 )
-from tracin.preconditioners import Scaling
+from tracin.preconditioners import Metric
+
+Forms: TypeAlias = dict[str, list[tuple[int, PerExampleGradient]]]
+"""Parameter -> gradients of some rows of a batch, each with the first of its rows."""
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
 FEW = 4
@@ -30,8 +33,8 @@ class QueryGradients:
     Args:
         weights: What each parameter's share of the scores is multiplied by.
         together: Whether the queries are one, their sum.
-        scaling: What the optimizer multiplied each entry by, if not all alike. It is applied here,
-            g . (D q) = (D g) . q, so that the gradients of training examples stay factored.
+        metric: What multiplies the queries' gradients; None for nothing. It is symmetric, and
+            applied here, g . (M q) = (M g) . q: those of training examples stay factored.
     """
 
     def __init__(
@@ -39,30 +42,38 @@ class QueryGradients:
         weights: Mapping[str, float],
         *,
         together: bool,
-        scaling: Scaling | None = None,
+        metric: Metric | None = None,
     ) -> None:
         self._weights = weights
         self._together = together
-        self._scaling = scaling
+        self._metric = metric
         self._sums: dict[str, PerExampleGradient] = {}
-        self._blocks: list[tuple[int, dict[str, list[tuple[int, PerExampleGradient]]]]] = []
+        self._sums_under: dict[str, PerExampleGradient] = {}
+        self._blocks: list[tuple[int, Forms]] = []
         self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
 
     def add(self, gradients: Gradients, batch: Batch, *, is_last: bool) -> Tensor:
         """Add a batch of queries; returns their losses: [queries]."""
-        forms: dict[str, list[tuple[int, PerExampleGradient]]] = {}
+        forms: Forms = {}
+        under: Forms = {}
 
         def keep(name: str, form: PerExampleGradient, row: int) -> None:
-            forms.setdefault(name, []).append((row, added(form) if self._together else form))
+            if not self._together:
+                forms.setdefault(name, []).append((row, form))
+                return
+            forms.setdefault(name, []).append((0, added(form)))
+            if self._metric is not None:
+                for other, share in self._metric.scaled_sum(name, form).items():
+                    under.setdefault(other, []).append((0, share))
 
         result = gradients.visit(batch, keep, is_last=is_last)
         with torch.no_grad():  # factors may still know the graph that they came from
             if self._together:
-                self._add_up(forms)
+                self._add_up(forms, forms if self._metric is None else under)
             else:
                 block = {
-                    name: [(row, as_query(self._scaled(name, form))) for row, form in each]
-                    for name, each in forms.items()
+                    name: [(row, as_query(form)) for row, form in each]
+                    for name, each in self._under_metric(forms).items()
                 }
                 self._blocks.append((length(batch), block))
                 norms = self._weighted_norms(forms, length(batch), result.losses)
@@ -118,29 +129,37 @@ class QueryGradients:
             ]
         return written
 
-    def _scaled(self, name: str, form: PerExampleGradient) -> PerExampleGradient:
-        return form if self._scaling is None else self._scaling.scaled(name, form)
-
-    def _add_up(self, forms: Mapping[str, list[tuple[int, PerExampleGradient]]]) -> None:
-        for name, each in forms.items():
-            before = [self._sums[name]] if name in self._sums else []
-            self._sums[name] = total([*before, *(form for _, form in each)])
-        scaled = {name: [(0, self._scaled(name, form))] for name, form in self._sums.items()}
-        self._blocks = [(1, scaled)]
-        sums = {name: [(0, form)] for name, form in self._sums.items()}
-        self.norms = self._weighted_norms(sums, 1, None)
-
-    def _weighted_norms(
-        self,
-        forms: Mapping[str, list[tuple[int, PerExampleGradient]]],
-        size: int,
-        like: Tensor | None,
-    ) -> Tensor:
-        scaling = self._scaling
-        norms = torch.zeros(size) if like is None else torch.zeros(size).to(like)
+    def _under_metric(self, forms: Forms) -> Forms:
+        """The gradients times the metric, by the parameter that they are multiplied with."""
+        if self._metric is None:
+            return forms
+        found: Forms = {}
         for name, each in forms.items():
             for row, form in each:
-                own = scaling.squared_norm(name, form) if scaling else checked_squared_norm(form)
+                for other, share in self._metric.scaled(name, form).items():
+                    found.setdefault(other, []).append((row, share))
+        return found
+
+    def _add_up(self, forms: Forms, under: Forms) -> None:
+        """Add a batch's sums to those before: all together are one query."""
+        for sums, more in ((self._sums, forms), (self._sums_under, under)):
+            for name, each in more.items():
+                before = [sums[name]] if name in sums else []
+                sums[name] = total([*before, *(form for _, form in each)])
+        self._blocks = [(1, {name: [(0, form)] for name, form in self._sums_under.items()})]
+        squares = [
+            self._weights[name] * pairs(form, self._sums_under[name]).flatten()
+            for name, form in self._sums.items()
+            if name in self._sums_under
+        ]
+        self.norms = torch.stack(squares).sum(0) if squares else torch.zeros(1)
+
+    def _weighted_norms(self, forms: Forms, size: int, like: Tensor) -> Tensor:
+        metric = self._metric
+        norms = torch.zeros(size).to(like)
+        for name, each in forms.items():
+            for row, form in each:
+                own = metric.squared_norm(name, form) if metric else checked_squared_norm(form)
                 squares = self._weights[name] * own
                 norms = norms.to(squares)
                 norms[row : row + form.examples] += squares

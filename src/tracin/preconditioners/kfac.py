@@ -1,0 +1,319 @@
+"""K-FAC on the query: curvature from the gradients that TracIn computes anyway."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from tracin.checkpoints import Checkpoint
+from tracin.checks import positive_int
+from tracin.data import Examples, open_examples
+from tracin.errors import PreconditionerError
+from tracin.gradients.forms import Dense, PerExampleGradient, SparseRows
+from tracin.preconditioners.layer import (
+    FactorMoments,
+    Kronecker,
+    LayerMetric,
+    Lookup,
+    RowMoments,
+    UnitMoments,
+    is_factored,
+    sums_of_sides,
+)
+from tracin.preconditioners.preconditioner import Place
+
+_log = logging.getLogger(__name__)
+
+LayerMoments: TypeAlias = FactorMoments | RowMoments | UnitMoments
+
+ENOUGH = 4  # examples per entry of the widest side
+FEWEST = 2000
+
+_UNLIKE = (
+    "The gradients of '{}' have factors in some batches and none in others, so that their curvature "
+    "cannot be used. Leave it out by `parameters`, or pass fit= data of the same kind."
+)
+
+# A bias's gradient and the sum of its weight's output gradients, relative to the larger.
+_SAME = 1e-3
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KFAC:
+    """A query's gradient times the inverse of K-FAC's curvature: scores that predict retraining.
+
+    Per weight matrix, A are the second moments of the layer's inputs (with a constant 1 for the
+    bias) and S those of its output gradients, over training examples; a query's gradient G becomes
+    (S + d mean(S) I)^-1 G (A + d mean(A) I)^-1, with the mean eigenvalues and the damping d. The gradients are those of your loss, so that it works for any. Training examples' gradients
+    stay as they are, and a pass over them costs what it costs without. Embeddings have the
+    frequency of each row for A; convolutions patches; what is no matrix has one number per
+    parameter, in the same unit.
+
+    Scores are not in units of the loss, and their sum over training is not what a query's loss
+    fell by. Give several checkpoints, early and middle ones among them: each has the same weight
+    unless learning_rates= says otherwise. Source: Martens and Grosse, 2015,
+    https://arxiv.org/abs/1503.05671; for influence, with eigenvalue correction: Grosse et al.,
+    2023, https://arxiv.org/abs/2308.03296.
+
+    Args:
+        damping: In units of each side's mean eigenvalue.
+        fit: The data that curvature is computed from; None for the training data of the question.
+        examples: How many of them, evenly spread; None for as many as the widest side needs: four
+            per entry, and 2,000 at least.
+        at: Whether curvature is computed at each checkpoint, or at the last one for all.
+
+    Raises:
+        PreconditionerError: `damping` is negative or not finite, or another argument makes no
+            sense.
+
+    Example:
+        >>> import torch, tracin
+        >>> model = torch.nn.Linear(3, 2)
+        >>> data = torch.randn(50, 3), torch.arange(50) % 2
+        >>> run = tracin.TracIn(
+        ...     model, "cross_entropy", [model.state_dict()], preconditioner=tracin.KFAC()
+        ... )
+        >>> run.influence(data, data).shape
+        torch.Size([50, 50])
+    """
+
+    damping: float = 0.3
+    fit: Any = field(default=None, repr=False)
+    examples: int | None = None
+    at: Literal["each", "last"] = "each"
+
+    follows_training: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        is_number = isinstance(self.damping, int | float) and not isinstance(self.damping, bool)
+        if not (is_number and 0 <= self.damping < float("inf")):
+            raise PreconditionerError(
+                f"damping is a number from 0 on, in units of a side's mean eigenvalue; "
+                f"{self.damping!r} was given. 0.3 suits most."
+            )
+        if self.examples is not None:
+            positive_int(self.examples, "examples", PreconditionerError)
+        if self.at not in ("each", "last"):
+            raise PreconditionerError(f'at is "each" or "last"; {self.at!r} was given.')
+
+    @property
+    def is_made_once(self) -> bool:
+        """Whether the metric of the last checkpoint serves all."""
+        return self.at == "last"
+
+    def check(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Any checkpoint will do."""
+
+    def metric(self, place: Place) -> "CurvatureMetric":
+        """Pass over the data at a checkpoint, and invert.
+
+        Raises:
+            PreconditionerError: There are no data, or a side is singular without damping.
+        """
+        data = place.train if self.fit is None else open_examples(self.fit, name="fit")
+        if data is None:
+            raise PreconditionerError(
+                "tracin.KFAC() computes curvature from training data, and none are at hand here. "
+                "Pass some: tracin.KFAC(fit=train)."
+            )
+        moments = Curvature(place.parameters)
+        place.read(self._chosen(data, place.parameters), moments.batch)
+        return moments.metric(self.damping, place.checkpoint.name)
+
+    def _chosen(self, data: Examples, parameters: Mapping[str, Tensor]) -> Examples:
+        count = self.examples
+        if count is None:
+            widest = max((max(one.shape, default=1) for one in parameters.values()), default=1)
+            count = max(FEWEST, ENOUGH * widest)
+        if count >= len(data):
+            return data
+        return data.subset([at * len(data) // count for at in range(count)])
+
+
+@final
+class Curvature:
+    """Adds up the moments of all traced parameters, batch by batch.
+
+    Args:
+        parameters: Those to trace, by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+        self._layers: dict[str, LayerMoments] = {}
+        self._biases: dict[tuple[str, str], bool] = {}  # weight, side: whether it has been so
+        self._bias_of = {
+            name: bias
+            for name in parameters
+            if (bias := _sibling(name)) != name and bias in parameters
+        }
+
+    def batch(self, examples: int) -> "BatchCurvature":
+        """Begin a batch of so many examples."""
+        return BatchCurvature(self, examples)
+
+    @property
+    def bias_of(self) -> Mapping[str, str]:
+        """Weight -> the parameter that is named as its bias would be."""
+        return self._bias_of
+
+    def add(
+        self, layers: Mapping[str, LayerMoments], biases: Mapping[tuple[str, str], bool]
+    ) -> None:
+        """Add a whole batch."""
+        for name, more in layers.items():
+            mine = self._layers.setdefault(name, more)
+            if type(mine) is not type(more):
+                raise PreconditionerError(_UNLIKE.format(name))
+            if mine is not more:
+                mine.merge(more)  # type: ignore[arg-type]  # of one type, as was just seen
+        for key, is_so in biases.items():
+            self._biases[key] = is_so and self._biases.get(key, True)
+
+    def metric(self, damping: float, checkpoint: str) -> "CurvatureMetric":
+        """Invert all sides.
+
+        Raises:
+            PreconditionerError: A side is singular, and there is no damping.
+        """
+        layers: dict[str, LayerMetric] = {}
+        biases: dict[str, str] = {}
+        for name, moments in self._layers.items():
+            dtype = self._parameters[name].dtype.to_real()
+            dtype = torch.promote_types(dtype, torch.float32)
+            if isinstance(moments, UnitMoments):
+                layers[name] = moments.metric(damping)
+                continue
+            found: Kronecker | Lookup | None
+            if isinstance(moments, RowMoments):
+                found = moments.metric(damping, dtype)
+            else:
+                side = next((s for s in ("left", "right") if self._biases.get((name, s))), "")
+                # The bias is what one side adds up to; its constant is an input, of the other.
+                constant = {"left": "right", "right": "left", "": ""}[side]
+                found = moments.metric(damping, dtype, bias=constant)
+                if side:
+                    biases[name] = self._bias_of[name]
+            if found is None and damping == 0:
+                raise PreconditionerError(
+                    f"The curvature of '{name}' at checkpoint '{checkpoint}' is singular, so it "
+                    "has no inverse without damping. Use damping=0.3, or fit it on more examples."
+                )
+            if found is None:
+                # No gradient has reached it: there is no direction in which it could count.
+                _log.info("'%s' has no gradients at checkpoint '%s'", name, checkpoint)
+                layers[name] = UnitMoments().metric(damping)
+            else:
+                layers[name] = found
+        return CurvatureMetric(layers, biases)
+
+
+@final
+class BatchCurvature:
+    """The moments of one batch."""
+
+    def __init__(self, whole: Curvature, examples: int) -> None:
+        self._whole, self._examples = whole, examples
+        self._layers: dict[str, LayerMoments] = {}
+        self._sums: dict[str, Mapping[str, Tensor]] = {}
+        self._rows: dict[str, Tensor] = {}
+        self._biases = set(whole.bias_of.values())
+
+    @torch.no_grad()
+    def visit(self, name: str, form: PerExampleGradient, row: int) -> None:
+        """Take one parameter's gradients; the first example of `form` is that row of the batch."""
+        if name not in self._layers:
+            self._layers[name] = _moments_of(form)
+        moments = self._layers[name]
+        if not moments.fits(form):
+            raise PreconditionerError(_UNLIKE.format(name))
+        moments.add(form)
+        is_whole = form.examples == self._examples
+        if name in self._whole.bias_of and isinstance(moments, FactorMoments):
+            self._sums[name] = sums_of_sides(form) if is_whole else {}
+        if name in self._biases and is_whole and isinstance(form, Dense):
+            self._rows[name] = form.dense()
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Add the batch to those before."""
+        biases: dict[tuple[str, str], bool] = {}
+        for weight, sums in self._sums.items():
+            rows = self._rows.get(self._whole.bias_of[weight])
+            for side in ("left", "right"):
+                is_so = rows is not None and side in sums and _is_same(sums[side], rows)
+                biases[weight, side] = is_so
+        self._whole.add(self._layers, biases)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CurvatureMetric:
+    """The inverse curvature at one checkpoint.
+
+    Attributes:
+        layers: Parameter -> what multiplies its gradients.
+        biases: Weight -> the bias that belongs to it, and is multiplied together with it.
+    """
+
+    layers: Mapping[str, LayerMetric]
+    biases: Mapping[str, str]
+
+    def scaled(self, name: str, form: PerExampleGradient) -> dict[str, PerExampleGradient]:
+        """One parameter's gradients times the matrix; a weight gives its bias's, too."""
+        layer = self._layer(name, form)
+        if layer is None:
+            return {}
+        weight, bias = layer.scaled(form)
+        if bias is None:
+            return {name: weight}
+        return {name: weight, self.biases[name]: bias}
+
+    def scaled_sum(self, name: str, form: PerExampleGradient) -> dict[str, PerExampleGradient]:
+        """As `scaled`, of the sum over all examples."""
+        return {
+            other: Dense(_total(share).unsqueeze(0))
+            for other, share in self.scaled(name, form).items()
+        }
+
+    def squared_norm(self, name: str, form: PerExampleGradient) -> Tensor:
+        """What one parameter adds to the squared lengths; a weight adds its bias's, too."""
+        layer = self._layer(name, form)
+        if layer is None:
+            return torch.zeros(form.examples, device=form.device)
+        return layer.squared_norm(form)
+
+    def _layer(self, name: str, form: PerExampleGradient) -> LayerMetric | None:
+        if name in self.biases.values() or name not in self.layers:
+            return None
+        layer = self.layers[name]
+        if not layer.fits(form):
+            raise PreconditionerError(_UNLIKE.format(name))
+        return layer
+
+
+def _moments_of(form: PerExampleGradient) -> LayerMoments:
+    if is_factored(form):
+        return FactorMoments(form)
+    return RowMoments(form) if isinstance(form, SparseRows) else UnitMoments()
+
+
+def _sibling(name: str) -> str:
+    """What the bias of this weight would be called: layer.weight -> layer.bias."""
+    module, _, own = name.rpartition(".")
+    return f"{module}.{own.replace('weight', 'bias')}" if module else own.replace("weight", "bias")
+
+
+def _is_same(sums: Tensor, rows: Tensor) -> bool:
+    if sums.shape != rows.shape:
+        return False
+    return bool((sums - rows).abs().max() <= _SAME * rows.abs().max())
+
+
+def _total(form: PerExampleGradient) -> Tensor:
+    return form.weighted_sum(torch.ones(form.examples, device=form.device))

@@ -1,0 +1,387 @@
+"""One layer's curvature as the product of two sides: K-FAC's factors, from its gradients.
+
+Source: Martens and Grosse, 2015, https://arxiv.org/abs/1503.05671; of convolutions Grosse and
+Martens, 2016, https://arxiv.org/abs/1602.01407.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tracin.gradients.forms import (
+    ConvFactors,
+    Dense,
+    OuterProduct,
+    PerExampleGradient,
+    SparseRows,
+    Stacked,
+)
+from tracin.gradients.forms.form import blocks, by_blocks
+from tracin.gradients.forms.rows import met
+from tracin.preconditioners.side import Moments, Side
+
+Factored = OuterProduct | Stacked | ConvFactors
+
+
+class LayerMetric(Protocol):
+    """What multiplies the gradients of one weight, and of the bias that belongs to it."""
+
+    def fits(self, form: PerExampleGradient) -> bool:
+        """Whether gradients in this form can be multiplied."""
+        ...
+
+    def scaled(self, form: PerExampleGradient) -> tuple[PerExampleGradient, Dense | None]:
+        """The weight's gradients times the metric, and the bias's, if there is one."""
+        ...
+
+    def squared_norm(self, form: PerExampleGradient) -> Tensor:
+        """The squared lengths of both under the metric: [examples]."""
+        ...
+
+
+def is_factored(form: PerExampleGradient) -> bool:
+    """Whether inputs and output gradients can be told apart in it."""
+    if isinstance(form, ConvFactors):
+        return len(form.weight_shape) == 4 and not form.geometry.transposed
+    return isinstance(form, OuterProduct | Stacked)
+
+
+def sides_of(form: PerExampleGradient) -> Iterator[tuple[Tensor, Tensor]]:
+    """Output gradients and inputs, block by block: [groups, rows, out] and [groups, rows, in]."""
+    if isinstance(form, OuterProduct):
+        yield form.left.flatten(0, 1).unsqueeze(0), form.right.flatten(0, 1).unsqueeze(0)
+    elif isinstance(form, Stacked):
+        yield form.left.transpose(0, 1).flatten(1, 2), form.right.transpose(0, 1).flatten(1, 2)
+    elif isinstance(form, ConvFactors):
+        groups, (rows, *patch) = form.geometry.groups, form.weight_shape
+        positions = form.deltas[0, 0].numel()
+        each = form.copies * positions * (rows + groups * torch.Size(patch).numel())
+        for start, stop in blocks(form.examples, each, form.device):
+            some = form.part(start, stop)
+            patches = F.unfold(
+                some.inputs,
+                form.weight_shape[2:],
+                form.geometry.dilation,
+                form.geometry.padding,
+                form.geometry.stride,
+            )
+            yield _grouped(some.deltas.flatten(2), groups), _grouped(patches, groups)
+    else:
+        raise TypeError(f"no sides in {type(form).__name__}; a bug in tracin")
+
+
+def sums_of_sides(form: PerExampleGradient) -> dict[str, Tensor]:
+    """What each side adds up to per example, as a bias's gradient does: [examples, width]."""
+    if isinstance(form, OuterProduct):
+        return {"left": form.left.sum(1), "right": form.right.sum(1)}
+    return {"left": _bias_of(form)} if isinstance(form, ConvFactors) else {}
+
+
+def _grouped(columns: Tensor, groups: int) -> Tensor:
+    """[images, groups x width, positions] -> [groups, images x positions, width]."""
+    return columns.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+@final
+class FactorMoments:
+    """The second moments of both sides of one weight.
+
+    Args:
+        form: The first of its gradients.
+    """
+
+    def __init__(self, form: PerExampleGradient) -> None:
+        left, right = next(sides_of(form.part(0, 1)))
+        self.left = Moments(left.shape[0], left.shape[2], form.device)
+        self.right = Moments(right.shape[0], right.shape[2], form.device)
+        self.examples = 0
+
+    @staticmethod
+    def fits(form: PerExampleGradient) -> bool:
+        """Whether gradients in this form can be added."""
+        return is_factored(form)
+
+    def add(self, form: PerExampleGradient) -> None:
+        """Add a batch. Positions without an output gradient, as of padding, are left out."""
+        has_positions = not (isinstance(form, OuterProduct) and form.positions == 1)
+        for left, right in sides_of(form):
+            used = torch.ones(left.shape[:2], dtype=torch.bool, device=left.device)
+            self.left.add(left, used & right.any(2) if has_positions else used)
+            self.right.add(right, used & left.any(2) if has_positions else used)
+        self.examples += form.examples
+
+    def merge(self, other: "FactorMoments") -> None:
+        """Add another batch's."""
+        for mine, others in ((self.left, other.left), (self.right, other.right)):
+            mine.products += others.products
+            mine.sums += others.sums
+            mine.count += others.count
+        self.examples += other.examples
+
+    def metric(self, damping: float, dtype: torch.dtype, *, bias: str) -> "Kronecker | None":
+        """The inverse of both; None if one is singular.
+
+        Args:
+            damping: In units of each side's mean eigenvalue.
+            dtype: Of the gradients.
+            bias: The side whose vectors get a constant 1 for the bias: "left", "right" or "".
+        """
+        of_inputs, of_outputs = (
+            (self.left, self.right) if bias == "left" else (self.right, self.left)
+        )
+        inputs = Side.of(of_inputs, of_inputs.count, damping, dtype, has_constant=bool(bias))
+        outputs = Side.of(of_outputs, self.examples, damping, dtype, has_constant=False)
+        if inputs is None or outputs is None:
+            return None
+        left, right = (inputs, outputs) if bias == "left" else (outputs, inputs)
+        return Kronecker(left, right)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """Output gradients times one inverse, inputs times another; products of factors stay so."""
+
+    left: Side
+    right: Side
+
+    @staticmethod
+    def fits(form: PerExampleGradient) -> bool:
+        """Whether gradients in this form can be multiplied."""
+        return is_factored(form)
+
+    def scaled(self, form: PerExampleGradient) -> tuple[PerExampleGradient, Dense | None]:
+        """The weight's gradients times the metric, and the bias's."""
+        if isinstance(form, OuterProduct):
+            return self._outer(form)
+        if isinstance(form, Stacked):
+            left, _ = self.left.times(form.left.transpose(0, 1).flatten(1, 2))
+            right, _ = self.right.times(form.right.transpose(0, 1).flatten(1, 2))
+            shape = form.matrices, form.examples, -1
+            left, right = (side.unflatten(1, shape[1:]).transpose(0, 1) for side in (left, right))
+            return Stacked(left, right), None
+        if isinstance(form, ConvFactors):
+            return self._written(form)
+        raise TypeError(f"no factors in {type(form).__name__}; a bug in tracin")
+
+    def squared_norm(self, form: PerExampleGradient) -> Tensor:
+        """The squared lengths of weight and bias under the metric: [examples]."""
+        if isinstance(form, OuterProduct):
+            most = form.positions * max(form.positions, form.left.shape[2], form.right.shape[2])
+            return by_blocks(
+                form.examples,
+                most,
+                form.device,
+                lambda start, stop: self._outer_norm(form.part(start, stop)),
+            )
+        weight, bias = self.scaled(form)
+        assert isinstance(weight, Dense | Stacked)
+        if isinstance(weight, Stacked) and isinstance(form, Stacked):
+            return sum(  # type: ignore[return-value]  # tensors, of which there is one at least
+                _gram(one.left, one.right, other.left, other.right, None, None)
+                for one, other in zip(form.each, weight.each, strict=True)
+            )
+        squares = torch.linalg.vecdot(form.dense(), weight.dense())
+        if bias is not None and isinstance(form, ConvFactors):
+            squares = squares + torch.linalg.vecdot(_bias_of(form).flatten(1), bias.dense())
+        return squares
+
+    def _outer(self, form: OuterProduct) -> tuple[OuterProduct, Dense | None]:
+        shape = form.left.shape[:2]
+        left, last_left = self.left.times(form.left.flatten(0, 1).unsqueeze(0))
+        right, last_right = self.right.times(form.right.flatten(0, 1).unsqueeze(0))
+        left, right = left[0].unflatten(0, shape), right[0].unflatten(0, shape)
+        bias = None
+        if last_right is not None:
+            bias = Dense(torch.linalg.vecdot(left, last_right.view(*shape, 1), dim=1))
+        elif last_left is not None:
+            bias = Dense(torch.linalg.vecdot(right, last_left.view(*shape, 1), dim=1))
+        return OuterProduct(left, right), bias
+
+    def _outer_norm(self, form: OuterProduct) -> Tensor:
+        shape = form.left.shape[:2]
+        left, last_left = self.left.times(form.left.flatten(0, 1).unsqueeze(0))
+        right, last_right = self.right.times(form.right.flatten(0, 1).unsqueeze(0))
+        left, right = left[0].unflatten(0, shape), right[0].unflatten(0, shape)
+        last_left, last_right = (
+            None if last is None else last.view(shape) for last in (last_left, last_right)
+        )
+        return _gram(form.left, form.right, left, right, last_left, last_right)
+
+    def _written(self, form: ConvFactors) -> tuple[Dense, Dense | None]:
+        """Each example's kernel is written out, which its factors could not be saved from."""
+        groups, rows = form.geometry.groups, form.weight_shape[0]
+        has_bias = self.right.has_constant
+        weight = form.deltas.new_empty(form.examples, form.numbers)
+        bias = form.deltas.new_empty(form.examples, rows) if has_bias else None
+        for start, stop in blocks(form.examples, form.written, form.device):
+            some = form.part(start, stop)
+            matrices = some.dense().view(stop - start, groups, rows // groups, -1)
+            if has_bias:
+                own = _bias_of(some).view(stop - start, groups, -1, 1)
+                matrices = torch.cat([matrices, own], 3)
+            found = _between(self.left, matrices, self.right)
+            if bias is not None:
+                bias[start:stop] = found[..., -1].flatten(1)
+                found = found[..., :-1]
+            weight[start:stop] = found.flatten(1)
+        return Dense(weight), None if bias is None else Dense(bias)
+
+
+def _bias_of(form: ConvFactors) -> Tensor:
+    """The gradients of a convolution's bias: [examples, channels out]."""
+    return form.deltas.flatten(2).sum(2).unflatten(0, (form.examples, form.copies)).sum(1)
+
+
+def _between(left: Side, matrices: Tensor, right: Side) -> Tensor:
+    """[examples, groups, out, in] between the two inverses."""
+    inner = right.inverse.to(matrices)
+    matrices = matrices * inner.unsqueeze(1) if right.is_diagonal else matrices @ inner
+    outer = left.inverse.to(matrices)
+    return matrices * outer.unsqueeze(2) if left.is_diagonal else outer @ matrices
+
+
+def _gram(
+    left: Tensor,
+    right: Tensor,
+    other_left: Tensor,
+    other_right: Tensor,
+    last_left: Tensor | None,
+    last_right: Tensor | None,
+) -> Tensor:
+    """Products of sums of outer products, with the constant's share: [examples]."""
+    lefts, rights = torch.bmm(left, other_left.mT), torch.bmm(right, other_right.mT)
+    if last_left is not None:
+        lefts = lefts + last_left.unsqueeze(1)
+    if last_right is not None:
+        rights = rights + last_right.unsqueeze(1)
+    return torch.linalg.vecdot(lefts.flatten(1), rights.flatten(1))
+
+
+@final
+class RowMoments:
+    """How often each row of a table is looked up, and the second moments of what comes back."""
+
+    def __init__(self, form: SparseRows) -> None:
+        self.counts = torch.zeros(form.size, device=form.device, dtype=torch.float64)
+        self.right = Moments(1, form.values.shape[2], form.device)
+        self.examples = 0
+
+    @staticmethod
+    def fits(form: PerExampleGradient) -> bool:
+        """Whether gradients in this form can be added."""
+        return isinstance(form, SparseRows)
+
+    def add(self, form: PerExampleGradient) -> None:
+        """Add a batch. Positions without an output gradient, as of padding, are left out."""
+        assert isinstance(form, SparseRows)
+        values = form.values.flatten(0, 1)
+        used = values.any(1)
+        self.counts.index_add_(0, form.index.flatten(), used.to(self.counts))
+        self.right.add(values.unsqueeze(0), used.unsqueeze(0))
+        self.examples += form.examples
+
+    def merge(self, other: "RowMoments") -> None:
+        """Add another batch's."""
+        self.counts += other.counts
+        self.right.products += other.right.products
+        self.examples += other.examples
+
+    def metric(self, damping: float, dtype: torch.dtype) -> "Lookup | None":
+        """The inverse of both; None if one is singular."""
+        share = self.counts / self.counts.sum().clamp(min=1)
+        damped = share + damping * share.mean()
+        side = Side.of(self.right, self.examples, damping, dtype, has_constant=False)
+        if side is None or not bool((damped > 0).all()):
+            return None
+        return Lookup(damped.reciprocal().to(dtype), side)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """A table's rows, divided by how often they are looked up; their values times an inverse."""
+
+    rows: Tensor  # [size]
+    right: Side
+
+    @staticmethod
+    def fits(form: PerExampleGradient) -> bool:
+        """Whether gradients in this form can be multiplied."""
+        return isinstance(form, SparseRows)
+
+    def scaled(self, form: PerExampleGradient) -> tuple[SparseRows, None]:
+        """The table's gradients times the metric."""
+        assert isinstance(form, SparseRows)
+        values, _ = self.right.times(form.values.flatten(0, 1).unsqueeze(0))
+        values = values[0].view_as(form.values) * self.rows.to(values)[form.index].unsqueeze(2)
+        return SparseRows(form.index, values, form.size), None
+
+    def squared_norm(self, form: PerExampleGradient) -> Tensor:
+        """The squared lengths under the metric: [examples]."""
+        assert isinstance(form, SparseRows)
+
+        def one(start: int, stop: int) -> Tensor:
+            some = form.part(start, stop)
+            return met(some, self.scaled(some)[0].values)
+
+        positions, width = form.values.shape[1:]
+        return by_blocks(form.examples, positions * max(positions, width), form.device, one)
+
+
+@final
+class UnitMoments:
+    """The mean square of a parameter's gradient, where it has no sides of its own."""
+
+    def __init__(self) -> None:
+        self.squares: Tensor | float = 0.0
+        self.numbers = 0
+
+    @staticmethod
+    def fits(form: PerExampleGradient) -> bool:
+        """Any does."""
+        return True
+
+    def add(self, form: PerExampleGradient) -> None:
+        """Add a batch."""
+        self.squares = self.squares + form.squared_norm().double().sum()
+        self.numbers += form.examples * form.numbers
+
+    def merge(self, other: "UnitMoments") -> None:
+        """Add another batch's."""
+        self.squares = self.squares + other.squares
+        self.numbers += other.numbers
+
+    def metric(self, damping: float) -> "Unit":
+        """What both sides would give if they were multiples of the identity."""
+        mean = float(self.squares) / max(1, self.numbers)
+        return Unit(1 / ((1 + damping) ** 2 * mean) if mean > 0 else 0.0)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One number for a whole parameter, in the unit of all layers."""
+
+    factor: float
+
+    @staticmethod
+    def fits(form: PerExampleGradient) -> bool:
+        """Any does."""
+        return True
+
+    def scaled(self, form: PerExampleGradient) -> tuple[PerExampleGradient, None]:
+        """The gradients times the number."""
+        if isinstance(form, OuterProduct):
+            return OuterProduct(form.left * self.factor, form.right), None
+        if isinstance(form, SparseRows):
+            return SparseRows(form.index, form.values * self.factor, form.size), None
+        return Dense(form.dense() * self.factor), None
+
+    def squared_norm(self, form: PerExampleGradient) -> Tensor:
+        """The squared lengths times the number: [examples]."""
+        return form.squared_norm() * self.factor
