@@ -32,6 +32,7 @@ from .errors import ModelInUseError as ModelInUseError
 from .errors import NonFiniteError as NonFiniteError
 from .errors import OutputError as OutputError
 from .errors import ParametersError as ParametersError
+from .errors import PreconditionerError as PreconditionerError
 from .errors import QueryError as QueryError
 from .errors import RunFileError as RunFileError
 from .errors import TracInError as TracInError

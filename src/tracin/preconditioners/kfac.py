@@ -13,12 +13,12 @@ from tracin.checks import positive_int
 from tracin.data import Examples, open_examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import Dense, PerExampleGradient, SparseRows
-from tracin.preconditioners.layer import (
+from tracin.preconditioners.layer_metrics import (
     FactorMoments,
-    Kronecker,
+    KroneckerMetric,
     LayerMetric,
-    Lookup,
     RowMoments,
+    TableMetric,
     UnitMoments,
     is_factored,
     sums_of_sides,
@@ -33,8 +33,8 @@ ENOUGH = 4  # examples per entry of the widest side
 FEWEST = 2000
 
 _UNLIKE = (
-    "The gradients of '{}' have factors in some batches and none in others, so that their curvature "
-    "cannot be used. Leave it out by `parameters`, or pass fit= data of the same kind."
+    "The gradients of '{}' have factors in some batches and none in others, so that their "
+    "curvature cannot be used. Leave it out by `parameters`, or pass fit= data of the same kind."
 )
 
 # A bias's gradient and the sum of its weight's output gradients, relative to the larger.
@@ -47,11 +47,12 @@ class KFAC:
     """A query's gradient times the inverse of K-FAC's curvature: scores that predict retraining.
 
     Per weight matrix, A are the second moments of the layer's inputs (with a constant 1 for the
-    bias) and S those of its output gradients, over training examples; a query's gradient G becomes
-    (S + d mean(S) I)^-1 G (A + d mean(A) I)^-1, with the mean eigenvalues and the damping d. The gradients are those of your loss, so that it works for any. Training examples' gradients
-    stay as they are, and a pass over them costs what it costs without. Embeddings have the
-    frequency of each row for A; convolutions patches; what is no matrix has one number per
-    parameter, in the same unit.
+    bias) and S those of its output gradients, over training examples. A query's gradient G becomes
+    (S + d mean(S) I)^-1 G (A + d mean(A) I)^-1, with the mean eigenvalues and the damping d. The
+    gradients are those of your loss, so that it works for any. Training examples' gradients stay
+    as they are, and a pass over them costs what it costs without. Embeddings have the frequency
+    of each row for A; convolutions patches; what is no matrix has one number per parameter, in
+    the same unit.
 
     Scores are not in units of the loss, and their sum over training is not what a query's loss
     fell by. Give several checkpoints, early and middle ones among them: each has the same weight
@@ -189,7 +190,7 @@ class Curvature:
             if isinstance(moments, UnitMoments):
                 layers[name] = moments.metric(damping)
                 continue
-            found: Kronecker | Lookup | None
+            found: KroneckerMetric | TableMetric | None
             if isinstance(moments, RowMoments):
                 found = moments.metric(damping, dtype)
             else:

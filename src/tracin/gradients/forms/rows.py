@@ -48,7 +48,7 @@ class SparseRows(PerExampleGradient):
         positions = self.index.shape[1]
 
         def one(start: int, stop: int) -> Tensor:
-            return met(self.part(start, stop), self.values[start:stop])
+            return met_products(self.part(start, stop), self.values[start:stop])
 
         return by_blocks(self.examples, positions**2, self.device, one)
 
@@ -62,7 +62,7 @@ class SparseRows(PerExampleGradient):
 
         def one(start: int, stop: int) -> Tensor:
             form = self.part(start, stop)
-            return met(form, form.scaled(metric).values)
+            return met_products(form, form.scaled(metric).values)
 
         return by_blocks(self.examples, positions * max(positions, width), self.device, one)
 
@@ -72,7 +72,7 @@ class SparseRows(PerExampleGradient):
         return SparseRows(self.index, factors.mul_(self.values), self.size)
 
 
-def met(form: SparseRows, values: Tensor) -> Tensor:
+def met_products(form: SparseRows, values: Tensor) -> Tensor:
     """The sum over pairs of positions that hold the same row, of products with other values."""
     products = torch.bmm(form.values, values.mT)
     meet = form.index.unsqueeze(2) == form.index.unsqueeze(1)

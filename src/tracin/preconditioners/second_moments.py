@@ -44,7 +44,7 @@ class Moments:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Side:
+class DampedInverse:
     """The inverse of one side's damped second moments.
 
     Attributes:
@@ -66,7 +66,7 @@ class Side:
         dtype: torch.dtype,
         *,
         has_constant: bool,
-    ) -> "Side | None":
+    ) -> "DampedInverse | None":
         """Invert (moments / per + damping x their mean); None if that is singular.
 
         Args:

@@ -21,8 +21,8 @@ from tracin.gradients.forms import (
     Stacked,
 )
 from tracin.gradients.forms.form import blocks, by_blocks
-from tracin.gradients.forms.rows import met
-from tracin.preconditioners.side import Moments, Side
+from tracin.gradients.forms.rows import met_products
+from tracin.preconditioners.second_moments import DampedInverse, Moments
 
 Factored = OuterProduct | Stacked | ConvFactors
 
@@ -122,7 +122,7 @@ class FactorMoments:
             mine.count += others.count
         self.examples += other.examples
 
-    def metric(self, damping: float, dtype: torch.dtype, *, bias: str) -> "Kronecker | None":
+    def metric(self, damping: float, dtype: torch.dtype, *, bias: str) -> "KroneckerMetric | None":
         """The inverse of both; None if one is singular.
 
         Args:
@@ -133,21 +133,23 @@ class FactorMoments:
         of_inputs, of_outputs = (
             (self.left, self.right) if bias == "left" else (self.right, self.left)
         )
-        inputs = Side.of(of_inputs, of_inputs.count, damping, dtype, has_constant=bool(bias))
-        outputs = Side.of(of_outputs, self.examples, damping, dtype, has_constant=False)
+        inputs = DampedInverse.of(
+            of_inputs, of_inputs.count, damping, dtype, has_constant=bool(bias)
+        )
+        outputs = DampedInverse.of(of_outputs, self.examples, damping, dtype, has_constant=False)
         if inputs is None or outputs is None:
             return None
         left, right = (inputs, outputs) if bias == "left" else (outputs, inputs)
-        return Kronecker(left, right)
+        return KroneckerMetric(left, right)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Kronecker:
+class KroneckerMetric:
     """Output gradients times one inverse, inputs times another; products of factors stay so."""
 
-    left: Side
-    right: Side
+    left: DampedInverse
+    right: DampedInverse
 
     @staticmethod
     def fits(form: PerExampleGradient) -> bool:
@@ -237,7 +239,7 @@ def _bias_of(form: ConvFactors) -> Tensor:
     return form.deltas.flatten(2).sum(2).unflatten(0, (form.examples, form.copies)).sum(1)
 
 
-def _between(left: Side, matrices: Tensor, right: Side) -> Tensor:
+def _between(left: DampedInverse, matrices: Tensor, right: DampedInverse) -> Tensor:
     """[examples, groups, out, in] between the two inverses."""
     inner = right.inverse.to(matrices)
     matrices = matrices * inner.unsqueeze(1) if right.is_diagonal else matrices @ inner
@@ -291,23 +293,23 @@ class RowMoments:
         self.right.products += other.right.products
         self.examples += other.examples
 
-    def metric(self, damping: float, dtype: torch.dtype) -> "Lookup | None":
+    def metric(self, damping: float, dtype: torch.dtype) -> "TableMetric | None":
         """The inverse of both; None if one is singular."""
         share = self.counts / self.counts.sum().clamp(min=1)
         damped = share + damping * share.mean()
-        side = Side.of(self.right, self.examples, damping, dtype, has_constant=False)
+        side = DampedInverse.of(self.right, self.examples, damping, dtype, has_constant=False)
         if side is None or not bool((damped > 0).all()):
             return None
-        return Lookup(damped.reciprocal().to(dtype), side)
+        return TableMetric(damped.reciprocal().to(dtype), side)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Lookup:
+class TableMetric:
     """A table's rows, divided by how often they are looked up; their values times an inverse."""
 
     rows: Tensor  # [size]
-    right: Side
+    right: DampedInverse
 
     @staticmethod
     def fits(form: PerExampleGradient) -> bool:
@@ -327,7 +329,7 @@ class Lookup:
 
         def one(start: int, stop: int) -> Tensor:
             some = form.part(start, stop)
-            return met(some, self.scaled(some)[0].values)
+            return met_products(some, self.scaled(some)[0].values)
 
         positions, width = form.values.shape[1:]
         return by_blocks(form.examples, positions * max(positions, width), form.device, one)
@@ -356,15 +358,15 @@ class UnitMoments:
         self.squares = self.squares + other.squares
         self.numbers += other.numbers
 
-    def metric(self, damping: float) -> "Unit":
+    def metric(self, damping: float) -> "UnitMetric":
         """What both sides would give if they were multiples of the identity."""
         mean = float(self.squares) / max(1, self.numbers)
-        return Unit(1 / ((1 + damping) ** 2 * mean) if mean > 0 else 0.0)
+        return UnitMetric(1 / ((1 + damping) ** 2 * mean) if mean > 0 else 0.0)
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Unit:
+class UnitMetric:
     """One number for a whole parameter, in the unit of all layers."""
 
     factor: float
