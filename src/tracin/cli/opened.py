@@ -35,7 +35,9 @@ def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
     options = settings.tracin
     _check_device(options.device, run)
     task = load_task(settings.task.function, run)
-    from tracin import Adam, TracIn
+    from tracin import KFAC, Adam, TracIn
+
+    preconditioners = {None: None, "adam": Adam(), "kfac": KFAC()}
 
     tracer = TracIn(
         task.model,
@@ -44,7 +46,7 @@ def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
         parameters=options.parameters,
         learning_rates=options.learning_rates,
         device=options.device,
-        preconditioner=None if options.preconditioner is None else Adam(),
+        preconditioner=preconditioners[options.preconditioner],
     )
     return Opened(settings, task, tracer, folder)
 

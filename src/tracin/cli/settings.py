@@ -35,7 +35,7 @@ class TracInTable(_Table):
 
     parameters: str | list[str] | None = None
     learning_rates: Literal["equal", "span"] | list[float] | None = None
-    preconditioner: Literal["adam"] | None = None
+    preconditioner: Literal["adam", "kfac"] | None = None
     batch_size: Literal["auto"] | PositiveInt = "auto"
     device: str | None = None
 

@@ -129,7 +129,9 @@ class RowMaker:
         Raises:
             NonFiniteError: As from `sketched`.
             UnsupportedModelError: As from `sketched`.
+            PreconditionerError: The preconditioner's queries do not go with sketches.
         """
+        self._walk.refuse_unfit_for_sketches()
         self.at(number)
         metric = self._walk.metric_at(number, None, self._batch_size, self._device)
         return self.sketched(number, queries, range(len(queries)), "query", metric)

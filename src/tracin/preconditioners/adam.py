@@ -48,6 +48,7 @@ class Adam:
     """
 
     follows_training: ClassVar[bool] = True
+    fits_sketches: ClassVar[bool] = True
     is_made_once: ClassVar[bool] = False
 
     def check(self, checkpoints: Sequence[Checkpoint]) -> None:

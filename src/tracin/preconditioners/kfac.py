@@ -88,6 +88,7 @@ class KFAC:
     at: Literal["each", "last"] = "each"
 
     follows_training: ClassVar[bool] = False
+    fits_sketches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""

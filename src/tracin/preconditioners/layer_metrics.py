@@ -24,7 +24,8 @@ from tracin.gradients.forms.form import blocks, by_blocks
 from tracin.gradients.forms.rows import met_products
 from tracin.preconditioners.second_moments import DampedInverse, Moments
 
-Factored = OuterProduct | Stacked | ConvFactors
+# Positions of an image whose patches count, at most.
+POSITIONS = 64
 
 
 class LayerMetric(Protocol):
@@ -57,19 +58,12 @@ def sides_of(form: PerExampleGradient) -> Iterator[tuple[Tensor, Tensor]]:
     elif isinstance(form, Stacked):
         yield form.left.transpose(0, 1).flatten(1, 2), form.right.transpose(0, 1).flatten(1, 2)
     elif isinstance(form, ConvFactors):
-        groups, (rows, *patch) = form.geometry.groups, form.weight_shape
-        positions = form.deltas[0, 0].numel()
-        each = form.copies * positions * (rows + groups * torch.Size(patch).numel())
+        groups, numbers = form.geometry.groups, torch.Size(form.weight_shape[1:]).numel()
+        seen = _seen_positions(form)
+        each = form.copies * (form.deltas[0].numel() + len(seen) * groups * numbers)
         for start, stop in blocks(form.examples, each, form.device):
             some = form.part(start, stop)
-            patches = F.unfold(
-                some.inputs,
-                form.weight_shape[2:],
-                form.geometry.dilation,
-                form.geometry.padding,
-                form.geometry.stride,
-            )
-            yield _grouped(some.deltas.flatten(2), groups), _grouped(patches, groups)
+            yield _grouped(some.deltas.flatten(2), groups), _patches(some, seen)
     else:
         raise TypeError(f"no sides in {type(form).__name__}; a bug in tracin")
 
@@ -79,6 +73,41 @@ def sums_of_sides(form: PerExampleGradient) -> dict[str, Tensor]:
     if isinstance(form, OuterProduct):
         return {"left": form.left.sum(1), "right": form.right.sum(1)}
     return {"left": _bias_of(form)} if isinstance(form, ConvFactors) else {}
+
+
+def _seen_positions(form: ConvFactors) -> Tensor:
+    """Which output positions' patches are looked at: all, or as many as tell what patches are like.
+
+    Patches of one image are much alike, and all their second moments take nine times as long as a
+    3 x 3 convolution.
+    """
+    positions = form.deltas[0, 0].numel()
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(positions, generator=generator)[:POSITIONS].sort().values
+
+
+def _patches(form: ConvFactors, seen: Tensor) -> Tensor:
+    """What the kernel meets at these positions: [groups, images x positions, in x kernel]."""
+    geometry, (height, width) = form.geometry, form.weight_shape[2:]
+    top, left = geometry.padding
+    inputs = F.pad(form.inputs, (left, left, top, top))
+    images, channels = inputs.shape[:2]
+    rows, columns = form.deltas.shape[2:]
+    by_image, by_channel, by_row, by_column = inputs.stride()
+    windows = inputs.as_strided(
+        (images, channels, rows, columns, height, width),
+        (
+            by_image,
+            by_channel,
+            by_row * geometry.stride[0],
+            by_column * geometry.stride[1],
+            by_row * geometry.dilation[0],
+            by_column * geometry.dilation[1],
+        ),
+    )
+    seen = seen.to(form.device)
+    found = windows[:, :, seen // columns, seen % columns].movedim(2, 1).flatten(2)
+    return found.unflatten(2, (geometry.groups, -1)).permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _grouped(columns: Tensor, groups: int) -> Tensor:
@@ -107,11 +136,12 @@ class FactorMoments:
 
     def add(self, form: PerExampleGradient) -> None:
         """Add a batch. Positions without an output gradient, as of padding, are left out."""
-        has_positions = not (isinstance(form, OuterProduct) and form.positions == 1)
+        has_padding = isinstance(form, Stacked) or (
+            isinstance(form, OuterProduct) and form.positions > 1
+        )
         for left, right in sides_of(form):
-            used = torch.ones(left.shape[:2], dtype=torch.bool, device=left.device)
-            self.left.add(left, used & right.any(2) if has_positions else used)
-            self.right.add(right, used & left.any(2) if has_positions else used)
+            self.left.add(left, right.any(2) if has_padding else None)
+            self.right.add(right, left.any(2) if has_padding else None)
         self.examples += form.examples
 
     def merge(self, other: "FactorMoments") -> None:

@@ -111,6 +111,11 @@ class Preconditioner(Protocol):
         ...
 
     @property
+    def fits_sketches(self) -> bool:
+        """Whether a query under it can be multiplied with sketches of plain gradients."""
+        ...
+
+    @property
     def is_made_once(self) -> bool:
         """Whether the metric of the last checkpoint serves all."""
         ...

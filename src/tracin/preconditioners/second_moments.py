@@ -31,15 +31,16 @@ class Moments:
         self.sums = torch.zeros(groups, width, dtype=dtype, device=device)
         self.count = torch.zeros(groups, dtype=dtype, device=device)
 
-    def add(self, rows: Tensor, is_used: Tensor) -> None:
+    def add(self, rows: Tensor, is_used: Tensor | None = None) -> None:
         """Add vectors: [groups, rows, width]; those that are not used, [groups, rows], left out."""
-        rows = rows * is_used.unsqueeze(2)
+        if is_used is not None:
+            rows = rows * is_used.unsqueeze(2)
         if self.is_diagonal:
             self.products += rows.square().sum(1)
         else:
             self.products += rows.mT @ rows
         self.sums += rows.sum(1)
-        self.count += is_used.sum(1)
+        self.count += rows.shape[1] if is_used is None else is_used.sum(1)
 
 
 @final

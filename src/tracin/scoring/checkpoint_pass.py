@@ -12,6 +12,7 @@ from torch.nn import Module
 from tracin.checkpoints import Checkpoint, by_parameter, loaded, untouched
 from tracin.data import Batch, Examples, length, move
 from tracin.data.batches import structure
+from tracin.errors import PreconditionerError
 from tracin.gradients import Covered, Gradients
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
@@ -152,6 +153,19 @@ class CheckpointPass:
         return self._preconditioner.metric(
             Place(self._checkpoints[number], self.gradients.parameters, train, device, read)
         )
+
+    def refuse_unfit_for_sketches(self) -> None:
+        """Refuse a preconditioner whose queries drown in the noise of sketched gradients.
+
+        Raises:
+            PreconditionerError: It is such a one.
+        """
+        if self._preconditioner is not None and not self._preconditioner.fits_sketches:
+            raise PreconditionerError(
+                f"An index keeps sketches of plain gradients: under {self._preconditioner!r} their "
+                "noise is larger than the products. Use run.influence(train, queries) or "
+                "run.explain(train, queries), or open the index without the preconditioner."
+            )
 
     def _metric_of_all(
         self, train: Examples | None, batch_size: int | None
