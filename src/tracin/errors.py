@@ -74,6 +74,10 @@ class PreconditionerError(TracInError):
     """A preconditioner's arguments make no sense, or it cannot be made from the data."""
 
 
+class CurvatureError(TracInError):
+    """A Hessian has no inverse that means anything, or weights are not where a loss is flat."""
+
+
 class TracingError(TracInError):
     """A training loop and its trace do not fit: ids, a step, the optimizer, what is resumed."""
 
@@ -103,6 +107,10 @@ class CheckpointWarning(TracInWarning):
 
 class DataWarning(TracInWarning):
     """Something about the data that makes scores mean less than they seem to."""
+
+
+class CurvatureWarning(TracInWarning):
+    """A product with the inverse of a Hessian is less exact than was asked for."""
 
 
 class TracingWarning(TracInWarning):
