@@ -685,13 +685,7 @@ def test_a_visits_file_cut_short_is_refused(tmp_path):
 
 
 def test_visits_of_another_release_are_refused(tmp_path):
-    listed = [("00000000-00000002.safetensors", "1"), ("ids.i64", "2")]
-
-    for bad in (
-        listed[1:],
-        [("00000001-00000002.safetensors", "3")],
-        [("../0-1.safetensors", "4")],
-    ):
+    for name in ("ids.i64", "00000001-00000002.safetensors", "../00000000-00000002.safetensors"):
         with pytest.raises(CheckpointError, match=r"has no file of visits '.*' after 0 others"):
             Visits.within(tmp_path, [(name, "1ad27358")], 5)
 
