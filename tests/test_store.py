@@ -34,7 +34,7 @@ from tracin.index.store import (
     open_storage,
 )
 from tracin.index.store.folder import Folder
-from tracin.index.store.layout import Layout
+from tracin.index.store.layout import FileLayout
 from tracin.index.store.mounts import is_on_network, kind_of
 from tracin.index.store.number_format import NumberFormat
 
@@ -321,7 +321,7 @@ def test_rows_are_compared_with_their_checksum_once(tmp_path, monkeypatch):
     built(tmp_path)
     store = Index.open(tmp_path).store
     count = []
-    monkeypatch.setattr(Layout, "refuse_changed_rows", lambda layout, content: count.append(1))
+    monkeypatch.setattr(FileLayout, "refuse_changed_rows", lambda layout, content: count.append(1))
     for _ in range(3):
         store.read(store.manifest.units()[0]).rows(0, 2)
 

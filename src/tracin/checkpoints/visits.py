@@ -205,7 +205,7 @@ class VisitLog:
 
     def add(self, ids: Any) -> None:
         """Note a micro-batch of the coming step."""
-        batch = checked_ids(ids)
+        batch = ids_of_batch(ids)
         is_text = isinstance(batch, list)
         if self._is_text not in (None, is_text):
             words = ("strings", "whole numbers") if self._is_text else ("whole numbers", "strings")
@@ -304,7 +304,7 @@ class VisitLog:
         self._bytes = 0
 
 
-def checked_ids(ids: Any) -> NDArray[np.int64] | list[str]:
+def ids_of_batch(ids: Any) -> NDArray[np.int64] | list[str]:
     """Ids of a micro-batch: numbers, or a list of texts; a copy that the caller cannot change.
 
     Raises:
