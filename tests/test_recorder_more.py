@@ -398,7 +398,7 @@ def test_ids_may_be_text(tmp_path):
     visits = Visits.open(str(tmp_path))
 
     assert [visits.ids(number) for number in range(2)] == given
-    assert (visits.kind, names_in(tmp_path / "visits")[1]) == ("text", "ids.jsonl")
+    assert names_in(tmp_path / "visits") == ["00000000-00000002.safetensors"]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -427,7 +427,7 @@ def test_the_random_state_of_each_step_comes_back(tmp_path, dropout):
         visits.random_state(number).restore()
         assert np.array_equal(np.random.standard_normal(2), normal)
         assert random.random() == uniform
-    states = len((tmp_path / "visits" / "random_ends.i64").read_bytes()) // 8
+    states = len(load_file(tmp_path / "visits" / "00000000-00000004.safetensors")["random_ends"])
     # CPU, CUDA, Python and NumPy once; then what has changed: the CPU's at each step with dropout.
     assert states == 4 + 2 + (3 if dropout else 0)
 
@@ -665,51 +665,60 @@ def test_a_run_that_saved_nothing_may_begin_again_with_other_ids(tmp_path):
         recorder.save()
 
     assert Visits.open(tmp_path).ids(0) == [["one"]]
-    assert "ids.i64" not in names_in(tmp_path / "visits")
 
 
-@pytest.mark.parametrize("name", ["ids.i64", "batches.i64", "steps.i64", "random.raw"])
-def test_a_visits_file_cut_short_is_refused(tmp_path, name):
+def test_a_visits_file_cut_short_is_refused(tmp_path):
     model = net(dropout=0.5)
     optimizer = adam(model)
-    with Recorder(model, optimizer, tmp_path) as recorder:
+    with Recorder(model, optimizer, tmp_path, every=2) as recorder:
         for number in range(5):
             recorder.batch([number])
             step(model, optimizer)
-        recorder.save()
-    path = tmp_path / "visits" / name
-    os.truncate(path, path.stat().st_size - 3)
+    files = sorted((tmp_path / "visits").iterdir())
+    assert len(Visits.open(tmp_path)) == 5
+    assert len(files) == 3
+    os.truncate(files[1], files[1].stat().st_size - 3)
 
-    with pytest.raises(CheckpointError, match="is truncated or damaged"):
+    with pytest.raises(CheckpointError, match=r"00000002-00000004.safetensors is damaged"):
         Visits.open(tmp_path)
 
 
 def test_visits_of_another_release_are_refused(tmp_path):
+    for name in ("ids.i64", "00000001-00000002.safetensors", "../00000000-00000002.safetensors"):
+        with pytest.raises(CheckpointError, match=r"has no file of visits '.*' after 0 others"):
+            Visits.within(tmp_path, [(name, "1ad27358")], 5)
+
+
+def test_what_a_killed_process_wrote_of_visits_is_deleted(tmp_path):
     model = net()
     optimizer = adam(model)
     with Recorder(model, optimizer, tmp_path) as recorder:
         recorder.batch([1])
         step(model, optimizer)
+        (tmp_path / "visits").mkdir()
+        (tmp_path / "visits" / "00000000-00000009.safetensors").touch()
         recorder.save()
-    (tmp_path / "visits" / "visits.json").write_text('{"format": 9, "ids": "int"}')
 
-    with pytest.raises(CheckpointError, match=r"has format 9, and .* reads 2"):
-        Visits.open(tmp_path)
+    assert names_in(tmp_path / "visits") == ["00000000-00000001.safetensors"]
 
 
-def test_what_is_held_back_is_bounded(tmp_path):
+def test_what_is_held_in_memory_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(visits, "MOST_BYTES", 1 << 18)
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     ids = np.arange(10_000)
     with Recorder(model, optimizer, tmp_path) as recorder:
         for _ in range(50):
+            ids += 1
             recorder.batch(ids)
             optimizer.step()
-            held = sum(len(file._held) for file in recorder._visits._files.values())
-            assert held < 5 * visits.BUFFER_BYTES
+            assert recorder._visits._bytes <= visits.MOST_BYTES
         recorder.save()
 
-    assert Visits.open(tmp_path).ids(49) == [ids.tolist()]
+    found = Visits.open(tmp_path)
+    assert len(found.parts) == 13
+    assert found.ids(0) == [list(range(1, 10_001))]
+    assert found.ids(49) == [ids.tolist()]
 
 
 # All together
@@ -724,7 +733,7 @@ from tracin.checkpoints import companions, recorder as module, visits
 
 torch.set_num_threads(1)
 folder, stop, is_recorded = sys.argv[1], sys.argv[2], sys.argv[3] == "recorded"
-visits.BUFFER_BYTES = 0
+visits.MOST_BYTES = 0
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)

@@ -350,8 +350,7 @@ class TracIn(Run):
             train: The training data.
             folder: A folder, or any URL that fsspec knows.
             projection: How much is kept of a gradient; None for `tracin.Projection()`.
-            number_format: "float16" with a scale for each row, "bfloat16", "int8" with a scale, or
-                "float32".
+            number_format: "float16" or "int8", each with scales per row, or "float32".
             shard_size: Rows in a file, the unit of work.
             engine: Who builds, of `tracin.engines`; None for this process.
             recall_queries: On how many rows the recall of the finished index is measured; 0 for

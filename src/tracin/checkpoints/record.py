@@ -56,15 +56,15 @@ class CheckpointLog:
             were dropped since.
         trained: The names of the parameters that were trained in some step: in the optimizer and
             requiring a gradient.
-        visits: The name, length in bytes and checksum of each file of `visits`, as far as they
-            belong to the steps of the log; nothing where no ids were given.
+        visits: The name and checksum of each file of `visits`, in the order of its steps;
+            nothing where no ids were given.
     """
 
     entries: tuple[LogEntry, ...]
     log: StepLog
     losses: tuple[tuple[int, int, float], ...] = ()
     trained: tuple[str, ...] = ()
-    visits: tuple[tuple[str, int, str], ...] = ()
+    visits: tuple[tuple[str, str], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -254,21 +254,14 @@ def loss_of(content: Any) -> tuple[int, int, float]:
     return step, epoch, float(loss)
 
 
-def visited(content: Any) -> tuple[str, int, str]:
+def visited(content: Any) -> tuple[str, str]:
     """One file of `visits`, as JSON holds it.
 
     Raises:
         ValueError: It is none.
     """
-    name, size, checksum = checked_fields(
-        dict(zip(("name", "size", "checksum"), content, strict=True)),
-        name=str,
-        size=int,
-        checksum=str,
-    )
-    if size < 0:
-        raise ValueError(f"{name!r} cannot have {size} bytes")
-    return name, size, checksum
+    name, checksum = names(content)
+    return name, checksum
 
 
 def names(content: Any) -> tuple[str, ...]:

@@ -236,6 +236,7 @@ class Recorder:
             dropped = [one for one in self._entries if one not in chosen]
             self._entries = chosen
         write_record(self._record())
+        self._visits.delete_others()
         for one in dropped:
             self._companions.delete(one.file)
         return self._folder / name
@@ -281,6 +282,7 @@ class Recorder:
                 with writing(self._folder, CheckpointError):
                     self._visits.flush()
                     write_record(self._record())
+                    self._visits.delete_others()
         finally:
             self._release()
         return self._is_writing

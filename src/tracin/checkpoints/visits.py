@@ -1,46 +1,45 @@
 """Which training examples each optimizer step has visited, and the random state it began with.
 
-A Recorder writes these files to `visits` in its folder, each only ever added to:
+At each save a Recorder writes the steps since the last one to a file of their own in its folder
+`visits`, named after them, such as `00000120-00000240.safetensors`:
 
-    visits.json      the format, and whether ids are numbers or text
-    ids.i64          int64: all ids in their order; for text, ids.jsonl, one line per micro-batch
-    batches.i64      int64 per micro-batch: how many ids (for text: bytes) come up to its end
-    steps.i64        5 x int64 per step: how many micro-batches come up to its end, and which states
-                     of random.raw it began with: CPU, CUDA, Python, NumPy
-    random.raw       the states; one is written only where it differs from the one before
-    random_ends.i64  int64 per state: how many bytes come up to its end
+    ids          int64: all ids in their order; for text, the bytes of a JSON list
+    batches      int64 per micro-batch: how many ids come up to its end
+    steps        5 x int64 per step: how many micro-batches come up to its end, and which states
+                 it began with: CPU, CUDA, Python, NumPy
+    random       the states, as bytes; one is written only where it differs from the one before
+    random_ends  int64 per state: how many bytes come up to its end
 
-Numbers are little-endian. The Recorder's record lists how long each file is and its checksum at
-that length, so what a killed process wrote beyond it does not count.
+The Recorder's record lists the files and their checksums: what it does not list does not count.
 """
 
 import json
-import os
-import zlib
+import re
+import reprlib
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracin.checkpoints.readers.safetensors import check_seal, read_safetensors, write_safetensors
 from tracin.checkpoints.record import has_record, read_record
 from tracin.errors import CheckpointError
-from tracin.files import checked_fields, crc_of, flush, read_sealed, replacing, sealed, text_of
+from tracin.files import Stamp, stamp_of
 from tracin.plain_text import a_kind
 from tracin.random_state import RandomState
 
-FOLDER, ABOUT, FORMAT = "visits", "visits.json", 2
-STEPS, BATCHES, RANDOM, RANDOM_ENDS = "steps.i64", "batches.i64", "random.raw", "random_ends.i64"
-IDS = {"int": "ids.i64", "text": "ids.jsonl"}
-INT64 = np.dtype("<i8")
+FOLDER = "visits"
 GENERATORS = tuple(field.name for field in fields(RandomState))
-ROW = 1 + len(GENERATORS)
-BUFFER_BYTES = 1 << 18  # collected in memory before they are appended to a file
+MOST_BYTES = 1 << 26  # of ids and random states that are held until they are written
+_NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.safetensors")
+Listed = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +51,11 @@ class Visits:
 
     Attributes:
         folder: The folder `visits` within the recorder's.
-        kind: "int" or "text", what the ids are.
-        rows: For each step, how many micro-batches come up to its end, and its random states.
+        parts: The steps of each file, one part after the other.
     """
 
     folder: Path
-    kind: str
-    rows: NDArray[np.int64]
+    parts: tuple[range, ...]
 
     @classmethod
     def open(cls, folder: str | Path) -> "Visits":
@@ -77,35 +74,35 @@ class Visits:
         return cls.within(folder / FOLDER, record.visits, len(record.log))
 
     @classmethod
-    def within(cls, folder: Path, listed: Sequence[tuple[str, int, str]], limit: int) -> "Visits":
+    def within(cls, folder: Path, listed: Sequence[Listed], limit: int) -> "Visits":
         """At most `limit` steps in the folder `visits` itself.
 
         Args:
             folder: The folder.
-            listed: The name, length and checksum of each file, as the record has them.
+            listed: The name and checksum of each file, as the record has them.
             limit: How many steps to take.
 
         Raises:
             CheckpointError: A file is missing, damaged or another than the record lists.
         """
-        for name, size, checksum in listed:
-            _check_file(folder / name, size, checksum)
-        sizes = {name: size for name, size, _ in listed}
-        try:
-            (kind,) = checked_fields(read_sealed(folder / ABOUT, FORMAT), ids=str)
-            if kind not in IDS or sizes.keys() != {STEPS, BATCHES, IDS[kind], RANDOM, RANDOM_ENDS}:
-                raise ValueError(f"ids of the kind {kind!r} do not lie in {sorted(sizes)}")
-            whole = sizes[STEPS] // (ROW * INT64.itemsize)
-            rows = read_numbers(folder / STEPS, 0, whole * ROW).reshape(-1, ROW)
-            _refuse_unsound(folder, kind, rows, sizes)
-        except (ValueError, IndexError) as error:
-            raise CheckpointError(
-                f"{folder} is not as a Recorder writes it ({error}). Restore it from a backup."
-            ) from error
-        return cls(folder, kind, rows[:limit])
+        parts: list[range] = []
+        for name, checksum in listed:
+            found = _NAME.fullmatch(name)
+            steps = range(*map(int, found.groups())) if found else range(0)
+            if not steps or steps.start != (parts[-1].stop if parts else 0):
+                raise CheckpointError(
+                    f"{folder} has no file of visits {name!r} after "
+                    f"{len(parts)} others: another release of tracin wrote its record, or it was "
+                    "changed by hand. Read it with that release, or restore it from a backup."
+                )
+            if steps.stop > limit:
+                break
+            check_seal(folder / name, checksum)
+            parts.append(steps)
+        return cls(folder, tuple(parts))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.parts[-1].stop if self.parts else 0
 
     def ids(self, step: int) -> list[list[Any]]:
         """The ids of one step, a list for each micro-batch.
@@ -113,10 +110,9 @@ class Visits:
         Raises:
             CheckpointError: There is no such step.
         """
-        last = int(self._row(step)[0])
-        first = int(self.rows[step - 1][0]) if step else 0
-        bounds = bounds_of(self.folder / BATCHES, first, last)
-        return [self._between(start, stop) for start, stop in pairwise(bounds)]
+        part, at = self._found(step)
+        first, last = part.steps[at - 1, 0] if at else 0, part.steps[at, 0]
+        return [part.ids_of(batch) for batch in range(first, last)]
 
     def random_state(self, step: int) -> RandomState:
         """The random state when the first ids of a step were given.
@@ -124,122 +120,62 @@ class Visits:
         Raises:
             CheckpointError: There is no such step.
         """
-        return RandomState(*(self._blob(int(place)) for place in self._row(step)[1:]))
+        part, at = self._found(step)
+        return RandomState(*map(part.state, part.steps[at, 1:].tolist()))
 
-    def sizes(self) -> dict[str, int]:
-        """The length of each file, in bytes, if it held these steps and nothing more."""
-        if not len(self):
-            return dict.fromkeys((STEPS, BATCHES, IDS[self.kind], RANDOM, RANDOM_ENDS), 0)
-        batches, states = int(self.rows[-1][0]), int(max(self.rows[-1][1:])) + 1
-        unit = INT64.itemsize if self.kind == "int" else 1
-        return {
-            STEPS: len(self) * ROW * INT64.itemsize,
-            BATCHES: batches * INT64.itemsize,
-            IDS[self.kind]: bounds_of(self.folder / BATCHES, batches, batches)[0] * unit,
-            RANDOM: bounds_of(self.folder / RANDOM_ENDS, states, states)[0],
-            RANDOM_ENDS: states * INT64.itemsize,
-        }
-
-    def _row(self, step: int) -> NDArray[np.int64]:
-        """What there is on one step."""
-        if not 0 <= step < len(self):
-            raise CheckpointError(
-                f"{self.folder} has the visits of {len(self)} steps, counted from 0; step {step} "
-                "is none of them."
-            )
-        return self.rows[step]
-
-    def _between(self, start: int, stop: int) -> list[Any]:
-        """The ids of one micro-batch."""
-        path = self.folder / IDS[self.kind]
-        if self.kind == "int":
-            start, stop = start * INT64.itemsize, stop * INT64.itemsize
-        held = read_between(path, start, stop)
-        if self.kind == "int":
-            return np.frombuffer(held, INT64).tolist()
-        try:
-            ids = json.loads(held)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} holds no ids from byte {start} on ({error}).") from error
-        return list(ids)
-
-    def _blob(self, place: int) -> bytes:
-        """One state of random.raw."""
-        start, stop = bounds_of(self.folder / RANDOM_ENDS, place, place + 1)
-        return read_between(self.folder / RANDOM, start, stop)
-
-
-def read_between(path: Path, start: int, stop: int) -> bytes:
-    """A part of a file."""
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(stop - start)
-
-
-def _check_file(path: Path, size: int, checksum: str) -> None:
-    """Compare what the record lists of a file with what is there."""
-    try:
-        held = path.stat().st_size
-        found = text_of(crc_of(path, size)) if held >= size else "none"
-    except OSError as error:
+    def _found(self, step: int) -> tuple["_Part", int]:
+        """The file that has a step, and its place there."""
+        for steps in self.parts:
+            if step in steps:
+                path = self.folder / _name_of(steps)
+                return _part_at(path, stamp_of([path])), step - steps.start
         raise CheckpointError(
-            f"{path} cannot be read ({error}). Restore it from a backup."
-        ) from error
-    if found != checksum:
-        raise CheckpointError(
-            f"{path} is truncated or damaged: its first {size} bytes have the checksum {found} "
-            f"where {checksum} was written. Restore it from a backup."
+            f"{self.folder} has the visits of {len(self)} steps, counted from 0; step {step} is "
+            "none of them."
         )
 
 
-def _refuse_unsound(
-    folder: Path, kind: str, rows: NDArray[np.int64], sizes: dict[str, int]
-) -> None:
-    """Refuse numbers that point outside of the files.
+@dataclass(frozen=True)
+class _Part:
+    """The steps of one file."""
 
-    Raises:
-        ValueError: There are such.
-    """
-    unit = INT64.itemsize
-    batches = read_numbers(folder / BATCHES, 0, sizes[BATCHES] // unit)
-    states = read_numbers(folder / RANDOM_ENDS, 0, sizes[RANDOM_ENDS] // unit)
-    ids = sizes[IDS[kind]] // (unit if kind == "int" else 1)
-    ends = ((rows[:, 0], len(batches)), (batches, ids), (states, sizes[RANDOM]))
-    for held, limit in ends:
-        is_within = not len(held) or (held[0] >= 0 and held[-1] <= limit)
-        if not is_within or bool((np.diff(held) < 0).any()):
-            raise ValueError("a step points outside of the files")
-    if bool((rows[:, 1:] < 0).any() or (rows[:, 1:] >= max(1, len(states))).any()):
-        raise ValueError("a step points to a random state that is not there")
+    ids: list[Any]
+    batches: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    random: bytes
+    random_ends: NDArray[np.int64]
+
+    def ids_of(self, batch: int) -> list[Any]:
+        return self.ids[self.batches[batch - 1] if batch else 0 : self.batches[batch]]
+
+    def state(self, place: int) -> bytes:
+        ends = self.random_ends
+        return self.random[ends[place - 1] if place else 0 : ends[place]]
 
 
-def read_numbers(path: Path, start: int, stop: int) -> NDArray[np.int64]:
-    """Some of the numbers in a file."""
-    # Not memory-mapped: a Recorder that resumes cuts its files, and a map would crash its reader.
-    held = read_between(path, start * INT64.itemsize, stop * INT64.itemsize)
-    return np.frombuffer(held, INT64, len(held) // INT64.itemsize)
-
-
-def bounds_of(path: Path, first: int, last: int) -> list[int]:
-    """Where each of the parts `first` to `last - 1` begins, and the last one ends.
-
-    Raises:
-        IndexError: The file of their ends is too short.
-    """
-    ends = (
-        [0, *read_numbers(path, 0, last).tolist()]
-        if first == 0
-        else read_numbers(path, first - 1, last)
+# A replay asks for one step after the other.
+@lru_cache(maxsize=1)
+def _part_at(path: Path, stamp: Stamp) -> _Part:
+    """A file, read again when its stamp is another."""
+    held = {name: one.numpy() for name, one in read_safetensors(path).items()}
+    ids = held["ids"]
+    return _Part(
+        json.loads(ids.tobytes()) if ids.dtype == np.uint8 else ids.tolist(),
+        held["batches"],
+        held["steps"],
+        held["random"].tobytes(),
+        held["random_ends"],
     )
-    if len(ends) != last - first + 1:
-        raise IndexError(f"{path} ends before part {last}")
-    return [int(end) for end in ends]
+
+
+def _name_of(steps: range) -> str:
+    return f"{steps.start:08d}-{steps.stop:08d}.safetensors"
 
 
 class VisitLog:
-    """Takes the ids of one step after the other, and appends them to the files of `visits`.
+    """Takes the ids of one step after the other, and writes them at each save.
 
-    What an earlier run has written after its last checkpoint is cut off before the first write.
+    What an earlier run has written after its last checkpoint is replaced or deleted.
 
     Attributes:
         steps: How many steps have ids.
@@ -250,17 +186,17 @@ class VisitLog:
         step: How many steps were taken up to the checkpoint that training resumes from.
     """
 
-    def __init__(self, folder: Path, listed: Sequence[tuple[str, int, str]], step: int) -> None:
+    def __init__(self, folder: Path, listed: Sequence[Listed], step: int) -> None:
         self._folder = folder
-        self._found = Visits.within(folder, listed, step) if listed else None
-        self.steps = len(self._found) if self._found is not None else 0
-        self._kind = self._found.kind if self._found is not None and self.steps else ""
-        self._pending: list[tuple[str, int, bytes]] = []
+        found = Visits.within(folder, listed, step)
+        self.steps = self._written = len(found)
+        self._listed = list(listed[: len(found.parts)])
+        self._is_text: bool | None = None
+        if found.parts:
+            self._is_text = isinstance(found.ids(len(found) - 1)[0][0], str)
+        self._pending: list[NDArray[np.int64] | list[str]] = []
         self._state: RandomState | None = None
-        self._files: dict[str, Growing] = {}
-        self._batches = self._ids = 0
-        self._written = dict.fromkeys(GENERATORS, b"\0")  # equal to no state
-        self._places = dict.fromkeys(GENERATORS, 0)
+        self._empty()
 
     @property
     def has_pending(self) -> bool:
@@ -269,16 +205,17 @@ class VisitLog:
 
     def add(self, ids: Any) -> None:
         """Note a micro-batch of the coming step."""
-        batch = encoded(ids)
-        kind = self._pending[0][0] if self._pending else self._kind
-        if kind and batch[0] != kind:
-            words = {"int": "whole numbers", "text": "strings"}
+        batch = ids_of_batch(ids)
+        is_text = isinstance(batch, list)
+        if self._is_text not in (None, is_text):
+            words = ("strings", "whole numbers") if self._is_text else ("whole numbers", "strings")
             raise CheckpointError(
-                f"recorder.batch(ids) was given {words[kind]} so far, and now "
-                f"{words[batch[0]]}: ids of one run are all of one kind. Give the same to both."
+                f"recorder.batch(ids) was given {words[0]} so far, and now {words[1]}: ids of one "
+                "run are all of one kind. Give the same to both."
             )
         if not self._pending:
             self._state = RandomState.now()
+        self._is_text = is_text
         self._pending.append(batch)
 
     def drop(self) -> None:
@@ -302,113 +239,73 @@ class VisitLog:
         """The step was taken: its ids are the pending ones."""
         if not self._pending or self._state is None:
             return
-        self._open()
-        for _, count, content in self._pending:
-            self._ids += count
-            self._files[IDS[self._kind]].add(content)
-            self._files[BATCHES].add(self._ids.to_bytes(8, "little"))
-        self._batches += len(self._pending)
+        for ids in self._pending:
+            self._ids.append(ids)
+            self._batches.append(len(ids) + (self._batches[-1] if self._batches else 0))
+            self._bytes += 8 * len(ids)
         for name in GENERATORS:
             self._take_state(name, getattr(self._state, name))
-        row = np.array([self._batches, *self._places.values()], INT64)
-        self._files[STEPS].add(row.tobytes())
+        self._rows.append([len(self._batches), *self._places.values()])
         self.steps += 1
         self._pending.clear()
-
-    def listed(self) -> tuple[tuple[str, int, str], ...]:
-        """The name, length and checksum of each file, as of the last flush."""
-        return tuple((name, file.size, file.checksum) for name, file in self._files.items())
+        if self._bytes > MOST_BYTES:
+            self.flush()
 
     def flush(self) -> None:
-        """Wait until all steps so far are on the disk."""
-        if self._found is not None:
-            self._open()
-        for file in self._files.values():
-            file.flush()
+        """Write the steps since the last time, and wait until they are on the disk."""
+        steps = range(self._written, self.steps)
+        if not steps:
+            return
+        if self._is_text:
+            text = json.dumps([str(one) for ids in self._ids for one in ids])
+            ids = np.frombuffer(bytearray(text.encode()), np.uint8)
+        else:
+            ids = np.concatenate(self._ids, dtype=np.int64)
+        held = {
+            "ids": ids,
+            "batches": np.array(self._batches),
+            "steps": np.array(self._rows),
+            "random": np.frombuffer(bytearray().join(self._states), np.uint8),
+            "random_ends": np.cumsum([len(state) for state in self._states]),
+        }
+        self._folder.mkdir(exist_ok=True)
+        tensors = {name: torch.from_numpy(one) for name, one in held.items()}
+        checksum = write_safetensors(tensors, self._folder / _name_of(steps))
+        self._listed.append((_name_of(steps), checksum))
+        self._written = self.steps
+        self._empty()
+
+    def listed(self) -> tuple[Listed, ...]:
+        """The name and checksum of each file, as of the last flush."""
+        return tuple(self._listed)
+
+    def delete_others(self) -> None:
+        """Delete what the record, once it is written, no longer lists."""
+        names = {name for name, _ in self._listed}
+        for path in self._folder.glob("*.safetensors"):
+            if path.name not in names:
+                path.unlink(missing_ok=True)
 
     def _take_state(self, name: str, state: bytes) -> None:
-        """Write down one generator's state, if it is not the one written last."""
-        if state == self._written[name]:
+        """Keep one generator's state, if it is not the one kept last."""
+        if name in self._places and state == self._states[self._places[name]]:
             return
-        states, ends = self._files[RANDOM], self._files[RANDOM_ENDS]
-        states.add(state)
-        ends.add(states.size.to_bytes(8, "little"))
-        self._written[name] = state
-        self._places[name] = ends.size // INT64.itemsize - 1
+        self._places[name] = len(self._states)
+        self._states.append(state)
+        self._bytes += len(state)
 
-    def _open(self) -> None:
-        """Bring the files to where the last checkpoint left them, once."""
-        if self._files:
-            return
-        found = self._found
-        self._kind = self._kind or (self._pending[0][0] if self._pending else "int")
-        self._folder.mkdir(exist_ok=True)
-        if found is not None and len(found):
-            sizes = found.sizes()
-            last = found.random_state(len(found) - 1)
-            self._written = {name: getattr(last, name) for name in GENERATORS}
-            self._places = dict(zip(GENERATORS, map(int, found.rows[-1][1:]), strict=True))
-            self._batches = int(found.rows[-1][0])
-            unit = INT64.itemsize if self._kind == "int" else 1
-            self._ids = sizes[IDS[self._kind]] // unit
-        else:
-            sizes = dict.fromkeys((STEPS, BATCHES, IDS[self._kind], RANDOM, RANDOM_ENDS), 0)
-            for name in IDS.values():
-                (self._folder / name).unlink(missing_ok=True)
-            with replacing(self._folder / ABOUT) as unfinished:
-                content = {"format": FORMAT, "ids": self._kind}
-                unfinished.write_text(sealed(content), encoding="utf-8")
-        self._found = None
-        self._files = {name: Growing(self._folder / name, size) for name, size in sizes.items()}
-        if os.name == "posix":
-            flush(self._folder)
+    def _empty(self) -> None:
+        """Hold nothing that is written."""
+        self._ids: list[NDArray[np.int64] | list[str]] = []
+        self._batches: list[int] = []
+        self._rows: list[list[int]] = []
+        self._states: list[bytes] = []
+        self._places: dict[str, int] = {}
+        self._bytes = 0
 
 
-class Growing:
-    """A file that is appended to in large pieces, and not held open between them.
-
-    Attributes:
-        size: Its length in bytes, with what is held back.
-
-    Args:
-        path: The file; what it has beyond `size` is cut off.
-        size: Its length in bytes.
-    """
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._path, self.size = path, size
-        self._held = bytearray()
-        path.touch()
-        os.truncate(path, size)
-        self._crc = crc_of(path, size)
-
-    @property
-    def checksum(self) -> str:
-        """That of all of it."""
-        return text_of(self._crc)
-
-    def add(self, content: bytes) -> None:
-        """Append something."""
-        self._crc = zlib.crc32(content, self._crc)
-        self._held += content
-        self.size += len(content)
-        if len(self._held) > BUFFER_BYTES:
-            self._write()
-
-    def flush(self) -> None:
-        """Wait until all of it is on the disk."""
-        self._write()
-        flush(self._path)
-
-    def _write(self) -> None:
-        if self._held:
-            with self._path.open("ab") as file:
-                file.write(self._held)
-            self._held.clear()
-
-
-def encoded(ids: Any) -> tuple[str, int, bytes]:
-    """Ids as they stand in a file: their kind, how far they move its index, and their bytes.
+def ids_of_batch(ids: Any) -> NDArray[np.int64] | list[str]:
+    """Ids of a micro-batch: numbers, or a list of texts; a copy that the caller cannot change.
 
     Raises:
         CheckpointError: They are neither whole numbers nor strings, or there are none.
@@ -422,8 +319,7 @@ def encoded(ids: Any) -> tuple[str, int, bytes]:
         )
     held = ids if isinstance(ids, np.ndarray | list) else list(ids)
     if len(held) and isinstance(held[0], str) and all(isinstance(one, str) for one in held):
-        line = json.dumps([str(one) for one in held]).encode() + b"\n"
-        return "text", len(line), line
+        return [str(one) for one in held]
     try:
         # From a list, `array` takes only whole numbers of 64 bits, and booleans.
         numbers = held if isinstance(held, np.ndarray) else np.frombuffer(array("q", held), "=i8")
@@ -431,15 +327,9 @@ def encoded(ids: Any) -> tuple[str, int, bytes]:
         is_whole = is_whole and not isinstance(held[0], bool | np.bool_)
     except (ValueError, TypeError, OverflowError):
         numbers, is_whole = np.zeros(0), False
-    if not is_whole or (numbers.dtype == np.uint64 and numbers.max() > np.iinfo(INT64).max):
+    if not is_whole or (numbers.dtype == np.uint64 and numbers.max() > np.iinfo(np.int64).max):
         raise CheckpointError(
             "recorder.batch(ids) takes a flat list of whole numbers (of 64 bits) or of strings, at "
-            f"least one; {shortened(held)} was given."
+            f"least one; {reprlib.repr(held)} was given."
         )
-    return "int", len(numbers), numbers.astype(INT64, copy=False).tobytes()
-
-
-def shortened(given: Any) -> str:
-    """What was given, in at most a line."""
-    text = repr(given)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return numbers.astype(np.int64)

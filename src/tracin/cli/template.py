@@ -36,7 +36,7 @@ function = "task.py:task"
 # folder = "index"             # relative to this file, or a URL such as "s3://bucket/index"
 # dim = 2048                   # numbers kept of each gradient
 # seed = 0
-# number_format = "float16"    # or "bfloat16", "int8", "float32"
+# number_format = "float16"    # or "int8", "float32"
 # shard_size = 8192
 
 [output]

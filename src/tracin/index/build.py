@@ -14,8 +14,8 @@ from tracin.index.data import (
     added_of,
     as_begun,
     losses_at,
+    refuse_changed_losses,
     refuse_other_data,
-    refuse_other_losses,
     unmoved,
     with_losses,
 )
@@ -77,7 +77,7 @@ def begun(
                 refuse_other(there, here, where)
                 there.extended(here)  # refuses fewer rows, before they are looked for
                 refuse_other_data(there, examples, train, where)
-                refuse_other_losses(there, run, losses, where)
+                refuse_changed_losses(there, run, losses, where)
             later = with_losses(there, here, losses)
             manifest = as_begun(later) if there is None else there.extended(later)
             new = manifest.spans()[len(manifest.added) :]

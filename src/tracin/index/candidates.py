@@ -70,7 +70,7 @@ def finder_recall(scan: RowScan, proposals: tuple[np.ndarray, np.ndarray], k: in
             best_proposed(some, chosen, k), best_of_all(some, k, None), strict=True
         )
     )
-    return Recall(k, count, proponents, opponents, "of the queries, by a search of all rows")
+    return Recall(k, count, proponents, opponents, "of the first queries, by a search of all rows")
 
 
 def _best(scan: RowScan, candidates: np.ndarray, k: int, sign: int) -> Best:

@@ -189,7 +189,7 @@ def as_begun(manifest: Manifest) -> Manifest:
     return replace(manifest, witness=manifest.checkpoints[-1].losses)
 
 
-def refuse_other_losses(there: Manifest, run: Run, losses: Losses, where: str) -> None:
+def refuse_changed_losses(there: Manifest, run: Run, losses: Losses, where: str) -> None:
     """At a checkpoint that both know, the losses must be about equal.
 
     Raises:

@@ -65,6 +65,8 @@ class Index:
     ) -> None:
         self.store, self.run, self._train = store, run, train
         self.plan = plan_in(store)
+        # With the finder itself, so that no other takes its id.
+        self._finder_recalls: dict[tuple[int, int, int], tuple[Finder, Recall]] = {}
         self._matched: MatchedRun | None = None
         if run is not None:
             self._matched = MatchedRun(store, self.plan, run, train, is_checked=is_checked)
@@ -134,8 +136,8 @@ class Index:
             where: Which rows may be listed: a boolean array [train], or a function of
                 `index.table()` that returns one, such as `lambda rows: rows["is_right"] == 1`.
             candidates: Candidates per result, with `exact` or a finder.
-            finder: Proposes candidates; None scans all rows. Each call measures the finder's recall
-                on a few of its queries.
+            finder: Proposes candidates; None scans all rows. The first call with it also scans
+                them, to measure the finder's recall on a few of its queries.
             engine: From `tracin.engines`: its workers share the scan, and must see the index's
                 files. None scans in this process.
             memory: Approximate limit, in bytes, for blocks of scores and rows.
@@ -166,7 +168,11 @@ class Index:
         recall, proposals = None, None
         if finder is not None:
             proposals = proposed(finder, sketched, k * candidates, k, listed, len(self))
-            recall = finder_recall(scan, proposals, k)
+            # A search of all rows takes longer than a finder saves, so it is made once.
+            asked = id(finder), k, candidates
+            if asked not in self._finder_recalls:
+                self._finder_recalls[asked] = finder, finder_recall(scan, proposals, k)
+            recall = self._finder_recalls[asked][1]
             notes.append(f"finder: {recall}")
         if train is not None:
             chosen = (

@@ -6,7 +6,7 @@ from typing import Any, final
 from tracin.data import Examples, open_examples
 from tracin.errors import IndexingError, QueryError
 from tracin.index.contents import checkpoint_keys, refuse_other_parameters
-from tracin.index.data import losses_at, refuse_other_data, refuse_other_losses
+from tracin.index.data import losses_at, refuse_changed_losses, refuse_other_data
 from tracin.index.row_scan import SketchedQueries
 from tracin.index.rows import RowMaker, group_weights
 from tracin.index.store import Store
@@ -132,6 +132,6 @@ class MatchedRun:
             refuse_other_parameters(store, self.run)
             if not is_sharded(self.run.model):
                 losses = partial(losses_at, self.run, examples)
-                refuse_other_losses(manifest, self.run, losses, where)
+                refuse_changed_losses(manifest, self.run, losses, where)
             self._is_checked = True
         return examples

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tracin.index.store import Column, Manifest, Store, Unit
 from tracin.index.store.checksums import checksum
-from tracin.index.store.parquet import read, written
+from tracin.index.store.parquet import parquet_bytes, read_parquet
 from tracin.index.store.store import TABLE
 from tracin.schema import parsed
 from tracin.sketches import Columns
@@ -101,7 +101,7 @@ def write_table(store: Store) -> None:
         return
     columns: dict[str, Any] = dict(table_of(store))
     columns["id"] = columns["id"].tolist()
-    store.place.write(TABLE, written(columns, {OF: json.dumps(of(store.manifest))}))
+    store.place.write(TABLE, parquet_bytes(columns, {OF: json.dumps(of(store.manifest))}))
 
 
 def table_is_fresh(store: Store) -> bool:
@@ -109,7 +109,7 @@ def table_is_fresh(store: Store) -> bool:
     if not store.place.size(TABLE):
         return False
     try:
-        about = read(bytes(store.place.read(TABLE))).metadata.metadata
+        about = read_parquet(bytes(store.place.read(TABLE))).metadata.metadata
         return parsed(about[OF.encode()]) == of(store.manifest)
     except (KeyError, ValueError):
         return False

@@ -26,7 +26,7 @@ def checksum(*pieces: bytes | bytearray | memoryview) -> str:
     return total.hexdigest()
 
 
-def sealed(content: bytes, at: int) -> bytes:
+def with_checksum(content: bytes, at: int) -> bytes:
     """The content, with a checksum of all of it where `BLANK` begins at `at`."""
     if content[at : at + len(BLANK)] != BLANK:
         raise RuntimeError("there is no room for a checksum; a bug in tracin")

@@ -12,7 +12,7 @@ import numpy as np
 
 from tracin.files import flush
 from tracin.index.store.mounts import is_on_network
-from tracin.index.store.storage import UNFINISHED, File, as_indexing_error, mark
+from tracin.index.store.storage import UNFINISHED, File, as_indexing_error, process_mark
 
 _PIECE = 1 << 28  # bytes that one system call reads; Linux gives at most 2 GiB
 
@@ -123,7 +123,7 @@ class Folder:
     def _written(self, name: str, content: bytes | bytearray) -> Iterator[Path]:
         """The content in an unfinished file, to be given its name; gone on leaving."""
         place = self.path / name
-        unfinished = place.with_name(f".{place.name}.{mark()}{UNFINISHED}")
+        unfinished = place.with_name(f".{place.name}.{process_mark()}{UNFINISHED}")
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             with unfinished.open("wb") as file:

@@ -1,13 +1,12 @@
 """The ids of an index's rows, in Parquet; one file for each time that rows were added."""
 
 import json
-from typing import Any
 
 import numpy as np
 
 from tracin.errors import IndexingError
 from tracin.index.store.checksums import checksum
-from tracin.index.store.parquet import arrow, read, written
+from tracin.index.store.parquet import arrow, parquet_bytes, read_parquet
 from tracin.index.store.storage import Storage
 
 
@@ -28,7 +27,7 @@ def ids_checksum(ids: np.ndarray) -> str:
 
 def write_ids(place: Storage, span: range, ids: np.ndarray) -> None:
     """Write the ids of these rows."""
-    place.write(ids_file(span, ids_checksum(ids)), written({"id": ids.tolist()}, {}))
+    place.write(ids_file(span, ids_checksum(ids)), parquet_bytes({"id": ids.tolist()}, {}))
 
 
 def read_ids(place: Storage, span: range, sum_of_ids: str) -> np.ndarray:
@@ -40,9 +39,9 @@ def read_ids(place: Storage, span: range, sum_of_ids: str) -> np.ndarray:
     pyarrow, _ = arrow()
     name = ids_file(span, sum_of_ids)
     try:
-        found: list[Any] = read(bytes(place.read(name))).read()["id"].to_pylist()
-        is_text = bool(found) and isinstance(found[0], str)
-        ids = np.array(found, dtype=object if is_text else np.int64)
+        found = read_parquet(bytes(place.read(name))).read()["id"]
+        is_text = found.type == pyarrow.string()
+        ids = np.array(found.to_numpy(), dtype=object if is_text else np.int64)
         if len(ids) != len(span) or ids_checksum(ids) != sum_of_ids:
             raise ValueError("its checksum differs")
         return ids

@@ -29,7 +29,6 @@ DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
-    "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
     "I8": torch.int8,
@@ -60,10 +59,10 @@ class Column:
         return rows * math.prod(self.shape) * self.torch_dtype.itemsize
 
 
-def order(columns: Mapping[str, Column]) -> list[str]:
+def column_order(columns: Mapping[str, Column]) -> list[str]:
     """The names in the order of the file: wide numbers first, so that all are aligned, rows last.
 
-    >>> order({"rows": Column("F16"), "loss": Column("F32"), "label": Column("I64")})
+    >>> column_order({"rows": Column("F16"), "loss": Column("F32"), "label": Column("I64")})
     ['label', 'loss', 'rows']
     """
     return sorted(columns, key=lambda one: (one == ROWS, -columns[one].torch_dtype.itemsize, one))
@@ -71,7 +70,7 @@ def order(columns: Mapping[str, Column]) -> list[str]:
 
 @final
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """Where everything lies in one file.
 
     Attributes:
@@ -163,7 +162,7 @@ class Layout:
     def _offsets(self) -> dict[str, tuple[int, int]]:
         """Where each column begins and ends, counted from the end of the header."""
         found, at = {}, 0
-        for name in order(self.columns):
+        for name in column_order(self.columns):
             stop = at + self.columns[name].bytes(self.rows)
             found[name] = at, stop
             at = stop
@@ -202,14 +201,14 @@ class Layout:
         return f"it holds {_unit(said)}, where {_unit(self.identity)} should be"
 
 
-def new_file(layout: Layout) -> tuple[bytearray, dict[str, Tensor]]:
+def new_file(layout: FileLayout) -> tuple[bytearray, dict[str, Tensor]]:
     """A file in the making: its bytes, and its tensors in them, zeros for others to fill."""
     content = bytearray(layout.size)
     content[: len(layout.header)] = layout.header
     return content, layout.tensors(content)
 
 
-def refuse_non_finite(tensors: Mapping[str, Tensor]) -> None:
+def refuse_non_finite_columns(tensors: Mapping[str, Tensor]) -> None:
     """Numbers that were written are finite.
 
     Raises:

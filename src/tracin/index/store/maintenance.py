@@ -11,7 +11,7 @@ from tracin.index.store.checksums import body_of
 from tracin.index.store.ids import ids_file, read_ids
 from tracin.index.store.manifest import FILE, Manifest
 from tracin.index.store.manifest_file import manifest_at
-from tracin.index.store.parquet import read as read_parquet
+from tracin.index.store.parquet import read_parquet
 from tracin.index.store.storage import UNFINISHED, File, is_abandoned
 from tracin.index.store.store import RECALL, TABLE, Store
 from tracin.plain_text import plain

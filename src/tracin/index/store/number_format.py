@@ -94,7 +94,6 @@ FORMATS: Mapping[str, NumberFormat] = {
     each.name: each
     for each in (
         NumberFormat("float16", torch.float16, has_scale=True, bytes=2),
-        NumberFormat("bfloat16", torch.bfloat16, has_scale=False, bytes=2),
         NumberFormat("int8", torch.int8, has_scale=True, bytes=1),
         NumberFormat("float32", torch.float32, has_scale=False, bytes=4),
     )

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracin.errors import IndexingError
-from tracin.index.store.checksums import BLANK, refuse_changed, sealed
+from tracin.index.store.checksums import BLANK, refuse_changed, with_checksum
 
 SUM = b"xxh3_128"
 # How the footer holds a name and a text of 32 bytes (Thrift's compact protocol).
 _BEFORE = SUM + bytes((0x18, len(BLANK)))
 
 
-def written(columns: Mapping[str, Any], about: Mapping[str, str]) -> bytes:
+def parquet_bytes(columns: Mapping[str, Any], about: Mapping[str, str]) -> bytes:
     """The file of some columns.
 
     Args:
@@ -26,10 +26,10 @@ def written(columns: Mapping[str, Any], about: Mapping[str, str]) -> bytes:
         writer.write_table(table)
         writer.add_key_value_metadata({**about, SUM.decode(): BLANK.decode()})
     content = held.getvalue()
-    return sealed(content, _place(content))
+    return with_checksum(content, _place(content))
 
 
-def read(content: bytes) -> Any:
+def read_parquet(content: bytes) -> Any:
     """The file as pyarrow has it, every byte compared with the checksum first.
 
     Raises:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tracin.index.store.checksums import BLANK, refuse_changed, sealed
+from tracin.index.store.checksums import BLANK, refuse_changed, with_checksum
 from tracin.schema import Check, parsed
 
 FORMAT = 3
@@ -22,7 +22,7 @@ class OtherFormatError(ValueError):
 def written(content: Mapping[str, Any]) -> bytes:
     """The file of some fields; equal for equal ones."""
     text = json.dumps({"format": FORMAT, SUM: BLANK.decode(), **content}, indent=1) + "\n"
-    return sealed(text.encode(), text.index(BLANK.decode()))
+    return with_checksum(text.encode(), text.index(BLANK.decode()))
 
 
 def unsealed(content: bytes) -> dict[str, Any]:

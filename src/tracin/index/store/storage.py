@@ -82,7 +82,7 @@ class Storage(Protocol):
         ...
 
 
-def mark() -> str:
+def process_mark() -> str:
     """Names this process in its unfinished files: others, elsewhere, may write the same file."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 

@@ -16,10 +16,10 @@ from tracin.index.store.layout import (
     ROWS,
     SCALES,
     Column,
-    Layout,
+    FileLayout,
     damaged,
     new_file,
-    refuse_non_finite,
+    refuse_non_finite_columns,
 )
 from tracin.index.store.manifest import FILE, Manifest, Unit, refuse_other, short
 from tracin.index.store.manifest_file import (
@@ -166,8 +166,8 @@ class Store:
             return False
         return True
 
-    def _layout(self, unit: Unit) -> Layout:
-        return Layout(self._columns, unit.stop - unit.start, self.manifest.identity(unit))
+    def _layout(self, unit: Unit) -> FileLayout:
+        return FileLayout(self._columns, unit.stop - unit.start, self.manifest.identity(unit))
 
     def missing(self) -> list[Unit]:
         """The units that are still to be built, those with a file of another length too."""
@@ -218,7 +218,7 @@ class Store:
         for name, one in extra.items():
             tensors[name].copy_(one)
         with _naming(self._name(unit)):
-            refuse_non_finite(extra)
+            refuse_non_finite_columns(extra)
         layout.finish(content)
         self.place.write(unit.file, content)
 
@@ -252,7 +252,7 @@ class Store:
         content, layout = self._opened(unit, has_rows=False)
         return layout.tensors(content, has_rows=False)
 
-    def _opened(self, unit: Unit, *, has_rows: bool = True) -> tuple[memoryview, Layout]:
+    def _opened(self, unit: Unit, *, has_rows: bool = True) -> tuple[memoryview, FileLayout]:
         name, layout = self._name(unit), self._layout(unit)
         self._refuse_other_size(unit, layout)
         content = self.place.read(unit.file, 0, None if has_rows else layout.front)
@@ -260,7 +260,7 @@ class Store:
             if len(content) != (layout.size if has_rows else layout.front):
                 raise ValueError("it was truncated while it was read")
             layout.refuse_changed_columns(content)
-            refuse_non_finite(layout.tensors(content, has_rows=False))
+            refuse_non_finite_columns(layout.tensors(content, has_rows=False))
         return content, layout
 
     def refuse_missing(self) -> None:
@@ -272,7 +272,7 @@ class Store:
         for unit in self.missing():
             self._refuse_other_size(unit, self._layout(unit))
 
-    def _refuse_other_size(self, unit: Unit, layout: Layout) -> None:
+    def _refuse_other_size(self, unit: Unit, layout: FileLayout) -> None:
         name, size = self._name(unit), self.place.size(unit.file)
         if size is None:
             raise IndexingError(
@@ -368,7 +368,7 @@ class Store:
             raise ValueError(f"it was truncated: it has {len(content)} of {layout.size} bytes")
         layout.refuse_changed_columns(content)
         layout.refuse_changed_rows(content)
-        refuse_non_finite(layout.tensors(content))
+        refuse_non_finite_columns(layout.tensors(content))
 
 
 def _reopened(folder: str, manifest: Manifest) -> Store:
