@@ -24,14 +24,7 @@ def is_int(value: object, low: int | None = None, high: int | None = None) -> Ty
 def positive_int(value: Any, name: str, error: type[TracInError], also: str = "") -> int:
     """The value, if it is a whole number of at least 1.
 
-    Args:
-        value: What the caller passed.
-        name: What messages call it.
-        error: The type of error to raise.
-        also: What else the argument may be, such as "None"; checked by the caller.
-
-    Raises:
-        TracInError: It is something else.
+    `also` says what else the argument may be, such as "None"; the caller checks that.
 
     Example:
         >>> from tracin.errors import QueryError
@@ -58,9 +51,6 @@ def count_within(
         what: What k counts.
         way_out: What else helps, after a comma.
 
-    Raises:
-        TracInError: It is something else.
-
     Example:
         >>> from tracin.errors import QueryError
         >>> count_within(9, 4, "train holds 4 examples", QueryError)
@@ -81,15 +71,7 @@ def one_of(
 ) -> None:
     """Refuse a word that is not one of those allowed; the message lists them.
 
-    Args:
-        value: What the caller passed.
-        allowed: The words.
-        name: What messages call the argument.
-        error: The type of error to raise.
-        also: What else the argument may be, such as "None"; checked by the caller.
-
-    Raises:
-        TracInError: It is another word, or no text.
+    `also` is as in `positive_int`.
 
     Example:
         >>> from tracin.errors import QueryError

@@ -9,7 +9,15 @@ import typer
 
 from tracin import __version__
 from tracin.cli import index_commands
-from tracin.cli.index_commands import Address, EngineName, Workers, checked_folder, engine_of
+from tracin.cli.index_commands import (
+    Address,
+    EngineName,
+    RunFile,
+    Set,
+    Workers,
+    checked_folder,
+    engine_of,
+)
 from tracin.cli.keep import keep_of
 from tracin.cli.opened import Opened, opened_run
 from tracin.cli.results import check_writable, write
@@ -35,10 +43,6 @@ app = typer.Typer(
 
 app.add_typer(index_commands.app, name="index")
 
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="What 'tracin init' writes.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for this run.")
-]
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[
     str, typer.Option("--query", help="Positions in queries (in train if there are none): 3,17.")

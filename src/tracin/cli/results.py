@@ -13,11 +13,7 @@ from tracin.errors import RunFileError
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse, before hours of work, a folder that cannot take the result.
-
-    Raises:
-        RunFileError: It cannot be created or written to, or pyarrow is not installed.
-    """
+    """Refuse, before hours of work, a folder that cannot take the result."""
     if find_spec("pyarrow") is None:
         raise RunFileError(
             "Results are written as Parquet files, but pyarrow is not installed: "
@@ -47,16 +43,6 @@ def write(
 
     The settings carry the command's name too: a folder holds the results of several commands, and
     what one was made with must not be taken for another's.
-
-    Args:
-        folder: Where to write; created if missing.
-        save: Writes the table to a path.
-        settings: As they were used, defaults and overrides included.
-        command: The command's name.
-        arguments: Of the command line that are not settings, such as the queries.
-
-    Raises:
-        RunFileError: The folder cannot be written to.
     """
     from tracin.files import replacing
 

@@ -60,15 +60,7 @@ class Arrangement:
 
 
 def arrangement_of(collate: Callable[[int], Batch], name: str) -> Arrangement:
-    """What batches have in common.
-
-    Args:
-        collate: Makes a batch of so many examples.
-        name: What the data is called in errors.
-
-    Raises:
-        DataError: Tensors have the examples elsewhere than first, or there are no tensors.
-    """
+    """What batches have in common."""
     found = _Findings(name)
     found.compare([collate(count) for count in COUNTS], "")
     return found.arrangement()
@@ -155,11 +147,7 @@ def is_strided(tensor: Tensor | np.ndarray) -> bool:
 
 
 def checked(batch: Batch, examples: int, name: str) -> Batch:
-    """A batch in which every tensor with dimensions has so many examples first.
-
-    Raises:
-        DataError: One has not, or there is none.
-    """
+    """A batch in which every tensor with dimensions has so many examples first."""
     has_any = False
     for path, leaf in leaves(batch):
         if isinstance(leaf, Entries):

@@ -30,11 +30,7 @@ _TABLES = frozenset({"pandas", "polars", "pyarrow"})
 
 
 def checked_columns(columns: Batch, name: str) -> Batch:
-    """`columns`, each checked to have one entry per example.
-
-    Raises:
-        DataError: Columns disagree, or are nothing that can be cut into batches.
-    """
+    """`columns`, each checked to have one entry per example."""
     made = _columns(columns, _examples(columns), name, "")
     first: tuple[str, int] | None = None
     for path, leaf in leaves(made):

@@ -44,9 +44,6 @@ class Examples:
 
         Args:
             positions: positions in the data, not ids; a position may come more than once.
-
-        Raises:
-            DataError: a position that does not exist, none at all, or examples that do not stack.
         """
         chosen = [index(position) for position in positions]
         for position in chosen:
@@ -93,9 +90,6 @@ class Examples:
             stop: the position after the last, as in a slice; None is the end.
             as_views: give the user's own memory where that saves a copy: only for what is known
                 not to write into its batch.
-
-        Raises:
-            DataError: a size below 1, or examples that make no batch.
         """
         if size < 1:
             raise DataError(f"A batch holds at least one example, but size {size} was asked for.")

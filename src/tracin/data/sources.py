@@ -264,11 +264,7 @@ def _values(example: Any) -> list[Any]:
 
 
 def source_of(data: Any, name: str) -> ColumnSource | DatasetSource:
-    """Understand whatever a user passed as `data`.
-
-    Raises:
-        DataError: it is empty, ragged, shuffled, a stream, or no data at all.
-    """
+    """Understand whatever a user passed as `data`."""
     source = _understood(data, name)
     if len(source) == 0:
         raise DataError(f"{name} holds no examples, but at least one is needed.")

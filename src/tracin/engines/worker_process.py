@@ -69,11 +69,7 @@ class WorkerProcess:
         return self._submit(_close)
 
     def join(self) -> int | None:
-        """Wait until the process has ended, which it does once it has nothing to do.
-
-        Returns:
-            Its exit code.
-        """
+        """Wait until the process has ended, once it has nothing to do; returns its exit code."""
         self._pool.shutdown(cancel_futures=True)
         return None if self._process is None else self._process.exitcode
 
