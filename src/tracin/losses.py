@@ -427,14 +427,7 @@ def _require_classes(logits: Tensor, labels: Tensor) -> None:
 def _check_labels(
     labels: Tensor, classes: int, ignored: int | None, find: Callable[[Any], Tensor]
 ) -> None:
-    """Look at the values of the labels, in one transfer from the device.
-
-    Args:
-        labels: [examples, ...].
-        classes: How many there are.
-        ignored: The label of positions without a loss; None where each has one.
-        find: The labels of a batch, to find the example in another batch.
-    """
+    """Look at the values of the labels, in one transfer from the device."""
     # Inside vmap a tensor has no values to look at; the same labels are seen outside of it.
     if is_functorch_wrapped_tensor(labels) or labels.numel() == 0:
         return

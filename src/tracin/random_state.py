@@ -1,23 +1,20 @@
 """The state of all random generators at one moment, so that it can be compared or brought back."""
 
-import ctypes
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.random.mtrand import get_bit_generator
 
 from tracin.errors import CheckpointError
 
 PYTHON = struct.Struct("<i625I?d")  # version, words and place, whether a normal is left, which
 NUMPY = struct.Struct("<q?d")  # place, whether a normal is left, which
 MERSENNE = "MT19937"
-MEMORY = 625 * 4  # bytes: its words and its place
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,7 @@ class RandomState:
         )
 
     def restore(self) -> None:
-        """Make this the random state again.
-
-        Raises:
-            CheckpointError: It has states of more CUDA devices than there are here.
-        """
+        """Make this the random state again."""
         try:
             self._restore()
         except (ValueError, TypeError, RuntimeError, IndexError, struct.error) as error:
@@ -88,8 +81,6 @@ class RandomState:
             place, has_normal, normal = NUMPY.unpack(self.numpy[: NUMPY.size])
             key = np.frombuffer(self.numpy, "<u4", offset=NUMPY.size)
             np.random.set_state((MERSENNE, key, place, int(has_normal), normal))
-            # The same numbers may be to come, but with another normal left over.
-            _seen.memory = b""
 
     def _cuda_states(self) -> list[bytes]:
         """The states of the CUDA devices, one by one; all have the same size."""
@@ -100,17 +91,27 @@ class RandomState:
         return [states[place * size : (place + 1) * size] for place in range(count)]
 
 
+def random_state_restorer() -> Callable[[], None]:
+    """What makes the random state of this moment the random state again."""
+    state = RandomState.now()
+    other = None if state.numpy else np.random.get_state(legacy=False)  # of another kind
+
+    def restore() -> None:
+        state.restore()
+        if other is not None:
+            np.random.set_state(other)
+
+    return restore
+
+
 @contextmanager
 def same_random_state() -> Iterator[None]:
     """Leave the random states of Python, NumPy and torch as they were."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    restore = random_state_restorer()
     try:
-        with torch.random.fork_rng(devices=devices):
-            yield
+        yield
     finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        restore()
 
 
 def _cuda_now() -> bytes:
@@ -123,31 +124,11 @@ def _cuda_now() -> bytes:
 
 def _numpy_now() -> bytes:
     """The state of `np.random`'s functions, if it is of the usual kind."""
-    generator = get_bit_generator()
-    if not isinstance(generator, np.random.MT19937):
-        return b""
-    # NumPy takes longer to tell its state than all else here together, and it seldom changes: look
-    # at its memory first. That lacks the normal left over from a pair, so where one may be used up
-    # NumPy is asked; to gain one, numbers must be drawn, which the memory shows.
-    memory = ctypes.string_at(generator.ctypes.state_address, MEMORY)
-    if memory == _seen.memory and not _seen.has_normal:
-        return _seen.state
     state: Any = np.random.get_state(legacy=False)
+    if state["bit_generator"] != MERSENNE:
+        return b""
     head = NUMPY.pack(state["state"]["pos"], bool(state["has_gauss"]), state["gauss"])
-    held = head + state["state"]["key"].astype("<u4", copy=False).tobytes()
-    _seen.memory, _seen.has_normal, _seen.state = memory, bool(state["has_gauss"]), held
-    return held
-
-
-class _Seen:
-    """The state that NumPy reported last."""
-
-    memory = b""
-    has_normal = False
-    state = b""
-
-
-_seen = _Seen()
+    return head + state["state"]["key"].astype("<u4", copy=False).tobytes()
 
 
 def _tensor(state: bytes) -> torch.Tensor:

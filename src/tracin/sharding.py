@@ -65,10 +65,6 @@ def whole(model: Module) -> dict[str, Tensor]:
 
     They are the same objects in every pass. All ranks must call this together. Only one module's
     weights are whole at a time; the tensors are empty afterwards.
-
-    Raises:
-        UnsupportedModelError: A parameter is divided in another way than by `fully_shard` over all
-            ranks.
     """
     rest(model)
     divided = {n: p for n, p in model.named_parameters() if is_dtensor(p)}
@@ -140,12 +136,7 @@ def device_of(model: Module) -> torch.device:
 
 
 def over_ranks(values: Mapping[str, float], parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Sums over all parts of each parameter, of what this rank has found for its own part.
-
-    Args:
-        values: One number a parameter.
-        parameters: At least these parameters; if none is divided, the values are the sums.
-    """
+    """Sum one number per parameter over all of its parts; each rank gives what its own part has."""
     places = [p for p in parameters.values() if is_dtensor(p)]
     if not places:
         return dict(values)

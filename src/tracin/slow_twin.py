@@ -106,11 +106,6 @@ class SlowTwin:
     def own(self, batch: Batch, example: int, weights: Weights) -> Own:
         """The gradient of one example of a batch.
 
-        Args:
-            batch: Examples first; it is not written to.
-            example: Its position in the batch.
-            weights: What stands in the place of the model's.
-
         Raises:
             LossError: The loss is no single value.
             RuntimeError: The model cannot run with these weights; torch says why.

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.readers.safetensors import check_seal, unreadable, write_sealed
+from tracin.checkpoints.readers.safetensors import (
+    read_tensors,
+    refuse_other_file,
+    unreadable,
+    write_sealed,
+)
 from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
 
@@ -126,18 +130,18 @@ class OptimizerState:
         Raises:
             CheckpointError: The file is missing, truncated, damaged, or of another kind.
         """
-        check_seal(path, checksum)
+        if checksum:
+            refuse_other_file(path, checksum)
+        tensors, metadata = read_tensors(path)
         moments: dict[str, dict[str, Tensor]] = {}
+        for entry, value in tensors.items():
+            name, _, key = entry.rpartition("/")
+            moments.setdefault(name, {})[key] = value
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                kind, groups = metadata[KIND], json.loads(metadata[GROUPS])
-                for entry in file.keys():  # noqa: SIM118  # the file is not a mapping
-                    name, _, key = entry.rpartition("/")
-                    moments.setdefault(name, {})[key] = file.get_tensor(entry)
-                if not _are_groups(groups):
-                    raise ValueError("its groups are not those of an optimizer")
-        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+            kind, groups = metadata[KIND], json.loads(metadata[GROUPS])
+            if not _are_groups(groups):
+                raise ValueError("its groups are not those of an optimizer")
+        except (ValueError, KeyError, RecursionError) as error:
             raise unreadable(path, error) from error
         return cls(kind, tuple(groups), moments)
 

@@ -1,7 +1,7 @@
 """The state dict in a saved dict, under the names of the bare model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
 from tracin.errors import CheckpointError
-from tracin.plain_text import listed
+from tracin.plain_text import first_few, listed
 from tracin.wrappers import COMPILED
 
 Value = TypeVar("Value")
@@ -52,11 +52,7 @@ def without_wrappers(named: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def weights_within(content: Any, name: str) -> dict[str, Tensor]:
-    """The state dict in `content`, or `content` itself, without the prefixes of wrappers.
-
-    Raises:
-        CheckpointError: There is none, or several, or it holds something else than tensors.
-    """
+    """The state dict in `content`, or `content` itself, without the prefixes of wrappers."""
     if isinstance(content, Module):
         raise CheckpointError(f"{name} is a whole model: give its state dict, model.state_dict().")
     if not isinstance(content, Mapping):
@@ -86,11 +82,7 @@ def without_extra_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def state_dict_within(content: Mapping[Any, Any], name: str) -> Mapping[Any, Any]:
-    """The state dict under one of the usual keys, or `content` itself.
-
-    Raises:
-        CheckpointError: Several of these keys have one.
-    """
+    """The state dict under one of the usual keys, or `content` itself."""
     if holds_tensors(content.get(TRAINED_KEY)):
         return content[TRAINED_KEY]
     found = [key for key in STATE_KEYS if holds_tensors(content.get(key))]
@@ -126,12 +118,24 @@ def without_count(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: weights[key] for key in others} if others and is_average else weights
 
 
-def refuse_other_kinds(weights: Mapping[str, Tensor], name: str) -> None:
-    """Refuse tensors that are not plain numbers in memory.
+def refuse_other_shapes(
+    shapes: Iterable[tuple[str, Sequence[int], Sequence[int]]], name: str
+) -> None:
+    """Refuse tensors that differ in shape: (name, in the checkpoint, in the model)."""
+    differing = [
+        f"{key} is {list(theirs)} and not {list(ours)}"
+        for key, theirs, ours in shapes
+        if list(theirs) != list(ours)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{name} does not fit the model: {first_few(differing)}. Build the model as it was "
+            "when these weights were saved."
+        )
 
-    Raises:
-        CheckpointError: One is sparse, nested, quantised, without numbers or without a shape.
-    """
+
+def refuse_other_kinds(weights: Mapping[str, Tensor], name: str) -> None:
+    """Refuse tensors that are not plain numbers in memory."""
     for key, value in weights.items():
         if kind := other_kind(value):
             raise CheckpointError(

@@ -117,11 +117,6 @@ class RateLog:
 
     Attributes:
         last: The rate of each group in the last step; empty where none was taken.
-
-    Args:
-        model: The model, for its parameters' names.
-        optimizer: Its optimizer.
-        segments: What an earlier run has logged.
     """
 
     def __init__(
@@ -171,13 +166,7 @@ class RateLog:
 
 
 class TrainedNames:
-    """Collects the names of trained parameters, step by step; freezing later takes none away.
-
-    Args:
-        model: The model, for its parameters' names.
-        optimizer: Its optimizer.
-        names: What an earlier run has collected.
-    """
+    """Collects the names of trained parameters, step by step; freezing later takes none away."""
 
     def __init__(self, model: Module, optimizer: Optimizer, names: Iterable[str] = ()) -> None:
         self._model, self._optimizer = model, optimizer

@@ -49,9 +49,6 @@ class Hold:
         """Have the model for this thread; a thread may hold it several times.
 
         What another thread has taken by this very object is handed over.
-
-        Raises:
-            ModelInUseError: Another thread has it for as long as it likes, or waits for this one.
         """
         model = self._model()
         if model is None:
@@ -119,11 +116,7 @@ def queue() -> list[Hold]:
 
 @contextmanager
 def owned(model: Module, what: str, *, is_brief: bool = False) -> Iterator[None]:
-    """Have a model for a block; where it is the user's own and not brief, others are refused.
-
-    Raises:
-        ModelInUseError: Another thread has it for as long as it likes.
-    """
+    """Have a model for a block; where it is the user's own and not brief, others are refused."""
     hold = Hold(model, what, is_brief=is_brief)
     restoring = Restoring(hold.release)
     with restoring, restoring:

@@ -37,17 +37,7 @@ COMPARED_EVERY = 10
 
 @final
 class ScoreAccumulator:
-    """Shares out one step after the other.
-
-    Args:
-        trace: Where the scores are added up.
-        optimizer: Whose steps they are.
-        parameters: The parameters, and their values before the step.
-        raw: The gradients as the backward passes left them.
-        queries: The queries along the step.
-        paths: The amounts to add up.
-        ids: [train], to name an example by.
-    """
+    """Shares out one step after the other; `ids` name an example in errors."""
 
     def __init__(
         self,
@@ -71,16 +61,7 @@ class ScoreAccumulator:
         self._is_new = True
 
     def add(self, inputs: StepInputs, batches: list[MicroBatch]) -> None:
-        """Add a step that was just taken.
-
-        Args:
-            inputs: What it started from.
-            batches: Its micro-batches.
-
-        Raises:
-            NonFiniteError: An example's gradient, or a query's loss, is NaN or infinite.
-            OSError: The disk is full.
-        """
+        """Add a step that was just taken."""
         parts = self._parts(inputs, batches)
         rows = []
         for chunk in self._queries.chunks:

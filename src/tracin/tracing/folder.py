@@ -52,12 +52,7 @@ KEPT = 2  # saves; a crash between the user's own save and this one leaves one t
 
 @final
 class Tables:
-    """The tables of a trace that is being written; one writer per folder.
-
-    Raises:
-        TracingError: The folder holds another trace, another Tracer writes to it, or it cannot be
-            written to.
-    """
+    """The tables of a trace that is being written; one writer per folder."""
 
     def __init__(
         self, folder: str | Path, about: About, ids: np.ndarray, query_ids: np.ndarray
@@ -137,11 +132,7 @@ class Tables:
         return self._steps
 
     def reserve_step(self) -> None:
-        """Take the space of one more row of steps on the disk.
-
-        Raises:
-            OSError: The disk is full.
-        """
+        """Take the space of one more row of steps on the disk."""
         if missing := self.steps.missing:
             reserve(self.folder / STEPS, missing)
             self.steps.grown(missing)
@@ -210,11 +201,7 @@ class Tables:
 
 
 def open_saved(folder: Path, about: About, save: Save) -> dict[str, np.ndarray]:
-    """The tables of a save, memory-mapped; they stay readable when the save is deleted.
-
-    Raises:
-        TracingError: A table is missing, or has another length than it was saved with.
-    """
+    """The tables of a save, memory-mapped; they stay readable when the save is deleted."""
     return open_tables(folder, about, save, folder / SAVED / str(save.step))
 
 
@@ -230,11 +217,7 @@ def open_tables(folder: Path, about: About, save: Save, place: Path) -> dict[str
 
 
 def check_table(folder: Path, name: str, table: np.ndarray, save: Save) -> None:
-    """Compare a table with its checksum.
-
-    Raises:
-        TracingError: It is damaged.
-    """
+    """Compare a table with its checksum."""
     crc = 0
     if save.rows and table.size:
         step = max(1, (1 << 22) // table[:1].nbytes)
@@ -248,9 +231,6 @@ def reserve(path: Path, size: int) -> None:
     """Make a file at least so long, of zeros, and take the space on the disk now.
 
     A file with holes would end the process (SIGBUS) where a mapped page finds the disk full.
-
-    Raises:
-        OSError: The disk is full.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

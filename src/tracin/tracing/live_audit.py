@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tracin.checkpoints import untouched
 from tracin.data import Examples, move
 from tracin.data.batches import leaves as leaves_of
 from tracin.errors import TracingError, TracingWarning
@@ -31,6 +30,7 @@ from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.watch import FunctionWatch
+from tracin.guards import untouched, use_eval
 from tracin.plain_text import listed
 from tracin.precision import lowest_precision
 from tracin.random_state import same_random_state
@@ -43,10 +43,7 @@ from tracin.tracing.model_calls import Run, captured_calls, repeated_calls, repe
 class LiveAudit:
     """Audits traced steps 1, 2, 4, 8, ...; warns once where one cannot be audited.
 
-    Args:
-        model: The model that is trained.
-        compute: The queries' per-example loss.
-        train: The training examples.
+    `compute` is the queries' per-example loss.
     """
 
     def __init__(self, model: Module, compute: Compute, train: Examples) -> None:
@@ -55,12 +52,7 @@ class LiveAudit:
 
     @contextmanager
     def capturing(self, batch: MicroBatch, traced_steps: int) -> Iterator[None]:
-        """Keep the calls of a forward pass where the step is to be audited.
-
-        Args:
-            batch: Whose forward pass it is.
-            traced_steps: How many steps were traced before this one.
-        """
+        """Keep the calls of a forward pass where the step is to be audited."""
         count = traced_steps + 1
         if count & (count - 1):
             yield
@@ -70,11 +62,7 @@ class LiveAudit:
             yield
 
     def check(self, batch: MicroBatch, reader: ShareReader, step: int) -> None:
-        """Measure that each example's share is its own, before the step is taken.
-
-        Raises:
-            TracingError: Examples have shares of others.
-        """
+        """Measure that each example's share is its own, before the step is taken."""
         if batch.calls is None:
             return
         inputs = self._model, reader.parameters, reader.trial, len(batch)
@@ -127,14 +115,7 @@ def gaps(
 ) -> dict[str, float] | None:
     """The parameters whose shares are not what autograd says, with their relative gap.
 
-    Args:
-        model: The model.
-        parameters: Those that are traced.
-        trial: What each call does with them.
-        examples: How many the batch has.
-        run: What is computed.
-        seed: Of the random factors and output gradients.
-        is_eval: Whether the whole model is in eval mode, and not BatchNorm alone.
+    BatchNorm runs in eval mode in any case, the rest of the model if `is_eval`.
 
     Returns:
         None where no output has a dimension of examples, so nothing was compared.
@@ -208,9 +189,9 @@ def _shadow(model: Module, *, is_eval: bool) -> Iterator[None]:
         stack.enter_context(untouched(model))
         stack.enter_context(buffers_kept(model))
         stack.enter_context(torch.enable_grad())
-        for module in model.modules():
-            if is_eval or isinstance(module, _BatchNorm):
-                module.training = False
+        batch_norms = [one for one in model.modules() if isinstance(one, _BatchNorm)]
+        for module in [model] if is_eval else batch_norms:
+            use_eval(module)
         yield
 
 

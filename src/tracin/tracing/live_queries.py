@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.checkpoints import untouched
 from tracin.data import Batch, Examples, content_of, copied, move
 from tracin.data.batches import leaves
 from tracin.errors import DeviceError, NonFiniteError
@@ -18,6 +17,7 @@ from tracin.gradients import Gradients, until_settled
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense, PerExampleGradient, ProductCache, as_query, pairs
+from tracin.guards import untouched, use_eval
 from tracin.random_state import same_random_state
 
 # Numbers of scaled query gradients written out at once: 256 MB in float32.
@@ -99,14 +99,7 @@ def _scaled_products(form: PerExampleGradient, query: PerExampleGradient, scale:
 
 @final
 class LiveQueries:
-    """All queries of a trace, in chunks that are held one at a time.
-
-    Args:
-        model: The model that is trained; its mode, grads and random state are left as they are.
-        compute: The per-example loss.
-        queries: The queries; None for none at all.
-        at_once: How many are held at once; None for all of them.
-    """
+    """All queries of a trace, in chunks that are held one at a time."""
 
     def __init__(
         self, model: Module, compute: Compute, queries: Examples | None, at_once: int | None
@@ -133,11 +126,7 @@ class LiveQueries:
                 self._gradients.check(batch)
 
     def gradients(self, chunk: range) -> LiveQueryGradients:
-        """Gradients and losses at the weights in place.
-
-        Raises:
-            NonFiniteError: A loss is NaN or infinite.
-        """
+        """Gradients and losses at the weights in place."""
         if self._gradients is None:
             raise RuntimeError("gradients before select")
         gradients, forms = self._gradients, dict[str, list[tuple[int, PerExampleGradient]]]()
@@ -201,7 +190,5 @@ class LiveQueries:
     @contextmanager
     def _in_eval(self) -> Iterator[None]:
         with untouched(self._model):
-            for module in self._model.modules():
-                # Not through eval(): some layers override it to fold weights into others.
-                module.training = False
+            use_eval(self._model)
             yield

@@ -215,12 +215,9 @@ def _gradients(
 
 
 def _solved(parts: Sequence[_Part], ids: Any, likely: Sequence[float]) -> Tensor:
-    """One weight for all where that fits, else one per example.
+    """One weight for all where that fits, else one per example; `ids` are [examples].
 
-    Args:
-        parts: The gradients.
-        ids: [examples].
-        likely: Weights that are meant exactly where one comes close: those of a sum and a mean.
+    A weight close to one of the `likely` ones, those of a sum and a mean, is taken to be it.
     """
     inner = torch.stack([_inner(part.arrived, part.own) for part in parts]).sum(0)
     squares = torch.stack([_inner(part.own, part.own) for part in parts]).sum(0)

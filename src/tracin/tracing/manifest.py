@@ -121,11 +121,7 @@ def tables_of(about: About) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
 
 
 def read_about(folder: Path) -> About:
-    """What the trace in a folder is of.
-
-    Raises:
-        TracingError: There is none, it is damaged, or another release wrote it.
-    """
+    """What the trace in a folder is of."""
     if not (folder / ABOUT).is_file():
         raise TracingError(f"{folder} holds no trace ({ABOUT}). Give the folder of a Tracer.")
     content = read_sealed(folder / ABOUT, FORMAT, TracingError)
@@ -153,11 +149,7 @@ def read_about(folder: Path) -> About:
 
 
 def read_trace_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of training examples and queries.
-
-    Raises:
-        TracingError: They are damaged.
-    """
+    """The ids of training examples and queries."""
     content = read_sealed(folder / IDS, FORMAT, TracingError)
     try:
         train, queries = checked_fields(content, train=list, queries=list)
@@ -171,11 +163,7 @@ def read_trace_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_saves(folder: Path, about: About) -> list[Save]:
-    """What was saved in a folder, oldest first.
-
-    Raises:
-        TracingError: A save is damaged.
-    """
+    """What was saved in a folder, oldest first."""
     found = []
     for file in (folder / SAVED).glob(f"[0-9]*/{SAVE}"):
         content = read_sealed(file, FORMAT, TracingError)
@@ -215,11 +203,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def refuse_other_trace(there: About, here: About, folder: Path) -> None:
-    """A run is resumed with what it was begun with.
-
-    Raises:
-        TracingError: It is not; the message names what changed.
-    """
+    """A run is resumed with what it was begun with."""
     labels = {
         "train": "number of training examples",
         "train_ids": "training ids",

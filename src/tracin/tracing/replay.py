@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints import Checkpoint, Visits, bare_name, loaded, open_checkpoints, untouched
+from tracin.checkpoints import Checkpoint, Visits, bare_name, loaded, open_checkpoints
 from tracin.checkpoints.step_log import StepLog
 from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning
-from tracin.guards import owned
+from tracin.guards import owned, untouched
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.progress import bar
 from tracin.results.table import aligned
@@ -339,11 +339,7 @@ class ReplayStep:
 
 
 def _log_of(checkpoints: Sequence[Checkpoint]) -> StepLog:
-    """The step log that a record's checkpoints share.
-
-    Raises:
-        TracingError: There is none.
-    """
+    """The step log that a record's checkpoints share."""
     log = checkpoints[0].log
     if log is None:
         raise TracingError(

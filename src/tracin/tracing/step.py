@@ -35,13 +35,7 @@ class StepInputs:
     def of(
         cls, optimizer: Optimizer, traced: Mapping[str, Tensor], *, is_overwriting: bool
     ) -> "StepInputs":
-        """Read them just before the step.
-
-        Args:
-            optimizer: Whose step it is.
-            traced: The parameters whose gradients are shared out.
-            is_overwriting: Whether the step may write into its gradients.
-        """
+        """Read them just before the step."""
         unscale = getattr(optimizer, "grad_scale", None)  # fused optimizers divide on their own
         is_copied = is_overwriting or unscale is not None
         names = {id(parameter): name for name, parameter in traced.items()}

@@ -125,9 +125,6 @@ class StepWriter:
         paths: Whose parts are noted.
         rows: How many rows of the file count; what a broken run noted after them, training repeats.
         checksum: That of these rows.
-
-    Raises:
-        TracingError: The rows are not there, or damaged.
     """
 
     def __init__(

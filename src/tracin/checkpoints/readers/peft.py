@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.checkpoints.readers.safetensors import read_safetensors
-from tracin.checkpoints.readers.torch import read_torch
-from tracin.checkpoints.state_dict import bare_name, weights_within
+from tracin.checkpoints.readers.weight_file import read_weight_file
+from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
 from tracin.plain_text import listed
 
@@ -44,10 +43,6 @@ def adapter_weights(
         folder: The checkpoint's folder, in which adapters not called "default" have their own.
         weights: What the folder's own file holds.
         name: What messages call the checkpoint.
-
-    Raises:
-        CheckpointError: The model has no adapter, none that can be trained, or another one; or
-            what was saved does not tell what was trained.
     """
     found = holder_of(model)
     if found is None:
@@ -78,7 +73,7 @@ def adapter_weights(
                 f"it holds {listed(held_names)}. Freeze the adapters that were not trained, or "
                 "give the folder of those that were."
             )
-        held = read_adapter(inner[adapter]) if adapter in inner else weights
+        held = read_weight_file(inner[adapter]) if adapter in inner else weights
         refuse_computed(holder, adapter, held, live, name)
         result |= {
             prefix + live[bare_name(key)] if bare_name(key) in live else key: values
@@ -91,13 +86,6 @@ def inner_adapters(folder: Path) -> dict[str, Path]:
     """The adapters that have a folder of their own: name -> file."""
     found = {inner.name: adapter_file(inner) for inner in sorted(folder.iterdir())}
     return {name: file for name, file in found.items() if file is not None}
-
-
-def read_adapter(file: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter's file."""
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
-    return weights_within(read_torch(file), str(file))
 
 
 def holder_of(model: Module) -> tuple[str, Any] | None:

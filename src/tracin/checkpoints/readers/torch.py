@@ -39,11 +39,7 @@ BLOCK = 1 << 20
 
 
 def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote, tensors on the CPU, in memory that the file does not share.
-
-    Raises:
-        CheckpointError: The file holds code, is truncated, damaged, or of another kind.
-    """
+    """What `torch.save` wrote, tensors on the CPU, in memory that the file does not share."""
     warn_of_old_torch(path)
     content = unpickled(path, "cpu")
     refuse_other_checksums(path, stamp_of([path]))
@@ -51,11 +47,7 @@ def read_torch(path: Path) -> Any:
 
 
 def look_into(path: Path) -> Any:
-    """What `torch.save` wrote, with the shapes of tensors alone.
-
-    Raises:
-        CheckpointError: The file holds code, is truncated, damaged, or of another kind.
-    """
+    """What `torch.save` wrote, with the shapes of tensors alone."""
     warn_of_old_torch(path)
     return unpickled(path, "meta")
 
@@ -225,12 +217,7 @@ def item_size(kind: Any) -> int:
 
 
 def refuse_unsound(path: Path) -> None:
-    """Refuse a file of `torch.save` whose storages are compressed, cut short, or absurdly large.
-
-    Raises:
-        CheckpointError: So it is.
-        Exception: Whatever the pickle or zip module stumbles over in a damaged file.
-    """
+    """Refuse a file of `torch.save` whose storages are compressed, cut short, or absurdly large."""
     if not zipfile.is_zipfile(path):
         refuse_cut(path, legacy_storages(path), path.stat().st_size)
         return
@@ -306,11 +293,7 @@ def cut(path: Path, needed: str, held: int | None) -> CheckpointError:
 
 @lru_cache(maxsize=256)
 def refuse_other_checksums(path: Path, stamp: Stamp) -> None:
-    """Compare every record of an archive with its CRC-32, once for each version of a file.
-
-    Raises:
-        CheckpointError: One differs.
-    """
+    """Compare every record of an archive with its CRC-32, once for each version of a file."""
     if not zipfile.is_zipfile(path):
         return  # from before torch 1.6: without checksums
     with zipfile.ZipFile(path) as archive:
