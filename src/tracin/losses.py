@@ -271,9 +271,9 @@ def next_tokens(batch: Any) -> Tensor:
     if mask is None:
         return following
     _require_alike(mask, "attention_mask", tokens)
-    kept = mask != 0
-    kept = kept & F.pad(kept[:, 1:], (0, 1), value=False)
-    return torch.where(kept, following, IGNORED)
+    is_attended = mask != 0
+    is_attended = is_attended & F.pad(is_attended[:, 1:], (0, 1), value=False)
+    return torch.where(is_attended, following, IGNORED)
 
 
 def _called(model: Module, batch: Any, name: str) -> tuple[Any, Tensor]:
@@ -366,19 +366,19 @@ def _label_tensor(labels: Any, name: str) -> Tensor:
 
 def _logits(output: Any, name: str) -> Tensor:
     if isinstance(output, Tensor):
-        found: Any = output
+        logits: Any = output
     elif isinstance(output, Mapping) and "logits" in output:
-        found = output["logits"]
+        logits = output["logits"]
     else:
-        found = getattr(output, "logits", None)
-    if not isinstance(found, Tensor):
+        logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
         raise LossError(
             f"{name} needs a model whose output is a tensor, or has one as .logits, but "
             f"{a_kind(output)} came. Pass a function loss(model, batch) that takes what it "
             "needs from the output and gives one value an example."
         )
     # Half precision would leave a loss three digits; transformers widens its logits, too.
-    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _require_integers(labels: Tensor, name: str) -> None:
@@ -435,10 +435,10 @@ def _check_labels(
         low, high = torch.stack(torch.aminmax(labels)).tolist()
         fewest = 1
     else:
-        kept = labels != ignored
-        seen = torch.aminmax(torch.where(kept, labels, 0))
-        fewest_kept = kept.flatten(1).sum(1).min()
-        low, high, fewest = torch.stack([*seen, fewest_kept]).tolist()
+        is_scored = labels != ignored
+        extremes = torch.aminmax(torch.where(is_scored, labels, 0))
+        fewest_scored = is_scored.flatten(1).sum(1).min()
+        low, high, fewest = torch.stack([*extremes, fewest_scored]).tolist()
     if low < 0 or high >= classes:
         raise _outside(labels, classes, ignored, find)
     if fewest == 0:
@@ -502,8 +502,8 @@ def noting_unlabelled() -> Iterator[list[Callable[[Any], list[int]]]]:
 
 def _rows_without(batch: Any, *, find: Callable[[Any], Tensor]) -> list[int]:
     """The rows of a batch that have no label to score."""
-    kept = find(batch) != IGNORED
-    return (~kept.flatten(1).any(1)).nonzero()[:, 0].tolist()
+    is_scored = find(batch) != IGNORED
+    return (~is_scored.flatten(1).any(1)).nonzero()[:, 0].tolist()
 
 
 def unlabelled_warning(examples: str) -> str:

@@ -122,22 +122,22 @@ def lowest_precision(losses: Tensor) -> Precision:
 
 def lowest(precisions: Iterable[Precision], device: torch.device) -> Precision:
     """The lowest of some precisions, where float32 is what its products are on `device`."""
-    found = max(precisions, key=_EXACT_FIRST.index)
-    return precision_of_products(device) if found is FLOAT32 else found
+    precision = max(precisions, key=_EXACT_FIRST.index)
+    return precision_of_products(device) if precision is FLOAT32 else precision
 
 
 def _dtypes(losses: Tensor) -> set[torch.dtype]:
     """The kinds of numbers in the graph of the losses."""
-    found = {losses.dtype}
+    dtypes = {losses.dtype}
     seen, nodes = set(), [losses.grad_fn]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        found.update(graph_dtypes(node))
+        dtypes.update(graph_dtypes(node))
         nodes.extend(following for following, _ in node.next_functions)
-    return found
+    return dtypes
 
 
 def precision_of_products(device: torch.device) -> Precision:

@@ -179,17 +179,17 @@ def joined(part: Tensor, count: int, device: torch.device) -> Tensor:
     sent = part.to(device).contiguous()
     parts = [torch.empty_like(sent) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, sent)
-    found = part.new_empty(count, *part.shape[1:])
+    rows = part.new_empty(count, *part.shape[1:])
     for start, one in zip(starts_of(count), parts, strict=True):
-        found[start : start + len(one)] = one.to(found.device)
-    return found
+        rows[start : start + len(one)] = one.to(rows.device)
+    return rows
 
 
 def each_says(value: T) -> Sequence[T]:
     """What every rank says, by rank: the same list on all of them."""
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def is_first() -> bool:
@@ -210,15 +210,15 @@ def by_first(do: Callable[[], T]) -> T:
             answer = do()
         except Exception as error:
             failure = error
-    said = [answer, failure and f"{type(failure).__name__}: {failure}"]
-    distributed.broadcast_object_list(said, src=0)
+    message = [answer, failure and f"{type(failure).__name__}: {failure}"]
+    distributed.broadcast_object_list(message, src=0)
     if failure is not None:
         raise failure
-    if said[1] is not None:
+    if message[1] is not None:
         raise IndexingError(
-            f"Rank 0 could not do its part, so no rank can go on. It said:\n{said[1]}"
+            f"Rank 0 could not do its part, so no rank can go on. It said:\n{message[1]}"
         )
-    return said[0]  # type: ignore[return-value]
+    return message[0]  # type: ignore[return-value]
 
 
 def led(lead: Callable[[Callable[..., T]], R], follow: Callable[..., T]) -> R:
@@ -252,9 +252,9 @@ def led(lead: Callable[[Callable[..., T]], R], follow: Callable[..., T]) -> R:
 
 
 def _told() -> Any:
-    heard: list[Any] = [None]
-    distributed.broadcast_object_list(heard, src=0)
-    return heard[0]
+    message: list[Any] = [None]
+    distributed.broadcast_object_list(message, src=0)
+    return message[0]
 
 
 def _nothing() -> Any:

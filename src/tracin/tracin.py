@@ -150,14 +150,15 @@ class TracIn(Run):
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             CoupledExamplesError: An example's loss depends on the rest of its batch.
         """
-        examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
-        total = torch.zeros(len(examples), len(asked), dtype=score_dtype(self))
+        examples = open_data(self, train, "train")
+        query_set = open_examples(queries, name="queries")
+        total = torch.zeros(len(examples), len(query_set), dtype=score_dtype(self))
         walk = checkpoint_pass(self)
-        for span in query_spans(self, len(asked)):
+        for span in query_spans(self, len(query_set)):
             steps = walk.steps(
                 examples,
                 range(len(examples)),
-                ScoreRequest(asked, span),
+                ScoreRequest(query_set, span),
                 checked_size(batch_size),
                 progress,
                 "influence",
@@ -203,12 +204,13 @@ class TracIn(Run):
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             LossError: drop_misclassified without a loss that tells classes apart.
         """
-        examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
+        examples = open_data(self, train, "train")
+        query_set = open_examples(queries, name="queries")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
         count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
         walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
-        spans = [range(len(asked))] if group else query_spans(self, len(asked))
+        spans = [range(len(query_set))] if group else query_spans(self, len(query_set))
         rankings = []
         for span in spans:
             width = 1 if group else len(span)
@@ -217,14 +219,14 @@ class TracIn(Run):
             for start in range(0, len(examples), step):
                 block = range(start, min(start + step, len(examples)))
                 ranking.open(block, width, len(self.checkpoints), score_dtype(self))
-                question = ScoreRequest(asked, span, bool(group), norms=normalise == "cosine")
+                question = ScoreRequest(query_set, span, bool(group), norms=normalise == "cosine")
                 for each in walk.steps(
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):
-                    ranking.take(each, 1 / len(asked) if group == "mean" else 1.0)
+                    ranking.take(each, 1 / len(query_set) if group == "mean" else 1.0)
                 ranking.close()
             rankings.append(ranking)
-        ids = np.array([f"{group} of {len(asked)}"]) if group else asked.ids
+        ids = np.array([f"{group} of {len(query_set)}"]) if group else query_set.ids
         names = tuple(checkpoint.name for checkpoint in self.checkpoints)
         return Explanations(
             ids,

@@ -68,14 +68,14 @@ def averages(averaged: Module) -> dict[str, Tensor]:
 
 def tensors(model: Module) -> dict[str, Tensor]:
     """A model's state dict, without the extra state of modules (`get_extra_state`)."""
-    held: Mapping[str, Any] = without_extra_state(model.state_dict())
-    others = [key for key, value in held.items() if not isinstance(value, Tensor)]
+    state: Mapping[str, Any] = without_extra_state(model.state_dict())
+    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(
             f"Only tensors can be saved, but the model's state dict holds {listed(others)}. "
             "Keep such state outside of the model."
         )
-    return held
+    return state
 
 
 def refuse_other_averages(model: Module, averaged: Module) -> None:

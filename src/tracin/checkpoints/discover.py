@@ -150,19 +150,19 @@ def completed(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with what its file says wherever the caller said nothing."""
     if not isinstance(checkpoint.source, Path) or checkpoint.log is not None:
         return checkpoint
-    found = at_path(checkpoint.source)
+    recorded = at_path(checkpoint.source)
     rate = checkpoint.learning_rate
     return replace(
         checkpoint,
-        learning_rate=found.learning_rate if rate is None else rate,
-        step=found.step if checkpoint.step is None else checkpoint.step,
-        log=found.log,
-        no_rate=found.no_rate,
-        loss=found.loss if checkpoint.loss is None else checkpoint.loss,
-        optimizer_path=checkpoint.optimizer_path or found.optimizer_path,
-        trained=checkpoint.trained or found.trained,
-        checksum=checkpoint.checksum or found.checksum,
-        optimizer_checksum=checkpoint.optimizer_checksum or found.optimizer_checksum,
+        learning_rate=recorded.learning_rate if rate is None else rate,
+        step=recorded.step if checkpoint.step is None else checkpoint.step,
+        log=recorded.log,
+        no_rate=recorded.no_rate,
+        loss=recorded.loss if checkpoint.loss is None else checkpoint.loss,
+        optimizer_path=checkpoint.optimizer_path or recorded.optimizer_path,
+        trained=checkpoint.trained or recorded.trained,
+        checksum=checkpoint.checksum or recorded.checksum,
+        optimizer_checksum=checkpoint.optimizer_checksum or recorded.optimizer_checksum,
     )
 
 
@@ -237,9 +237,9 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
 def not_one(given: Any) -> CheckpointError:
     """The error for something that is not a checkpoint."""
     is_short = number(given) is not None or given is None
-    held = repr(given) if is_short else a_kind(given)
+    shown = repr(given) if is_short else a_kind(given)
     hint = " For a model, pass model.state_dict()." if isinstance(given, Module) else ""
     return CheckpointError(
         "Checkpoints are a folder, a glob, or a list of paths, state dicts or tracin.Checkpoint; "
-        f"{held} was given.{hint}"
+        f"{shown} was given.{hint}"
     )

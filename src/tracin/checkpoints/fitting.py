@@ -40,9 +40,9 @@ def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> O
 
 def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
     """Refuse an optimizer that lacks a trainable parameter, whose rate would be unknown."""
-    held = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    optimized = {id(one) for group in optimizer.param_groups for one in group["params"]}
     trainable = {name: id(one) for name, one in model.named_parameters() if one.requires_grad}
-    missing = [name for name, key in trainable.items() if key not in held]
+    missing = [name for name, key in trainable.items() if key not in optimized]
     if missing:
         raise CheckpointError(
             "The optimizer must hold every trainable parameter of the model; "

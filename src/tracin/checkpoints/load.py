@@ -100,18 +100,18 @@ def exchanged_parts(
     else:
         is_saved = path is not None and is_saved_pretrained(path)
         weights = under_live_names(model, places, weights, name, is_saved)
-    found = fitted(places, weights, name)
+    matches = fitted(places, weights, name)
     pairs = [
         (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
-        for key, tensor, values in found
+        for key, tensor, values in matches
         if not is_dtensor(tensor)
     ]
     parts = [
         (local(tensor), placed(own(values, tensor), local(tensor), None, True, f"{name}: {key}"))
-        for key, tensor, values in found
+        for key, tensor, values in matches
         if is_dtensor(tensor)
     ]
-    covered = {id(tensor) for _, tensor, _ in found}
+    covered = {id(tensor) for _, tensor, _ in matches}
     # What an adapter leaves alone comes along to another device, and is not copied on its own.
     pairs += [
         (parameter, parameter.detach().to(device))

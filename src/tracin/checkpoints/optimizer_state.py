@@ -48,8 +48,8 @@ class OptimizerState:
             CheckpointError: A parameter in the optimizer is not the model's.
         """
         names = {id(parameter): bare_name(name) for name, parameter in model.named_parameters()}
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        strangers = sum(id(parameter) not in names for parameter in held)
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        strangers = sum(id(parameter) not in names for parameter in parameters)
         if strangers:
             raise CheckpointError(
                 f"The optimizer holds {strangers} parameters that are not the model's, so its "
@@ -68,10 +68,10 @@ class OptimizerState:
                 for key, value in optimizer.state.get(parameter, {}).items()
                 if value is not None
             }
-            for parameter in held
+            for parameter in parameters
         }
         return cls(
-            type(optimizer).__name__, groups, {n: kept for n, kept in moments.items() if kept}
+            type(optimizer).__name__, groups, {n: values for n, values in moments.items() if values}
         )
 
     def restore(self, model: Module, optimizer: Optimizer) -> None:
@@ -97,12 +97,12 @@ class OptimizerState:
             group.update(
                 {key: _lists_as(group.get(key), saved[key]) for key in saved if key != PARAMETERS}
             )
-        for name, kept in self.moments.items():
+        for name, values in self.moments.items():
             parameter = named[name]
             optimizer.state[parameter] = {
                 # Steps stay where torch keeps them: on the CPU unless the optimizer is fused.
                 key: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
-                for key, value in kept.items()
+                for key, value in values.items()
             }
 
     def write(self, path: Path) -> str:
@@ -113,8 +113,8 @@ class OptimizerState:
         """
         tensors = {
             f"{name}/{key}": value
-            for name, kept in self.moments.items()
-            for key, value in kept.items()
+            for name, values in self.moments.items()
+            for key, value in values.items()
         }
         metadata = {"format": "pt", KIND: self.kind, GROUPS: json.dumps(self.groups)}
         return write_sealed(tensors, path, metadata)

@@ -41,8 +41,8 @@ def bare_name(name: str) -> str:
     >>> bare_name("module._orig_mod.encoder._orig_mod.weight")
     'encoder.weight'
     """
-    kept = ".".join(part for part in name.split(".") if part != COMPILED)
-    return WRAPPED.sub("", kept, count=1)
+    bare = ".".join(part for part in name.split(".") if part != COMPILED)
+    return WRAPPED.sub("", bare, count=1)
 
 
 def without_wrappers(named: Mapping[str, Value]) -> dict[str, Value]:
@@ -64,10 +64,10 @@ def weights_within(content: Any, name: str) -> dict[str, Tensor]:
     weights = {str(key): value for key, value in without_extra_state(inner).items()}
     others = [key for key, value in weights.items() if not isinstance(value, Tensor)]
     if others or not weights:
-        held = f"holds {listed(others)}, no tensor" if others else "is empty"
+        problem = f"holds {listed(others)}, no tensor" if others else "is empty"
         raise CheckpointError(
             f"{name} must hold a state dict (parameter name -> tensor), by itself or under "
-            f"{listed(STATE_KEYS, most=9)}, but it {held}. {way_out(content, name)}"
+            f"{listed(STATE_KEYS, most=9)}, but it {problem}. {way_out(content, name)}"
         )
     return without_wrappers(without_count(weights))
 
@@ -85,23 +85,23 @@ def state_dict_within(content: Mapping[Any, Any], name: str) -> Mapping[Any, Any
     """The state dict under one of the usual keys, or `content` itself."""
     if holds_tensors(content.get(TRAINED_KEY)):
         return content[TRAINED_KEY]
-    found = [key for key in STATE_KEYS if holds_tensors(content.get(key))]
-    if len(found) > 1:
+    keys = [key for key in STATE_KEYS if holds_tensors(content.get(key))]
+    if len(keys) > 1:
         raise CheckpointError(
-            f"{name} holds a state dict under each of {listed(found)}. Give the one that was "
-            f"trained: torch.load(path, weights_only=True)[{found[0]!r}]."
+            f"{name} holds a state dict under each of {listed(keys)}. Give the one that was "
+            f"trained: torch.load(path, weights_only=True)[{keys[0]!r}]."
         )
     empty = [key for key in STATE_KEYS if isinstance(content.get(key), Mapping)]
-    return content[(found or empty)[0]] if found or empty else content
+    return content[(keys or empty)[0]] if keys or empty else content
 
 
 def way_out(content: Mapping[Any, Any], name: str) -> str:
     """What to give instead of a dict without a state dict."""
-    found = [str(key) for key, value in content.items() if holds_tensors(value)]
-    if found:
+    keys = [str(key) for key, value in content.items() if holds_tensors(value)]
+    if keys:
         return (
-            f"There are state dicts under {listed(found)}: give the one that was trained, "
-            f"torch.load(path, weights_only=True)[{found[0]!r}]."
+            f"There are state dicts under {listed(keys)}: give the one that was trained, "
+            f"torch.load(path, weights_only=True)[{keys[0]!r}]."
         )
     return "Save model.state_dict()."
 

@@ -175,12 +175,12 @@ class TrainedNames:
 
     def look(self) -> None:
         """Add what is trained now; cheap where nothing changed."""
-        held = [one for group in self._optimizer.param_groups for one in group["params"]]
-        flags = [one.requires_grad for one in held]
+        parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
+        flags = [one.requires_grad for one in parameters]
         if flags == self._flags:
             return
         self._flags = flags
-        trained = {id(one) for one, flag in zip(held, flags, strict=True) if flag}
+        trained = {id(one) for one, flag in zip(parameters, flags, strict=True) if flag}
         self._names |= {
             bare_name(name)
             for name, one in self._model.named_parameters(remove_duplicate=False)

@@ -44,18 +44,18 @@ def build(
 
     read_settings(run, sets or [])  # a mistake is reported before torch is imported
     chosen = engine_of(engine, workers, address)
-    found = opened_run(run, sets, None)
-    options = found.settings.index
+    opened = opened_run(run, sets, None)
+    options = opened.settings.index
     from tracin.sketches import Projection
 
-    index = found.tracer.index(
-        found.task.train,
+    index = opened.tracer.index(
+        opened.task.train,
         index_folder(run, options.folder),
         Projection(options.dim, options.seed, options.split),
         number_format=options.number_format,
         shard_size=options.shard_size,
         engine=chosen,
-        batch_size=found.settings.tracin.batch_size,
+        batch_size=opened.settings.tracin.batch_size,
     )
     typer.echo(str(index))
 

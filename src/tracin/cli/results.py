@@ -20,11 +20,11 @@ def check_writable(folder: Path) -> None:
             "pip install 'tracin[cli]'."
         )
     _check_name(folder)
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise RunFileError(f"{folder} cannot be written to: {there} is a file, not a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RunFileError(f"{folder} cannot be written to: {there} does not allow it.")
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not existing.is_dir():
+        raise RunFileError(f"{folder} cannot be written to: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunFileError(f"{folder} cannot be written to: {existing} does not allow it.")
 
 
 def _check_name(folder: Path) -> None:

@@ -61,9 +61,9 @@ class Arrangement:
 
 def arrangement_of(collate: Callable[[int], Batch], name: str) -> Arrangement:
     """What batches have in common."""
-    found = _Findings(name)
-    found.compare([collate(count) for count in COUNTS], "")
-    return found.arrangement()
+    findings = _Findings(name)
+    findings.compare([collate(count) for count in COUNTS], "")
+    return findings.arrangement()
 
 
 @dataclass
@@ -203,8 +203,8 @@ def _holds_tensors(value: object) -> bool:
         return any(map(_holds_tensors, value.values()))
     if isinstance(value, list | tuple):
         return any(map(_holds_tensors, value))
-    held = getattr(value, "__dict__", None) or {}
-    return any(isinstance(each, Tensor) for each in held.values())
+    attributes = getattr(value, "__dict__", None) or {}
+    return any(isinstance(each, Tensor) for each in attributes.values())
 
 
 def _described(value: object) -> str:

@@ -128,8 +128,8 @@ def _is_listed(columns: Any, examples: int | None, name: str, path: str) -> bool
 
 def _examples(columns: Any) -> int | None:
     """How many examples the first tensor that is in no list, or else the first tensor, has."""
-    found = next(_sizes(columns, in_lists=False), None)
-    return next(_sizes(columns, in_lists=True), None) if found is None else found
+    examples = next(_sizes(columns, in_lists=False), None)
+    return next(_sizes(columns, in_lists=True), None) if examples is None else examples
 
 
 def _sizes(columns: Any, *, in_lists: bool, depth: int = 0) -> Iterator[int]:

@@ -120,14 +120,14 @@ class DatasetSource:
         """Where the examples are in what the collate_fn makes."""
         few = [at % len(self) for at in range(max(COUNTS))]
         with same_random_state():
-            found = arrangement_of(lambda count: self._collated(few[:count]), self.name)
-        if found.alone is not None:
+            arrangement = arrangement_of(lambda count: self._collated(few[:count]), self.name)
+        if arrangement.alone is not None:
             logger.info(
                 "Examples of %s come one at a time, each by a backward pass of its own: %s.",
                 self.name,
-                found.alone,
+                arrangement.alone,
             )
-        return found
+        return arrangement
 
     @property
     def alone(self) -> str | None:

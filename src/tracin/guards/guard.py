@@ -86,10 +86,10 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            given = signature.bind(*args, **kwargs).arguments
+            arguments = signature.bind(*args, **kwargs).arguments
         except TypeError:  # Python has better words for it
             return function(*args, **kwargs)
-        run = given.get("run", given.get("self"))
+        run = arguments.get("run", arguments.get("self"))
         model = getattr(getattr(run, "run", run), "model", None)
         if not isinstance(model, Module):
             return function(*args, **kwargs)

@@ -107,11 +107,11 @@ def queue() -> list[Hold]:
 
     An exception may have kept one from being released: it is gone with its block.
     """
-    found = [(ticket, each()) for ticket, each in list(_queue.items())]
-    for ticket, one in found:
+    holds = [(ticket, each()) for ticket, each in list(_queue.items())]
+    for ticket, one in holds:
         if one is None or not one.is_alive:
             _queue.pop(ticket, None)
-    return [one for _, one in found if one is not None and one.is_alive]
+    return [one for _, one in holds if one is not None and one.is_alive]
 
 
 @contextmanager

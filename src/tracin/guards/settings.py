@@ -168,8 +168,8 @@ def _are_same(ones: list[Any], others: list[Any]) -> bool:
 
 
 def _saved_hooks() -> Any:
-    found = getattr(C._autograd, "_top_saved_tensors_default_hooks", None)
-    return None if found is None else found(True)
+    top = getattr(C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if top is None else top(True)
 
 
 def _is_same_pair(one: Any, other: Any) -> bool:

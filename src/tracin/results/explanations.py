@@ -220,8 +220,8 @@ class Explanations:
         ]
 
     def _held(self, k: int) -> int:
-        held = self.proponents.ids.shape[1]
+        most = self.proponents.ids.shape[1]
         count = int(k) if isinstance(k, np.integer) else k
-        there = f"{held} were kept per query"
+        available = f"{most} were kept per query"
         way_out = ", or explain again with a larger k"
-        return count_within(count, held, there, QueryError, way_out=way_out)
+        return count_within(count, most, available, QueryError, way_out=way_out)

@@ -157,8 +157,8 @@ class TraceDiagnostics:
 
     def parts(self) -> dict[str, float]:
         """The sum over steps and queries of each part of the prediction."""
-        found = {part: float(self.steps.part(self.path, part).sum()) for part in PARTS}
-        return found | {"running statistics": float(self.steps.buffers.sum())}
+        sums = {part: float(self.steps.part(self.path, part).sum()) for part in PARTS}
+        return sums | {"running statistics": float(self.steps.buffers.sum())}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Predicted against real drops, as the paper's Figure 7; with `path`, into a file.

@@ -176,8 +176,8 @@ class Tables:
                 "Restore it from a backup, or give a new folder."
             )
         else:
-            held = {"train": ids.tolist(), "queries": query_ids.tolist()}
-            write_json(self.folder / IDS, held)
+            named = {"train": ids.tolist(), "queries": query_ids.tolist()}
+            write_json(self.folder / IDS, named)
             write_json(self.folder / ABOUT, asdict(self.about))
         remove_unfinished(self.folder)
         for leftover in (self.folder / SAVED).glob(".*"):
@@ -208,12 +208,12 @@ def open_saved(folder: Path, about: About, save: Save) -> dict[str, np.ndarray]:
 def open_tables(folder: Path, about: About, save: Save, place: Path) -> dict[str, np.ndarray]:
     """The tables in `place`, and the steps, which lie in the trace's folder."""
     width = row_width(about.queries, about.members)
-    found = {STEPS: _mapped(folder / STEPS, (save.rows, width), FLOAT64, is_longer=True)}
+    tables = {STEPS: _mapped(folder / STEPS, (save.rows, width), FLOAT64, is_longer=True)}
     for name, shape, kind in tables_of(about):
         # Before the first step all is zero, and takes no memory.
         zeros = np.broadcast_to(np.zeros((), kind), shape)
-        found[name] = _mapped(place / name, shape, kind) if save.rows else zeros
-    return found
+        tables[name] = _mapped(place / name, shape, kind) if save.rows else zeros
+    return tables
 
 
 def check_table(folder: Path, name: str, table: np.ndarray, save: Save) -> None:
@@ -234,11 +234,11 @@ def reserve(path: Path, size: int) -> None:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        held = os.fstat(descriptor).st_size
+        size_before = os.fstat(descriptor).st_size
         if size > 0 and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
             return
-        for start in range(held, size, 1 << 22):  # macOS, Windows
+        for start in range(size_before, size, 1 << 22):  # macOS, Windows
             os.lseek(descriptor, start, os.SEEK_SET)
             os.write(descriptor, bytes(min(1 << 22, size - start)))
     finally:
@@ -267,11 +267,11 @@ def _mapped(
     path: Path, shape: tuple[int, ...], kind: np.dtype[Any], *, is_longer: bool = False
 ) -> np.ndarray:
     size = int(np.prod([int(one) for one in shape], dtype=object)) * kind.itemsize
-    held = path.stat().st_size if path.is_file() else -1
-    if held < size or (held > size and not is_longer):
+    size_now = path.stat().st_size if path.is_file() else -1
+    if size_now < size or (size_now > size and not is_longer):
         raise TracingError(
-            f"{path} has {max(held, 0)} bytes, but {size} were saved: it was cut off, replaced or "
-            "deleted. Restore it from a backup."
+            f"{path} has {max(size_now, 0)} bytes, but {size} were saved: it was cut off, replaced "
+            "or deleted. Restore it from a backup."
         )
     if not size:
         return np.zeros(shape, kind)

@@ -138,7 +138,7 @@ def gaps(
         inputs = [*leaves.values(), anchor]
         torch.autograd.grad([each for each, _ in rows], inputs, deltas, allow_unused=True)
         accumulator.close()
-        found = {name: form.weighted_sum(factors.to(device)) for name, form in forms.items()}
+        measured = {name: form.weighted_sum(factors.to(device)) for name, form in forms.items()}
         accumulator.let_go()
     with _shadow(model, is_eval=is_eval):
         rows = _rows(run(leaves), examples)
@@ -150,14 +150,16 @@ def gaps(
         gradients = torch.autograd.grad(
             [each for each, _ in rows], list(leaves.values()), weighted, allow_unused=True
         )
-    wanted = {n: g for n, g in zip(leaves, gradients, strict=True) if g is not None and n in found}
-    sizes = {name: _length(each) for name, each in wanted.items()}
+    pairs = zip(leaves, gradients, strict=True)
+    expected = {name: each for name, each in pairs if each is not None and name in measured}
+    sizes = {name: _length(each) for name, each in expected.items()}
     if not all(map(isfinite, sizes.values())):
         return {}  # the example is named when its share is looked at
-    apart = {
-        name: _length(found[name].view_as(each).to(each) - each) for name, each in wanted.items()
+    errors = {
+        name: _length(measured[name].view_as(each).to(each) - each)
+        for name, each in expected.items()
     }
-    return too_far(sizes, apart, tolerance)
+    return too_far(sizes, errors, tolerance)
 
 
 def _length(tensor: Tensor) -> float:
@@ -166,13 +168,13 @@ def _length(tensor: Tensor) -> float:
 
 def _rows(outputs: Any, examples: int) -> list[tuple[Tensor, int]]:
     """The differentiable outputs with one dimension of as many examples, and that dimension."""
-    found = []
+    rows = []
     for _, each in leaves_of(outputs):
         if isinstance(each, Tensor) and each.requires_grad:
             dims = [dim for dim, size in enumerate(each.shape) if size == examples]
             if len(dims) == 1:
-                found.append((each, dims[0]))
-    return found
+                rows.append((each, dims[0]))
+    return rows
 
 
 def _along(factors: Tensor, dim: int, like: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class LiveQueryGradients:
         """
         if name not in self.forms:
             return None
-        found = None
+        total = None
         for row, query in self.forms[name]:
             if scale is None:
                 each = pairs(form, query, memo)
@@ -58,10 +58,10 @@ class LiveQueryGradients:
                 each = _scaled_products(form, query, scale)
             if row == 0 and each.shape[1] == len(self.losses):
                 return each
-            if found is None:
-                found = each.new_zeros(each.shape[0], len(self.losses))
-            found[:, row : row + each.shape[1]] += each
-        return found
+            if total is None:
+                total = each.new_zeros(each.shape[0], len(self.losses))
+            total[:, row : row + each.shape[1]] += each
+        return total
 
     def only(self, query: int) -> "LiveQueryGradients":
         """One of them."""
@@ -90,11 +90,11 @@ def _scaled_products(form: PerExampleGradient, query: PerExampleGradient, scale:
     """An entry-wise scale goes to the queries, so that the examples' shares stay in factors."""
     flat = scale.reshape(1, -1)
     step = max(1, MAX_DENSE_NUMEL // query.numbers)
-    found = []
+    blocks = []
     for start in range(0, query.examples, step):
         rows = query.part(start, start + step).dense() * flat
-        found.append(pairs(form, Dense(rows)))
-    return torch.cat(found, 1)
+        blocks.append(pairs(form, Dense(rows)))
+    return torch.cat(blocks, 1)
 
 
 @final

@@ -126,7 +126,7 @@ def read_about(folder: Path) -> About:
         raise TracingError(f"{folder} holds no trace ({ABOUT}). Give the folder of a Tracer.")
     content = read_sealed(folder / ABOUT, FORMAT, TracingError)
     try:
-        held = checked_fields(
+        fields = checked_fields(
             content,
             train=int,
             train_ids=str,
@@ -137,7 +137,7 @@ def read_about(folder: Path) -> About:
             every=int,
             parameters=list,
         )
-        values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in held]
+        values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in fields]
         about = About(*values)
         if about.train < 1 or about.queries < 0 or about.every < 1 or not about.members:
             raise ValueError("its numbers cannot be")
@@ -164,7 +164,7 @@ def read_trace_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
 
 def read_saves(folder: Path, about: About) -> list[Save]:
     """What was saved in a folder, oldest first."""
-    found = []
+    saves = []
     for file in (folder / SAVED).glob(f"[0-9]*/{SAVE}"):
         content = read_sealed(file, FORMAT, TracingError)
         try:
@@ -190,8 +190,8 @@ def read_saves(folder: Path, about: About) -> list[Save]:
                 f"{file} is not as a Tracer writes it ({error}). Restore it from a backup, or "
                 f"delete {file.parent}: the other save is whole."
             ) from error
-        found.append(save)
-    return sorted(found, key=lambda save: save.step)
+        saves.append(save)
+    return sorted(saves, key=lambda save: save.step)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -106,9 +106,9 @@ class ShareReader:
             batch.uncovered = watch.uncovered
         except UnlikeTrialError as error:
             call = str(error)
-            found = call if " holds " in call else f"{call} gave something else than in a trial"
+            what = call if " holds " in call else f"{call} gave something else than in a trial"
             raise TracingError(
-                f"{len(batch)} ids were given, but within the block {found}. Give one id for each "
+                f"{len(batch)} ids were given, but within the block {what}. Give one id for each "
                 "example that goes through the model, and let nothing but the training batch go "
                 "through it there, watched by one Tracer."
             ) from error

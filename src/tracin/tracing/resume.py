@@ -42,15 +42,15 @@ class ResumableTrace:
         """The save that has the model's weights; None where nothing was traced yet."""
         folder, saves = self.tables.folder, self.tables.saves()
         weights = weights_fingerprint(self._model)
-        found = next((save for save in reversed(saves) if save.weights == weights), None)
+        match = next((save for save in reversed(saves) if save.weights == weights), None)
         is_begun = self.tables.has_unsaved_steps() or any(save.rows for save in saves)
-        if found is not None and not found.rows and saves[-1].is_final:
+        if match is not None and not match.rows and saves[-1].is_final:
             raise TracingError(
                 f"{folder} holds the finished trace of {saves[-1].step} steps, and the model holds "
                 "the weights that it began with. To continue it, load the weights that it ended "
                 "with; to start afresh, give a new folder."
             )
-        if found is None and is_begun:
+        if match is None and is_begun:
             steps = " and ".join(str(save.step) for save in saves) or "0"
             raise TracingError(
                 f"{folder} holds a trace saved after {steps} steps, but the model holds other "
@@ -58,7 +58,7 @@ class ResumableTrace:
                 "the first batch (before the first save, the weights that training began with); to "
                 "start afresh, give a new folder."
             )
-        return found
+        return match
 
     def begin(self, found: Save | None) -> None:
         """Continue from a save, or begin with none."""

@@ -133,9 +133,9 @@ class StepWriter:
         self.rows = rows
         self._path, self._paths = path, tuple(paths)
         self._width = 8 * row_width(queries, paths)
-        held = path.stat().st_size if path.is_file() else 0
+        size = path.stat().st_size if path.is_file() else 0
         self._crc = crc_of(path, rows * self._width) if rows else 0
-        if held < rows * self._width or self.checksum != checksum:
+        if size < rows * self._width or self.checksum != checksum:
             raise TracingError(
                 f"{path} does not hold the {rows} steps that were saved: it was cut off or "
                 "damaged. Restore it from a backup, or give a new folder."

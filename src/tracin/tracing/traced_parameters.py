@@ -47,8 +47,8 @@ class TracedParameters:
 
     def refresh(self) -> bool:
         """Look anew where parameters were frozen or unfrozen; True if others are traced now."""
-        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        flags = [(p.requires_grad, id(p) in held) for p in self._model.parameters()]
+        optimized = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        flags = [(p.requires_grad, id(p) in optimized) for p in self._model.parameters()]
         if flags == self._flags:
             return False
         self._flags = flags
@@ -56,7 +56,7 @@ class TracedParameters:
         self.moving = {
             name: parameter
             for name, parameter in self._model.named_parameters()
-            if name in chosen or (parameter.requires_grad and id(parameter) in held)
+            if name in chosen or (parameter.requires_grad and id(parameter) in optimized)
         }
         self.before = {}
         if chosen.keys() == self.traced.keys():
@@ -123,10 +123,10 @@ class TracedParameters:
 
 
 def _refuse_complex(parameters: Mapping[str, Tensor]) -> None:
-    found = [name for name, parameter in parameters.items() if parameter.is_complex()]
-    if found:
+    names = [name for name, parameter in parameters.items() if parameter.is_complex()]
+    if names:
         raise UnsupportedModelError(
-            f"'{found[0]}' (with {len(found) - 1} more) is complex, and steps of complex "
+            f"'{names[0]}' (with {len(names) - 1} more) is complex, and steps of complex "
             "parameters are not traced. Leave them out by parameters=[...], or score recorded "
             "checkpoints with tracin.TracIn, which takes them."
         )

@@ -132,12 +132,12 @@ class Tracer:
         self._parameters = TracedParameters(
             model, optimizer, parameters, self._compute, self._train
         )
-        given = None if queries is None else open_examples(queries, name="queries")
-        self._query_ids = np.zeros(0, np.int64) if given is None else given.ids
+        query_examples = None if queries is None else open_examples(queries, name="queries")
+        self._query_ids = np.zeros(0, np.int64) if query_examples is None else query_examples.ids
         self._ids = IdLookup(self._train.ids)
-        self._queries = LiveQueries(model, self._compute, given, queries_at_once)
+        self._queries = LiveQueries(model, self._compute, query_examples, queries_at_once)
         self._every, self._repeats = every, repeats
-        about = About.of(self._train, given, optimizer, paths, every, parameters)
+        about = About.of(self._train, query_examples, optimizer, paths, every, parameters)
         self._tables = Tables(folder, about, self._train.ids, self._query_ids)
         self._trace = ResumableTrace(self._tables, model, stops_training=stops_training)
         self._raw = RawGradients()
@@ -319,9 +319,9 @@ class Tracer:
     def _open(self) -> bool:
         """Begin, or resume from the save that has the model's weights; False once that is over."""
         if not self._trace.is_open and not self._trace.is_over:
-            found = self._trace.find()
+            save = self._trace.find()
             with self._on_disk():
-                self._trace.begin(found)
+                self._trace.begin(save)
         return not self._trace.is_over
 
     def _refresh(self) -> None:

@@ -135,11 +135,11 @@ class TensorEntry:
 
     def tensor(self, file: BufferedReader) -> Tensor:
         """The tensor itself, in memory of its own."""
-        held = torch.empty(self.size, dtype=torch.uint8)
+        content = torch.empty(self.size, dtype=torch.uint8)
         file.seek(self.start)
-        if file.readinto(held.numpy().data) != self.size:
+        if file.readinto(content.numpy().data) != self.size:
             raise ValueError("it ends within a tensor")
-        return held.view(self.dtype).reshape(self.shape)
+        return content.view(self.dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -190,15 +190,15 @@ def tensor_entry(name: str, content: Any, start: int) -> TensorEntry:
     return TensorEntry(dtype, tuple(shape), start + offsets[0], size)
 
 
-def refuse_gaps(entries: Mapping[str, TensorEntry], start: int, held: int) -> None:
+def refuse_gaps(entries: Mapping[str, TensorEntry], start: int, file_size: int) -> None:
     """Tensors must follow each other from the head to the file's end."""
     at = start
     for name, one in sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].size)):
         if one.start != at:
             raise ValueError(f"{name!r} does not follow the tensor before it")
         at += one.size
-    if at != held:
-        raise ValueError(f"its tensors end at byte {at:,}, the file at {held:,}")
+    if at != file_size:
+        raise ValueError(f"its tensors end at byte {at:,}, the file at {file_size:,}")
 
 
 def is_counts(values: Any) -> bool:
@@ -215,10 +215,10 @@ def texts(content: Any, name: str) -> dict[str, str]:
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object in which no name stands twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
         raise ValueError("a name stands twice in its head")
-    return found
+    return content
 
 
 def write_sealed(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> str:
@@ -293,12 +293,12 @@ def seal_field(seal: str) -> bytes:
 
 def front_of(file: BufferedReader) -> bytes:
     """The head of an open file, with the eight bytes of its length."""
-    held = file.seek(0, 2)
+    file_size = file.seek(0, 2)
     file.seek(0)
     front = file.read(8)
     length = int.from_bytes(front, "little")
-    if held < 8 or not 2 <= length <= min(held - 8, LONGEST):
-        raise ValueError(f"its head has {length:,} bytes, the file {held:,}")
+    if file_size < 8 or not 2 <= length <= min(file_size - 8, LONGEST):
+        raise ValueError(f"its head has {length:,} bytes, the file {file_size:,}")
     return front + file.read(length)
 
 

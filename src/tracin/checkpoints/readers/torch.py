@@ -237,10 +237,10 @@ def refuse_unsound(path: Path) -> None:
         unpickler = StorageNames(io.BytesIO(archive.read(records[PICKLE])))
         unpickler.load()
     for key, size in unpickler.sizes.items():
-        held = records.get(f"data/{key}")
-        if held is None or held.file_size < size:
-            there = None if held is None else held.file_size
-            raise cut(path, f"storage {key} needs {size:,} bytes", there)
+        record = records.get(f"data/{key}")
+        if record is None or record.file_size < size:
+            available = None if record is None else record.file_size
+            raise cut(path, f"storage {key} needs {size:,} bytes", available)
 
 
 def drop_unused_checksums(archive: zipfile.ZipFile) -> None:
@@ -276,18 +276,18 @@ def pickle_number(file: IO[bytes]) -> Any:
         return None
 
 
-def refuse_cut(path: Path, sizes: Mapping[str, int], held: int) -> None:
+def refuse_cut(path: Path, sizes: Mapping[str, int], available: int) -> None:
     """Refuse storages that are larger than the file, before memory is taken for them."""
     total = sum(sizes.values())
-    if total > held:
-        raise cut(path, f"its tensors need {total:,} bytes", held)
+    if total > available:
+        raise cut(path, f"its tensors need {total:,} bytes", available)
 
 
-def cut(path: Path, needed: str, held: int | None) -> CheckpointError:
+def cut(path: Path, needed: str, available: int | None) -> CheckpointError:
     """The error for a file that holds less than it says."""
-    there = f"{held:,} are there" if held is not None else "it is not there"
+    rest = f"{available:,} are there" if available is not None else "it is not there"
     return CheckpointError(
-        f"{path} is truncated or damaged: {needed}, and {there}. Write it again, or leave it out."
+        f"{path} is truncated or damaged: {needed}, and {rest}. Write it again, or leave it out."
     )
 
 
