@@ -22,11 +22,7 @@ TWICE = {
     "Layout",
     "TracInCallback",  # one per trainer, in the module that is named after it
     "add",  # of rules, like div, matmul, mul and sub: named after the torch function
-    "aligned",
-    "blocks",
-    "copied",
     "div",
-    "local",
     "mark",
     "matmul",
     "mul",

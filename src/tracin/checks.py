@@ -39,7 +39,12 @@ def positive_int(value: Any, name: str, error: type[TracInError], also: str = ""
 
 
 def count_within(
-    k: Any, most: int, there: str, error: type[TracInError], what: str = "hits", way_out: str = ""
+    k: Any,
+    most: int,
+    there: str,
+    error: type[TracInError],
+    what: str = "results",
+    way_out: str = "",
 ) -> int:
     """k, if it is a whole number from 1 to `most`.
 
@@ -55,7 +60,7 @@ def count_within(
         >>> from tracin.errors import QueryError
         >>> count_within(9, 4, "train holds 4 examples", QueryError)
         Traceback (most recent call last):
-        tracin.errors.QueryError: k=9 hits were asked for, but train holds 4 examples. Give a k from 1 to 4.
+        tracin.errors.QueryError: k=9 results were asked for, but train holds 4 examples. Give a k from 1 to 4.
     """  # noqa: E501
     if most == 0 and is_int(k, 1):
         raise error(f"k={k!r} {what} were asked for, but {there}.")

@@ -115,7 +115,7 @@ def text_of(crc: int) -> str:
     return f"{crc:08x}"
 
 
-def blocks(path: Path, start: int, stop: int) -> Iterator[bytes]:
+def file_blocks(path: Path, start: int, stop: int) -> Iterator[bytes]:
     """A part of a file, a few MB at a time; it ends early where the file does."""
     with path.open("rb", buffering=0) as file:
         file.seek(start)
@@ -127,7 +127,7 @@ def blocks(path: Path, start: int, stop: int) -> Iterator[bytes]:
 
 def crc_of(path: Path, size: int, crc: int = 0) -> int:
     """The CRC-32 of the first `size` bytes of a file."""
-    for block in blocks(path, 0, size):
+    for block in file_blocks(path, 0, size):
         crc = zlib.crc32(block, crc)
     return crc
 

@@ -164,7 +164,7 @@ _SIDE = 128  # tensor cores take matrices of this size
 
 def _multiply_exactly(keep: Callable[[Undo], None]) -> None:
     # Torch has two generations of these settings. The older one cannot be read where the newer
-    # was set to something else, and is then left alone: whoever set the newer one uses that.
+    # was set to something else, and is then left alone: code that set the newer one uses that.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some releases of torch call the older one deprecated
         matmul = _readable(torch.get_float32_matmul_precision)

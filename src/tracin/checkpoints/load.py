@@ -1,4 +1,4 @@
-"""Put a checkpoint's weights into the user's model for a while, and take them out again."""
+"""Put a checkpoint's weights into the user's model within a block."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
 from tracin.guards import is_same_table, owned, use_eval
 from tracin.plain_text import listed
 from tracin.restoring import Restoring
-from tracin.sharding import is_dtensor, is_sharded, local, own, recover, rest, whole
+from tracin.sharding import is_dtensor, is_sharded, local_part, own, recover, rest, whole
 
 Device = torch.device | str | int | None
 
@@ -55,7 +55,7 @@ def loaded(
         CheckpointError: The weights cannot be read, or do not fit the model; the first names
             that differ are in the message.
         DeviceError: The model is on several devices, or on none ("meta").
-        ModelInUseError: Another thread has the model for as long as it likes.
+        ModelInUseError: Another thread holds the model indefinitely.
         UnsupportedModelError: A parameter has no shape yet, is quantised, or is divided over ranks
             in another way than by `fully_shard` alone.
 
@@ -75,7 +75,7 @@ def loaded(
 def exchanged_parts(
     model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """Tensors with what they are to point to; and, of a divided model, with what to write."""
+    """Each tensor with its new memory; and, of a divided model, each with the numbers to write."""
     refuse_unfit(model, device)
     if isinstance(checkpoint, Checkpoint):
         name, weights = checkpoint.name, checkpoint.weights()
@@ -107,7 +107,10 @@ def exchanged_parts(
         if not is_dtensor(tensor)
     ]
     parts = [
-        (local(tensor), placed(own(values, tensor), local(tensor), None, True, f"{name}: {key}"))
+        (
+            local_part(tensor),
+            placed(own(values, tensor), local_part(tensor), None, True, f"{name}: {key}"),
+        )
         for key, tensor, values in matches
         if is_dtensor(tensor)
     ]
@@ -152,7 +155,7 @@ def refuse_unfit(model: Module, device: Device) -> None:
             raise UnsupportedModelError(
                 f"{name} has no shape yet: run one batch through the model before."
             )
-        if type(local(parameter)) is not Tensor:
+        if type(local_part(parameter)) is not Tensor:
             raise UnsupportedModelError(
                 f"{name} is a {type(parameter.data).__name__}, no plain tensor: quantised weights "
                 "cannot be replaced by a checkpoint's. Give the model in floating point."

@@ -1,4 +1,4 @@
-"""A checkpoint's learning rate: what may stand as one, and what a saved file says of it."""
+"""A checkpoint's learning rate: which values are valid, and what a saved file records."""
 
 import math
 import numbers

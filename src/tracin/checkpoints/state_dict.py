@@ -67,7 +67,7 @@ def weights_within(content: Any, name: str) -> dict[str, Tensor]:
         problem = f"holds {listed(others)}, no tensor" if others else "is empty"
         raise CheckpointError(
             f"{name} must hold a state dict (parameter name -> tensor), by itself or under "
-            f"{listed(STATE_KEYS, most=9)}, but it {problem}. {way_out(content, name)}"
+            f"{listed(STATE_KEYS, most=9)}, but it {problem}. {advice(content, name)}"
         )
     return without_wrappers(without_count(weights))
 
@@ -95,8 +95,8 @@ def state_dict_within(content: Mapping[Any, Any], name: str) -> Mapping[Any, Any
     return content[(keys or empty)[0]] if keys or empty else content
 
 
-def way_out(content: Mapping[Any, Any], name: str) -> str:
-    """What to give instead of a dict without a state dict."""
+def advice(content: Mapping[Any, Any], name: str) -> str:
+    """What to pass instead of a dict without a state dict."""
     keys = [str(key) for key, value in content.items() if holds_tensors(value)]
     if keys:
         return (

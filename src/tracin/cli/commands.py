@@ -285,7 +285,7 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
     columns = {
         "parameter": np.array(list(verification.errors)),
         "relative_error": np.array(list(verification.errors.values())),
-        "way": np.array([str(each.method) for each in entries]),
+        "method": np.array([str(each.method) for each in entries]),
         "reason": np.array([each.reason for each in entries]),
     }
     shown = f"{verification.coverage}\n\n{verification}"

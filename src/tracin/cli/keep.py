@@ -1,4 +1,4 @@
-"""`--keep`: which training examples may be hits, in words of the table of an index's rows."""
+"""`--keep`: conditions on the columns of an index's rows, for examples that may be results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """What a batch is: tensors, examples first, in any nest of tuples, lists and mappings.
 
-Everything behind the door walks batches with these few functions and never looks inside one.
+All other code walks batches by these few functions and never looks inside one.
 """
 
 import copy

@@ -24,7 +24,7 @@ GRACE = 5.0  # seconds that a worker has to remove its unfinished file
 class WorkerProcess:
     """A worker process of its own pool, so that its death breaks no other worker.
 
-    One pool for all would give units to whoever is free, and each worker would load every
+    One pool for all would give units to any free worker, and each worker would load every
     checkpoint; and of a killed worker it could not say which unit it had.
 
     Attributes:
@@ -161,7 +161,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """End when the parent has, however it did: nobody waits for the unit."""
+    """End when the parent has ended, however it did: the unit is no longer needed."""
     parent = parent_process()
     if parent is not None:
         parent.join()

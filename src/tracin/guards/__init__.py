@@ -1,4 +1,4 @@
-"""What a call may change of the user's world, who may change it, and how it comes back."""
+"""What a call may change of the user's model and settings, and how that is restored."""
 
 from tracin.guards.guard import Guard as Guard
 from tracin.guards.guard import guarded as guarded

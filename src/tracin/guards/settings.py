@@ -1,4 +1,4 @@
-"""How torch, and the process, are set: what a block may change is put back after it."""
+"""Settings of torch and of the process that a block may change, noted and restored."""
 
 import warnings
 from collections.abc import Callable
@@ -85,7 +85,7 @@ class ThreadSettings:
         )
 
     def put_back(self) -> None:
-        """Make them so again."""
+        """Restore them."""
         # First of all the modes: they would see, and may refuse, the calls that follow.
         if not _are_same(functions_now(), self.functions):
             while C._len_torch_function_stack():
@@ -139,7 +139,7 @@ class ProcessSettings:
         )
 
     def put_back(self) -> None:
-        """Make them so again."""
+        """Restore them."""
         for (get, put), value in zip(PROCESS, self.values, strict=True):
             if get() != value:
                 put(value)

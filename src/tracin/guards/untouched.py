@@ -24,7 +24,7 @@ def untouched(model: Module) -> Iterator[Module]:
 
     Raises:
         LossError: Called inside `torch.inference_mode()`, where nothing has a gradient.
-        ModelInUseError: Another thread has the model for as long as it likes.
+        ModelInUseError: Another thread holds the model indefinitely.
         UnsupportedModelError: The model was made in inference mode.
 
     Example:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tracin.checkpoints.folder_lock import FolderLock
 from tracin.errors import TracingError
-from tracin.files import blocks, flush, made_folder, remove_unfinished, text_of, writing
+from tracin.files import file_blocks, flush, made_folder, remove_unfinished, text_of, writing
 from tracin.tracing.manifest import (
     ABOUT,
     FLOAT64,
@@ -257,7 +257,7 @@ def _copied(source: Path, target: Path) -> str:
     """Copy a file, and give its checksum."""
     crc = 0
     with target.open("xb") as file:
-        for block in blocks(source, 0, source.stat().st_size):
+        for block in file_blocks(source, 0, source.stat().st_size):
             crc = zlib.crc32(block, crc)
             file.write(block)
     return text_of(crc)

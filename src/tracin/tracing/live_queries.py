@@ -38,7 +38,7 @@ class LiveQueryGradients:
     forms: Mapping[str, list[tuple[int, PerExampleGradient]]]
 
     def products(
-        self, name: str, form: PerExampleGradient, scale: Tensor | None, memo: ProductCache
+        self, name: str, form: PerExampleGradient, scale: Tensor | None, cache: ProductCache
     ) -> Tensor | None:
         """The products of examples' shares with queries: [examples, queries]; None if zero.
 
@@ -46,14 +46,14 @@ class LiveQueryGradients:
             name: The parameter.
             form: The examples' shares of its gradient.
             scale: What each entry is multiplied by, if not all by the same number.
-            memo: Kept from one parameter to the next.
+            cache: Shared by all parameters.
         """
         if name not in self.forms:
             return None
         total = None
         for row, query in self.forms[name]:
             if scale is None:
-                each = pairs(form, query, memo)
+                each = pairs(form, query, cache)
             else:
                 each = _scaled_products(form, query, scale)
             if row == 0 and each.shape[1] == len(self.losses):

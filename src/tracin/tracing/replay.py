@@ -82,8 +82,8 @@ class Replay:
     Raises:
         CheckpointError: There is no record, or it has no ids.
         TracingError: There are no such steps; the optimizer has other groups than the record.
-        ModelInUseError: On entering the block: another thread has the model for as long as it
-            likes. Within the block, calls of tracin from other threads are refused.
+        ModelInUseError: On entering the block: another thread holds the model indefinitely. Within
+            the block, calls of tracin from other threads are refused.
     """
 
     def __init__(

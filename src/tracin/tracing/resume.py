@@ -61,7 +61,7 @@ class ResumableTrace:
         return match
 
     def begin(self, found: Save | None) -> None:
-        """Continue from a save, or begin with none."""
+        """Continue from a save, or begin without one."""
         if found is not None:
             self.step, self.skipped = found.step, found.skipped
             self.unweighed = found.unweighed

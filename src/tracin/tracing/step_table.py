@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from tracin.errors import TracingError
-from tracin.files import blocks, crc_of, replacing, text_of
+from tracin.files import crc_of, file_blocks, replacing, text_of
 from tracin.tracing.paths import Quadrature
 
 # What a step's prediction is made of, besides its examples.
@@ -123,7 +123,7 @@ class StepWriter:
         path: The file.
         queries: How many there are.
         paths: Whose parts are noted.
-        rows: How many rows of the file count; what a broken run noted after them, training repeats.
+        rows: How many rows of the file count; training repeats what a broken run noted after them.
         checksum: That of these rows.
     """
 
@@ -142,7 +142,7 @@ class StepWriter:
             )
         # A file of its own: a reader may have mapped rows that are now written anew.
         with replacing(path) as unfinished, unfinished.open("wb") as file:
-            for block in blocks(path, 0, rows * self._width) if rows else ():
+            for block in file_blocks(path, 0, rows * self._width) if rows else ():
                 file.write(block)
         self._reserved = rows * self._width
 

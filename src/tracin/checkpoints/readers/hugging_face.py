@@ -1,4 +1,4 @@
-"""Folders in which each rank saved its own part: which tool puts the weights together."""
+"""Checkpoint folders of Hugging Face: their weights, and the learning rate of their last step."""
 
 import re
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ TRUE_RATE_SINCE = (4, 51)
 
 def refuse_divided(folder: Path) -> None:
     """Refuse a folder that holds parts of weights, by the name of the tool that merges them."""
-    if way := way_to_merge(folder):
+    if advice := merge_advice(folder):
         raise CheckpointError(
-            f"{folder} holds weights in parts, as {way}. Then give the file or folder that it "
+            f"{folder} holds weights in parts, as {advice}. Then give the file or folder that it "
             "writes."
         )
 
 
-def way_to_merge(folder: Path) -> str:
+def merge_advice(folder: Path) -> str:
     """Who wrote parts of weights to this folder and what merges them, or nothing."""
     if not folder.is_dir():
         return ""

@@ -77,12 +77,12 @@ def converted(model: Module, saved: Mapping[str, Tensor], name: str) -> dict[str
     class Twin(kind):
         """Looks up conversions as the model's own class, but is never built from a config.
 
-        Parts that were replaced by hand, such as a head, are then those of the model.
+        Parts that the user replaced, such as a head, are then those of the model.
         """
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             self.__dict__.update(twin.__dict__)
-            # Fixed tensors that are never saved are told apart from missing weights below.
+            # Fixed tensors that are never saved are separated from missing weights below.
             self._keys_to_ignore_on_load_missing = None
 
     Twin.__name__, Twin.__qualname__, Twin.__module__ = (

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import CheckpointError
-from tracin.files import blocks, bytes_of, replacing, text_of
+from tracin.files import bytes_of, file_blocks, replacing, text_of
 from tracin.plain_text import a_kind
 
 # The file format wants every tensor once: further names of one tensor stand in the metadata.
@@ -260,7 +260,7 @@ def check_seal(path: Path, expected: str = "") -> None:
     if not seal:
         return
     crc = zlib.crc32(header.replace(seal_field(seal), seal_field(_BLANK), 1))
-    for block in blocks(path, len(header), path.stat().st_size):
+    for block in file_blocks(path, len(header), path.stat().st_size):
         crc = zlib.crc32(block, crc)
     if text_of(crc) != seal:
         raise CheckpointError(

@@ -64,7 +64,7 @@ def warn_of_old_torch(path: Path) -> None:
 
 
 def unpickled(path: Path, place: str) -> Any:
-    """`torch.load` of a file that was looked at before, with errors in words."""
+    """`torch.load` of a file that was checked before, with errors that say what to do."""
     try:
         with warnings.catch_warnings():
             # What torch warns of here, a foreign pickle or a TorchScript program, it then refuses.
@@ -101,7 +101,7 @@ def plain_values(path: Path) -> list[str]:
     """What stands in the way of loading, if it is known to run nothing: settings, NumPy numbers."""
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # of a file from before torch 1.6, or a damaged one, none can be told
+    except Exception:  # of a file from before torch 1.6, or a damaged one, no names can be read
         return []
     if not all(name.startswith(PLAIN_VALUES) for name in names):
         return []
@@ -189,7 +189,7 @@ class StorageNames(pickle._Unpickler):
         return StorageKind(name) if name.endswith("Storage") else Inert
 
     def persistent_load(self, pid: Any) -> Inert:
-        """Take down one storage."""
+        """Note one storage."""
         if isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage":
             _, kind, key, _, count = pid[:5]
             size = count * item_size(kind)
