@@ -21,11 +21,7 @@ TWICE = {
     "Guard",
     "TracInCallback",  # one per trainer, in the module that is named after it
     "add",  # of rules, like div, matmul, mul and sub: named after the torch function
-    "aligned",
-    "blocks",
-    "copied",
     "div",
-    "local",
     "matmul",
     "mul",
     "plain",

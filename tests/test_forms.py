@@ -120,7 +120,7 @@ def test_aligned_products_meet_example_by_example(kind, other):
     form, query = kind(EXAMPLES, 3, 0), other(EXAMPLES, 3, 5)
 
     expected = (form.dense() * query.dense()).sum(1)
-    assert torch.allclose(forms.aligned(form, query), expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(forms.aligned_products(form, query), expected, rtol=1e-10, atol=1e-10)
 
 
 @of_each_kind

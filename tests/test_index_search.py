@@ -310,7 +310,7 @@ def test_a_recall_that_is_missing_or_outdated_is_said_to_be(tmp_path):
     assert "recall: unknown; " in str(Index.open(tmp_path / "index", run=run).explain(TEST, k=1))
     with pytest.raises(QueryError, match="queries is a whole number"):
         index.measure_recall(queries=0)
-    with pytest.raises(QueryError, match="k=70 hits were asked for, but the index has 69"):
+    with pytest.raises(QueryError, match="k=70 results were asked for, but the index has 69"):
         index.measure_recall(k=70)
 
 

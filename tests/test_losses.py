@@ -1,4 +1,4 @@
-"""Named losses give one value an example that is the example's own, or say why they cannot."""
+"""Named losses return one value per example, that of the example alone, or say why they cannot."""
 
 import math
 from collections import UserDict
@@ -216,7 +216,7 @@ def test_an_unknown_name_lists_the_known_ones(monkeypatch):
     monkeypatch.setitem(losses._NAMED, "added", CrossEntropy)
 
     with pytest.raises(
-        LossError, match="'cross_entropy', 'mse', 'causal_lm', 'added', but 'huber' came"
+        LossError, match="'cross_entropy', 'mse', 'causal_lm', 'added', but 'huber' was given"
     ):
         open_loss("huber")
 
@@ -224,15 +224,15 @@ def test_an_unknown_name_lists_the_known_ones(monkeypatch):
 @pytest.mark.parametrize(
     ("loss", "came"),
     [
-        (None, "NoneType came"),
-        (CrossEntropy, "the class CrossEntropy came"),
-        (nn.CrossEntropyLoss(), r"CrossEntropyLoss came, which takes \(output, labels\)"),
-        (F.mse_loss, r"mse_loss came, which takes \(output, labels\)"),
+        (None, "NoneType was given"),
+        (CrossEntropy, "the class CrossEntropy was given"),
+        (nn.CrossEntropyLoss(), r"CrossEntropyLoss was given, which takes \(output, labels\)"),
+        (F.mse_loss, r"mse_loss was given, which takes \(output, labels\)"),
     ],
     ids=["nothing", "class", "module", "function"],
 )
 def test_what_is_no_loss_is_refused(loss, came):
-    with pytest.raises(LossError, match=rf"loss\(model, batch\) .* but {came}\. Pass 'cross_ent"):
+    with pytest.raises(LossError, match=rf"loss\(model, batch\) .* {came}\. Pass 'cross_ent"):
         open_loss(loss)
 
 
@@ -383,8 +383,8 @@ def test_an_example_without_a_label_at_any_position_has_loss_zero_and_is_named()
         (LOGITS, GOLD.unsqueeze(1), r"gave \(2, 3\) for labels \(2, 1\)\. .*squeeze\(1\)"),
         (LOGITS[:1], GOLD, r"gave \(1, 3\) for labels \(2,\)"),
         (torch.zeros(2, 5, 3), torch.zeros(2, 5).long(), r"\(2, 5, 3\) for .*transpose\(1, 2\)"),
-        ((LOGITS,), GOLD, r"output is a tensor, or has one as \.logits, but a tuple came"),
-        (SimpleNamespace(logits=None), GOLD, "but a SimpleNamespace came"),
+        ((LOGITS,), GOLD, r"output is a tensor, or has one as \.logits, but a tuple was returned"),
+        (SimpleNamespace(logits=None), GOLD, "but a SimpleNamespace was returned"),
     ],
 )
 def test_an_output_that_does_not_fit_the_labels_is_refused(output, labels, message):
@@ -395,10 +395,10 @@ def test_an_output_that_does_not_fit_the_labels_is_refused(output, labels, messa
 @pytest.mark.parametrize(
     ("batch", "came"),
     [
-        (LOGITS, "a Tensor came"),
-        ((LOGITS,), "a tuple of 1 came"),
-        ((LOGITS, LOGITS, GOLD), r"a tuple of 3 came.*\(\(first, second\), labels\)"),
-        ({"x": LOGITS, "label": GOLD}, "a mapping with 'x', 'label' came"),
+        (LOGITS, "a Tensor was given"),
+        ((LOGITS,), "a tuple of 1 was given"),
+        ((LOGITS, LOGITS, GOLD), r"a tuple of 3 was given.*\(\(first, second\), labels\)"),
+        ({"x": LOGITS, "label": GOLD}, "a mapping with 'x', 'label' was given"),
     ],
 )
 @pytest.mark.parametrize("loss", [CrossEntropy(), MeanSquaredError()])
@@ -560,22 +560,22 @@ def test_a_label_that_is_no_word_is_named():
 @pytest.mark.parametrize(
     ("batch", "error", "message"),
     [
-        ({"ids": tokens([1, 2])}, LossError, "a mapping with 'ids' came"),
-        ((tokens([1, 2]), tokens([1, 1])), LossError, "a tuple of 2 came"),
-        ("text", LossError, "a str came"),
+        ({"ids": tokens([1, 2])}, LossError, "a mapping with 'ids' was given"),
+        ((tokens([1, 2]), tokens([1, 1])), LossError, "a tuple of 2 was given"),
+        ("text", LossError, "a str was given"),
         (tokens([1, 2]).float(), LabelError, r"tensor of tokens\) needs labels.*torch\.float32"),
-        (torch.tensor([1, 2]), LossError, r"\[examples, positions\] .* but \(2,\) came"),
-        (tokens([1]), LossError, r"two positions or more.* but \(1, 1\) came"),
+        (torch.tensor([1, 2]), LossError, r"\[examples, positions\] .* but \(2,\) was given"),
+        (tokens([1]), LossError, r"two positions or more.* but \(1, 1\) was given"),
         ({"input_ids": [tokens([1, 2])]}, LabelError, "tensor; got a list.*with_format"),
         (
             {"input_ids": tokens([1, 2]), "attention_mask": torch.ones(1, 1, 2, 2)},
             LossError,
-            r"attention_mask of the shape of input_ids, \(1, 2\), but \(1, 1, 2, 2\) came",
+            r"attention_mask of the shape of input_ids, \(1, 2\), but \(1, 1, 2, 2\) was given",
         ),
         (
             {"input_ids": tokens([1, 2]), "labels": tokens([1, 2, 3])},
             LossError,
-            r"labels of the shape of input_ids, \(1, 2\), but \(1, 3\) came",
+            r"labels of the shape of input_ids, \(1, 2\), but \(1, 3\) was given",
         ),
         (
             {"input_ids": tokens([1, 2]), "labels": torch.zeros(1, 2)},

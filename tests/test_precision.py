@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracin
 from tracin import precision
-from tracin.checkpoints import untouched
+from tracin.guards import untouched
 from tracin.precision import (
     BFLOAT16,
     BFLOAT16_PRODUCTS,

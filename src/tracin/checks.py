@@ -24,14 +24,7 @@ def is_int(value: object, low: int | None = None, high: int | None = None) -> Ty
 def positive_int(value: Any, name: str, error: type[TracInError], also: str = "") -> int:
     """The value, if it is a whole number of at least 1.
 
-    Args:
-        value: What the caller passed.
-        name: What messages call it.
-        error: The type of error to raise.
-        also: What else the argument may be, such as "None"; checked by the caller.
-
-    Raises:
-        TracInError: It is something else.
+    `also` says what else the argument may be, such as "None"; the caller checks that.
 
     Example:
         >>> from tracin.errors import QueryError
@@ -46,7 +39,12 @@ def positive_int(value: Any, name: str, error: type[TracInError], also: str = ""
 
 
 def count_within(
-    k: Any, most: int, there: str, error: type[TracInError], what: str = "hits", way_out: str = ""
+    k: Any,
+    most: int,
+    there: str,
+    error: type[TracInError],
+    what: str = "results",
+    way_out: str = "",
 ) -> int:
     """k, if it is a whole number from 1 to `most`.
 
@@ -58,14 +56,11 @@ def count_within(
         what: What k counts.
         way_out: What else helps, after a comma.
 
-    Raises:
-        TracInError: It is something else.
-
     Example:
         >>> from tracin.errors import QueryError
         >>> count_within(9, 4, "train holds 4 examples", QueryError)
         Traceback (most recent call last):
-        tracin.errors.QueryError: k=9 hits were asked for, but train holds 4 examples. Give a k from 1 to 4.
+        tracin.errors.QueryError: k=9 results were asked for, but train holds 4 examples. Give a k from 1 to 4.
     """  # noqa: E501
     if most == 0 and is_int(k, 1):
         raise error(f"k={k!r} {what} were asked for, but {there}.")
@@ -81,15 +76,7 @@ def one_of(
 ) -> None:
     """Refuse a word that is not one of those allowed; the message lists them.
 
-    Args:
-        value: What the caller passed.
-        allowed: The words.
-        name: What messages call the argument.
-        error: The type of error to raise.
-        also: What else the argument may be, such as "None"; checked by the caller.
-
-    Raises:
-        TracInError: It is another word, or no text.
+    `also` is as in `positive_int`.
 
     Example:
         >>> from tracin.errors import QueryError

@@ -31,7 +31,7 @@ class LabelError(DataError):
 
 
 class LossError(TracInError):
-    """The loss does not give one differentiable value an example."""
+    """The loss does not return one differentiable value per example."""
 
 
 class CoupledExamplesError(LossError):
@@ -59,7 +59,7 @@ class LearningRateError(CheckpointError):
 
 
 class DeviceError(TracInError):
-    """The model, its weights and the data are not where they can meet."""
+    """The model, its weights and the data are not on one device, or on one that does not exist."""
 
 
 class ModelInUseError(TracInError):
@@ -67,7 +67,7 @@ class ModelInUseError(TracInError):
 
 
 class QueryError(TracInError):
-    """What is asked for cannot be answered: more hits than examples, an unknown ranking."""
+    """A query cannot be answered: more results than examples, an unknown ranking."""
 
 
 class PreconditionerError(TracInError):
@@ -79,7 +79,7 @@ class CurvatureError(TracInError):
 
 
 class TracingError(TracInError):
-    """A training loop and its trace do not fit: ids, a step, the optimizer, what is resumed."""
+    """A training loop and its trace disagree: ids, a step, the optimizer, what is resumed."""
 
 
 class OutputError(TracInError):

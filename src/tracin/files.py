@@ -72,11 +72,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def made_folder(folder: str | Path, error: type[TracInError]) -> Path:
-    """Make a folder if it is not there; the path is absolute, so that it survives `os.chdir`.
-
-    Raises:
-        TracInError: It cannot be made.
-    """
+    """Make a folder if it is not there; the path is absolute, so that it survives `os.chdir`."""
     try:
         made = Path(folder).expanduser().absolute()
         made.mkdir(parents=True, exist_ok=True)
@@ -90,11 +86,7 @@ def made_folder(folder: str | Path, error: type[TracInError]) -> Path:
 
 @contextmanager
 def writing(folder: Path, error: type[TracInError]) -> Iterator[None]:
-    """Explain an error of the disk in the block.
-
-    Raises:
-        TracInError: In place of any OSError.
-    """
+    """Explain an error of the disk in the block."""
     try:
         yield
     except OSError as cause:
@@ -123,7 +115,7 @@ def text_of(crc: int) -> str:
     return f"{crc:08x}"
 
 
-def blocks(path: Path, start: int, stop: int) -> Iterator[bytes]:
+def file_blocks(path: Path, start: int, stop: int) -> Iterator[bytes]:
     """A part of a file, a few MB at a time; it ends early where the file does."""
     with path.open("rb", buffering=0) as file:
         file.seek(start)
@@ -135,7 +127,7 @@ def blocks(path: Path, start: int, stop: int) -> Iterator[bytes]:
 
 def crc_of(path: Path, size: int, crc: int = 0) -> int:
     """The CRC-32 of the first `size` bytes of a file."""
-    for block in blocks(path, 0, size):
+    for block in file_blocks(path, 0, size):
         crc = zlib.crc32(block, crc)
     return crc
 
@@ -152,17 +144,7 @@ def sealed(content: Mapping[str, Any]) -> str:
 def read_sealed(
     path: Path, version: int, error: type[TracInError] = CheckpointError
 ) -> dict[str, Any]:
-    """Read what `sealed` made, without its checksum and its "format".
-
-    Args:
-        path: The file.
-        version: What its "format" must be.
-        error: The kind of error to raise.
-
-    Raises:
-        TracInError: The file cannot be read, another release wrote it, or its content does not
-            match its checksum.
-    """
+    """Read what `sealed` made, without its checksum and its "format"."""
     content = read_json(path, error)
     if content.get("format") != version:
         raise error(
@@ -230,11 +212,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def fingerprint(pieces: Iterable[str | bytes | memoryview], size: int = 16) -> str:
-    """A BLAKE2b digest of the pieces, run together, in hexadecimal.
-
-    Args:
-        pieces: Text counts as its UTF-8.
-        size: How many bytes the digest has.
+    """A BLAKE2b digest of `size` bytes of the joined pieces, in hexadecimal; text counts as UTF-8.
 
     Example:
         >>> fingerprint(["fc.weight", b"12"], size=8)
@@ -258,11 +236,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def stamp_of(files: Iterable[Path]) -> Stamp:
-    """What changes when one of these files is written anew, cut or replaced.
-
-    Raises:
-        CheckpointError: A file is not there.
-    """
+    """What changes when one of these files is written anew, cut or replaced."""
     try:
         return tuple((file.name, (it := file.stat()).st_size, it.st_mtime_ns) for file in files)
     except OSError as error:

@@ -1,8 +1,8 @@
 """Per-example losses by name, so that a common task needs no loss function of its own.
 
-Every loss here gives one value an example, [examples], from one forward pass, and depends on the
-example alone, never on its batch. Each says when model and batch do not fit, instead of scoring
-something else.
+Every loss here returns one value per example, [examples], from one forward pass, and depends on the
+example alone, never on its batch. Each raises an error where model and batch do not fit, instead of
+scoring something else.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from tracin.plain_text import a_kind
 from tracin.torch_internals import is_functorch_wrapped_tensor
 
 PerExampleLoss = Callable[[Module, Any], Tensor]
-"""`loss(model, batch)`: one value an example, [examples]."""
+"""`loss(model, batch)`: returns one value per example, [examples]."""
 
 IGNORED = -100
 """The label of a position that has no loss: the convention of torch and of transformers."""
@@ -38,7 +38,7 @@ _NARROW = frozenset(
 # No label is ever this, so a stray -100 where nothing may be ignored is an error in torch, too.
 _NOTHING_IGNORED = -(2**62)
 
-_BATCH_FORM = "(inputs, labels), or a mapping with 'labels' beside the model's own arguments"
+_BATCH_FORM = "(inputs, labels), or a mapping with 'labels' and the model's own arguments"
 
 
 @dataclass(frozen=True)
@@ -154,12 +154,11 @@ class MeanSquaredError:
 @final
 @dataclass(frozen=True)
 class CausalLM:
-    """Cross-entropy of each next token, in nats a token: the mean over an example's own tokens.
+    """Cross-entropy of each next token, in nats per token: the mean over an example's own tokens.
 
-    The mean makes long and short texts comparable, and an example's loss is then what its
-    perplexity is the exponential of; with the sum, long texts lead every ranking. For the sum,
-    pass a callable. The mean is over the example, never over the batch, so padding and company
-    change nothing.
+    The mean makes long and short texts comparable, and is the logarithm of the perplexity; with
+    the sum, long texts lead every ranking (for the sum, pass a callable). It is over the example,
+    never over the batch, so padding and other examples change nothing.
 
     The batch is a mapping with "input_ids" [examples, positions], and "attention_mask" and
     "labels" where there are any; the model is called by name with all but the labels that its
@@ -215,7 +214,7 @@ def open_loss(loss: str | PerExampleLoss) -> PerExampleLoss:
     """The per-example loss that a name stands for; a callable is returned as it is.
 
     Args:
-        loss: "cross_entropy", "mse", "causal_lm", or `loss(model, batch)` that gives [examples].
+        loss: "cross_entropy", "mse", "causal_lm", or `loss(model, batch)` that returns [examples].
 
     Raises:
         LossError: an unknown name, or something that cannot be called with a model and a batch.
@@ -228,8 +227,8 @@ def open_loss(loss: str | PerExampleLoss) -> PerExampleLoss:
     if isinstance(loss, str):
         if loss not in _NAMED:
             raise LossError(
-                f"The losses with names are {names}, but {loss!r} came. Pass one of them, or "
-                "a function loss(model, batch) that gives one value an example."
+                f"The losses with names are {names}, but {loss!r} was given. Pass one of them, or "
+                "a function loss(model, batch) that returns one value per example."
             )
         return _NAMED[loss]()
     # Torch's own losses take (output, labels): called with a model they fail far from here.
@@ -238,8 +237,8 @@ def open_loss(loss: str | PerExampleLoss) -> PerExampleLoss:
         kind = loss.__name__ if isinstance(loss, type) else type(loss).__name__
         came = getattr(loss, "__name__", kind) if is_torch_loss else kind
         raise LossError(
-            f"A loss is called as loss(model, batch) and gives one value an example, [examples], "
-            f"but {'the class ' if isinstance(loss, type) else ''}{came} came"
+            "A loss is called as loss(model, batch) and returns one value per example, [examples]; "
+            f"{'the class ' if isinstance(loss, type) else ''}{came} was given"
             f"{', which takes (output, labels)' if is_torch_loss else ''}. Pass {names}, or a "
             "function such as lambda model, batch: "
             "F.cross_entropy(model(batch[0]), batch[1], reduction='none')."
@@ -271,9 +270,9 @@ def next_tokens(batch: Any) -> Tensor:
     if mask is None:
         return following
     _require_alike(mask, "attention_mask", tokens)
-    kept = mask != 0
-    kept = kept & F.pad(kept[:, 1:], (0, 1), value=False)
-    return torch.where(kept, following, IGNORED)
+    is_attended = mask != 0
+    is_attended = is_attended & F.pad(is_attended[:, 1:], (0, 1), value=False)
+    return torch.where(is_attended, following, IGNORED)
 
 
 def _called(model: Module, batch: Any, name: str) -> tuple[Any, Tensor]:
@@ -348,9 +347,9 @@ def _form_error(name: str, form: str, batch: Any) -> LossError:
     else:
         came = a_kind(batch)
     return LossError(
-        f"{name} needs a batch that is {form}, but {came} came. Several inputs go in a tuple of "
-        "their own, ((first, second), labels); for any other form pass a function "
-        "loss(model, batch) that gives one value an example."
+        f"{name} needs a batch that is {form}, but {came} was given. Several inputs go in a tuple "
+        "of their own, ((first, second), labels); for any other form pass a function "
+        "loss(model, batch) that returns one value per example."
     )
 
 
@@ -366,19 +365,19 @@ def _label_tensor(labels: Any, name: str) -> Tensor:
 
 def _logits(output: Any, name: str) -> Tensor:
     if isinstance(output, Tensor):
-        found: Any = output
+        logits: Any = output
     elif isinstance(output, Mapping) and "logits" in output:
-        found = output["logits"]
+        logits = output["logits"]
     else:
-        found = getattr(output, "logits", None)
-    if not isinstance(found, Tensor):
+        logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
         raise LossError(
             f"{name} needs a model whose output is a tensor, or has one as .logits, but "
-            f"{a_kind(output)} came. Pass a function loss(model, batch) that takes what it "
-            "needs from the output and gives one value an example."
+            f"{a_kind(output)} was returned. Pass a function loss(model, batch) that takes what it "
+            "needs from the output and returns one value per example."
         )
     # Half precision would leave a loss three digits; transformers widens its logits, too.
-    return found.float() if found.dtype in (torch.float16, torch.bfloat16) else found
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def _require_integers(labels: Tensor, name: str) -> None:
@@ -401,7 +400,7 @@ def _require_classes(logits: Tensor, labels: Tensor) -> None:
         raise LossError(
             "cross_entropy needs an output [examples, classes], but the model gave "
             f"{tuple(logits.shape)}. Keep both dimensions, also for one example; a single "
-            "yes-or-no score an example needs a function with "
+            "yes-or-no score per example needs a function with "
             "F.binary_cross_entropy_with_logits(..., reduction='none')."
         )
     if logits.shape[1] == 1:
@@ -427,14 +426,7 @@ def _require_classes(logits: Tensor, labels: Tensor) -> None:
 def _check_labels(
     labels: Tensor, classes: int, ignored: int | None, find: Callable[[Any], Tensor]
 ) -> None:
-    """Look at the values of the labels, in one transfer from the device.
-
-    Args:
-        labels: [examples, ...].
-        classes: How many there are.
-        ignored: The label of positions without a loss; None where each has one.
-        find: The labels of a batch, to find the example in another batch.
-    """
+    """Look at the values of the labels, in one transfer from the device."""
     # Inside vmap a tensor has no values to look at; the same labels are seen outside of it.
     if is_functorch_wrapped_tensor(labels) or labels.numel() == 0:
         return
@@ -442,10 +434,10 @@ def _check_labels(
         low, high = torch.stack(torch.aminmax(labels)).tolist()
         fewest = 1
     else:
-        kept = labels != ignored
-        seen = torch.aminmax(torch.where(kept, labels, 0))
-        fewest_kept = kept.flatten(1).sum(1).min()
-        low, high, fewest = torch.stack([*seen, fewest_kept]).tolist()
+        is_scored = labels != ignored
+        extremes = torch.aminmax(torch.where(is_scored, labels, 0))
+        fewest_scored = is_scored.flatten(1).sum(1).min()
+        low, high, fewest = torch.stack([*extremes, fewest_scored]).tolist()
     if low < 0 or high >= classes:
         raise _outside(labels, classes, ignored, find)
     if fewest == 0:
@@ -509,12 +501,12 @@ def noting_unlabelled() -> Iterator[list[Callable[[Any], list[int]]]]:
 
 def _rows_without(batch: Any, *, find: Callable[[Any], Tensor]) -> list[int]:
     """The rows of a batch that have no label to score."""
-    kept = find(batch) != IGNORED
-    return (~kept.flatten(1).any(1)).nonzero()[:, 0].tolist()
+    is_scored = find(batch) != IGNORED
+    return (~is_scored.flatten(1).any(1)).nonzero()[:, 0].tolist()
 
 
 def unlabelled_warning(examples: str) -> str:
-    """What to say of examples without a label."""
+    """The warning about examples without a label."""
     return (
         f"No label to score in {examples}: each of its positions is {IGNORED} or masked, so its "
         "loss and its scores are 0. Leave such examples out of the data."
@@ -556,8 +548,8 @@ def _require_tokens(tokens: Any, what: str) -> None:
     if tokens.dim() != 2 or tokens.shape[1] < 2:
         raise LossError(
             f"causal_lm needs {what} as [examples, positions] with two positions or more, since "
-            f"each token is predicted from those before it, but {tuple(tokens.shape)} came. "
-            "Give one row an example, and leave out texts of a single token."
+            f"each token is predicted from those before it, but {tuple(tokens.shape)} was given. "
+            "Give one row per example, and leave out texts of a single token."
         )
 
 
@@ -566,7 +558,7 @@ def _require_alike(values: Any, what: str, tokens: Tensor) -> None:
         came = tuple(values.shape) if isinstance(values, Tensor) else a_kind(values)
         raise LossError(
             f"causal_lm needs {what} of the shape of input_ids, {tuple(tokens.shape)}, but "
-            f"{came} came. Give one value a token; a mask of another shape needs labels, "
+            f"{came} was given. Give one value per token; a mask of another shape needs labels, "
             f"{IGNORED} where no token is predicted."
         )
 

@@ -1,4 +1,4 @@
-"""Memory that ran out, told from errors that another way of computing may cure."""
+"""Tells running out of memory from errors that another way of computing may avoid."""
 
 import torch
 
@@ -12,7 +12,7 @@ _WORDS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may cure this error.
+    """Whether a smaller batch may avoid this error.
 
     Example:
         >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))

@@ -6,7 +6,7 @@ writing) could forge the row of a table; they are shown as Python writes them in
 """
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Control, format and surrogate characters, and separators of lines and paragraphs.
 _OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -50,6 +50,17 @@ def listed(names: Iterable[object], most: int = 4) -> str:
     names = list(names)
     shown = ", ".join(repr(name) for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def first_few(texts: Sequence[str], most: int = 3) -> str:
+    """The first few texts, and how many more there are.
+
+    Example:
+        >>> first_few(["a is 1", "b is 2", "c is 3"], most=2)
+        'a is 1; b is 2, and 1 more'
+    """
+    more = f", and {len(texts) - most} more" if len(texts) > most else ""
+    return "; ".join(texts[:most]) + more
 
 
 def a_kind(value: object) -> str:

@@ -122,22 +122,22 @@ def lowest_precision(losses: Tensor) -> Precision:
 
 def lowest(precisions: Iterable[Precision], device: torch.device) -> Precision:
     """The lowest of some precisions, where float32 is what its products are on `device`."""
-    found = max(precisions, key=_EXACT_FIRST.index)
-    return precision_of_products(device) if found is FLOAT32 else found
+    precision = max(precisions, key=_EXACT_FIRST.index)
+    return precision_of_products(device) if precision is FLOAT32 else precision
 
 
 def _dtypes(losses: Tensor) -> set[torch.dtype]:
     """The kinds of numbers in the graph of the losses."""
-    found = {losses.dtype}
+    dtypes = {losses.dtype}
     seen, nodes = set(), [losses.grad_fn]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        found.update(graph_dtypes(node))
+        dtypes.update(graph_dtypes(node))
         nodes.extend(following for following, _ in node.next_functions)
-    return found
+    return dtypes
 
 
 def precision_of_products(device: torch.device) -> Precision:
@@ -164,7 +164,7 @@ _SIDE = 128  # tensor cores take matrices of this size
 
 def _multiply_exactly(keep: Callable[[Undo], None]) -> None:
     # Torch has two generations of these settings. The older one cannot be read where the newer
-    # was set to something else, and is then left alone: whoever set the newer one uses that.
+    # was set to something else, and is then left alone: code that set the newer one uses that.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some releases of torch call the older one deprecated
         matmul = _readable(torch.get_float32_matmul_precision)

@@ -1,4 +1,4 @@
-"""Settings of the whole process, changed for a while and put back."""
+"""Settings of the whole process, changed within a block and restored."""
 
 import threading
 from collections.abc import Callable, Iterator

@@ -15,17 +15,10 @@ def bar(
     is_kept: bool = False,
     is_scaled: bool = False,
 ) -> "tqdm[Any]":
-    """A progress bar over `total` examples or other units.
+    """A progress bar over `total` units, shown by default only on a terminal.
 
-    Args:
-        total: How many units there are.
-        what: The word in front of the bar.
-        progress: Whether to show the bar; None shows it only on a terminal.
-        unit: The word for one unit.
-        done: How many units are finished already; they do not count as speed, so the remaining
-            time is right from the start.
-        is_kept: Whether the full bar stays on the screen.
-        is_scaled: Whether to shorten large counts: 1.2M.
+    Units that are `done` already do not count as speed, so the remaining time is right from the
+    start. The bar stays on the screen if `is_kept`; `is_scaled` shortens large counts, as in 1.2M.
     """
     return tqdm(
         total=total,

@@ -2,7 +2,7 @@
 
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,11 +55,7 @@ class RandomState:
         )
 
     def restore(self) -> None:
-        """Make this the random state again.
-
-        Raises:
-            CheckpointError: It has states of more CUDA devices than there are here.
-        """
+        """Make this the random state again."""
         try:
             self._restore()
         except (ValueError, TypeError, RuntimeError, IndexError, struct.error) as error:
@@ -95,17 +91,27 @@ class RandomState:
         return [states[place * size : (place + 1) * size] for place in range(count)]
 
 
+def random_state_restorer() -> Callable[[], None]:
+    """What makes the random state of this moment the random state again."""
+    state = RandomState.now()
+    other = None if state.numpy else np.random.get_state(legacy=False)  # of another kind
+
+    def restore() -> None:
+        state.restore()
+        if other is not None:
+            np.random.set_state(other)
+
+    return restore
+
+
 @contextmanager
 def same_random_state() -> Iterator[None]:
     """Leave the random states of Python, NumPy and torch as they were."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    restore = random_state_restorer()
     try:
-        with torch.random.fork_rng(devices=devices):
-            yield
+        yield
     finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        restore()
 
 
 def _cuda_now() -> bytes:

@@ -13,7 +13,6 @@ from tracin.checkpoints import (
     checkpoint_weights,
     loaded,
     open_checkpoints,
-    untouched,
 )
 from tracin.checkpoints.discover import Checkpoints
 from tracin.checkpoints.fitting import refuse_other_traced
@@ -22,6 +21,7 @@ from tracin.data import Batch, Examples, content_of, move, open_examples
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Covered
 from tracin.gradients.forms import real_shape
+from tracin.guards import untouched
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.preconditioners import Preconditioner
 from tracin.scoring.checkpoint_pass import CheckpointPass
@@ -143,11 +143,7 @@ def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) ->
 
 
 def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
-    """A pass that also gives class scores and labels.
-
-    Raises:
-        LossError: The loss knows none.
-    """
+    """A pass that also gives class scores and labels."""
     outcome = getattr(run.loss, "outcome", None)
     if outcome is None:
         raise LossError(

@@ -21,7 +21,7 @@ R = TypeVar("R")
 def is_dtensor(value: object) -> "TypeGuard[DTensor]":
     """Whether a tensor is in parts on several ranks, as FSDP2 and tensor parallelism make them.
 
-    Importing the class takes as long as half of torch; whoever has such a tensor has imported it.
+    Importing the class takes as long as half of torch; code that made such a tensor has done so.
     """
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
     return kind is not None and isinstance(value, kind)
@@ -29,7 +29,7 @@ def is_dtensor(value: object) -> "TypeGuard[DTensor]":
 
 def divided_modules(model: Module) -> list[Any]:
     """The modules that `fully_shard` was called on, outer ones first."""
-    # Whoever called it has imported it; everybody else need not wait for the import.
+    # Code that called it has imported it; other code need not wait for the import.
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     return [] if kind is None else [one for one in model.modules() if isinstance(one, kind)]
 
@@ -65,10 +65,6 @@ def whole(model: Module) -> dict[str, Tensor]:
 
     They are the same objects in every pass. All ranks must call this together. Only one module's
     weights are whole at a time; the tensors are empty afterwards.
-
-    Raises:
-        UnsupportedModelError: A parameter is divided in another way than by `fully_shard` over all
-            ranks.
     """
     rest(model)
     divided = {n: p for n, p in model.named_parameters() if is_dtensor(p)}
@@ -100,7 +96,7 @@ def whole(model: Module) -> dict[str, Tensor]:
     return found
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, or the tensor itself; no gradient flows through it."""
     detached = tensor.detach()
     return detached.to_local() if is_dtensor(detached) else detached
@@ -117,11 +113,11 @@ def own(values: Tensor, parameter: Tensor) -> Tensor:
             pieces = values.chunk(parameter.device_mesh.size(at), dim)
             is_there = coordinate[at] < len(pieces)
             values = pieces[coordinate[at]] if is_there else values.narrow(dim, 0, 0)
-    if values.shape != local(parameter).shape:
+    if values.shape != local_part(parameter).shape:
         raise UnsupportedModelError(
             f"A parameter of shape {list(parameter.shape)} is divided as {parameter.placements}, "
             f"by which rank {distributed.get_rank()} should hold {list(values.shape)} of it, but "
-            f"it holds {list(local(parameter).shape)}. Divide the model by fully_shard alone."
+            f"it holds {list(local_part(parameter).shape)}. Divide the model by fully_shard alone."
         )
     return values
 
@@ -140,12 +136,7 @@ def device_of(model: Module) -> torch.device:
 
 
 def over_ranks(values: Mapping[str, float], parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    """Sums over all parts of each parameter, of what this rank has found for its own part.
-
-    Args:
-        values: One number a parameter.
-        parameters: At least these parameters; if none is divided, the values are the sums.
-    """
+    """Sum one number per parameter over the ranks, each of which gives that of its own part."""
     places = [p for p in parameters.values() if is_dtensor(p)]
     if not places:
         return dict(values)
@@ -188,17 +179,17 @@ def joined(part: Tensor, count: int, device: torch.device) -> Tensor:
     sent = part.to(device).contiguous()
     parts = [torch.empty_like(sent) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, sent)
-    found = part.new_empty(count, *part.shape[1:])
+    rows = part.new_empty(count, *part.shape[1:])
     for start, one in zip(starts_of(count), parts, strict=True):
-        found[start : start + len(one)] = one.to(found.device)
-    return found
+        rows[start : start + len(one)] = one.to(rows.device)
+    return rows
 
 
 def each_says(value: T) -> Sequence[T]:
-    """What every rank says, by rank: the same list on all of them."""
-    found: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(found, value)
-    return found
+    """Every rank's value, by rank: the same list on all of them."""
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def is_first() -> bool:
@@ -207,7 +198,7 @@ def is_first() -> bool:
 
 
 def by_first(do: Callable[[], T]) -> T:
-    """Have rank 0 alone do something; its answer, or its error, is everybody's.
+    """Call `do` on rank 0 alone; every rank returns its result, or raises its error.
 
     Raises:
         IndexingError: On other ranks, with the words of the error that rank 0 raises.
@@ -219,26 +210,26 @@ def by_first(do: Callable[[], T]) -> T:
             answer = do()
         except Exception as error:
             failure = error
-    said = [answer, failure and f"{type(failure).__name__}: {failure}"]
-    distributed.broadcast_object_list(said, src=0)
+    message = [answer, failure and f"{type(failure).__name__}: {failure}"]
+    distributed.broadcast_object_list(message, src=0)
     if failure is not None:
         raise failure
-    if said[1] is not None:
+    if message[1] is not None:
         raise IndexingError(
-            f"Rank 0 could not do its part, so no rank can go on. It said:\n{said[1]}"
+            f"Rank 0 could not do its part, so no rank can continue. The error was:\n{message[1]}"
         )
-    return said[0]  # type: ignore[return-value]
+    return message[0]  # type: ignore[return-value]
 
 
 def led(lead: Callable[[Callable[..., T]], R], follow: Callable[..., T]) -> R:
-    """Have rank 0 alone do something for which it now and then needs all ranks.
+    """Call `lead` on rank 0 alone, which may have all ranks call `follow` in between.
 
     Args:
         lead: Called on rank 0 with a function that has all ranks call `follow` together.
         follow: What they do together; the arguments come from rank 0.
 
     Returns:
-        What `lead` returned, on every rank; its error is everybody's, as from `by_first`.
+        What `lead` returned, on every rank; an error is raised on every rank, as by `by_first`.
     """
     if is_first():
 
@@ -253,17 +244,17 @@ def led(lead: Callable[[Callable[..., T]], R], follow: Callable[..., T]) -> R:
                 distributed.broadcast_object_list([None], src=0)
 
         return by_first(leading)
-    while (args := _told()) is not None:
+    while (args := _received()) is not None:
         # An error is rank 0's as well, and comes back from there.
         with suppress(Exception):
             follow(*args)
     return by_first(_nothing)
 
 
-def _told() -> Any:
-    heard: list[Any] = [None]
-    distributed.broadcast_object_list(heard, src=0)
-    return heard[0]
+def _received() -> Any:
+    message: list[Any] = [None]
+    distributed.broadcast_object_list(message, src=0)
+    return message[0]
 
 
 def _nothing() -> Any:

@@ -106,11 +106,6 @@ class SlowTwin:
     def own(self, batch: Batch, example: int, weights: Weights) -> Own:
         """The gradient of one example of a batch.
 
-        Args:
-            batch: Examples first; it is not written to.
-            example: Its position in the batch.
-            weights: What stands in the place of the model's.
-
         Raises:
             LossError: The loss is no single value.
             RuntimeError: The model cannot run with these weights; torch says why.
@@ -140,8 +135,8 @@ class SlowTwin:
             # of the model again.
             losses = _single(loss(model, content_of(inputs)))
             ends = [tensor for tensors in places.values() for tensor in tensors]
-            found = differentiate(losses, ends)
-            by_end = {id(end): each for end, each in zip(ends, found, strict=True)}
+            gradients = differentiate(losses, ends)
+            by_end = {id(end): each for end, each in zip(ends, gradients, strict=True)}
             gradient = {
                 name: _sum([by_end[id(tensor)] for tensor in tensors], tensors[-1])
                 for name, tensors in places.items()
@@ -182,14 +177,14 @@ def _by_grad(losses: Tensor, ends: Sequence[Tensor]) -> Sequence[Tensor | None]:
 
 
 def _by_backward(losses: Tensor, ends: Sequence[Tensor]) -> Sequence[Tensor | None]:
-    kept = [end.grad for end in ends]
+    before = [end.grad for end in ends]
     try:
         for end in ends:
             end.grad = None
         losses.sum().backward()
         return [end.grad for end in ends]
     finally:
-        for end, grad in zip(ends, kept, strict=True):
+        for end, grad in zip(ends, before, strict=True):
             end.grad = grad
 
 

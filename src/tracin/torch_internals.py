@@ -96,7 +96,7 @@ def compiler_stance() -> Any:
     """What `torch.compiler.set_stance` has set; None if nothing was ever compiled.
 
     There is no public way to ask. To import `torch._dynamo` only to ask would take longer than to
-    import torch itself, and whoever compiles has imported it.
+    import torch itself, and code that compiles has imported it.
     """
     frame = sys.modules.get("torch._dynamo.eval_frame")
     return getattr(frame, "_stance", None)

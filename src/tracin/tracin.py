@@ -39,7 +39,7 @@ from tracin.scoring.settled import settled
 from tracin.scoring.verify import verified
 from tracin.sketches import Projection
 
-COVERED = 4  # examples that coverage is told from
+COVERED = 4  # examples that coverage looks at
 
 
 @final
@@ -57,13 +57,13 @@ class TracIn(Run):
     Args:
         model: The model that was trained, of any kind. DistributedDataParallel, DataParallel and
             `torch.compile` are taken off: the loss gets the model within.
-        loss: "cross_entropy", "mse", "causal_lm", or a callable loss(model, batch) -> one value an
+        loss: "cross_entropy", "mse", "causal_lm", or a callable loss(model, batch) -> one value per
             example, [examples].
         checkpoints: A folder written by `tracin.Recorder`, a glob, or a list of paths, state dicts
             or `tracin.Checkpoint`. Their order is kept.
         parameters: None for every trainable parameter, "last" for the layer that a forward pass
             uses last, or names and globs such as ["fc.*"].
-        learning_rates: None for the recorded ones, one a checkpoint, "equal" (every weight 1), or
+        learning_rates: None for the recorded ones, one per checkpoint, "equal" (every weight 1), or
             "span" (the recorded rates of all steps that a checkpoint stands for).
         device: Where to compute; by default where the model is.
         preconditioner: What multiplies a query's gradient: None for nothing, as in equation 1;
@@ -76,7 +76,7 @@ class TracIn(Run):
         LearningRateError: A learning rate is missing, zero, or negative.
         ParametersError: No trainable parameter, or a name that matches none.
         LossError: An unknown loss.
-        QueryError: The preconditioner is none.
+        QueryError: The preconditioner is not one.
         DeviceError: There is no such device here.
         UnsupportedModelError: The model, or a part of it, is wrapped by FSDP1.
 
@@ -150,14 +150,15 @@ class TracIn(Run):
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             CoupledExamplesError: An example's loss depends on the rest of its batch.
         """
-        examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
-        total = torch.zeros(len(examples), len(asked), dtype=score_dtype(self))
+        examples = open_data(self, train, "train")
+        query_set = open_examples(queries, name="queries")
+        total = torch.zeros(len(examples), len(query_set), dtype=score_dtype(self))
         walk = checkpoint_pass(self)
-        for span in query_spans(self, len(asked)):
+        for span in query_spans(self, len(query_set)):
             steps = walk.steps(
                 examples,
                 range(len(examples)),
-                ScoreRequest(asked, span),
+                ScoreRequest(query_set, span),
                 checked_size(batch_size),
                 progress,
                 "influence",
@@ -189,9 +190,9 @@ class TracIn(Run):
             queries: The examples whose loss is explained.
             k: How many of each, at most the number of examples.
             normalise: None for the scores themselves; "cosine" divides them by the lengths of both
-                gradients (over all checkpoints, weighted), so that loud examples do not lead every
-                list; "query" by the query's length alone, so that queries can be compared. Both
-                lose the unit of loss.
+                gradients (over all checkpoints, weighted), so that examples with long gradients
+                do not lead every list; "query" by the query's length alone, so that queries can be
+                compared. Both lose the unit of loss.
             group: "sum" or "mean" makes all of `queries` one.
             drop_misclassified: Leave out training examples that the last checkpoint gets wrong:
                 their large gradients show up for every query (paper, sections 5.2 and 5.3).
@@ -203,12 +204,13 @@ class TracIn(Run):
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             LossError: drop_misclassified without a loss that tells classes apart.
         """
-        examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
+        examples = open_data(self, train, "train")
+        query_set = open_examples(queries, name="queries")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
         count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
         walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
-        spans = [range(len(asked))] if group else query_spans(self, len(asked))
+        spans = [range(len(query_set))] if group else query_spans(self, len(query_set))
         rankings = []
         for span in spans:
             width = 1 if group else len(span)
@@ -217,14 +219,14 @@ class TracIn(Run):
             for start in range(0, len(examples), step):
                 block = range(start, min(start + step, len(examples)))
                 ranking.open(block, width, len(self.checkpoints), score_dtype(self))
-                question = ScoreRequest(asked, span, bool(group), norms=normalise == "cosine")
+                question = ScoreRequest(query_set, span, bool(group), norms=normalise == "cosine")
                 for each in walk.steps(
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):
-                    ranking.take(each, 1 / len(asked) if group == "mean" else 1.0)
+                    ranking.take(each, 1 / len(query_set) if group == "mean" else 1.0)
                 ranking.close()
             rankings.append(ranking)
-        ids = np.array([f"{group} of {len(asked)}"]) if group else asked.ids
+        ids = np.array([f"{group} of {len(query_set)}"]) if group else query_set.ids
         names = tuple(checkpoint.name for checkpoint in self.checkpoints)
         return Explanations(
             ids,
@@ -286,9 +288,12 @@ class TracIn(Run):
     @guarded
     @settled
     def coverage(self, batch: Any) -> Coverage:
-        """Which way each parameter's gradients are had, and why, on the first examples of `batch`.
+        """How each parameter's gradients are computed, and why, on the first examples of `batch`.
 
-        Every parameter of the model is there; those that are not traced are "excluded".
+        Every parameter of the model is listed; those that are not traced are "excluded".
+
+        Args:
+            batch: The same kinds of data as elsewhere; its first four examples are used.
         """
         examples = open_data(self, batch, "batch")
         walk = checkpoint_pass(self)
@@ -342,9 +347,9 @@ class TracIn(Run):
     ) -> Index:
         """Build an index of the training data's gradients, or finish one that was begun.
 
-        Gradients are sketched to `projection.dim` numbers an example and checkpoint and written to
-        files of `shard_size` rows. What is there already is not done again: after a crash, run
-        the same. With more rows after the old ones, or more checkpoints, these are added.
+        Gradients are sketched to `projection.dim` numbers per example and checkpoint, written to
+        files of `shard_size` rows. Files that exist are not built again: after a crash, make the
+        same call. With more rows after the old ones, or more checkpoints, these are added.
 
         Args:
             train: The training data.
@@ -352,7 +357,7 @@ class TracIn(Run):
             projection: How much is kept of a gradient; None for `tracin.Projection()`.
             number_format: "float16" or "int8", each with scales per row, or "float32".
             shard_size: Rows in a file, the unit of work.
-            engine: Who builds, of `tracin.engines`; None for this process.
+            engine: What runs the build, from `tracin.engines`; None for this process.
             recall_queries: On how many rows the recall of the finished index is measured; 0 for
                 none.
             batch_size: "auto", or how many examples go through the model at once.
@@ -385,7 +390,7 @@ def _slice(positions: range) -> slice:
 
 def _known(tensor: Tensor | None) -> Tensor:
     if tensor is None:
-        raise RuntimeError("the walk was not asked for this; a bug in tracin")
+        raise RuntimeError("the pass did not compute this; a bug in tracin")
     return tensor
 
 

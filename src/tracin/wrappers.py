@@ -51,7 +51,7 @@ def _is_deepspeed(model: Module) -> bool:
 
 
 def _refuse_divided(name: str, part: Module) -> None:
-    # Whoever wrapped a model has imported this; everybody else need not wait for the import.
+    # Code that wrapped a model has imported this; other code need not wait for the import.
     fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
     where = f"Its part '{name}'" if name else "The model"
     if fsdp is not None and isinstance(part, fsdp):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def test_goodness_says_what_to_make_of_it(tmp_path, train, queries):
     fine, _ = traced(tmp_path / "a", mlp, sgd, train, queries, batches(10))
-    assert "amounts too" in str(fine.goodness())
+    assert "Trust rankings and magnitudes" in str(fine.goodness())
     wild, _ = traced(
         tmp_path / "b", mlp, lambda p: torch.optim.SGD(p, lr=30.0), train, queries, batches(10)
     )
@@ -36,7 +36,7 @@ def test_goodness_has_words_for_what_it_cannot_judge(tmp_path, train, queries):
     still, _ = traced(
         tmp_path / "a", mlp, lambda p: torch.optim.SGD(p, lr=0.0), train, queries, batches(2)
     )
-    assert "Nothing can be said" in still.goodness().verdict
+    assert "Cannot judge these scores" in still.goodness().verdict
     decayed, _ = traced(
         tmp_path / "b", mlp, OPTIMIZERS["SGD, weight decay"], train, queries, batches(5)
     )

@@ -79,7 +79,7 @@ def test_a_batch_without_a_step(loop, train):
     loss.backward()
     optimizer.zero_grad()
     with (
-        pytest.raises(TracingError, match="thrown away"),
+        pytest.raises(TracingError, match="discarded"),
         tracer.batch(torch.arange(4)),
     ):
         pass

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from tracin.checkpoints import loaded, untouched
+from tracin.checkpoints import loaded
 from tracin.data import content_of, move
-from tracin.guards import guarded
+from tracin.guards import guarded, untouched
 from tracin.progress import bar
 from tracin.run import Run, checkpoint_pass, open_data
 from tracin.scoring.batch_size import BatchSize, checked_size, fitting_size

@@ -8,5 +8,4 @@ from tracin.checkpoints.load import loaded as loaded
 from tracin.checkpoints.optimizer_state import OptimizerState as OptimizerState
 from tracin.checkpoints.recorder import Recorder as Recorder
 from tracin.checkpoints.state_dict import bare_name as bare_name
-from tracin.checkpoints.untouched import untouched as untouched
 from tracin.checkpoints.visits import Visits as Visits

@@ -32,11 +32,11 @@ class Checkpoint:
         log: The rates of all steps of its training run, if a `tracin.Recorder` kept them.
         no_rate: Why no learning rate is known, for the message that asks for one.
         loss: The training loss at that moment, if a `tracin.Recorder` was given it.
-        optimizer_path: Where a `tracin.Recorder` has written the optimizer's moments, if it has.
-        trained: The parameters that were trained up to then, if a `tracin.Recorder` wrote it; else
-            nothing.
-        checksum: That of the weights' file, as a `tracin.Recorder` lists it; "" if it is unknown.
-        optimizer_checksum: That of the optimizer's file.
+        optimizer_path: Where a `tracin.Recorder` wrote the optimizer's moments, if it did.
+        trained: The parameters that were trained up to then; empty unless a `tracin.Recorder`
+            wrote it.
+        checksum: The checksum of the weights' file in its Recorder's list; "" if it is unknown.
+        optimizer_checksum: The checksum of the optimizer's file.
         stamp: The sizes and times of its files when it was opened; None to read whatever is there.
 
     Raises:
@@ -85,7 +85,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: The file is missing, truncated, damaged or not the one that its record
-                lists, holds code, holds no state dict, or was written anew since it was opened.
+                lists, holds code, holds no state dict, or was rewritten since it was opened.
         """
         if not isinstance(self.source, Path):
             weights = weights_within(self.source, self.name)
@@ -101,11 +101,11 @@ class Checkpoint:
     def _unchanged(self, path: Path, expected: Stamp | None) -> Stamp | None:
         """The stamp of the files now, which must be the expected one."""
         if not path.exists():
-            return None  # the reader has the words
+            return None  # the reader raises the error
         now = stamp_of(files_of(path))
         if expected is not None and now != expected:
             raise CheckpointError(
-                f"{path} was written anew after it was opened, so it may hold other weights now. "
+                f"{path} was rewritten after it was opened, so it may hold other weights now. "
                 "Copy checkpoints that a training overwrites, and open them again."
             )
         return now

@@ -19,18 +19,7 @@ COUNTER = "n_averaged"  # how many models torch's AveragedModel has averaged: no
 
 
 class Companions:
-    """Writes the files of one name that belong to a checkpoint, and deletes them with it.
-
-    Args:
-        folder: The Recorder's folder.
-        model: The model that is trained.
-        optimizer: Its optimizer, if its moments are to be written.
-        averaged: A model like it with averaged weights, if there is one.
-
-    Raises:
-        CheckpointError: The optimizer holds parameters that are not the model's, or `averaged`
-            is another model.
-    """
+    """Writes the files of one name that belong to a checkpoint, and deletes them with it."""
 
     def __init__(
         self, folder: Path, model: Module, optimizer: Optimizer | None, averaged: Module | None
@@ -45,9 +34,7 @@ class Companions:
     def write(self, name: str) -> tuple[str, str]:
         """Write what belongs to the checkpoint of this name, and leave nothing older there.
 
-        Returns:
-            The checksums of the optimizer's state and of the averaged weights; "" for a file
-            that is not written.
+        Returns the checksums of the two files; "" for one that is not written.
         """
         optimizer = averaged = ""
         if self._optimizer is None:
@@ -80,19 +67,15 @@ def averages(averaged: Module) -> dict[str, Tensor]:
 
 
 def tensors(model: Module) -> dict[str, Tensor]:
-    """A model's state dict, without the extra state of modules (`get_extra_state`).
-
-    Raises:
-        CheckpointError: It holds something else than tensors.
-    """
-    held: Mapping[str, Any] = without_extra_state(model.state_dict())
-    others = [key for key, value in held.items() if not isinstance(value, Tensor)]
+    """A model's state dict, without the extra state of modules (`get_extra_state`)."""
+    state: Mapping[str, Any] = without_extra_state(model.state_dict())
+    others = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(
             f"Only tensors can be saved, but the model's state dict holds {listed(others)}. "
             "Keep such state outside of the model."
         )
-    return held
+    return state
 
 
 def refuse_other_averages(model: Module, averaged: Module) -> None:

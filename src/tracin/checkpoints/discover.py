@@ -28,7 +28,7 @@ Checkpoints: TypeAlias = One | Iterable[One]
 
 
 def open_checkpoints(checkpoints: Checkpoints) -> list[Checkpoint]:
-    """Find the checkpoints that are meant, with the learning rates recorded in them.
+    """Find checkpoints, with the learning rates recorded in them.
 
     Args:
         checkpoints: A folder that a `tracin.Recorder` wrote, a folder of Hugging Face's
@@ -45,7 +45,7 @@ def open_checkpoints(checkpoints: Checkpoints) -> list[Checkpoint]:
         LearningRateError: A learning rate given with a checkpoint cannot be one.
 
     Warns:
-        CheckpointWarning: The same checkpoint stands there twice, and so counts twice.
+        CheckpointWarning: A checkpoint is listed twice, and so counts twice.
 
     Example:
         >>> import torch
@@ -57,19 +57,19 @@ def open_checkpoints(checkpoints: Checkpoints) -> list[Checkpoint]:
     if not is_one and (
         isinstance(checkpoints, Module | Tensor) or not isinstance(checkpoints, Iterable)
     ):
-        raise not_one(checkpoints)
+        raise not_a_checkpoint(checkpoints)
     found: list[Checkpoint] = []
     for one in [checkpoints] if is_one else checkpoints:
         found += found_in(cast(One, one), len(found))
     if not found:
         raise CheckpointError("At least one checkpoint is needed; the list is empty.")
-    found = [stamped(one) for one in told_apart(found)]
+    found = [stamped(one) for one in with_distinct_names(found)]
     warn_of_duplicates(found)
     return found
 
 
 def found_in(one: One, position: int) -> list[Checkpoint]:
-    """What one entry of a list stands for."""
+    """The checkpoints of one entry of a list."""
     if isinstance(one, Checkpoint):
         return [completed(one)]
     if isinstance(one, Mapping):
@@ -77,7 +77,7 @@ def found_in(one: One, position: int) -> list[Checkpoint]:
         refuse_other_kinds(weights_within(one, name), name)
         return [checkpoint_of_file(one, name, rate_within(one))]
     if not isinstance(one, str | PathLike):
-        raise not_one(one)
+        raise not_a_checkpoint(one)
     path = Path(one).expanduser()
     if path.exists():
         return found_at(path)
@@ -124,7 +124,8 @@ def found_by(pattern: str) -> list[Checkpoint]:
             refuse_divided(path)
         among = f" among the {len(matched)} files it matches" if matched else ""
         raise CheckpointError(
-            f"The glob {pattern!r} finds no checkpoint{among}. It is looked for from {Path.cwd()}."
+            f"The glob {pattern!r} matches no checkpoint{among}. The current folder is "
+            f"{Path.cwd()}."
         )
     return [at_path(path) for path in paths]
 
@@ -147,27 +148,27 @@ def checkpoint_of_file(source: Path | Mapping[str, Any], name: str, found: FileI
 
 
 def completed(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with what its file says wherever the caller said nothing."""
+    """The checkpoint with what its file records, where the caller gave nothing."""
     if not isinstance(checkpoint.source, Path) or checkpoint.log is not None:
         return checkpoint
-    found = at_path(checkpoint.source)
+    recorded = at_path(checkpoint.source)
     rate = checkpoint.learning_rate
     return replace(
         checkpoint,
-        learning_rate=found.learning_rate if rate is None else rate,
-        step=found.step if checkpoint.step is None else checkpoint.step,
-        log=found.log,
-        no_rate=found.no_rate,
-        loss=found.loss if checkpoint.loss is None else checkpoint.loss,
-        optimizer_path=checkpoint.optimizer_path or found.optimizer_path,
-        trained=checkpoint.trained or found.trained,
-        checksum=checkpoint.checksum or found.checksum,
-        optimizer_checksum=checkpoint.optimizer_checksum or found.optimizer_checksum,
+        learning_rate=recorded.learning_rate if rate is None else rate,
+        step=recorded.step if checkpoint.step is None else checkpoint.step,
+        log=recorded.log,
+        no_rate=recorded.no_rate,
+        loss=recorded.loss if checkpoint.loss is None else checkpoint.loss,
+        optimizer_path=checkpoint.optimizer_path or recorded.optimizer_path,
+        trained=checkpoint.trained or recorded.trained,
+        checksum=checkpoint.checksum or recorded.checksum,
+        optimizer_checksum=checkpoint.optimizer_checksum or recorded.optimizer_checksum,
     )
 
 
-def told_apart(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """Files of one name are called by as many of their folders, and name, as tell them apart."""
+def with_distinct_names(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """Name files that share a name by as many of their folders as makes the names distinct."""
     alike: dict[str, list[Path]] = {}
     for one in checkpoints:
         if isinstance(one.source, Path) and one.name == one.source.name:
@@ -234,12 +235,12 @@ def natural(path: Path) -> list[tuple[int, int, str]]:
     return [(1, int(piece), "") if piece.isdecimal() else (0, 0, piece) for piece in pieces]
 
 
-def not_one(given: Any) -> CheckpointError:
+def not_a_checkpoint(given: Any) -> CheckpointError:
     """The error for something that is not a checkpoint."""
     is_short = number(given) is not None or given is None
-    held = repr(given) if is_short else a_kind(given)
+    shown = repr(given) if is_short else a_kind(given)
     hint = " For a model, pass model.state_dict()." if isinstance(given, Module) else ""
     return CheckpointError(
         "Checkpoints are a folder, a glob, or a list of paths, state dicts or tracin.Checkpoint; "
-        f"{held} was given.{hint}"
+        f"{shown} was given.{hint}"
     )

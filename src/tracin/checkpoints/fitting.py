@@ -13,24 +13,14 @@ from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.readers.safetensors import read_shapes
 from tracin.checkpoints.state_dict import bare_name, without_extra_state, without_wrappers
 from tracin.errors import CheckpointError, TracInError
-from tracin.plain_text import listed
+from tracin.plain_text import first_few, listed
 
 # Wrappers whose step is the step of their `optimizer`, and nothing more.
 _TRANSPARENT = ("AcceleratedOptimizer", "LightningOptimizer")
 
 
 def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> Optimizer:
-    """The optimizer itself, or the one that Accelerate or Lightning wraps.
-
-    Args:
-        optimizer: What the user gave.
-        listener: What listens to it, such as "Recorder".
-        error: The kind of error to raise.
-
-    Raises:
-        TracInError: It is not an optimizer, or one without step hooks: a wrapper that does not
-            call torch.optim.Optimizer.__init__.
-    """
+    """The optimizer itself, or the one that Accelerate or Lightning wraps."""
     kind = type(optimizer).__name__
     if any(one.__name__ in _TRANSPARENT for one in type(optimizer).__mro__):
         return bare_optimizer(getattr(optimizer, "optimizer", None), listener, error)
@@ -50,9 +40,9 @@ def bare_optimizer(optimizer: Any, listener: str, error: type[TracInError]) -> O
 
 def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
     """Refuse an optimizer that lacks a trainable parameter, whose rate would be unknown."""
-    held = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    optimized = {id(one) for group in optimizer.param_groups for one in group["params"]}
     trainable = {name: id(one) for name, one in model.named_parameters() if one.requires_grad}
-    missing = [name for name, key in trainable.items() if key not in held]
+    missing = [name for name, key in trainable.items() if key not in optimized]
     if missing:
         raise CheckpointError(
             "The optimizer must hold every trainable parameter of the model; "
@@ -78,10 +68,9 @@ def refuse_other_model(model: Module, path: Path) -> None:
         if theirs.get(name) != ours.get(name)
     ]
     if differing:
-        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise CheckpointError(
-            f"{path.parent} has checkpoints of another model: {'; '.join(differing[:3])}"
-            f"{more}. Give a new folder."
+            f"{path.parent} has checkpoints of another model: {first_few(differing)}. Give a new "
+            "folder."
         )
 
 
@@ -116,17 +105,7 @@ def shape_text(shape: tuple[int, ...] | None) -> str:
 def refuse_other_traced(
     model: Module, checkpoints: Sequence[Checkpoint], traced: Collection[str], is_choice: bool
 ) -> None:
-    """Refuse to trace other parameters than those a `tracin.Recorder` saw trained.
-
-    Args:
-        model: The model.
-        checkpoints: Those without a list of trained parameters say nothing.
-        traced: The names of the parameters to trace.
-        is_choice: Whether the user chose them, and may have left some out.
-
-    Raises:
-        CheckpointError: A traced parameter was not trained, or a trained one is frozen now.
-    """
+    """Refuse to trace other parameters than those a `tracin.Recorder` saw trained."""
     ours = {bare_name(name) for name in traced}
     known = {bare_name(name) for name, _ in model.named_parameters()}
     for checkpoint in checkpoints:

@@ -1,4 +1,4 @@
-"""One writer a folder: a lock file that says who writes, and that a dead process leaves open.
+"""One writer per folder: a lock file names it, and a process that dies releases the lock.
 
 The file holds the host, the process id and the time. On one host the system's record locks decide:
 they end with their process, however it ends, and are not inherited by forked workers. Between
@@ -32,13 +32,8 @@ _own: "weakref.WeakValueDictionary[tuple[int, str], FolderLock]" = weakref.WeakV
 class FolderLock:
     """The right to write to a folder, until `release` or the end of the process.
 
-    Args:
-        folder: The folder; it exists.
-        writer: What the owner is called in messages, such as "Recorder".
-        error: The kind of error to raise.
-
-    Raises:
-        TracInError: Another writer has the folder.
+    `writer` is what messages call its owner, such as "Recorder"; `error` is raised if another
+    writer has the folder.
     """
 
     def __init__(self, folder: Path, writer: str, error: type[TracInError]) -> None:

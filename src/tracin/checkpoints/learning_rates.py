@@ -14,7 +14,7 @@ from tracin.checkpoints.readers.hugging_face import logged_rate
 from tracin.checkpoints.state_dict import bare_name
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointWarning, LearningRateError
-from tracin.plain_text import a_kind, listed
+from tracin.plain_text import a_kind, first_few, listed
 
 LearningRates: TypeAlias = Sequence[Rate] | Literal["equal", "span"] | None
 
@@ -92,11 +92,10 @@ def recorded_rates(checkpoints: Sequence[Checkpoint]) -> list[float | dict[str, 
     """The rates that the checkpoints carry."""
     lacking = [checkpoint for checkpoint in checkpoints if checkpoint.learning_rate is None]
     if lacking:
-        named = "; ".join(f"{checkpoint.name} ({checkpoint.no_rate})" for checkpoint in lacking[:4])
-        more = f"; and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+        named = first_few([f"{one.name} ({one.no_rate})" for one in lacking], most=4)
         raise LearningRateError(
             "Each checkpoint's learning rate is needed to weigh it, and none is known for "
-            f"{len(lacking)} of {len(checkpoints)}: {named}{more}. Give one to each by "
+            f"{len(lacking)} of {len(checkpoints)}: {named}. Give one to each by "
             "learning_rates=[0.1, ...], or with the checkpoint by tracin.Checkpoint(path, 0.1), "
             'or weigh all equally by learning_rates="equal".'
         )
@@ -116,10 +115,9 @@ def warn_of_other_steps(checkpoints: Sequence[Checkpoint]) -> None:
         and logged.step != one.step
     ]
     if late:
-        more = f"; and {len(late) - 4} more" if len(late) > 4 else ""
         warnings.warn(
             "The Trainer logged no learning rate in the step of every checkpoint, so the last "
-            f"one before it is taken: {'; '.join(late[:4])}{more}. A schedule may have changed "
+            f"one before it is taken: {first_few(late, most=4)}. A schedule may have changed "
             "it since. Pass the true ones as learning_rates=[...], and train with logging_steps=1.",
             CheckpointWarning,
             stacklevel=4,

@@ -1,8 +1,7 @@
-"""Put a checkpoint's weights into the user's model for a while, and take them out again."""
+"""Put a checkpoint's weights into the user's model within a block."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,25 +10,18 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
 from tracin.checkpoints.checkpoint import Checkpoint
+from tracin.checkpoints.places import Places, fits, fitted
 from tracin.checkpoints.readers.formats import is_adapter, is_saved_pretrained
 from tracin.checkpoints.readers.peft import adapter_weights
 from tracin.checkpoints.readers.pretrained import as_in_memory, has_other_layouts, pretrained_parts
-from tracin.checkpoints.state_dict import (
-    AVERAGE_COUNT,
-    bare_name,
-    refuse_other_kinds,
-    weights_within,
-)
+from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.errors import CheckpointError, DeviceError, UnsupportedModelError
-from tracin.guards import is_same_table, owned
+from tracin.guards import is_same_table, owned, use_eval
 from tracin.plain_text import listed
 from tracin.restoring import Restoring
-from tracin.sharding import is_dtensor, is_sharded, local, own, recover, rest, whole
+from tracin.sharding import is_dtensor, is_sharded, local_part, own, recover, rest, whole
 
 Device = torch.device | str | int | None
-Shape = tuple[int, ...]
-# Of batches and of averaged models: nothing depends on them in eval mode, and some files lack them.
-COUNTS = ("num_batches_tracked", AVERAGE_COUNT)
 
 
 @contextmanager
@@ -63,7 +55,7 @@ def loaded(
         CheckpointError: The weights cannot be read, or do not fit the model; the first names
             that differ are in the message.
         DeviceError: The model is on several devices, or on none ("meta").
-        ModelInUseError: Another thread has the model for as long as it likes.
+        ModelInUseError: Another thread holds the model indefinitely.
         UnsupportedModelError: A parameter has no shape yet, is quantised, or is divided over ranks
             in another way than by `fully_shard` alone.
 
@@ -83,7 +75,7 @@ def loaded(
 def exchanged_parts(
     model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """Tensors with what they are to point to; and, of a divided model, with what to write."""
+    """Each tensor with its new memory; and, of a divided model, each with the numbers to write."""
     refuse_unfit(model, device)
     if isinstance(checkpoint, Checkpoint):
         name, weights = checkpoint.name, checkpoint.weights()
@@ -108,18 +100,21 @@ def exchanged_parts(
     else:
         is_saved = path is not None and is_saved_pretrained(path)
         weights = under_live_names(model, places, weights, name, is_saved)
-    found = fitted(places, weights, name)
+    matches = fitted(places, weights, name)
     pairs = [
         (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
-        for key, tensor, values in found
+        for key, tensor, values in matches
         if not is_dtensor(tensor)
     ]
     parts = [
-        (local(tensor), placed(own(values, tensor), local(tensor), None, True, f"{name}: {key}"))
-        for key, tensor, values in found
+        (
+            local_part(tensor),
+            placed(own(values, tensor), local_part(tensor), None, True, f"{name}: {key}"),
+        )
+        for key, tensor, values in matches
         if is_dtensor(tensor)
     ]
-    covered = {id(tensor) for _, tensor, _ in found}
+    covered = {id(tensor) for _, tensor, _ in matches}
     # What an adapter leaves alone comes along to another device, and is not copied on its own.
     pairs += [
         (parameter, parameter.detach().to(device))
@@ -135,96 +130,12 @@ def exchanged_parts(
     return pairs, parts
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where a state dict's tensors go in a model.
-
-    Attributes:
-        required: Name -> parameter or buffer, under every name that it has.
-        optional: What a state dict may lack.
-    """
-
-    required: dict[str, Tensor]
-    optional: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, model: Module) -> "Places":
-        """The places of a model."""
-        required: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-        optional: dict[str, Tensor] = {}
-        for prefix, module in model.named_modules(remove_duplicate=False):
-            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-                key = f"{prefix}.{name}" if prefix else name
-                is_kept = name not in module._non_persistent_buffers_set
-                kind = required if is_kept and name not in COUNTS else optional
-                kind[key] = buffer
-        return cls(required, optional)
-
-    def trained(self, model: Module) -> "Places":
-        """The same places, of which only the trained parameters must be filled."""
-        needed = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-        required = {key: one for key, one in self.required.items() if id(one) in needed}
-        return Places(
-            required, {key: one for key, one in self.all().items() if key not in required}
-        )
-
-    def all(self) -> dict[str, Tensor]:
-        """Every place by its name."""
-        return self.required | self.optional
-
-
-def fitted(
-    places: Places, weights: Mapping[str, Tensor], name: str
-) -> list[tuple[str, Tensor, Tensor]]:
-    """Pair every parameter and buffer with its new values: (name, tensor, values).
-
-    Raises:
-        CheckpointError: Names or shapes differ.
-    """
-    tensors = places.all()
-    found, unexpected = matched(tensors, weights)
-    missing = unfilled(places, found)
-    if missing or unexpected:
-        raise CheckpointError(unfit(missing, unexpected, tensors, weights, name))
-    # A tied tensor has several names, of which some formats keep one.
-    by_tensor: dict[int, list[str]] = {}
-    for key in found:
-        by_tensor.setdefault(id(tensors[key]), []).append(key)
-    for first, *others in by_tensor.values():
-        refuse_untied(first, others, found, name)
-    pairs = [(keys[0], tensors[keys[0]], found[keys[0]]) for keys in by_tensor.values()]
-    empty = [key for key, tensor, values in pairs if tensor.numel() and not values.numel()]
-    if empty:
-        raise CheckpointError(
-            f"{name} holds no numbers for {listed(empty)}: DeepSpeed's ZeRO-3 leaves such empty "
-            "tensors, and keeps the weights in its global_step* folder. Merge them by python "
-            "zero_to_fp32.py . output in the checkpoint's folder, and give what that writes."
-        )
-    shapes = [
-        f"{key} is {list(values.shape)} and not {list(tensor.shape)}"
-        for key, tensor, values in pairs
-        if values.shape != tensor.shape
-    ]
-    if shapes:
-        more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
-        raise CheckpointError(
-            f"{name} does not fit the model: {'; '.join(shapes[:3])}{more}. Build the model as it "
-            "was when these weights were saved."
-        )
-    return pairs
-
-
 def under_live_names(
     model: Module, places: Places, weights: Mapping[str, Tensor], name: str, is_saved: bool
 ) -> Mapping[str, Tensor]:
     """The weights under the model's names, also where transformers saves it under others.
 
-    Args:
-        model: The model.
-        places: Its places.
-        weights: The weights by the names in the file.
-        name: What messages call the checkpoint.
-        is_saved: Whether `save_pretrained` wrote them, perhaps in another layout under equal names.
+    If `is_saved`, `save_pretrained` wrote them, perhaps in another layout under equal names.
     """
     parts = pretrained_parts(model)
     if not parts:
@@ -236,96 +147,6 @@ def under_live_names(
     return renamed if is_saved or fits(places, renamed) else weights
 
 
-def fits(places: Places, weights: Mapping[str, Tensor]) -> bool:
-    """Whether every place is filled, and nothing is left over."""
-    found, unexpected = matched(places.all(), weights)
-    return not unexpected and not unfilled(places, found)
-
-
-def unfilled(places: Places, found: Mapping[str, Tensor]) -> list[str]:
-    """The names of the places that must be filled, and are not under any of their names."""
-    tensors = places.all()
-    filled = {id(tensors[key]) for key in found}
-    return [key for key, tensor in places.required.items() if id(tensor) not in filled]
-
-
-def matched(
-    tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights by the model's names, and the names that the model lacks.
-
-    Wrappers of the model or of the checkpoint are looked through, where that is unambiguous.
-    """
-    bare: dict[str, list[str]] = {}
-    for key in tensors:
-        bare.setdefault(bare_name(key), []).append(key)
-    found: dict[str, Tensor] = {}
-    unexpected: list[str] = []
-    for key, values in weights.items():
-        keys = [key] if key in tensors else bare.get(bare_name(key), [])
-        if len(keys) == 1 and keys[0] not in found:
-            found[keys[0]] = values
-        else:
-            unexpected.append(key)
-    return found, unexpected
-
-
-def refuse_untied(first: str, others: list[str], found: Mapping[str, Tensor], name: str) -> None:
-    """Refuse two sets of values for what is one tensor in the model."""
-    for other in others:
-        if not torch.equal(found[first].cpu(), found[other].cpu()):
-            raise CheckpointError(
-                f"{name} does not fit the model: {first} and {other} are one tied tensor in the "
-                "model, but two different ones in the checkpoint. Build the model without the tie."
-            )
-
-
-def unfit(
-    missing: list[str],
-    unexpected: list[str],
-    tensors: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    name: str,
-) -> str:
-    """The message for names that differ."""
-    parts = []
-    if missing:
-        parts.append(f"it lacks {listed(missing)}")
-    if unexpected:
-        parts.append(f"the model lacks {listed(unexpected)}")
-    return f"{name} does not fit the model: {'; '.join(parts)}. {hint(tensors, weights)}"
-
-
-def hint(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """What would make the names meet."""
-    ours = {bare_name(key) for key in tensors}
-    theirs = {bare_name(key) for key in weights}
-    for prefix, within in sorted(by_first_part(theirs).items()):
-        if within <= ours:
-            return (
-                f"Its names that begin with {prefix!r} fit once that is taken away: give "
-                f"{{name.removeprefix({prefix!r}): tensor, ...}}, or as model the one that was "
-                "saved, with this one inside."
-            )
-    for prefix, within in sorted(by_first_part(ours).items()):
-        if theirs <= within:
-            return (
-                f"Its names fit the model's part {prefix[:-1]!r}: give that part as the model, or "
-                f"put {prefix!r} before them."
-            )
-    return "Give the model that these weights were saved from."
-
-
-def by_first_part(names: Iterable[str]) -> dict[str, set[str]]:
-    """The names within each part: "fc." -> {"weight", "bias"}."""
-    found: dict[str, set[str]] = {}
-    for name in names:
-        part, dot, rest = name.partition(".")
-        if dot:
-            found.setdefault(part + dot, set()).add(rest)
-    return found
-
-
 def refuse_unfit(model: Module, device: Device) -> None:
     """Refuse models whose tensors cannot be swapped, or do not meet on one device."""
     devices: dict[torch.device, str] = {}
@@ -334,7 +155,7 @@ def refuse_unfit(model: Module, device: Device) -> None:
             raise UnsupportedModelError(
                 f"{name} has no shape yet: run one batch through the model before."
             )
-        if type(local(parameter)) is not Tensor:
+        if type(local_part(parameter)) is not Tensor:
             raise UnsupportedModelError(
                 f"{name} is a {type(parameter.data).__name__}, no plain tensor: quantised weights "
                 "cannot be replaced by a checkpoint's. Give the model in floating point."
@@ -424,7 +245,5 @@ def swapped(model: Module, pairs: list[tuple[Tensor, Tensor]]) -> Iterator[None]
     with Restoring(put_back):
         for tensor, new in pairs:
             tensor.data = new
-        for module in modules:
-            # Not through eval(): some layers override it to fold weights into others.
-            module.training = False
+        use_eval(model)
         yield

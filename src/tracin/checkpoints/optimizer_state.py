@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints.readers.safetensors import check_seal, unreadable, write_sealed
+from tracin.checkpoints.readers.safetensors import (
+    read_tensors,
+    refuse_other_file,
+    unreadable,
+    write_sealed,
+)
 from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
 
@@ -44,8 +48,8 @@ class OptimizerState:
             CheckpointError: A parameter in the optimizer is not the model's.
         """
         names = {id(parameter): bare_name(name) for name, parameter in model.named_parameters()}
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        strangers = sum(id(parameter) not in names for parameter in held)
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        strangers = sum(id(parameter) not in names for parameter in parameters)
         if strangers:
             raise CheckpointError(
                 f"The optimizer holds {strangers} parameters that are not the model's, so its "
@@ -64,10 +68,10 @@ class OptimizerState:
                 for key, value in optimizer.state.get(parameter, {}).items()
                 if value is not None
             }
-            for parameter in held
+            for parameter in parameters
         }
         return cls(
-            type(optimizer).__name__, groups, {n: kept for n, kept in moments.items() if kept}
+            type(optimizer).__name__, groups, {n: values for n, values in moments.items() if values}
         )
 
     def restore(self, model: Module, optimizer: Optimizer) -> None:
@@ -93,12 +97,12 @@ class OptimizerState:
             group.update(
                 {key: _lists_as(group.get(key), saved[key]) for key in saved if key != PARAMETERS}
             )
-        for name, kept in self.moments.items():
+        for name, values in self.moments.items():
             parameter = named[name]
             optimizer.state[parameter] = {
                 # Steps stay where torch keeps them: on the CPU unless the optimizer is fused.
                 key: value.clone() if value.ndim == 0 else value.to(parameter.device, copy=True)
-                for key, value in kept.items()
+                for key, value in values.items()
             }
 
     def write(self, path: Path) -> str:
@@ -109,8 +113,8 @@ class OptimizerState:
         """
         tensors = {
             f"{name}/{key}": value
-            for name, kept in self.moments.items()
-            for key, value in kept.items()
+            for name, values in self.moments.items()
+            for key, value in values.items()
         }
         metadata = {"format": "pt", KIND: self.kind, GROUPS: json.dumps(self.groups)}
         return write_sealed(tensors, path, metadata)
@@ -126,18 +130,18 @@ class OptimizerState:
         Raises:
             CheckpointError: The file is missing, truncated, damaged, or of another kind.
         """
-        check_seal(path, checksum)
+        if checksum:
+            refuse_other_file(path, checksum)
+        tensors, metadata = read_tensors(path)
         moments: dict[str, dict[str, Tensor]] = {}
+        for entry, value in tensors.items():
+            name, _, key = entry.rpartition("/")
+            moments.setdefault(name, {})[key] = value
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                kind, groups = metadata[KIND], json.loads(metadata[GROUPS])
-                for entry in file.keys():  # noqa: SIM118  # the file is not a mapping
-                    name, _, key = entry.rpartition("/")
-                    moments.setdefault(name, {})[key] = file.get_tensor(entry)
-                if not _are_groups(groups):
-                    raise ValueError("its groups are not those of an optimizer")
-        except (SafetensorError, OSError, ValueError, KeyError, RecursionError) as error:
+            kind, groups = metadata[KIND], json.loads(metadata[GROUPS])
+            if not _are_groups(groups):
+                raise ValueError("its groups are not those of an optimizer")
+        except (ValueError, KeyError, RecursionError) as error:
             raise unreadable(path, error) from error
         return cls(kind, tuple(groups), moments)
 

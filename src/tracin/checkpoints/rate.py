@@ -1,4 +1,4 @@
-"""A checkpoint's learning rate: what may stand as one, and what a saved file says of it."""
+"""A checkpoint's learning rate: which values are valid, and what a saved file records."""
 
 import math
 import numbers
@@ -24,9 +24,6 @@ def valid_rate(rate: Any, name: str) -> float | dict[str, float]:
 
     A mapping gives one rate for each parameter name. Some of its rates may be zero, since an
     optimizer can hold a group still, but not all.
-
-    Raises:
-        LearningRateError: It is zero, negative, NaN, infinite, or no number.
     """
     if not isinstance(rate, Mapping):
         value = number(rate)
@@ -100,11 +97,6 @@ def optimizer_rate(states: Iterable[Any], has_scheduler: bool, step: int | None)
     """The rate in optimizers' state dicts, if no scheduler changed it.
 
     A scheduler steps before the state is saved, which then holds the rate of the step to come.
-
-    Args:
-        states: The state dicts of all optimizers.
-        has_scheduler: Whether the checkpoint holds a scheduler's state as well.
-        step: The number of steps before the checkpoint, if known.
     """
     groups = [
         group

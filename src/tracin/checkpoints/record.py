@@ -1,4 +1,7 @@
-"""The log of a Recorder's checkpoints: which files, at which steps, with which rates."""
+"""The log of a Recorder's checkpoints: which files, at which steps, with which rates.
+
+What parses its JSON raises ValueError, which `read_version` makes a CheckpointError.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -72,11 +75,7 @@ class CheckpointLog:
         return self.log.folder
 
     def checkpoint(self, entry: LogEntry) -> Checkpoint:
-        """The checkpoint of one entry, with its learning rate.
-
-        Raises:
-            CheckpointError: Its file is missing.
-        """
+        """The checkpoint of one entry, with its learning rate."""
         path = self.folder / entry.file
         if not path.is_file():
             raise CheckpointError(
@@ -131,11 +130,7 @@ def holds_averages(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> CheckpointLog:
-    """Read a folder's `recorder.json`; of averaged weights, the one that they share.
-
-    Raises:
-        CheckpointError: It cannot be read, or another release of tracin wrote it.
-    """
+    """Read a folder's `recorder.json`; of averaged weights, the one that they share."""
     if not holds_averages(folder):
         return read_version(folder, (folder / FILE).stat().st_mtime_ns)
     folder = folder.resolve()
@@ -216,11 +211,7 @@ def file_of(step: int) -> str:
 
 
 def entry_of(content: Any) -> LogEntry:
-    """One checkpoint, as JSON holds it.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """One checkpoint, as JSON holds it."""
     entry = LogEntry(
         *checked_fields(
             content,
@@ -240,11 +231,7 @@ def entry_of(content: Any) -> LogEntry:
 
 
 def loss_of(content: Any) -> tuple[int, int, float]:
-    """(step, epoch, loss), as JSON holds it.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """(step, epoch, loss), as JSON holds it."""
     step, epoch, loss = checked_fields(
         dict(zip(("step", "epoch", "loss"), content, strict=True)),
         step=int,
@@ -255,43 +242,27 @@ def loss_of(content: Any) -> tuple[int, int, float]:
 
 
 def visited(content: Any) -> tuple[str, str]:
-    """One file of `visits`, as JSON holds it.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """One file of `visits`, as JSON holds it."""
     name, checksum = names(content)
     return name, checksum
 
 
 def names(content: Any) -> tuple[str, ...]:
-    """Names, as JSON holds them.
-
-    Raises:
-        ValueError: They are none.
-    """
+    """Names, as JSON holds them."""
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ValueError("a list of names is none")
     return tuple(content)
 
 
 def rates_of(content: list[Any]) -> tuple[float, ...]:
-    """Learning rates, as JSON holds them.
-
-    Raises:
-        ValueError: They are none.
-    """
+    """Learning rates, as JSON holds them."""
     if not all(isinstance(rate, float | int) and not isinstance(rate, bool) for rate in content):
         raise ValueError("a learning rate is not a number")
     return tuple(map(float, content))
 
 
 def segment(content: Any) -> Segment:
-    """One segment of the log, as JSON holds it.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """One segment of the log, as JSON holds it."""
     held, steps = checked_fields(content, groups=list, runs=list)
     groups = tuple(map(names, held))
     runs: list[tuple[int, tuple[float, ...]]] = []

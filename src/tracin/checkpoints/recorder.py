@@ -210,7 +210,7 @@ class Recorder:
             CheckpointError: The model's state dict holds something else than tensors, the loss is
                 not finite, or it is missing; no step was taken yet, and the model does not hold
                 the weights that the folder's log ends with; or the disk is full.
-            ModelInUseError: Another thread has the model for as long as it likes.
+            ModelInUseError: Another thread holds the model indefinitely.
         """
         loss = finite(loss)
         self._refuse_without(loss)

@@ -13,11 +13,7 @@ Losses: TypeAlias = Sequence[tuple[int, int, float]]
 
 
 def refuse_other_moments(every: Any, every_n_epochs: Any, keep: Any) -> None:
-    """Refuse what cannot say, together, when to save and what to keep.
-
-    Raises:
-        CheckpointError: One of them is not a positive number, or they contradict each other.
-    """
+    """Refuse what cannot say, together, when to save and what to keep."""
     if every != "epoch":
         positive_int(every, "every", CheckpointError, also='"epoch"')
     positive_int(every_n_epochs, "every_n_epochs", CheckpointError)
@@ -43,11 +39,6 @@ def kept(entries: Sequence[LogEntry], losses: Losses, keep: int) -> list[LogEntr
     A reduction compares with the save before, also where that one's file is gone; so it makes no
     difference whether entries are dropped one by one or all at the end. Of equal ones the later
     is kept.
-
-    Args:
-        entries: All entries that still have their files, in the order of their steps.
-        losses: (step, epoch, loss) of all saves so far, in the order of their steps.
-        keep: How many to keep, at least one.
     """
     reduction = reductions(losses)
     ranked = sorted(entries, key=lambda one: (reduction.get(one.step, -math.inf), one.step))
@@ -66,11 +57,7 @@ def reductions(losses: Losses) -> dict[int, float]:
 
 
 def finite(loss: Any) -> float | None:
-    """The loss given with a checkpoint, as a number; None where none was given.
-
-    Raises:
-        CheckpointError: It is not a finite number.
-    """
+    """The loss given with a checkpoint, as a number; None where none was given."""
     if loss is None:
         return None
     value = number(loss)

@@ -1,7 +1,7 @@
 """The state dict in a saved dict, under the names of the bare model."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
 from tracin.errors import CheckpointError
-from tracin.plain_text import listed
+from tracin.plain_text import first_few, listed
 from tracin.wrappers import COMPILED
 
 Value = TypeVar("Value")
@@ -41,8 +41,8 @@ def bare_name(name: str) -> str:
     >>> bare_name("module._orig_mod.encoder._orig_mod.weight")
     'encoder.weight'
     """
-    kept = ".".join(part for part in name.split(".") if part != COMPILED)
-    return WRAPPED.sub("", kept, count=1)
+    bare = ".".join(part for part in name.split(".") if part != COMPILED)
+    return WRAPPED.sub("", bare, count=1)
 
 
 def without_wrappers(named: Mapping[str, Value]) -> dict[str, Value]:
@@ -52,11 +52,7 @@ def without_wrappers(named: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def weights_within(content: Any, name: str) -> dict[str, Tensor]:
-    """The state dict in `content`, or `content` itself, without the prefixes of wrappers.
-
-    Raises:
-        CheckpointError: There is none, or several, or it holds something else than tensors.
-    """
+    """The state dict in `content`, or `content` itself, without the prefixes of wrappers."""
     if isinstance(content, Module):
         raise CheckpointError(f"{name} is a whole model: give its state dict, model.state_dict().")
     if not isinstance(content, Mapping):
@@ -68,10 +64,10 @@ def weights_within(content: Any, name: str) -> dict[str, Tensor]:
     weights = {str(key): value for key, value in without_extra_state(inner).items()}
     others = [key for key, value in weights.items() if not isinstance(value, Tensor)]
     if others or not weights:
-        held = f"holds {listed(others)}, no tensor" if others else "is empty"
+        problem = f"holds {listed(others)}, no tensor" if others else "is empty"
         raise CheckpointError(
             f"{name} must hold a state dict (parameter name -> tensor), by itself or under "
-            f"{listed(STATE_KEYS, most=9)}, but it {held}. {way_out(content, name)}"
+            f"{listed(STATE_KEYS, most=9)}, but it {problem}. {advice(content, name)}"
         )
     return without_wrappers(without_count(weights))
 
@@ -86,30 +82,26 @@ def without_extra_state(state: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def state_dict_within(content: Mapping[Any, Any], name: str) -> Mapping[Any, Any]:
-    """The state dict under one of the usual keys, or `content` itself.
-
-    Raises:
-        CheckpointError: Several of these keys have one.
-    """
+    """The state dict under one of the usual keys, or `content` itself."""
     if holds_tensors(content.get(TRAINED_KEY)):
         return content[TRAINED_KEY]
-    found = [key for key in STATE_KEYS if holds_tensors(content.get(key))]
-    if len(found) > 1:
+    keys = [key for key in STATE_KEYS if holds_tensors(content.get(key))]
+    if len(keys) > 1:
         raise CheckpointError(
-            f"{name} holds a state dict under each of {listed(found)}. Give the one that was "
-            f"trained: torch.load(path, weights_only=True)[{found[0]!r}]."
+            f"{name} holds a state dict under each of {listed(keys)}. Give the one that was "
+            f"trained: torch.load(path, weights_only=True)[{keys[0]!r}]."
         )
     empty = [key for key in STATE_KEYS if isinstance(content.get(key), Mapping)]
-    return content[(found or empty)[0]] if found or empty else content
+    return content[(keys or empty)[0]] if keys or empty else content
 
 
-def way_out(content: Mapping[Any, Any], name: str) -> str:
-    """What to give instead of a dict without a state dict."""
-    found = [str(key) for key, value in content.items() if holds_tensors(value)]
-    if found:
+def advice(content: Mapping[Any, Any], name: str) -> str:
+    """What to pass instead of a dict without a state dict."""
+    keys = [str(key) for key, value in content.items() if holds_tensors(value)]
+    if keys:
         return (
-            f"There are state dicts under {listed(found)}: give the one that was trained, "
-            f"torch.load(path, weights_only=True)[{found[0]!r}]."
+            f"There are state dicts under {listed(keys)}: give the one that was trained, "
+            f"torch.load(path, weights_only=True)[{keys[0]!r}]."
         )
     return "Save model.state_dict()."
 
@@ -126,12 +118,24 @@ def without_count(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: weights[key] for key in others} if others and is_average else weights
 
 
-def refuse_other_kinds(weights: Mapping[str, Tensor], name: str) -> None:
-    """Refuse tensors that are not plain numbers in memory.
+def refuse_other_shapes(
+    shapes: Iterable[tuple[str, Sequence[int], Sequence[int]]], name: str
+) -> None:
+    """Refuse tensors that differ in shape: (name, in the checkpoint, in the model)."""
+    differing = [
+        f"{key} is {list(theirs)} and not {list(ours)}"
+        for key, theirs, ours in shapes
+        if list(theirs) != list(ours)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{name} does not fit the model: {first_few(differing)}. Build the model as it was "
+            "when these weights were saved."
+        )
 
-    Raises:
-        CheckpointError: One is sparse, nested, quantised, without numbers or without a shape.
-    """
+
+def refuse_other_kinds(weights: Mapping[str, Tensor], name: str) -> None:
+    """Refuse tensors that are not plain numbers in memory."""
     for key, value in weights.items():
         if kind := other_kind(value):
             raise CheckpointError(

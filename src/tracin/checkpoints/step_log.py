@@ -117,11 +117,6 @@ class RateLog:
 
     Attributes:
         last: The rate of each group in the last step; empty where none was taken.
-
-    Args:
-        model: The model, for its parameters' names.
-        optimizer: Its optimizer.
-        segments: What an earlier run has logged.
     """
 
     def __init__(
@@ -171,13 +166,7 @@ class RateLog:
 
 
 class TrainedNames:
-    """Collects the names of trained parameters, step by step; freezing later takes none away.
-
-    Args:
-        model: The model, for its parameters' names.
-        optimizer: Its optimizer.
-        names: What an earlier run has collected.
-    """
+    """Collects the names of trained parameters, step by step; freezing later takes none away."""
 
     def __init__(self, model: Module, optimizer: Optimizer, names: Iterable[str] = ()) -> None:
         self._model, self._optimizer = model, optimizer
@@ -186,12 +175,12 @@ class TrainedNames:
 
     def look(self) -> None:
         """Add what is trained now; cheap where nothing changed."""
-        held = [one for group in self._optimizer.param_groups for one in group["params"]]
-        flags = [one.requires_grad for one in held]
+        parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
+        flags = [one.requires_grad for one in parameters]
         if flags == self._flags:
             return
         self._flags = flags
-        trained = {id(one) for one, flag in zip(held, flags, strict=True) if flag}
+        trained = {id(one) for one, flag in zip(parameters, flags, strict=True) if flag}
         self._names |= {
             bare_name(name)
             for name, one in self._model.named_parameters(remove_duplicate=False)

@@ -9,7 +9,15 @@ import typer
 
 from tracin import __version__
 from tracin.cli import index_commands
-from tracin.cli.index_commands import Address, EngineName, Workers, checked_folder, engine_of
+from tracin.cli.index_commands import (
+    Address,
+    EngineName,
+    RunFile,
+    Set,
+    Workers,
+    checked_folder,
+    engine_of,
+)
 from tracin.cli.keep import keep_of
 from tracin.cli.opened import Opened, opened_run
 from tracin.cli.results import check_writable, write
@@ -35,10 +43,6 @@ app = typer.Typer(
 
 app.add_typer(index_commands.app, name="index")
 
-RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="What 'tracin init' writes.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change a setting for this run.")
-]
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[
     str, typer.Option("--query", help="Positions in queries (in train if there are none): 3,17.")
@@ -115,8 +119,8 @@ def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Ou
     else:
         from tracin import Index
 
-        found = Index.open(index, run=opened.tracer)
-        ids, scores = found.ids, numbers(found.self_influence())
+        opened_index = Index.open(index, run=opened.tracer)
+        ids, scores = opened_index.ids, numbers(opened_index.self_influence())
     columns = {"id": ids, "position": np.arange(len(ids)), "self_influence": scores}
     order = np.argsort(-scores, kind="stable")[:SHOWN]
     shown = aligned(("id", "self-influence"), [(ids[at], scores[at]) for at in order])
@@ -176,9 +180,9 @@ def explain(
             raise QueryError(
                 f"An index gives the scores themselves: explain.{other[0]} is not for --index."
             )
-        found_index = Index.open(index, run=opened.tracer, train=opened.task.train)
+        opened_index = Index.open(index, run=opened.tracer, train=opened.task.train)
         conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
-        found = found_index.explain(
+        explanations = opened_index.explain(
             chosen_queries.queries,
             options.k,
             exact=exact,
@@ -186,15 +190,15 @@ def explain(
             engine=None if engine == "serial" else chosen,
             batch_size=opened.settings.tracin.batch_size,
         )
-        where = {
+        arguments = {
             **chosen_queries.as_settings(),
             "asked_index": index,
             "exact": exact,
             "keep": conditions,
-            "notes": found.notes,
+            "notes": explanations.notes,
         }
-        return _finish(opened, str(found), found.save, "explain", **where)
-    found = opened.tracer.explain(
+        return _finish(opened, str(explanations), explanations.save, "explain", **arguments)
+    explanations = opened.tracer.explain(
         opened.task.train,
         chosen_queries.queries,
         options.k,
@@ -203,7 +207,7 @@ def explain(
         drop_misclassified=options.drop_misclassified,
         batch_size=opened.settings.tracin.batch_size,
     )
-    _finish(opened, str(found), found.save, "explain", **chosen_queries.as_settings())
+    _finish(opened, str(explanations), explanations.save, "explain", **chosen_queries.as_settings())
 
 
 @app.command()
@@ -242,7 +246,7 @@ def replay(
     from tracin.tracing import Quadrature as TracedPath
     from tracin.tracing import Replay
 
-    walked = Replay(
+    replayed = Replay(
         task.model,
         task.optimizer,
         task.checkpoints,
@@ -251,7 +255,7 @@ def replay(
         stop=options.stop,
     )
     with TemporaryDirectory() as folder:
-        trace = walked.trace(
+        trace = replayed.trace(
             task.loss,
             chosen_queries.queries,
             Path(folder) / "trace",
@@ -260,10 +264,10 @@ def replay(
             every=options.every,
             parameters=opened.settings.tracin.parameters,
         )
-        found = trace.explain(options.k)
-        shown = f"{found}\n\n{trace.goodness()}\n\n{walked}"
-    _finish(opened, shown, found.save, "replay", **chosen_queries.as_settings())
-    if walked.checks and not walked.is_equal:
+        explanations = trace.explain(options.k)
+        shown = f"{explanations}\n\n{trace.goodness()}\n\n{replayed}"
+    _finish(opened, shown, explanations.save, "replay", **chosen_queries.as_settings())
+    if replayed.checks and not replayed.is_equal:
         raise typer.Exit(1)
 
 
@@ -276,20 +280,20 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
     opened = opened_run(run, sets, out)
     import numpy as np
 
-    found = opened.tracer.verify(opened.task.train)
-    entries = [found.coverage.entries[name] for name in found.errors]
+    verification = opened.tracer.verify(opened.task.train)
+    entries = [verification.coverage.entries[name] for name in verification.errors]
     columns = {
-        "parameter": np.array(list(found.errors)),
-        "relative_error": np.array(list(found.errors.values())),
-        "way": np.array([str(each.method) for each in entries]),
+        "parameter": np.array(list(verification.errors)),
+        "relative_error": np.array(list(verification.errors.values())),
+        "method": np.array([str(each.method) for each in entries]),
         "reason": np.array([each.reason for each in entries]),
     }
-    shown = f"{found.coverage}\n\n{found}"
+    shown = f"{verification.coverage}\n\n{verification}"
     if out is None:
         typer.echo(shown)
     else:
         _finish(opened, shown, _saving(columns), "verify")
-    if not found.is_exact:
+    if not verification.is_exact:
         raise typer.Exit(1)
 
 

@@ -44,18 +44,18 @@ def build(
 
     read_settings(run, sets or [])  # a mistake is reported before torch is imported
     chosen = engine_of(engine, workers, address)
-    found = opened_run(run, sets, None)
-    options = found.settings.index
+    opened = opened_run(run, sets, None)
+    options = opened.settings.index
     from tracin.sketches import Projection
 
-    index = found.tracer.index(
-        found.task.train,
+    index = opened.tracer.index(
+        opened.task.train,
         index_folder(run, options.folder),
         Projection(options.dim, options.seed, options.split),
         number_format=options.number_format,
         shard_size=options.shard_size,
         engine=chosen,
-        batch_size=found.settings.tracin.batch_size,
+        batch_size=opened.settings.tracin.batch_size,
     )
     typer.echo(str(index))
 
@@ -100,11 +100,7 @@ def gc(folder: Folder) -> None:
 
 
 def checked_folder(folder: str) -> str:
-    """The folder of an index, as it was given.
-
-    Raises:
-        RunFileError: It is a file, such as the RUN.toml.
-    """
+    """The folder of an index, as it was given."""
     path = Path(folder)
     if "://" in folder or not path.is_file():
         return folder
@@ -123,11 +119,7 @@ def index_folder(run: Path, folder: str) -> str:
 
 
 def engine_of(name: str, workers: int | None, address: str | None) -> "Engine":
-    """The engine that the command line names.
-
-    Raises:
-        RunFileError: The name is unknown, or an option belongs to another engine.
-    """
+    """The engine that the command line names."""
     if workers is not None and workers < 1:
         raise RunFileError(f"--workers must be at least 1; got {workers}.")
     from tracin import engines

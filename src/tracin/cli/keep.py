@@ -1,4 +1,4 @@
-"""`--keep`: which training examples may be hits, in words of the table of an index's rows."""
+"""`--keep`: conditions on the columns of an index's rows, for examples that may be results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -30,10 +30,10 @@ def keep_of(texts: Sequence[str]) -> "Callable[[Rows], np.ndarray] | None":
     def keep(rows: "Rows") -> "np.ndarray":
         import numpy as np
 
-        kept = np.logical_and.reduce([_holds(text, rows) for text in texts])
-        if not kept.any():
+        matching = np.logical_and.reduce([_holds(text, rows) for text in texts])
+        if not matching.any():
             raise QueryError(_none_matches(texts, rows))
-        return kept
+        return matching
 
     return keep
 
@@ -41,9 +41,9 @@ def keep_of(texts: Sequence[str]) -> "Callable[[Rows], np.ndarray] | None":
 def _none_matches(texts: Sequence[str], rows: "Rows") -> str:
     import numpy as np
 
-    given = " ".join(f"--keep {text}" for text in texts)
+    options = " ".join(f"--keep {text}" for text in texts)
     count = len(rows["position"]) if "position" in rows else len(next(iter(rows.values())))
-    message = f"{given}: none of the {count} examples of the index matches."
+    message = f"{options}: none of the {count} examples of the index matches."
     column = texts[0].partition("=")[0].strip()
     if len(texts) == 1 and column in rows:
         values = np.unique(rows[column])

@@ -75,10 +75,10 @@ def _usage(error: Exception) -> int:
 
 def _from_the_command_on(frames: TracebackType | None) -> TracebackType | None:
     """A traceback without the frames of the command line's parser."""
-    found = frames
-    while found is not None:
-        module = found.tb_frame.f_globals.get("__name__", "")
+    inner = frames
+    while inner is not None:
+        module = inner.tb_frame.f_globals.get("__name__", "")
         if module.startswith("tracin.cli.") and module != __name__:
-            return found
-        found = found.tb_next
+            return inner
+        inner = inner.tb_next
     return frames

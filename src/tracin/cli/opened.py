@@ -24,11 +24,7 @@ class Opened:
 
 
 def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
-    """Read the settings, call the task, and open the front door.
-
-    Raises:
-        TracInError: Any of these cannot be.
-    """
+    """Read the settings, call the task, and open the front door."""
     settings = read_settings(run, sets or [])
     folder = run.parent / settings.output.folder if out is None else out
     check_writable(folder)

@@ -13,22 +13,18 @@ from tracin.errors import RunFileError
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse, before hours of work, a folder that cannot take the result.
-
-    Raises:
-        RunFileError: It cannot be created or written to, or pyarrow is not installed.
-    """
+    """Refuse, before hours of work, a folder that cannot take the result."""
     if find_spec("pyarrow") is None:
         raise RunFileError(
             "Results are written as Parquet files, but pyarrow is not installed: "
             "pip install 'tracin[cli]'."
         )
     _check_name(folder)
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise RunFileError(f"{folder} cannot be written to: {there} is a file, not a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RunFileError(f"{folder} cannot be written to: {there} does not allow it.")
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not existing.is_dir():
+        raise RunFileError(f"{folder} cannot be written to: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunFileError(f"{folder} cannot be written to: {existing} does not allow it.")
 
 
 def _check_name(folder: Path) -> None:
@@ -47,16 +43,6 @@ def write(
 
     The settings carry the command's name too: a folder holds the results of several commands, and
     what one was made with must not be taken for another's.
-
-    Args:
-        folder: Where to write; created if missing.
-        save: Writes the table to a path.
-        settings: As they were used, defaults and overrides included.
-        command: The command's name.
-        arguments: Of the command line that are not settings, such as the queries.
-
-    Raises:
-        RunFileError: The folder cannot be written to.
     """
     from tracin.files import replacing
 

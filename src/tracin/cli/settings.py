@@ -95,11 +95,7 @@ class Settings(_Table):
 
 
 def read_settings(path: Path, overrides: Sequence[str]) -> Settings:
-    """Read a RUN.toml and apply overrides such as "explain.k=5".
-
-    Raises:
-        RunFileError: The file is missing or not TOML, or a setting is unknown or wrong.
-    """
+    """Read a RUN.toml and apply overrides such as "explain.k=5"."""
     try:
         text = path.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError where the path itself holds a NUL

@@ -60,12 +60,12 @@ def load_task(function: str, run: Path) -> Task:
         )
     try:
         module = _file(run, place) if is_file else _module(run, place)
-        found = getattr(module, name, None)
-        if not callable(found):
+        task = getattr(module, name, None)
+        if not callable(task):
             raise RunFileError(
                 f"{run}: task.function = {function!r}, but {place} has no function '{name}'."
             )
-        returned = found()
+        returned = task()
     except Exception as error:
         if not isinstance(error, RunFileError):
             error.add_note(f"This comes from your own {function!r}, which {run} names.")

@@ -60,18 +60,10 @@ class Arrangement:
 
 
 def arrangement_of(collate: Callable[[int], Batch], name: str) -> Arrangement:
-    """What batches have in common.
-
-    Args:
-        collate: Makes a batch of so many examples.
-        name: What the data is called in errors.
-
-    Raises:
-        DataError: Tensors have the examples elsewhere than first, or there are no tensors.
-    """
-    found = _Findings(name)
-    found.compare([collate(count) for count in COUNTS], "")
-    return found.arrangement()
+    """What batches have in common."""
+    findings = _Findings(name)
+    findings.compare([collate(count) for count in COUNTS], "")
+    return findings.arrangement()
 
 
 @dataclass
@@ -155,11 +147,7 @@ def is_strided(tensor: Tensor | np.ndarray) -> bool:
 
 
 def checked(batch: Batch, examples: int, name: str) -> Batch:
-    """A batch in which every tensor with dimensions has so many examples first.
-
-    Raises:
-        DataError: One has not, or there is none.
-    """
+    """A batch in which every tensor with dimensions has so many examples first."""
     has_any = False
     for path, leaf in leaves(batch):
         if isinstance(leaf, Entries):
@@ -215,8 +203,8 @@ def _holds_tensors(value: object) -> bool:
         return any(map(_holds_tensors, value.values()))
     if isinstance(value, list | tuple):
         return any(map(_holds_tensors, value))
-    held = getattr(value, "__dict__", None) or {}
-    return any(isinstance(each, Tensor) for each in held.values())
+    attributes = getattr(value, "__dict__", None) or {}
+    return any(isinstance(each, Tensor) for each in attributes.values())
 
 
 def _described(value: object) -> str:

@@ -1,6 +1,6 @@
 """What a batch is: tensors, examples first, in any nest of tuples, lists and mappings.
 
-Everything behind the door walks batches with these few functions and never looks inside one.
+All other code walks batches by these few functions and never looks inside one.
 """
 
 import copy
@@ -155,9 +155,6 @@ def _like(mapping: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, An
 def length(batch: Batch) -> int:
     """How many examples `batch` holds.
 
-    Raises:
-        DataError: it holds no tensor with an example dimension, or its tensors disagree.
-
     Example:
         >>> import torch
         >>> length((torch.zeros(3, 2), {"labels": torch.zeros(3)}))
@@ -210,13 +207,6 @@ def part(batch: Batch, index: slice | Tensor | list[int]) -> Batch:
     """The examples of `batch` that `index` picks, in its order.
 
     A slice gives views, a list or tensor gives copies, as torch does.
-
-    Args:
-        batch: any batch.
-        index: a slice, positions, or one boolean per example.
-
-    Raises:
-        DataError: A list has neither one entry per example nor texts for all of them.
 
     Example:
         >>> import torch

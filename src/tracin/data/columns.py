@@ -30,11 +30,7 @@ _TABLES = frozenset({"pandas", "polars", "pyarrow"})
 
 
 def checked_columns(columns: Batch, name: str) -> Batch:
-    """`columns`, each checked to have one entry per example.
-
-    Raises:
-        DataError: Columns disagree, or are nothing that can be cut into batches.
-    """
+    """`columns`, each checked to have one entry per example."""
     made = _columns(columns, _examples(columns), name, "")
     first: tuple[str, int] | None = None
     for path, leaf in leaves(made):
@@ -132,8 +128,8 @@ def _is_listed(columns: Any, examples: int | None, name: str, path: str) -> bool
 
 def _examples(columns: Any) -> int | None:
     """How many examples the first tensor that is in no list, or else the first tensor, has."""
-    found = next(_sizes(columns, in_lists=False), None)
-    return next(_sizes(columns, in_lists=True), None) if found is None else found
+    examples = next(_sizes(columns, in_lists=False), None)
+    return next(_sizes(columns, in_lists=True), None) if examples is None else examples
 
 
 def _sizes(columns: Any, *, in_lists: bool, depth: int = 0) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""The one door for data: whatever is passed becomes examples in a fixed order, with ids."""
+"""Opens data: whatever is passed becomes examples in a fixed order, with ids."""
 
 from collections.abc import Iterator, Sequence
 from operator import index
@@ -20,7 +20,7 @@ class Examples:
     Attributes:
         ids: [examples]; positions (int64), or what a `WithIds` gave: int64 or texts.
         name: What they are called in errors.
-        unlabelled: The positions of those that a warning has said to have no label.
+        unlabelled: The positions of those that a warning has named for having no label.
         is_compared: Whether two fetches of some examples were compared (see `repeatable.py`).
     """
 
@@ -44,9 +44,6 @@ class Examples:
 
         Args:
             positions: positions in the data, not ids; a position may come more than once.
-
-        Raises:
-            DataError: a position that does not exist, none at all, or examples that do not stack.
         """
         chosen = [index(position) for position in positions]
         for position in chosen:
@@ -93,9 +90,6 @@ class Examples:
             stop: the position after the last, as in a slice; None is the end.
             as_views: give the user's own memory where that saves a copy: only for what is known
                 not to write into its batch.
-
-        Raises:
-            DataError: a size below 1, or examples that make no batch.
         """
         if size < 1:
             raise DataError(f"A batch holds at least one example, but size {size} was asked for.")
@@ -105,7 +99,7 @@ class Examples:
 
 
 def open_examples(data: Any, *, name: str = "data") -> Examples:
-    """Make `Examples` of whatever holds data, without changing it.
+    """Make `Examples` of data of any supported kind, without changing it.
 
     Args:
         data: a tensor (or array) with the examples first; a tuple, list or mapping of those

@@ -78,10 +78,10 @@ def _are_equal(one: Any, other: Any) -> bool:
     # Objects of other kinds may compare by identity; their tensors are what a model sees.
     if isinstance(one, str | bytes | int | bool | None):
         return one == other
-    held = getattr(one, "__dict__", {}), getattr(other, "__dict__", {})
+    attributes = getattr(one, "__dict__", {}), getattr(other, "__dict__", {})
     return all(
-        _are_equal(value, held[1].get(name))
-        for name, value in held[0].items()
+        _are_equal(value, attributes[1].get(name))
+        for name, value in attributes[0].items()
         if isinstance(value, Tensor)
     )
 

@@ -1,6 +1,6 @@
 """Where examples come from: columns that are sliced, or items that are fetched and collated.
 
-What a user passes as data is understood here, once; behind it there are only these two kinds.
+This is the only place that interprets what a user passes as data; all other code sees these kinds.
 """
 
 import logging
@@ -120,14 +120,14 @@ class DatasetSource:
         """Where the examples are in what the collate_fn makes."""
         few = [at % len(self) for at in range(max(COUNTS))]
         with same_random_state():
-            found = arrangement_of(lambda count: self._collated(few[:count]), self.name)
-        if found.alone is not None:
+            arrangement = arrangement_of(lambda count: self._collated(few[:count]), self.name)
+        if arrangement.alone is not None:
             logger.info(
                 "Examples of %s come one at a time, each by a backward pass of its own: %s.",
                 self.name,
-                found.alone,
+                arrangement.alone,
             )
-        return found
+        return arrangement
 
     @property
     def alone(self) -> str | None:
@@ -251,8 +251,8 @@ def default_collated(examples: list[Any]) -> Batch:
             ) from error
         raise DataError(
             "Examples cannot be stacked to a batch: torch's default collate needs tensors, arrays "
-            f"and numbers of one shape per example. It said: {error}. Pass a DataLoader with a "
-            "collate_fn that pads or converts."
+            f"and numbers of one shape per example. The error was: {error}. Pass a DataLoader with "
+            "a collate_fn that pads or converts."
         ) from error
 
 
@@ -264,11 +264,7 @@ def _values(example: Any) -> list[Any]:
 
 
 def source_of(data: Any, name: str) -> ColumnSource | DatasetSource:
-    """Understand whatever a user passed as `data`.
-
-    Raises:
-        DataError: it is empty, ragged, shuffled, a stream, or no data at all.
-    """
+    """Understand whatever a user passed as `data`."""
     source = _understood(data, name)
     if len(source) == 0:
         raise DataError(f"{name} holds no examples, but at least one is needed.")
@@ -318,7 +314,7 @@ def _from_loader(loader: DataLoader[Any], name: str) -> ColumnSource | DatasetSo
     if order is None:
         raise DataError(
             f"{name} is a DataLoader with batch_size=None, whose dataset makes the batches, so "
-            "single examples cannot be told apart. Pass a DataLoader with a batch_size, over a "
+            "single examples are unknown. Pass a DataLoader with a batch_size, over a "
             "dataset of single examples."
         )
     sampler = getattr(order, "sampler", None)
@@ -329,7 +325,7 @@ def _from_loader(loader: DataLoader[Any], name: str) -> ColumnSource | DatasetSo
     ):
         kind = type(sampler if type(order) is BatchSampler else order).__name__
         raise DataError(
-            f"Scores belong to examples by their positions, so {name} has to be walked in order, "
+            f"Scores belong to examples by their positions, so {name} has to be read in order, "
             f"but this DataLoader shuffles or samples its examples ({kind}). Pass the dataset "
             "itself (loader.dataset), or a DataLoader with shuffle=False."
         )
@@ -345,7 +341,7 @@ def _from_loader(loader: DataLoader[Any], name: str) -> ColumnSource | DatasetSo
 def _stream(data: IterableDataset[Any], name: str) -> DataError:
     return DataError(
         f"{name} is an IterableDataset ({type(data).__name__}): it has no length and no fixed "
-        "order, so its examples cannot be found again. Pass a map-style Dataset; "
+        "order, so an example cannot be fetched again. Pass a map-style Dataset; "
         f"list({name}) makes one where it fits in memory."
     )
 

@@ -1,4 +1,4 @@
-"""Engines: who does the units of a long job: this process, several, ranks, or a mesh."""
+"""Engines run the units of a long job: in this process, in several, on ranks, or on a mesh."""
 
 from tracin.engines.gather import Gatherer
 from tracin.engines.job import Engine, Job, Unit

@@ -71,5 +71,5 @@ def numbered(parts: Sequence[Any]) -> list[Part]:
 
 def in_order(results: Iterable[tuple[int, Any]]) -> list[Any]:
     """Results in the order of their places."""
-    found = dict(results)
-    return [found[place] for place in sorted(found)]
+    by_place = dict(results)
+    return [by_place[place] for place in sorted(by_place)]

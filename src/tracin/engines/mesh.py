@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-from tracin.engines.job import Job, Unit, job_bar, missing
-from tracin.engines.serial import build_unit
+from tracin.engines.job import Job, Unit, missing
+from tracin.engines.serial import build_units
 from tracin.errors import IndexingError
 
 
@@ -41,12 +41,6 @@ class Mesh:
                 "initialised here. Start the program by torchrun, and call "
                 "torch.distributed.init_process_group() and fully_shard(model) in it."
             )
-        places = by_first(partial(missing, job, units))
-        if not places:
-            return
         # Many ranks often share one terminal: by default only one draws on it.
         is_shown = progress if progress is not None or is_first() else False
-        with job_bar(job, units, places, is_shown) as shown, job.open() as build:
-            for place in places:
-                build_unit(build, units[place])
-                shown.update(job.weight(units[place]))
+        build_units(job, units, by_first(partial(missing, job, units)), is_shown)

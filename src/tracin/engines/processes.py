@@ -173,7 +173,7 @@ class WorkerPool:
             worker = self.pending.pop(future)
             try:
                 report = future.result()
-            except (BrokenProcessPool, SystemExit):  # it was told to exit as it sent its report
+            except (BrokenProcessPool, SystemExit):  # it was asked to exit while it sent its report
                 yield worker, None
             else:
                 worker.is_open, worker.place = True, None

@@ -61,17 +61,20 @@ class Ranks:
         Raises:
             IndexingError: The variables are missing, or make no sense.
         """
-        given = os.environ if environment is None else environment
-        if "RANK" in given or "WORLD_SIZE" in given:
-            rank, size = _whole_number("RANK", given), _whole_number("WORLD_SIZE", given)
-            local = _whole_number("LOCAL_RANK", given) if "LOCAL_RANK" in given else 0
-            return _checked_ranks(rank, size, local, ("RANK", "WORLD_SIZE"), given)
-        if "SLURM_ARRAY_TASK_ID" in given:
-            return _array_ranks(given)
-        if "SLURM_PROCID" in given:
-            rank, size = _whole_number("SLURM_PROCID", given), _whole_number("SLURM_NTASKS", given)
-            local = _whole_number("SLURM_LOCALID", given) if "SLURM_LOCALID" in given else 0
-            return _checked_ranks(rank, size, local, ("SLURM_PROCID", "SLURM_NTASKS"), given)
+        env = os.environ if environment is None else environment
+        if "RANK" in env or "WORLD_SIZE" in env:
+            rank, size = _whole_number("RANK", env), _whole_number("WORLD_SIZE", env)
+            local = _whole_number("LOCAL_RANK", env) if "LOCAL_RANK" in env else 0
+            return _checked_ranks(rank, size, local, ("RANK", "WORLD_SIZE"), env)
+        if "SLURM_ARRAY_TASK_ID" in env:
+            return _array_ranks(env)
+        if "SLURM_PROCID" in env:
+            rank, size = (
+                _whole_number("SLURM_PROCID", env),
+                _whole_number("SLURM_NTASKS", env),
+            )
+            local = _whole_number("SLURM_LOCALID", env) if "SLURM_LOCALID" in env else 0
+            return _checked_ranks(rank, size, local, ("SLURM_PROCID", "SLURM_NTASKS"), env)
         raise IndexingError(
             "Ranks come from the environment: RANK and WORLD_SIZE (torchrun), SLURM_ARRAY_TASK_ID "
             "and the like (sbatch --array), or SLURM_PROCID and SLURM_NTASKS (srun); none is set. "
@@ -140,37 +143,37 @@ def _do(build: Callable[[Unit], object], job: Job, unit: Unit, shown: "tqdm[Any]
     shown.update(job.weight(unit))
 
 
-def _array_ranks(given: Mapping[str, str]) -> Ranks:
+def _array_ranks(env: Mapping[str, str]) -> Ranks:
     """The rank of a SLURM array's task."""
-    if given.get("SLURM_PROCID", "0") != "0":
+    if env.get("SLURM_PROCID", "0") != "0":
         raise IndexingError(
-            f"SLURM_PROCID is {given['SLURM_PROCID']} in task {given['SLURM_ARRAY_TASK_ID']} of an "
+            f"SLURM_PROCID is {env['SLURM_PROCID']} in task {env['SLURM_ARRAY_TASK_ID']} of an "
             "array, whose tasks are one process each. Use --ntasks=1 with --array, or srun alone."
         )
     first, step = "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"
-    start = _whole_number(first, given) if first in given else 0
-    stride = _whole_number(step, given) if step in given else 1
-    rank, rest = divmod(_whole_number("SLURM_ARRAY_TASK_ID", given) - start, max(1, stride))
+    start = _whole_number(first, env) if first in env else 0
+    stride = _whole_number(step, env) if step in env else 1
+    rank, rest = divmod(_whole_number("SLURM_ARRAY_TASK_ID", env) - start, max(1, stride))
     names = ("SLURM_ARRAY_TASK_ID", first, step, "SLURM_ARRAY_TASK_COUNT")
-    return _checked_ranks(-1 if rest else rank, _whole_number(names[-1], given), 0, names, given)
+    return _checked_ranks(-1 if rest else rank, _whole_number(names[-1], env), 0, names, env)
 
 
-def _whole_number(name: str, given: Mapping[str, str]) -> int:
+def _whole_number(name: str, env: Mapping[str, str]) -> int:
     """A variable as a whole number."""
-    if name not in given:
+    if name not in env:
         raise IndexingError(f"{name} is not set, but related variables are. Set it as well.")
     try:
-        return int(given[name])
+        return int(env[name])
     except ValueError as error:
-        raise IndexingError(f"{name} must be a whole number; got {given[name]!r}.") from error
+        raise IndexingError(f"{name} must be a whole number; got {env[name]!r}.") from error
 
 
 def _checked_ranks(
-    rank: int, size: int, local: int, names: Sequence[str], given: Mapping[str, str]
+    rank: int, size: int, local: int, names: Sequence[str], env: Mapping[str, str]
 ) -> Ranks:
     """A rank from 0 to size - 1, or an error that names the variables."""
     if not 0 <= rank < size:
-        shown = ", ".join(f"{name}={given.get(name, '')}" for name in names)
+        shown = ", ".join(f"{name}={env.get(name, '')}" for name in names)
         raise IndexingError(
             f"The variables {shown} give no rank from 0 to size - 1. An array must be regular, "
             "such as --array=0-31 or --array=0-62:2."

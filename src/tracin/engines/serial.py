@@ -30,13 +30,19 @@ class Serial:
         Raises:
             IndexingError: A unit raised an error, which is the cause of this one.
         """
-        places = missing(job, units)
-        if not places:
-            return
-        with job_bar(job, units, places, progress) as shown, job.open() as build:
-            for place in places:
-                build_unit(build, units[place])
-                shown.update(job.weight(units[place]))
+        build_units(job, units, missing(job, units), progress)
+
+
+def build_units(
+    job: Job, units: Sequence[Unit], places: Sequence[int], progress: bool | None
+) -> None:
+    """Do the units at these places, in order."""
+    if not places:
+        return
+    with job_bar(job, units, places, progress) as shown, job.open() as build:
+        for place in places:
+            build_unit(build, units[place])
+            shown.update(job.weight(units[place]))
 
 
 def build_unit(build: Callable[[Unit], object], unit: Unit) -> None:

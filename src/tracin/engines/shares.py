@@ -1,4 +1,4 @@
-"""Who does which unit: neighbouring units each, and help for whoever is slow."""
+"""Divides units among workers: neighbouring ones for each, and help for those that are slow."""
 
 from collections import deque
 from collections.abc import Sequence

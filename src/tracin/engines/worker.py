@@ -19,11 +19,7 @@ from tracin.errors import IndexingError
 
 
 def packed(job: Job, units: Sequence[Unit]) -> bytes:
-    """A job and its units as bytes, for a `Worker` in another process.
-
-    Raises:
-        IndexingError: Part of the job cannot be pickled.
-    """
+    """A job and its units as bytes, for a `Worker` in another process."""
     try:
         return cloudpickle.dumps((job, tuple(units)))
     except Exception as error:

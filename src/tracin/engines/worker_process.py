@@ -24,7 +24,7 @@ GRACE = 5.0  # seconds that a worker has to remove its unfinished file
 class WorkerProcess:
     """A worker process of its own pool, so that its death breaks no other worker.
 
-    One pool for all would give units to whoever is free, and each worker would load every
+    One pool for all would give units to any free worker, and each worker would load every
     checkpoint; and of a killed worker it could not say which unit it had.
 
     Attributes:
@@ -69,11 +69,7 @@ class WorkerProcess:
         return self._submit(_close)
 
     def join(self) -> int | None:
-        """Wait until the process has ended, which it does once it has nothing to do.
-
-        Returns:
-            Its exit code.
-        """
+        """Wait until the process has ended, once it has nothing to do; returns its exit code."""
         self._pool.shutdown(cancel_futures=True)
         return None if self._process is None else self._process.exitcode
 
@@ -165,7 +161,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _end_with_parent() -> None:
-    """End when the parent has, however it did: nobody waits for the unit."""
+    """End when the parent has ended, however it did: the unit is no longer needed."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -13,7 +13,7 @@ from tracin.data.arrangement import is_strided
 from tracin.gradients.arguments import tensors_in
 from tracin.gradients.compute import Compute
 from tracin.gradients.mode import Mode
-from tracin.sharding import local
+from tracin.sharding import local_part
 
 
 def held_bytes(model: Module, compute: Compute, batch: Batch) -> int:
@@ -27,7 +27,7 @@ def held_bytes(model: Module, compute: Compute, batch: Batch) -> int:
         # The tensor itself would be held by its own graph, in a cycle that nobody can collect.
         return tensor.detach()
 
-    weights = {local(p).untyped_storage().data_ptr() for p in model.parameters()}
+    weights = {local_part(p).untyped_storage().data_ptr() for p in model.parameters()}
     try:
         with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
             compute(model, batch)

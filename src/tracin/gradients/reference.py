@@ -19,7 +19,7 @@ from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.exchange import exchanged
 from tracin.gradients.graph import leaves_of, reached, refuse_foreign
 from tracin.out_of_memory import is_out_of_memory, raise_if_out_of_memory
-from tracin.sharding import is_divided, local
+from tracin.sharding import is_divided, local_part
 
 
 def weighted_gradients(
@@ -173,8 +173,8 @@ def _weighted(losses: Tensor, factors: Tensor | None) -> Tensor:
 
 def _gradient(leaf: Tensor) -> Tensor:
     if leaf.grad is None:
-        return torch.zeros_like(local(leaf))
-    return _plain(local(leaf.grad))
+        return torch.zeros_like(local_part(leaf))
+    return _plain(local_part(leaf.grad))
 
 
 def _plain(gradient: Any) -> Tensor:

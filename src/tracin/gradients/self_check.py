@@ -21,7 +21,7 @@ from tracin.gradients.second_opinion import gradients_differ, losses_differ
 from tracin.gradients.traced_model import TracedModel
 from tracin.gradients.visit import Visit
 from tracin.precision import lowest, lowest_precision, precision_of
-from tracin.sharding import is_divided, local, over_ranks, own
+from tracin.sharding import is_divided, local_part, over_ranks, own
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def alone(
     factors: Tensor,
 ) -> Alone:
     """One ordinary backward pass per example; all ranks of a sharded model take the same ones."""
-    sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
+    sums = {name: torch.zeros_like(local_part(parameter)) for name, parameter in parameters.items()}
     norms, losses = [], []
     for example, factor in zip(range(length(batch)), factors.tolist(), strict=False):
         single = part(batch, slice(example, example + 1))
@@ -173,7 +173,7 @@ def weighted_sum(
         parameters: The parameters, by name.
         factors: [examples].
     """
-    sums = {name: torch.zeros_like(local(parameter)) for name, parameter in parameters.items()}
+    sums = {name: torch.zeros_like(local_part(parameter)) for name, parameter in parameters.items()}
 
     def visit(name: str, form: PerExampleGradient, row: int) -> None:
         whole = form.weighted_sum(factors).view(parameters[name].shape)

@@ -1,4 +1,4 @@
-"""The block around a call: on leaving it, however that is, the user's world is as it was."""
+"""The block around a call, which restores the user's model and settings however it ends."""
 
 import functools
 import inspect
@@ -20,11 +20,12 @@ R = TypeVar("R")
 
 @final
 class Guard(Restoring):
-    """Has a model for this thread, and brings back all that a block changes.
+    """Reserves a model for this thread, and restores all that a block changes.
 
     That is: each module's attributes, mode, hooks and tables of tensors; each tensor's memory,
     `.grad` and `requires_grad`; grad mode, autocast, function modes and the like; the random
-    state, and torch's switches. Not the numbers in the user's own memory. Entering changes nothing.
+    state, and torch's switches. Not the numbers in the user's own memory. Entering
+    changes nothing.
 
     Args:
         model: The model.
@@ -32,7 +33,7 @@ class Guard(Restoring):
         is_brief: Whether other threads wait for the end of the block, or are refused.
 
     Raises:
-        ModelInUseError: On entering: another thread has the model for as long as it likes.
+        ModelInUseError: On entering: another thread holds the model indefinitely.
 
     Example:
         >>> import torch
@@ -79,17 +80,17 @@ class Guard(Restoring):
 
 
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function leave the model of its `run`, or of `self`, and all else, as it was."""
+    """Make a function restore the model of its `run`, or of `self`, and all settings."""
     signature = inspect.signature(function)
     name = function.__qualname__
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # Python has better words for it
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # Python's own error is clearer
             return function(*args, **kwargs)
-        run = given.get("run", given.get("self"))
+        run = arguments.get("run", arguments.get("self"))
         model = getattr(getattr(run, "run", run), "model", None)
         if not isinstance(model, Module):
             return function(*args, **kwargs)

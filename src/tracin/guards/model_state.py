@@ -1,4 +1,4 @@
-"""What hangs on a model: which tensors, their memory, gradients and flags, modes, hooks."""
+"""What a block may change of a model: tensors, their memory, gradients, flags, modes, hooks."""
 
 from dataclasses import dataclass
 from typing import Any, Self, final
@@ -28,7 +28,7 @@ class TensorState:
         return cls(tensor, tensor.data if is_plain else None, tensor.grad, tensor.requires_grad)
 
     def put_back(self) -> None:
-        """Make it so again."""
+        """Restore it."""
         tensor = self.tensor
         if self.data is not None and not _is_same_memory(tensor, self.data):
             tensor.data = self.data
@@ -61,7 +61,7 @@ class ModuleState:
         return cls(module, module.training, attributes, tables)
 
     def put_back(self) -> None:
-        """Make it so again."""
+        """Restore it."""
         # Not through train() or setattr: some layers override them to change weights on the way.
         now = vars(self.module)
         if not is_same_table(now, self.attributes):
@@ -94,7 +94,7 @@ class ModelState:
         )
 
     def put_back(self) -> None:
-        """Make it so again."""
+        """Restore it."""
         for module in self.modules:
             module.put_back()
         for tensor in self.tensors:

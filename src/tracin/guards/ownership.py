@@ -5,8 +5,8 @@ with the weights of the first one's checkpoint. What counts is the parts: two mo
 module or a parameter keep each other out. Nothing here outlives a thread: in a process that was
 forked, the other threads are dead, and what they held is free.
 
-There is no lock, which an exception at the wrong moment would leave locked for good: whoever wants
-a model stands in a queue, to which one operation of a dict adds, and looks at it now and then.
+There is no lock, which an exception at the wrong moment would leave locked for good: a thread that
+wants a model enters a queue by one operation on a dict, and polls it until its turn comes.
 """
 
 import itertools
@@ -46,12 +46,9 @@ class Hold:
         self._ticket = next(_tickets)
 
     def take(self) -> None:
-        """Have the model for this thread; a thread may hold it several times.
+        """Reserve the model for this thread, which may hold it several times.
 
         What another thread has taken by this very object is handed over.
-
-        Raises:
-            ModelInUseError: Another thread has it for as long as it likes, or waits for this one.
         """
         model = self._model()
         if model is None:
@@ -78,17 +75,17 @@ class Hold:
             raise
 
     def release(self) -> None:
-        """Let others have it; nothing where it is not held."""
+        """Let others use it; does nothing where it is not held."""
         self.is_taken, self.waits_for = False, None
         _queue.pop(self._ticket, None)
 
     @property
     def is_alive(self) -> bool:
-        """Whether there is still anybody who holds something."""
+        """Whether both the model and the thread still exist."""
         return self._model() is not None and self.thread.is_alive()
 
     def _in_the_way(self) -> "Hold | None":
-        """Who has a part of the model, or wanted one before."""
+        """The hold that has a part of the model, or came first for one."""
         is_before = True
         for one in queue():
             if one is self:
@@ -106,24 +103,20 @@ _queue: dict[int, weakref.ref[Hold]] = {}
 
 
 def queue() -> list[Hold]:
-    """Who holds or wants a model, in the order of wanting it.
+    """All holds that are taken or waiting, in the order in which they came.
 
     An exception may have kept one from being released: it is gone with its block.
     """
-    found = [(ticket, each()) for ticket, each in list(_queue.items())]
-    for ticket, one in found:
+    holds = [(ticket, each()) for ticket, each in list(_queue.items())]
+    for ticket, one in holds:
         if one is None or not one.is_alive:
             _queue.pop(ticket, None)
-    return [one for _, one in found if one is not None and one.is_alive]
+    return [one for _, one in holds if one is not None and one.is_alive]
 
 
 @contextmanager
 def owned(model: Module, what: str, *, is_brief: bool = False) -> Iterator[None]:
-    """Have a model for a block; where it is the user's own and not brief, others are refused.
-
-    Raises:
-        ModelInUseError: Another thread has it for as long as it likes.
-    """
+    """Reserve a model for a block; other threads wait for a brief one, and else are refused."""
     hold = Hold(model, what, is_brief=is_brief)
     restoring = Restoring(hold.release)
     with restoring, restoring:
@@ -142,7 +135,7 @@ def parts_of(model: Module) -> frozenset[int]:
 
 
 def is_waited_for(me: threading.Thread, other: threading.Thread) -> bool:
-    """Whether the other thread waits for this one, be it by way of a third."""
+    """Whether the other thread waits for this one, directly or through others."""
     seen: set[threading.Thread] = set()
     waits = {one.thread: one.waits_for for one in queue() if one.waits_for is not None}
     while other not in seen and other in waits:

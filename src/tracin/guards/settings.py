@@ -1,15 +1,14 @@
-"""How torch, and the process, are set: what a block may change is put back after it."""
+"""Settings of torch and of the process that a block may change, noted and restored."""
 
-import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias, final
 
-import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from tracin.random_state import random_state_restorer
 from tracin.torch_internals import C
 
 Getter: TypeAlias = Callable[[], Any]
@@ -36,10 +35,7 @@ def _put_deterministic(found: tuple[bool, bool]) -> None:
 # The whole process has these.
 PROCESS: list[tuple[Getter, Setter]] = [
     (torch.get_default_dtype, torch.set_default_dtype),
-    (
-        _deterministic,
-        lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
-    ),
+    (_deterministic, _put_deterministic),
     *_private("_get_cudnn_enabled", "_set_cudnn_enabled"),
     *_private("_get_cudnn_benchmark", "_set_cudnn_benchmark"),
     *_private("_get_cudnn_deterministic", "_set_cudnn_deterministic"),
@@ -89,7 +85,7 @@ class ThreadSettings:
         )
 
     def put_back(self) -> None:
-        """Make them so again."""
+        """Restore them."""
         # First of all the modes: they would see, and may refuse, the calls that follow.
         if not _are_same(functions_now(), self.functions):
             while C._len_torch_function_stack():
@@ -129,9 +125,7 @@ class ProcessSettings:
 
     values: list[Any]
     filters: Any
-    python_random: Any
-    numpy_random: Any
-    torch_random: torch.Tensor
+    restore_random: Callable[[], None]
     device_random: dict[str, list[torch.Tensor]]
 
     @classmethod
@@ -140,23 +134,19 @@ class ProcessSettings:
         return cls(
             [get() for get, _ in PROCESS],
             warnings.filters,
-            random.getstate(),
-            np.random.get_state(),
-            torch.get_rng_state(),
-            _random_states(),
+            random_state_restorer(),
+            _other_random_states(),
         )
 
     def put_back(self) -> None:
-        """Make them so again."""
+        """Restore them."""
         for (get, put), value in zip(PROCESS, self.values, strict=True):
             if get() != value:
                 put(value)
         if warnings.filters is not self.filters:  # a catch_warnings() that was broken off
             warnings.filters = self.filters  # type: ignore[assignment]
             warnings._filters_mutated()  # type: ignore[attr-defined]
-        random.setstate(self.python_random)
-        np.random.set_state(self.numpy_random)
-        torch.set_rng_state(self.torch_random)
+        self.restore_random()
         for kind, states in self.device_random.items():
             _put_random_states(kind, states)
 
@@ -178,8 +168,8 @@ def _are_same(ones: list[Any], others: list[Any]) -> bool:
 
 
 def _saved_hooks() -> Any:
-    found = getattr(C._autograd, "_top_saved_tensors_default_hooks", None)
-    return None if found is None else found(True)
+    top = getattr(C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if top is None else top(True)
 
 
 def _is_same_pair(one: Any, other: Any) -> bool:
@@ -199,11 +189,11 @@ def _is_in_use(kind: str) -> bool:
     return module is not None and module.is_available() and module.is_initialized()
 
 
-def _random_states() -> dict[str, list[torch.Tensor]]:
+def _other_random_states() -> dict[str, list[torch.Tensor]]:
+    """Those of devices that a `RandomState` leaves out."""
     states = {}
-    for kind in ("cuda", "xpu"):
-        if _is_in_use(kind):
-            states[kind] = getattr(torch, kind).get_rng_state_all()
+    if _is_in_use("xpu"):
+        states["xpu"] = torch.xpu.get_rng_state_all()
     if _is_in_use("mps"):
         states["mps"] = [torch.mps.get_rng_state()]
     return states
@@ -213,4 +203,4 @@ def _put_random_states(kind: str, states: list[torch.Tensor]) -> None:
     if kind == "mps":
         torch.mps.set_rng_state(states[0])
     else:
-        getattr(torch, kind).set_rng_state_all(states)
+        torch.xpu.set_rng_state_all(states)

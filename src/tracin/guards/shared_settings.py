@@ -1,7 +1,7 @@
-"""Settings of the whole process, brought back when several threads set them at one time.
+"""Settings of the whole process, restored also where several threads set them at one time.
 
-What one thread has set, another would take for the user's. So the guards that are open at one
-time keep what the first of them found, and the last thread to leave brings it back.
+One thread would take for the user's what another has set. So the guards that are open at one time
+keep what the first of them found, and the last thread to leave restores it.
 """
 
 import threading
@@ -28,18 +28,18 @@ class SharedSettings:
     def __init__(self) -> None:
         self._thread = threading.current_thread()
         self._group: _Group | None = None
-        self._found: ProcessSettings | None = None
+        self._before: ProcessSettings | None = None
 
     def join(self) -> None:
         """Note the settings as they are."""
         group = _groups.setdefault("now", _Group())  # one step, whatever other threads do
         group.members.append(self)
         self._group, self._thread = group, threading.current_thread()
-        self._found = ProcessSettings.now()
-        group.first = group.first or self._found
+        self._before = ProcessSettings.now()
+        group.first = group.first or self._before
 
     def leave(self) -> None:
-        """Make them so again, unless another thread is at work; nothing the second time."""
+        """Restore them, unless another thread is at work; a second call does nothing."""
         group = self._group
         if group is None:
             return
@@ -47,9 +47,9 @@ class SharedSettings:
             each._thread is not self._thread and each._thread.is_alive() for each in group.members
         ):
             is_last = group.members == [self]
-            found = group.first if is_last else self._found
-            if found is not None:
-                found.put_back()
+            settings = group.first if is_last else self._before
+            if settings is not None:
+                settings.put_back()
         if self in group.members:
             group.members.remove(self)
         if not group.members and _groups.get("now") is group:

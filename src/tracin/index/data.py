@@ -13,11 +13,12 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from tracin.checkpoints import loaded, untouched
+from tracin.checkpoints import loaded
 from tracin.data import Examples, content_of, move
 from tracin.data.batches import leaves
 from tracin.errors import IndexingError
 from tracin.files import bytes_of, fingerprint
+from tracin.guards import untouched
 from tracin.index.contents import checkpoint_keys
 from tracin.index.store import Added, Entry, Manifest
 from tracin.index.store.checksums import checksum

@@ -101,15 +101,12 @@ class Explanation:
     opponents: list[Influence]
 
     def __str__(self) -> str:
-        hits = [
-            *(("proponent", hit) for hit in self.proponents),
-            *(("opponent", hit) for hit in self.opponents),
-        ]
-        if any(hit.error for _, hit in hits):
-            rows = [(kind, hit.id, hit.score, hit.error) for kind, hit in hits]
-            return f"query {plain(self.id)}\n{aligned(('kind', 'id', 'score', 'error'), rows)}"
-        exact = [(kind, hit.id, hit.score) for kind, hit in hits]
-        return f"query {plain(self.id)}\n{aligned(('kind', 'id', 'score'), exact)}"
+        rows = [("proponent", one.id, one.score, one.error) for one in self.proponents]
+        rows += [("opponent", one.id, one.score, one.error) for one in self.opponents]
+        # Exact scores have no errors to show.
+        columns = 4 if any(error for *_, error in rows) else 3
+        head = ("kind", "id", "score", "error")[:columns]
+        return f"query {plain(self.id)}\n{aligned(head, [row[:columns] for row in rows])}"
 
 
 @final
@@ -160,9 +157,9 @@ class Explanations:
         return (self[query] for query in range(len(self)))
 
     def __str__(self) -> str:
-        said = [str(explanation) for explanation in self]
+        tables = [str(explanation) for explanation in self]
         below = [*self._certainty(), *map(plain, self.notes)]
-        return "\n\n".join([*said, "\n".join(below)] if below else said)
+        return "\n\n".join([*tables, "\n".join(below)] if below else tables)
 
     def top(self, k: int) -> TopInfluences:
         """The k strongest proponents of each query. Raises QueryError beyond what was kept."""
@@ -192,19 +189,14 @@ class Explanations:
             "position": np.concatenate([side.positions.reshape(-1) for side in sides]),
             "score": np.concatenate([numbers(side.scores).reshape(-1) for side in sides]),
         }
-        errors = [side.errors for side in sides]
-        if all(each is not None for each in errors):
-            columns["error"] = np.concatenate(
-                [numbers(each).reshape(-1) for each in errors if each is not None]
-            )
-        bounds, sure = [one.bounds for one in sides], [one.sure for one in sides]
-        if all(each is not None for each in (*bounds, *sure)):
-            columns["bound"] = np.concatenate(
-                [np.repeat(numbers(each), k) for each in bounds if each is not None]
-            )
-            columns["is_certain"] = np.concatenate(
-                [numbers(each).reshape(-1) for each in sure if each is not None]
-            )
+        errors = [side.errors for side in sides if side.errors is not None]
+        if len(errors) == len(sides):
+            columns["error"] = np.concatenate([numbers(each).reshape(-1) for each in errors])
+        bounds = [side.bounds for side in sides if side.bounds is not None]
+        sure = [side.sure for side in sides if side.sure is not None]
+        if len(bounds) == len(sure) == len(sides):
+            columns["bound"] = np.concatenate([np.repeat(numbers(each), k) for each in bounds])
+            columns["is_certain"] = np.concatenate([numbers(each).reshape(-1) for each in sure])
         for at, name in enumerate(distinct(self.checkpoints)):
             columns[f"score at {name}"] = shares[:, at]
         return columns
@@ -228,8 +220,8 @@ class Explanations:
         ]
 
     def _held(self, k: int) -> int:
-        held = self.proponents.ids.shape[1]
+        most = self.proponents.ids.shape[1]
         count = int(k) if isinstance(k, np.integer) else k
-        there = f"{held} were kept per query"
+        available = f"{most} were kept per query"
         way_out = ", or explain again with a larger k"
-        return count_within(count, held, there, QueryError, way_out=way_out)
+        return count_within(count, most, available, QueryError, way_out=way_out)

@@ -21,11 +21,7 @@ def numbers(values: Tensor) -> np.ndarray:
 
 
 def arrow_table(columns: Columns) -> Any:
-    """The columns as a pyarrow.Table.
-
-    Raises:
-        QueryError: pyarrow is not installed.
-    """
+    """The columns as a pyarrow.Table."""
     try:
         import pyarrow
     except ImportError as error:
@@ -37,11 +33,7 @@ def arrow_table(columns: Columns) -> Any:
 
 
 def save_parquet(columns: Columns, path: str | os.PathLike[str]) -> None:
-    """Write the columns to a Parquet file: whole, or not at all.
-
-    Raises:
-        OutputError: It cannot be written there.
-    """
+    """Write the columns to a Parquet file: whole, or not at all."""
     table = arrow_table(columns)
     from pyarrow import parquet
 

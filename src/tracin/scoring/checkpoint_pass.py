@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.checkpoints import Checkpoint, by_parameter, loaded, untouched
+from tracin.checkpoints import Checkpoint, by_parameter, loaded
 from tracin.data import Batch, Examples, length, move
 from tracin.data.batches import structure
 from tracin.errors import PreconditionerError
@@ -17,6 +17,7 @@ from tracin.gradients import Covered, Gradients
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
+from tracin.guards import untouched
 from tracin.preconditioners import BatchFit, Metric, Place, Preconditioner
 from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.data import Batch, length
-from tracin.data.batches import mapped_within
+from tracin.data import Batch, copied, length
 from tracin.gradients import Gradients
 from tracin.gradients.forms import Dense, PerExampleGradient, as_query, pairs
 from tracin.results.verification import allowed
@@ -161,11 +160,6 @@ class _Willing:
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 self._reasons.append(f"{self.weights.name}: {line[:100]}")
                 self._choices = self._choices[1:]
-
-
-def copied(batch: Batch) -> Batch:
-    """The same, for a model that may write into what it is given."""
-    return mapped_within(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def _relative(gaps: Tensor, sizes: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ class Ranking:
     def _hits(self, side: int) -> TopInfluences:
         if self._candidates < self._k:
             raise QueryError(
-                f"k={self._k} hits were asked for, but only {self._candidates} training examples "
-                "are left after drop_misclassified. Ask for fewer, or keep them all."
+                f"k={self._k} results were asked for, but only {self._candidates} training "
+                "examples are left after drop_misclassified. Ask for fewer, or keep them all."
             )
         best = self._best[side]
         if best is None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from tracin.data import Examples, move
+from tracin.data import Examples, copied, move
 from tracin.gradients import Coverage
 from tracin.precision import FLOAT64, lowest
 from tracin.results.verification import Verification
 from tracin.scoring.checkpoint_pass import CheckpointPass
-from tracin.scoring.comparison import Comparison, copied
+from tracin.scoring.comparison import Comparison
 
 
 def verified(

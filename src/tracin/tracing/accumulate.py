@@ -37,17 +37,7 @@ COMPARED_EVERY = 10
 
 @final
 class ScoreAccumulator:
-    """Shares out one step after the other.
-
-    Args:
-        trace: Where the scores are added up.
-        optimizer: Whose steps they are.
-        parameters: The parameters, and their values before the step.
-        raw: The gradients as the backward passes left them.
-        queries: The queries along the step.
-        paths: The amounts to add up.
-        ids: [train], to name an example by.
-    """
+    """Shares out one step after the other; `ids` name an example in errors."""
 
     def __init__(
         self,
@@ -71,16 +61,7 @@ class ScoreAccumulator:
         self._is_new = True
 
     def add(self, inputs: StepInputs, batches: list[MicroBatch]) -> None:
-        """Add a step that was just taken.
-
-        Args:
-            inputs: What it started from.
-            batches: Its micro-batches.
-
-        Raises:
-            NonFiniteError: An example's gradient, or a query's loss, is NaN or infinite.
-            OSError: The disk is full.
-        """
+        """Add a step that was just taken."""
         parts = self._parts(inputs, batches)
         rows = []
         for chunk in self._queries.chunks:
@@ -113,7 +94,7 @@ class ScoreAccumulator:
 
     def _parts(self, inputs: StepInputs, batches: list[MicroBatch]) -> StepParts:
         """Take the step apart by the optimizer's rule and the use that it made of each gradient."""
-        traced, before, seen = self._parameters.traced, self._parameters.before, self._raw.latest
+        traced, before, raw = self._parameters.traced, self._parameters.before, self._raw.latest
         updates = {
             name: self._rule(
                 StepTaken(
@@ -127,8 +108,8 @@ class ScoreAccumulator:
         }
         uses = {
             name: measured_use(batches, name, gradient)
-            if self._is_new or name not in seen
-            else guessed_use(seen[name], gradient, inputs.versions[name])
+            if self._is_new or name not in raw
+            else guessed_use(raw[name], gradient, inputs.versions[name])
             for name, gradient in inputs.gradients.items()
         }
         self._is_new = False
@@ -176,10 +157,10 @@ class ScoreAccumulator:
         if is_settled and step % COMPARED_EVERY:
             return True
         query = step % len(gradients.losses)
-        found = sum(float(each[:, query].sum()) for each in scores)
+        total = sum(float(each[:, query].sum()) for each in scores)
         size = sum(float(each[:, query].abs().sum()) for each in scores)
-        wanted = float(gradients.only(query).along(parts.directions())[0])
-        return abs(found - wanted) <= AGREED * size + 1e-12
+        expected = float(gradients.only(query).along(parts.directions())[0])
+        return abs(total - expected) <= AGREED * size + 1e-12
 
     def _warn_unattributed(self, parts: StepParts) -> None:
         """Say once that gradients hold something that no example brought."""
@@ -239,7 +220,7 @@ def _scores(
     gradients: LiveQueryGradients, parts: StepParts, batches: list[MicroBatch]
 ) -> list[Tensor]:
     """What each micro-batch's examples did for the queries: [examples, queries] each."""
-    found = []
+    scores = []
     for batch in batches:
         cache = ProductCache()
         by_scale: dict[float, Tensor] = {}  # most parameters have the same learning rate
@@ -257,8 +238,8 @@ def _scores(
             total = each if total is None else total.add_(each)
         if total is None:
             total = torch.zeros(len(batch), len(gradients.losses))
-        found.append(total)
-    return found
+        scores.append(total)
+    return scores
 
 
 def _squared_lengths(batch: MicroBatch) -> Tensor:

@@ -15,11 +15,7 @@ from tracin.wrappers import unwrapped
 
 
 def traceable_model(model: Module) -> Module:
-    """The model inside a wrapper that passes whole batches on, in one process.
-
-    Raises:
-        UnsupportedModelError: It is compiled, or wrapped for training on several devices.
-    """
+    """The model inside a wrapper that passes whole batches on, in one process."""
     is_divided = isinstance(model, DataParallel) and len(model.device_ids) > 1
     is_parallel = isinstance(model, DistributedDataParallel) and get_world_size() > 1
     if is_divided or is_parallel or hasattr(model, "_orig_mod"):
@@ -32,11 +28,7 @@ def traceable_model(model: Module) -> Module:
 
 
 def checked_paths(paths: Sequence[Quadrature]) -> tuple[Quadrature, ...]:
-    """Each path once.
-
-    Raises:
-        TracingError: There is none, or one is not a Quadrature.
-    """
+    """Each path once."""
     if not paths or not all(isinstance(path, Quadrature) for path in paths):
         raise TracingError(
             "paths are some of tracin.tracing.Quadrature, such as "
@@ -46,11 +38,7 @@ def checked_paths(paths: Sequence[Quadrature]) -> tuple[Quadrature, ...]:
 
 
 def checked_weights(weights: Tensor, examples: int) -> Tensor:
-    """The weights of a batch's examples: [examples], float64 on the CPU.
-
-    Raises:
-        TracingError: There is not one number above 0 per example.
-    """
+    """The weights of a batch's examples: [examples], float64 on the CPU."""
     checked = torch.as_tensor(weights).detach().cpu().double().flatten()
     if checked.shape != (examples,) or not bool((checked > 0).all()):
         raise TracingError(f"weights needs one number above 0 for each of the {examples} ids.")
@@ -58,15 +46,7 @@ def checked_weights(weights: Tensor, examples: int) -> Tensor:
 
 
 def refuse_closure(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """A step must be made of the gradients that are there when it begins.
-
-    Args:
-        args: What the optimizer's step was called with, the optimizer first.
-        kwargs: The same, by name.
-
-    Raises:
-        TracingError: The step has a closure.
-    """
+    """A step must be made of the gradients that are there when it begins."""
     closures = (*args[1:], kwargs.get("closure"))
     if any(closure is not None for closure in closures):
         raise TracingError(

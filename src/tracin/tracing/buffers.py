@@ -10,11 +10,11 @@ from torch.nn import Module
 @contextmanager
 def buffers_kept(model: Module) -> Iterator[None]:
     """Let buffers (running statistics) be written to, and restore their numbers on leaving."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, numbers in kept:
+            for buffer, numbers in before:
                 if not torch.equal(buffer, numbers):
                     buffer.copy_(numbers)

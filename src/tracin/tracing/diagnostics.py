@@ -110,7 +110,8 @@ class TraceDiagnostics:
         """Whether rankings, magnitudes, both or neither can be trusted, in words."""
         if not self.actual.any():
             return (
-                "Nothing can be said: no loss changed in any traced step. Is the learning rate 0?"
+                "Cannot judge these scores: no loss changed in any traced step. Is the learning "
+                "rate 0?"
             )
         if self.is_unbroken and self.lemma_gap > LEMMA_TOLERANCE:
             return (
@@ -133,11 +134,11 @@ class TraceDiagnostics:
             )
         if not self.magnitudes_reliable:
             return (
-                "Rankings may be trusted, amounts may not: scores add up to "
+                "Trust rankings, but not magnitudes: scores add up to "
                 f"{self.conservation_ratio:.2f} x the real loss drop, though single steps "
                 f"correlate by {self.pearson:.3f}."
                 + (
-                    " tracin.tracing.Quadrature.TRAPEZOID mends that at no cost."
+                    " tracin.tracing.Quadrature.TRAPEZOID fixes that at no cost."
                     if self.path is Quadrature.FIRST_ORDER and not self.is_partial
                     else " The parameters that were not traced have their part in the real drop."
                     if self.is_partial
@@ -149,16 +150,16 @@ class TraceDiagnostics:
         unattributed = sum(abs(self.parts()[part]) for part in others)
         if unattributed > NOTICED * whole:
             return (
-                "Scores may be trusted, amounts too: together with "
-                f"{' and '.join(others)}, which belong to no example, they add up to the real "
+                "Trust rankings and magnitudes: together with "
+                f"{' and '.join(others)}, which belong to no example, scores add up to the real "
                 "loss drop."
             )
-        return "Scores may be trusted, amounts too: they add up to the real loss drop."
+        return "Trust rankings and magnitudes: scores add up to the real loss drop."
 
     def parts(self) -> dict[str, float]:
         """The sum over steps and queries of each part of the prediction."""
-        found = {part: float(self.steps.part(self.path, part).sum()) for part in PARTS}
-        return found | {"running statistics": float(self.steps.buffers.sum())}
+        sums = {part: float(self.steps.part(self.path, part).sum()) for part in PARTS}
+        return sums | {"running statistics": float(self.steps.buffers.sum())}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Predicted against real drops, as the paper's Figure 7; with `path`, into a file.

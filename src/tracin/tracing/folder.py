@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tracin.checkpoints.folder_lock import FolderLock
 from tracin.errors import TracingError
-from tracin.files import blocks, flush, made_folder, remove_unfinished, text_of, writing
+from tracin.files import file_blocks, flush, made_folder, remove_unfinished, text_of, writing
 from tracin.tracing.manifest import (
     ABOUT,
     FLOAT64,
@@ -52,12 +52,7 @@ KEPT = 2  # saves; a crash between the user's own save and this one leaves one t
 
 @final
 class Tables:
-    """The tables of a trace that is being written; one writer per folder.
-
-    Raises:
-        TracingError: The folder holds another trace, another Tracer writes to it, or it cannot be
-            written to.
-    """
+    """The tables of a trace that is being written; one writer per folder."""
 
     def __init__(
         self, folder: str | Path, about: About, ids: np.ndarray, query_ids: np.ndarray
@@ -137,11 +132,7 @@ class Tables:
         return self._steps
 
     def reserve_step(self) -> None:
-        """Take the space of one more row of steps on the disk.
-
-        Raises:
-            OSError: The disk is full.
-        """
+        """Take the space of one more row of steps on the disk."""
         if missing := self.steps.missing:
             reserve(self.folder / STEPS, missing)
             self.steps.grown(missing)
@@ -185,8 +176,8 @@ class Tables:
                 "Restore it from a backup, or give a new folder."
             )
         else:
-            held = {"train": ids.tolist(), "queries": query_ids.tolist()}
-            write_json(self.folder / IDS, held)
+            named = {"train": ids.tolist(), "queries": query_ids.tolist()}
+            write_json(self.folder / IDS, named)
             write_json(self.folder / ABOUT, asdict(self.about))
         remove_unfinished(self.folder)
         for leftover in (self.folder / SAVED).glob(".*"):
@@ -210,31 +201,23 @@ class Tables:
 
 
 def open_saved(folder: Path, about: About, save: Save) -> dict[str, np.ndarray]:
-    """The tables of a save, memory-mapped; they stay readable when the save is deleted.
-
-    Raises:
-        TracingError: A table is missing, or has another length than it was saved with.
-    """
+    """The tables of a save, memory-mapped; they stay readable when the save is deleted."""
     return open_tables(folder, about, save, folder / SAVED / str(save.step))
 
 
 def open_tables(folder: Path, about: About, save: Save, place: Path) -> dict[str, np.ndarray]:
     """The tables in `place`, and the steps, which lie in the trace's folder."""
     width = row_width(about.queries, about.members)
-    found = {STEPS: _mapped(folder / STEPS, (save.rows, width), FLOAT64, is_longer=True)}
+    tables = {STEPS: _mapped(folder / STEPS, (save.rows, width), FLOAT64, is_longer=True)}
     for name, shape, kind in tables_of(about):
         # Before the first step all is zero, and takes no memory.
         zeros = np.broadcast_to(np.zeros((), kind), shape)
-        found[name] = _mapped(place / name, shape, kind) if save.rows else zeros
-    return found
+        tables[name] = _mapped(place / name, shape, kind) if save.rows else zeros
+    return tables
 
 
 def check_table(folder: Path, name: str, table: np.ndarray, save: Save) -> None:
-    """Compare a table with its checksum.
-
-    Raises:
-        TracingError: It is damaged.
-    """
+    """Compare a table with its checksum."""
     crc = 0
     if save.rows and table.size:
         step = max(1, (1 << 22) // table[:1].nbytes)
@@ -248,17 +231,14 @@ def reserve(path: Path, size: int) -> None:
     """Make a file at least so long, of zeros, and take the space on the disk now.
 
     A file with holes would end the process (SIGBUS) where a mapped page finds the disk full.
-
-    Raises:
-        OSError: The disk is full.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        held = os.fstat(descriptor).st_size
+        size_before = os.fstat(descriptor).st_size
         if size > 0 and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
             return
-        for start in range(held, size, 1 << 22):  # macOS, Windows
+        for start in range(size_before, size, 1 << 22):  # macOS, Windows
             os.lseek(descriptor, start, os.SEEK_SET)
             os.write(descriptor, bytes(min(1 << 22, size - start)))
     finally:
@@ -277,7 +257,7 @@ def _copied(source: Path, target: Path) -> str:
     """Copy a file, and give its checksum."""
     crc = 0
     with target.open("xb") as file:
-        for block in blocks(source, 0, source.stat().st_size):
+        for block in file_blocks(source, 0, source.stat().st_size):
             crc = zlib.crc32(block, crc)
             file.write(block)
     return text_of(crc)
@@ -287,11 +267,11 @@ def _mapped(
     path: Path, shape: tuple[int, ...], kind: np.dtype[Any], *, is_longer: bool = False
 ) -> np.ndarray:
     size = int(np.prod([int(one) for one in shape], dtype=object)) * kind.itemsize
-    held = path.stat().st_size if path.is_file() else -1
-    if held < size or (held > size and not is_longer):
+    size_now = path.stat().st_size if path.is_file() else -1
+    if size_now < size or (size_now > size and not is_longer):
         raise TracingError(
-            f"{path} has {max(held, 0)} bytes, but {size} were saved: it was cut off, replaced or "
-            "deleted. Restore it from a backup."
+            f"{path} has {max(size_now, 0)} bytes, but {size} were saved: it was cut off, replaced "
+            "or deleted. Restore it from a backup."
         )
     if not size:
         return np.zeros(shape, kind)

@@ -29,13 +29,7 @@ class GradientUse:
 
 
 def guessed_use(raw: RawGradient, used: Tensor, version: int) -> GradientUse:
-    """One factor, from lengths alone; the caller tests whether that holds.
-
-    Args:
-        raw: The gradient as the backward pass left it.
-        used: What the optimizer was given.
-        version: Its count of in-place changes when it was.
-    """
+    """One factor, from lengths alone; the caller tests whether that holds."""
     if version == raw.version:
         return GradientUse(1.0)
     length = float(raw.length)

@@ -11,11 +11,7 @@ from tracin.errors import TracingError
 
 @final
 class IdLookup:
-    """The positions of ids.
-
-    Args:
-        ids: [train], no two alike.
-    """
+    """The positions of ids."""
 
     def __init__(self, ids: np.ndarray) -> None:
         self._ids = ids
@@ -23,11 +19,7 @@ class IdLookup:
         self._by_id = {} if self._is_positions else {one: at for at, one in enumerate(ids.tolist())}
 
     def positions(self, ids: Any) -> Tensor:
-        """The positions of a batch's examples: [examples], int64.
-
-        Raises:
-            TracingError: There are none, or one is not of the training data.
-        """
+        """The positions of a batch's examples: [examples], int64."""
         if ids is None:
             raise TracingError(
                 "ids are missing: tracer.batch needs one per example of the batch. "
@@ -47,11 +39,7 @@ class IdLookup:
         return torch.tensor(positions, dtype=torch.int64)
 
     def refuse_repeats(self, positions: Tensor) -> None:
-        """Each example once in a batch: twice is mostly a mistake in the ids.
-
-        Raises:
-            TracingError: One comes twice.
-        """
+        """Each example once in a batch: twice is mostly a mistake in the ids."""
         values, counts = positions.unique(return_counts=True)
         if len(values) == len(positions):
             return

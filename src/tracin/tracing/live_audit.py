@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tracin.checkpoints import untouched
 from tracin.data import Examples, move
 from tracin.data.batches import leaves as leaves_of
 from tracin.errors import TracingError, TracingWarning
@@ -31,6 +30,7 @@ from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.watch import FunctionWatch
+from tracin.guards import untouched, use_eval
 from tracin.plain_text import listed
 from tracin.precision import lowest_precision
 from tracin.random_state import same_random_state
@@ -43,10 +43,7 @@ from tracin.tracing.model_calls import Run, captured_calls, repeated_calls, repe
 class LiveAudit:
     """Audits traced steps 1, 2, 4, 8, ...; warns once where one cannot be audited.
 
-    Args:
-        model: The model that is trained.
-        compute: The queries' per-example loss.
-        train: The training examples.
+    `compute` is the queries' per-example loss.
     """
 
     def __init__(self, model: Module, compute: Compute, train: Examples) -> None:
@@ -55,12 +52,7 @@ class LiveAudit:
 
     @contextmanager
     def capturing(self, batch: MicroBatch, traced_steps: int) -> Iterator[None]:
-        """Keep the calls of a forward pass where the step is to be audited.
-
-        Args:
-            batch: Whose forward pass it is.
-            traced_steps: How many steps were traced before this one.
-        """
+        """Keep the calls of a forward pass where the step is to be audited."""
         count = traced_steps + 1
         if count & (count - 1):
             yield
@@ -70,11 +62,7 @@ class LiveAudit:
             yield
 
     def check(self, batch: MicroBatch, reader: ShareReader, step: int) -> None:
-        """Measure that each example's share is its own, before the step is taken.
-
-        Raises:
-            TracingError: Examples have shares of others.
-        """
+        """Measure that each example's share is its own, before the step is taken."""
         if batch.calls is None:
             return
         inputs = self._model, reader.parameters, reader.trial, len(batch)
@@ -127,14 +115,7 @@ def gaps(
 ) -> dict[str, float] | None:
     """The parameters whose shares are not what autograd says, with their relative gap.
 
-    Args:
-        model: The model.
-        parameters: Those that are traced.
-        trial: What each call does with them.
-        examples: How many the batch has.
-        run: What is computed.
-        seed: Of the random factors and output gradients.
-        is_eval: Whether the whole model is in eval mode, and not BatchNorm alone.
+    BatchNorm runs in eval mode in any case, the rest of the model if `is_eval`.
 
     Returns:
         None where no output has a dimension of examples, so nothing was compared.
@@ -157,7 +138,7 @@ def gaps(
         inputs = [*leaves.values(), anchor]
         torch.autograd.grad([each for each, _ in rows], inputs, deltas, allow_unused=True)
         accumulator.close()
-        found = {name: form.weighted_sum(factors.to(device)) for name, form in forms.items()}
+        measured = {name: form.weighted_sum(factors.to(device)) for name, form in forms.items()}
         accumulator.let_go()
     with _shadow(model, is_eval=is_eval):
         rows = _rows(run(leaves), examples)
@@ -169,14 +150,16 @@ def gaps(
         gradients = torch.autograd.grad(
             [each for each, _ in rows], list(leaves.values()), weighted, allow_unused=True
         )
-    wanted = {n: g for n, g in zip(leaves, gradients, strict=True) if g is not None and n in found}
-    sizes = {name: _length(each) for name, each in wanted.items()}
+    pairs = zip(leaves, gradients, strict=True)
+    expected = {name: each for name, each in pairs if each is not None and name in measured}
+    sizes = {name: _length(each) for name, each in expected.items()}
     if not all(map(isfinite, sizes.values())):
         return {}  # the example is named when its share is looked at
-    apart = {
-        name: _length(found[name].view_as(each).to(each) - each) for name, each in wanted.items()
+    errors = {
+        name: _length(measured[name].view_as(each).to(each) - each)
+        for name, each in expected.items()
     }
-    return too_far(sizes, apart, tolerance)
+    return too_far(sizes, errors, tolerance)
 
 
 def _length(tensor: Tensor) -> float:
@@ -185,13 +168,13 @@ def _length(tensor: Tensor) -> float:
 
 def _rows(outputs: Any, examples: int) -> list[tuple[Tensor, int]]:
     """The differentiable outputs with one dimension of as many examples, and that dimension."""
-    found = []
+    rows = []
     for _, each in leaves_of(outputs):
         if isinstance(each, Tensor) and each.requires_grad:
             dims = [dim for dim, size in enumerate(each.shape) if size == examples]
             if len(dims) == 1:
-                found.append((each, dims[0]))
-    return found
+                rows.append((each, dims[0]))
+    return rows
 
 
 def _along(factors: Tensor, dim: int, like: Tensor) -> Tensor:
@@ -208,9 +191,9 @@ def _shadow(model: Module, *, is_eval: bool) -> Iterator[None]:
         stack.enter_context(untouched(model))
         stack.enter_context(buffers_kept(model))
         stack.enter_context(torch.enable_grad())
-        for module in model.modules():
-            if is_eval or isinstance(module, _BatchNorm):
-                module.training = False
+        batch_norms = [one for one in model.modules() if isinstance(one, _BatchNorm)]
+        for module in [model] if is_eval else batch_norms:
+            use_eval(module)
         yield
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.checkpoints import untouched
 from tracin.data import Batch, Examples, content_of, copied, move
 from tracin.data.batches import leaves
 from tracin.errors import DeviceError, NonFiniteError
@@ -18,6 +17,7 @@ from tracin.gradients import Gradients, until_settled
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense, PerExampleGradient, ProductCache, as_query, pairs
+from tracin.guards import untouched, use_eval
 from tracin.random_state import same_random_state
 
 # Numbers of scaled query gradients written out at once: 256 MB in float32.
@@ -38,7 +38,7 @@ class LiveQueryGradients:
     forms: Mapping[str, list[tuple[int, PerExampleGradient]]]
 
     def products(
-        self, name: str, form: PerExampleGradient, scale: Tensor | None, memo: ProductCache
+        self, name: str, form: PerExampleGradient, scale: Tensor | None, cache: ProductCache
     ) -> Tensor | None:
         """The products of examples' shares with queries: [examples, queries]; None if zero.
 
@@ -46,22 +46,22 @@ class LiveQueryGradients:
             name: The parameter.
             form: The examples' shares of its gradient.
             scale: What each entry is multiplied by, if not all by the same number.
-            memo: Kept from one parameter to the next.
+            cache: Shared by all parameters.
         """
         if name not in self.forms:
             return None
-        found = None
+        total = None
         for row, query in self.forms[name]:
             if scale is None:
-                each = pairs(form, query, memo)
+                each = pairs(form, query, cache)
             else:
                 each = _scaled_products(form, query, scale)
             if row == 0 and each.shape[1] == len(self.losses):
                 return each
-            if found is None:
-                found = each.new_zeros(each.shape[0], len(self.losses))
-            found[:, row : row + each.shape[1]] += each
-        return found
+            if total is None:
+                total = each.new_zeros(each.shape[0], len(self.losses))
+            total[:, row : row + each.shape[1]] += each
+        return total
 
     def only(self, query: int) -> "LiveQueryGradients":
         """One of them."""
@@ -90,23 +90,16 @@ def _scaled_products(form: PerExampleGradient, query: PerExampleGradient, scale:
     """An entry-wise scale goes to the queries, so that the examples' shares stay in factors."""
     flat = scale.reshape(1, -1)
     step = max(1, MAX_DENSE_NUMEL // query.numbers)
-    found = []
+    blocks = []
     for start in range(0, query.examples, step):
         rows = query.part(start, start + step).dense() * flat
-        found.append(pairs(form, Dense(rows)))
-    return torch.cat(found, 1)
+        blocks.append(pairs(form, Dense(rows)))
+    return torch.cat(blocks, 1)
 
 
 @final
 class LiveQueries:
-    """All queries of a trace, in chunks that are held one at a time.
-
-    Args:
-        model: The model that is trained; its mode, grads and random state are left as they are.
-        compute: The per-example loss.
-        queries: The queries; None for none at all.
-        at_once: How many are held at once; None for all of them.
-    """
+    """All queries of a trace, in chunks that are held one at a time."""
 
     def __init__(
         self, model: Module, compute: Compute, queries: Examples | None, at_once: int | None
@@ -133,11 +126,7 @@ class LiveQueries:
                 self._gradients.check(batch)
 
     def gradients(self, chunk: range) -> LiveQueryGradients:
-        """Gradients and losses at the weights in place.
-
-        Raises:
-            NonFiniteError: A loss is NaN or infinite.
-        """
+        """Gradients and losses at the weights in place."""
         if self._gradients is None:
             raise RuntimeError("gradients before select")
         gradients, forms = self._gradients, dict[str, list[tuple[int, PerExampleGradient]]]()
@@ -201,7 +190,5 @@ class LiveQueries:
     @contextmanager
     def _in_eval(self) -> Iterator[None]:
         with untouched(self._model):
-            for module in self._model.modules():
-                # Not through eval(): some layers override it to fold weights into others.
-                module.training = False
+            use_eval(self._model)
             yield

@@ -195,32 +195,29 @@ def _gradients(
                 "calls it less often"
             )
         values = [value for _, _, value in inputs]
-        found: Sequence[Tensor | None] = (
+        gradients: Sequence[Tensor | None] = (
             torch.autograd.grad(losses.sum(), values, allow_unused=True) if values else []
         )
     parts = []
-    for (leaf, dim, value), own in zip(inputs, found, strict=True):
+    for (leaf, dim, value), own in zip(inputs, gradients, strict=True):
         if own is None:
             continue
         if dim is None:
             raise UnknownWeightsError("the loss uses an output without a dimension of examples")
         arrived = leaf.gradient if leaf.gradient is not None else torch.zeros_like(leaf.value)
-        kept = [_by_example(each, dim) for each in (_of_rows(arrived, dim, rows), own, value)]
+        flat = [_by_example(each, dim) for each in (_of_rows(arrived, dim, rows), own, value)]
         kind = leaf.value.dtype
-        noise = 2 * torch.finfo(kind).eps * (1 + kept[2].detach().abs().amax(dim=1))
-        parts.append(_Part(kept[0], kept[1], noise, _TOLERANCE.get(kind, _HALF_TOLERANCE)))
+        noise = 2 * torch.finfo(kind).eps * (1 + flat[2].detach().abs().amax(dim=1))
+        parts.append(_Part(flat[0], flat[1], noise, _TOLERANCE.get(kind, _HALF_TOLERANCE)))
     if not parts or not outputs.has_gradients:
         raise UnknownWeightsError("no gradient reached an output of the model that the loss uses")
     return parts
 
 
 def _solved(parts: Sequence[_Part], ids: Any, likely: Sequence[float]) -> Tensor:
-    """One weight for all where that fits, else one per example.
+    """One weight for all where that fits, else one per example; `ids` are [examples].
 
-    Args:
-        parts: The gradients.
-        ids: [examples].
-        likely: Weights that are meant exactly where one comes close: those of a sum and a mean.
+    A weight close to one of the `likely` ones, those of a sum and a mean, is taken to be it.
     """
     inner = torch.stack([_inner(part.arrived, part.own) for part in parts]).sum(0)
     squares = torch.stack([_inner(part.own, part.own) for part in parts]).sum(0)
@@ -302,8 +299,8 @@ class _RecordedModel:
     __call__ = forward
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._model, name)
-        if callable(found) and name not in _ALLOWED:
+        attribute = getattr(self._model, name)
+        if callable(attribute) and name not in _ALLOWED:
             # What it would compute is not part of the pass that was recorded.
             raise AttributeError(f"the loss uses model.{name}, which no recorded output holds")
-        return found
+        return attribute

@@ -121,16 +121,12 @@ def tables_of(about: About) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
 
 
 def read_about(folder: Path) -> About:
-    """What the trace in a folder is of.
-
-    Raises:
-        TracingError: There is none, it is damaged, or another release wrote it.
-    """
+    """What the trace in a folder is of."""
     if not (folder / ABOUT).is_file():
         raise TracingError(f"{folder} holds no trace ({ABOUT}). Give the folder of a Tracer.")
     content = read_sealed(folder / ABOUT, FORMAT, TracingError)
     try:
-        held = checked_fields(
+        fields = checked_fields(
             content,
             train=int,
             train_ids=str,
@@ -141,7 +137,7 @@ def read_about(folder: Path) -> About:
             every=int,
             parameters=list,
         )
-        values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in held]
+        values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in fields]
         about = About(*values)
         if about.train < 1 or about.queries < 0 or about.every < 1 or not about.members:
             raise ValueError("its numbers cannot be")
@@ -153,11 +149,7 @@ def read_about(folder: Path) -> About:
 
 
 def read_trace_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of training examples and queries.
-
-    Raises:
-        TracingError: They are damaged.
-    """
+    """The ids of training examples and queries."""
     content = read_sealed(folder / IDS, FORMAT, TracingError)
     try:
         train, queries = checked_fields(content, train=list, queries=list)
@@ -171,12 +163,8 @@ def read_trace_ids(folder: Path, about: About) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_saves(folder: Path, about: About) -> list[Save]:
-    """What was saved in a folder, oldest first.
-
-    Raises:
-        TracingError: A save is damaged.
-    """
-    found = []
+    """What was saved in a folder, oldest first."""
+    saves = []
     for file in (folder / SAVED).glob(f"[0-9]*/{SAVE}"):
         content = read_sealed(file, FORMAT, TracingError)
         try:
@@ -202,8 +190,8 @@ def read_saves(folder: Path, about: About) -> list[Save]:
                 f"{file} is not as a Tracer writes it ({error}). Restore it from a backup, or "
                 f"delete {file.parent}: the other save is whole."
             ) from error
-        found.append(save)
-    return sorted(found, key=lambda save: save.step)
+        saves.append(save)
+    return sorted(saves, key=lambda save: save.step)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -215,11 +203,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def refuse_other_trace(there: About, here: About, folder: Path) -> None:
-    """A run is resumed with what it was begun with.
-
-    Raises:
-        TracingError: It is not; the message names what changed.
-    """
+    """A run is resumed with what it was begun with."""
     labels = {
         "train": "number of training examples",
         "train_ids": "training ids",

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.checkpoints import untouched
 from tracin.data import Batch, part
 from tracin.errors import TracingError
 from tracin.gradients.accumulator import GradientAccumulator
@@ -19,6 +18,7 @@ from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.probing import learn
 from tracin.gradients.watch import FunctionWatch, UnlikeTrialError
+from tracin.guards import untouched
 from tracin.plain_text import listed
 from tracin.tracing.buffers import buffers_kept
 from tracin.tracing.loss_weights import ModelOutputs
@@ -77,11 +77,7 @@ class ShareReader:
 
     @contextmanager
     def reading(self, batch: MicroBatch) -> Iterator[None]:
-        """Read the shares of the forward pass within, whenever its backward pass comes.
-
-        Raises:
-            TracingError: The pass is not one over the examples that were announced.
-        """
+        """Read the shares of the forward pass within, whenever its backward pass comes."""
         # The shares are read after the step, when the weights have changed.
         forms = batch.forms
         accumulator = GradientAccumulator(
@@ -110,9 +106,9 @@ class ShareReader:
             batch.uncovered = watch.uncovered
         except UnlikeTrialError as error:
             call = str(error)
-            found = call if " holds " in call else f"{call} gave something else than in a trial"
+            what = call if " holds " in call else f"{call} gave something else than in a trial"
             raise TracingError(
-                f"{len(batch)} ids were given, but within the block {found}. Give one id for each "
+                f"{len(batch)} ids were given, but within the block {what}. Give one id for each "
                 "example that goes through the model, and let nothing but the training batch go "
                 "through it there, watched by one Tracer."
             ) from error
@@ -121,11 +117,7 @@ class ShareReader:
 
 
 def check_shares(batches: list[MicroBatch], gradients: Mapping[str, Tensor]) -> None:
-    """Every parameter with a gradient must have been seen in calls that have rules.
-
-    Raises:
-        TracingError: One was not.
-    """
+    """Every parameter with a gradient must have been seen in calls that have rules."""
     for batch in batches:
         for name, call in batch.uncovered.items():
             raise TracingError(

@@ -17,9 +17,6 @@ class OverwriteCheck:
     """Copies are made until a step is seen to leave the gradients alone.
 
     SGD, for one, adds Nesterov's momentum to the gradients themselves with foreach=True.
-
-    Args:
-        optimizer: Whose steps are looked at.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -40,11 +37,7 @@ class OverwriteCheck:
         return self._is_overwriting
 
     def observe(self, inputs: StepInputs, parameters: TracedParameters, step: int) -> None:
-        """Compare the gradients after a step with what the optimizer was given.
-
-        Raises:
-            TracingError: It wrote into one that was not copied.
-        """
+        """Compare the gradients after a step with what the optimizer was given."""
         changed = []
         for name, version in inputs.versions.items():
             now, given = parameters.traced[name].grad, inputs.gradients[name]

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from tracin.checkpoints import Checkpoint, Visits, bare_name, loaded, open_checkpoints, untouched
+from tracin.checkpoints import Checkpoint, Visits, bare_name, loaded, open_checkpoints
 from tracin.checkpoints.step_log import StepLog
 from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning
-from tracin.guards import owned
+from tracin.guards import owned, untouched
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.progress import bar
 from tracin.results.table import aligned
@@ -82,8 +82,8 @@ class Replay:
     Raises:
         CheckpointError: There is no record, or it has no ids.
         TracingError: There are no such steps; the optimizer has other groups than the record.
-        ModelInUseError: On entering the block: another thread has the model for as long as it
-            likes. Within the block, calls of tracin from other threads are refused.
+        ModelInUseError: On entering the block: another thread holds the model indefinitely. Within
+            the block, calls of tracin from other threads are refused.
     """
 
     def __init__(
@@ -339,11 +339,7 @@ class ReplayStep:
 
 
 def _log_of(checkpoints: Sequence[Checkpoint]) -> StepLog:
-    """The step log that a record's checkpoints share.
-
-    Raises:
-        TracingError: There is none.
-    """
+    """The step log that a record's checkpoints share."""
     log = checkpoints[0].log
     if log is None:
         raise TracingError(

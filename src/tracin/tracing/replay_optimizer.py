@@ -27,8 +27,8 @@ def without_state(optimizer: Optimizer) -> Iterator[None]:
         yield
     finally:
         optimizer.state = state
-        for group, kept in zip(optimizer.param_groups, options, strict=True):
-            group.update(kept)
+        for group, saved in zip(optimizer.param_groups, options, strict=True):
+            group.update(saved)
 
 
 def has_state_for(checkpoint: Checkpoint, optimizer: Optimizer) -> bool:
@@ -41,7 +41,7 @@ def has_state_for(checkpoint: Checkpoint, optimizer: Optimizer) -> bool:
 
 def groups_text(groups: Sequence[Sequence[str]]) -> str:
     """Parameter groups in words."""
-    held = "; ".join(
+    described = "; ".join(
         f"{len(names)} parameters from {names[0]}" if names else "none" for names in groups
     )
-    return f"{len(groups)} groups ({held})"
+    return f"{len(groups)} groups ({described})"

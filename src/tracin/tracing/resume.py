@@ -27,11 +27,6 @@ class ResumableTrace:
         unweighed: Why self-influence is not known for all steps so far; empty where it is.
         is_open: Whether the tables are being written.
         is_over: Whether the disk failed, and training continues without a trace.
-
-    Args:
-        tables: Those of the trace's folder.
-        model: The model, whose weights tell the saves apart.
-        stops_training: Whether a failing disk is an error, and not a warning.
     """
 
     def __init__(self, tables: Tables, model: Module, *, stops_training: bool) -> None:
@@ -44,22 +39,18 @@ class ResumableTrace:
         self._is_halfway = False
 
     def find(self) -> Save | None:
-        """The save that has the model's weights; None where nothing was traced yet.
-
-        Raises:
-            TracingError: The folder holds a trace, but no save of it that can be resumed.
-        """
+        """The save that has the model's weights; None where nothing was traced yet."""
         folder, saves = self.tables.folder, self.tables.saves()
         weights = weights_fingerprint(self._model)
-        found = next((save for save in reversed(saves) if save.weights == weights), None)
+        match = next((save for save in reversed(saves) if save.weights == weights), None)
         is_begun = self.tables.has_unsaved_steps() or any(save.rows for save in saves)
-        if found is not None and not found.rows and saves[-1].is_final:
+        if match is not None and not match.rows and saves[-1].is_final:
             raise TracingError(
                 f"{folder} holds the finished trace of {saves[-1].step} steps, and the model holds "
                 "the weights that it began with. To continue it, load the weights that it ended "
                 "with; to start afresh, give a new folder."
             )
-        if found is None and is_begun:
+        if match is None and is_begun:
             steps = " and ".join(str(save.step) for save in saves) or "0"
             raise TracingError(
                 f"{folder} holds a trace saved after {steps} steps, but the model holds other "
@@ -67,14 +58,10 @@ class ResumableTrace:
                 "the first batch (before the first save, the weights that training began with); to "
                 "start afresh, give a new folder."
             )
-        return found
+        return match
 
     def begin(self, found: Save | None) -> None:
-        """Continue from a save, or begin with none.
-
-        Raises:
-            OSError: The disk is full.
-        """
+        """Continue from a save, or begin without one."""
         if found is not None:
             self.step, self.skipped = found.step, found.skipped
             self.unweighed = found.unweighed
@@ -84,28 +71,16 @@ class ResumableTrace:
         self.is_open = True
 
     def save(self) -> None:
-        """Keep the trace as it is now.
-
-        Raises:
-            OSError: The disk is full.
-        """
+        """Keep the trace as it is now."""
         self.tables.save(self._state())
 
     def finish(self) -> None:
-        """Keep the trace of a training that is over.
-
-        Raises:
-            OSError: The disk is full.
-        """
+        """Keep the trace of a training that is over."""
         self.tables.save(replace(self._state(), is_final=True))
         self.tables.trim()
 
     def view(self) -> tuple[Save, dict[str, np.ndarray]]:
-        """The trace as it is now, which later steps do not change.
-
-        Raises:
-            OSError: The disk is full.
-        """
+        """The trace as it is now, which later steps do not change."""
         return self.tables.view(self._state())
 
     @contextmanager
@@ -116,11 +91,7 @@ class ResumableTrace:
         self._is_halfway = False
 
     def refuse_halfway(self) -> None:
-        """Nothing can be added to, or read from, half a step.
-
-        Raises:
-            TracingError: The tables hold one.
-        """
+        """Nothing can be added to, or read from, half a step."""
         if self._is_halfway:
             raise TracingError(
                 f"Step {self.step} could not be traced to its end, so the tables hold half of it. "
@@ -128,11 +99,7 @@ class ResumableTrace:
             )
 
     def give_up(self, cause: OSError) -> None:
-        """The disk failed: training ends with an error, or continues without a trace.
-
-        Raises:
-            TracingError: In place of the OSError.
-        """
+        """The disk failed: training ends with an error, or continues without a trace."""
         message = unwritable(self.tables.folder, cause)
         if self._stops_training:
             raise TracingError(message) from cause

@@ -35,13 +35,7 @@ class StepInputs:
     def of(
         cls, optimizer: Optimizer, traced: Mapping[str, Tensor], *, is_overwriting: bool
     ) -> "StepInputs":
-        """Read them just before the step.
-
-        Args:
-            optimizer: Whose step it is.
-            traced: The parameters whose gradients are shared out.
-            is_overwriting: Whether the step may write into its gradients.
-        """
+        """Read them just before the step."""
         unscale = getattr(optimizer, "grad_scale", None)  # fused optimizers divide on their own
         is_copied = is_overwriting or unscale is not None
         names = {id(parameter): name for name, parameter in traced.items()}
@@ -49,11 +43,11 @@ class StepInputs:
         gradients: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
         for group in optimizer.param_groups:
-            kept = {key: value for key, value in group.items() if key != "params"}
+            group_options = {key: value for key, value in group.items() if key != "params"}
             for parameter in group["params"]:
                 name, gradient = names.get(id(parameter)), parameter.grad
                 if name is not None and gradient is not None:
-                    options[name], versions[name] = kept, gradient._version
+                    options[name], versions[name] = group_options, gradient._version
                     is_own = gradient.is_sparse or not is_copied
                     gradients[name] = densified(gradient) if is_own else gradient.clone()
         return cls(gradients, versions, options, float(unscale) if unscale is not None else 1.0)
@@ -101,12 +95,12 @@ class StepParts:
 
     def directions(self) -> dict[str, Tensor]:
         """The whole gradient's part of the step, less what is known to be of no example."""
-        found = {}
+        directions = {}
         for name, gradient in self._inputs.gradients.items():
             rest = self._uses[name].rest
             known = gradient if rest is None else gradient - rest
-            found[name] = self._updates[name].scale * known / self._inputs.scale
-        return found
+            directions[name] = self._updates[name].scale * known / self._inputs.scale
+        return directions
 
     def measured(self, batches: list[MicroBatch]) -> "StepParts":
         """The same step, with the use of each gradient measured instead of guessed."""

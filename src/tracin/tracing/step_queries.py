@@ -35,11 +35,7 @@ class StepQueryGradients:
 class StepQueries:
     """Takes the queries' gradients along each step, and reuses those of the last step's end.
 
-    Args:
-        model: The model that is trained.
-        queries: The queries.
-        parameters: The parameters, and their values before the step.
-        is_every_step: Whether one step ends where the next traced one begins.
+    With `is_every_step`, each step begins where the last one ended.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from tracin.errors import TracingError
-from tracin.files import blocks, crc_of, replacing, text_of
+from tracin.files import crc_of, file_blocks, replacing, text_of
 from tracin.tracing.paths import Quadrature
 
 # What a step's prediction is made of, besides its examples.
@@ -123,11 +123,8 @@ class StepWriter:
         path: The file.
         queries: How many there are.
         paths: Whose parts are noted.
-        rows: How many rows of the file count; what a broken run noted after them, training repeats.
+        rows: How many rows of the file count; training repeats what a broken run noted after them.
         checksum: That of these rows.
-
-    Raises:
-        TracingError: The rows are not there, or damaged.
     """
 
     def __init__(
@@ -136,16 +133,16 @@ class StepWriter:
         self.rows = rows
         self._path, self._paths = path, tuple(paths)
         self._width = 8 * row_width(queries, paths)
-        held = path.stat().st_size if path.is_file() else 0
+        size = path.stat().st_size if path.is_file() else 0
         self._crc = crc_of(path, rows * self._width) if rows else 0
-        if held < rows * self._width or self.checksum != checksum:
+        if size < rows * self._width or self.checksum != checksum:
             raise TracingError(
                 f"{path} does not hold the {rows} steps that were saved: it was cut off or "
                 "damaged. Restore it from a backup, or give a new folder."
             )
         # A file of its own: a reader may have mapped rows that are now written anew.
         with replacing(path) as unfinished, unfinished.open("wb") as file:
-            for block in blocks(path, 0, rows * self._width) if rows else ():
+            for block in file_blocks(path, 0, rows * self._width) if rows else ():
                 file.write(block)
         self._reserved = rows * self._width
 

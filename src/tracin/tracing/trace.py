@@ -117,8 +117,8 @@ class Trace:
                 "influence(tracin.tracing.Quadrature.TRAPEZOID) shares it out so that shares add "
                 "up to it."
             )
-        found = torch.zeros(self.about.train, self.about.queries, dtype=torch.float64)
-        return found.index_add_(
+        drops = torch.zeros(self.about.train, self.about.queries, dtype=torch.float64)
+        return drops.index_add_(
             0, torch.from_numpy(steps.first), torch.from_numpy(np.array(steps.actual))
         )
 
@@ -158,9 +158,9 @@ class Trace:
             at = torch.zeros(self.about.queries, 0, dtype=torch.int64)
             for start in range(0, self.about.train, step):
                 block = torch.from_numpy(np.array(scores[start : start + step].T, order="C"))
-                found = top_k(block, k, largest=sign > 0)
-                best = torch.cat([best, found.values], 1)
-                at = torch.cat([at, found.places + start], 1)
+                of_block = top_k(block, k, largest=sign > 0)
+                best = torch.cat([best, of_block.values], 1)
+                at = torch.cat([at, of_block.places + start], 1)
                 order = top_k(best, k, positions=at, largest=sign > 0).places
                 best, at = best.gather(1, order), at.gather(1, order)
             positions = at.numpy()

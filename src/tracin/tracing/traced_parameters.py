@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
-from tracin.checkpoints import untouched
 from tracin.data import Examples, content_of, move
 from tracin.errors import TracingError, UnsupportedModelError
 from tracin.gradients.compute import Compute
+from tracin.guards import untouched, use_eval
 from tracin.plain_text import listed
 from tracin.random_state import same_random_state
 from tracin.scoring.last_used import last_used
@@ -26,13 +26,6 @@ class TracedParameters:
         traced: Name -> parameter: those whose gradients are shared among examples.
         moving: Name -> parameter: all that a step may move, traced or not.
         before: Name -> the value before the step; empty where it is not known.
-
-    Args:
-        model: The model that is trained.
-        optimizer: Its optimizer.
-        selection: Which parameters to trace, as for `tracin.TracIn`.
-        compute: The per-example loss, which finds the layer that is used last.
-        train: The training examples, of which one is passed through the model for that.
     """
 
     def __init__(
@@ -53,13 +46,9 @@ class TracedParameters:
         self._versions: dict[str, int] = {}
 
     def refresh(self) -> bool:
-        """Look anew where parameters were frozen or unfrozen; True if others are traced now.
-
-        Raises:
-            UnsupportedModelError: One of them is complex.
-        """
-        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
-        flags = [(p.requires_grad, id(p) in held) for p in self._model.parameters()]
+        """Look anew where parameters were frozen or unfrozen; True if others are traced now."""
+        optimized = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        flags = [(p.requires_grad, id(p) in optimized) for p in self._model.parameters()]
         if flags == self._flags:
             return False
         self._flags = flags
@@ -67,7 +56,7 @@ class TracedParameters:
         self.moving = {
             name: parameter
             for name, parameter in self._model.named_parameters()
-            if name in chosen or (parameter.requires_grad and id(parameter) in held)
+            if name in chosen or (parameter.requires_grad and id(parameter) in optimized)
         }
         self.before = {}
         if chosen.keys() == self.traced.keys():
@@ -92,11 +81,7 @@ class TracedParameters:
         self.before = {}
 
     def refuse_changed(self, step: int) -> None:
-        """The values must be those that the last traced step ended with.
-
-        Raises:
-            TracingError: They are not.
-        """
+        """The values must be those that the last traced step ended with."""
         if not self.before:
             return
         for name, parameter in self.moving.items():
@@ -110,11 +95,7 @@ class TracedParameters:
                 )
 
     def refuse_moving_frozen(self) -> None:
-        """Momentum and weight decay move a frozen parameter for as long as it has a gradient.
-
-        Raises:
-            TracingError: There is such a parameter.
-        """
+        """Momentum and weight decay move a frozen parameter for as long as it has a gradient."""
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         moving = [
             names[id(parameter)]
@@ -135,18 +116,17 @@ class TracedParameters:
         if self._selection != LAST:
             return chosen_parameters(self._model, self._selection)
         with untouched(self._model), same_random_state():
-            for module in self._model.modules():
-                module.training = False  # not through eval(), which some layers override
+            use_eval(self._model)
             device = next(self._model.parameters()).device
             example = content_of(move(self._train.few([0]), device))
             return last_used(self._model, lambda: self._compute(self._model, example))
 
 
 def _refuse_complex(parameters: Mapping[str, Tensor]) -> None:
-    found = [name for name, parameter in parameters.items() if parameter.is_complex()]
-    if found:
+    names = [name for name, parameter in parameters.items() if parameter.is_complex()]
+    if names:
         raise UnsupportedModelError(
-            f"'{found[0]}' (with {len(found) - 1} more) is complex, and steps of complex "
+            f"'{names[0]}' (with {len(names) - 1} more) is complex, and steps of complex "
             "parameters are not traced. Leave them out by parameters=[...], or score recorded "
             "checkpoints with tracin.TracIn, which takes them."
         )

@@ -132,12 +132,12 @@ class Tracer:
         self._parameters = TracedParameters(
             model, optimizer, parameters, self._compute, self._train
         )
-        given = None if queries is None else open_examples(queries, name="queries")
-        self._query_ids = np.zeros(0, np.int64) if given is None else given.ids
+        query_examples = None if queries is None else open_examples(queries, name="queries")
+        self._query_ids = np.zeros(0, np.int64) if query_examples is None else query_examples.ids
         self._ids = IdLookup(self._train.ids)
-        self._queries = LiveQueries(model, self._compute, given, queries_at_once)
+        self._queries = LiveQueries(model, self._compute, query_examples, queries_at_once)
         self._every, self._repeats = every, repeats
-        about = About.of(self._train, given, optimizer, paths, every, parameters)
+        about = About.of(self._train, query_examples, optimizer, paths, every, parameters)
         self._tables = Tables(folder, about, self._train.ids, self._query_ids)
         self._trace = ResumableTrace(self._tables, model, stops_training=stops_training)
         self._raw = RawGradients()
@@ -175,14 +175,14 @@ class Tracer:
 
         Args:
             ids: [examples], in the order of the batch.
-            weights: By what each example's loss is multiplied in the loss that is differentiated,
+            weights: The factor of each example's loss in the loss that is differentiated,
                 [examples]; only self-influence needs it. None: measured in each step, from the
                 gradients at the model's outputs.
 
         Raises:
             TracingError: An id is not of the training data, or comes twice; the number of ids is
-                not that of the examples; a traced batch was thrown away before its step.
-            ModelInUseError: Another thread has the model for as long as it likes.
+                not that of the examples; a traced batch was discarded before its step.
+            ModelInUseError: Another thread holds the model indefinitely.
         """
         if self._handles:
             self._hold.take()  # until the step, or the end of tracing
@@ -227,7 +227,7 @@ class Tracer:
 
         Raises:
             TracingError: The disk is full, or the last step could not be traced.
-            ModelInUseError: Another thread has the model for as long as it likes.
+            ModelInUseError: Another thread holds the model indefinitely.
         """
         self._trace.refuse_halfway()
         with self._owned():
@@ -241,7 +241,7 @@ class Tracer:
 
         Raises:
             TracingError: The disk is full, or the last step could not be traced.
-            ModelInUseError: Another thread has the model for as long as it likes.
+            ModelInUseError: Another thread holds the model indefinitely.
         """
         folder, about = self._tables.folder, self._tables.about
         self._trace.refuse_halfway()
@@ -319,9 +319,9 @@ class Tracer:
     def _open(self) -> bool:
         """Begin, or resume from the save that has the model's weights; False once that is over."""
         if not self._trace.is_open and not self._trace.is_over:
-            found = self._trace.find()
+            save = self._trace.find()
             with self._on_disk():
-                self._trace.begin(found)
+                self._trace.begin(save)
         return not self._trace.is_over
 
     def _refresh(self) -> None:
@@ -353,7 +353,7 @@ class Tracer:
         return self._reader
 
     def _drop_unused(self) -> None:
-        """Batches whose gradients were thrown away: mixed precision skipped their step."""
+        """Drop batches whose gradients were discarded: mixed precision skipped their step."""
         if not self._pending or any(
             parameter.grad is not None and bool(densified(parameter.grad).any())
             for parameter in self._parameters.traced.values()
@@ -362,8 +362,8 @@ class Tracer:
         if self._scaler is None and any(batch.forms for batch in self._pending):
             raise TracingError(
                 f"A batch of {len(self._pending[-1])} examples was traced, but its gradients were "
-                "thrown away (zero_grad) before optimizer.step(). Trace only what is learnt from; "
-                "with a GradScaler, which skips steps, pass it: Tracer(..., scaler=scaler)."
+                "discarded (zero_grad) before optimizer.step(). Trace only batches that are "
+                "trained on; a GradScaler skips steps: Tracer(..., scaler=scaler)."
             )
         self._pending = []
         self._raw.clear()

@@ -20,8 +20,9 @@ from tracin.checkpoints.readers.hugging_face import (
 )
 from tracin.checkpoints.readers.lightning import is_lightning, lightning_rate
 from tracin.checkpoints.readers.peft import ADAPTER_FILES, inner_adapters
-from tracin.checkpoints.readers.safetensors import read_safetensors, read_shapes
+from tracin.checkpoints.readers.safetensors import read_shapes
 from tracin.checkpoints.readers.torch import look_into, read_torch
+from tracin.checkpoints.readers.weight_file import read_weight_file
 from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.errors import CheckpointError
 from tracin.plain_text import listed
@@ -55,28 +56,15 @@ def is_saved_pretrained(path: Path) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights of one checkpoint, on the CPU, under the names of the bare model.
-
-    Raises:
-        CheckpointError: It is missing, unsafe to load or unreadable.
-    """
+    """The weights of one checkpoint, on the CPU, under the names of the bare model."""
     known(path)
-    if path.is_dir():
-        weights = weights_within(read_hugging_face(path), str(path))
-    elif suffix_of(path) == SAFETENSORS:
-        weights = weights_within(read_safetensors(path), str(path))
-    else:
-        weights = weights_within(read_torch(path), str(path))
+    weights = read_hugging_face(path) if path.is_dir() else read_weight_file(path)
     refuse_other_kinds(weights, str(path))
     return weights
 
 
 def read_recorded(path: Path) -> FileInfo:
-    """What a checkpoint says of its learning rate and step; finds bad files before work starts.
-
-    Raises:
-        CheckpointError: It is missing, unsafe to load or unreadable.
-    """
+    """What a checkpoint says of its learning rate and step; finds bad files before work starts."""
     known(path)
     if path.is_dir():
         found_weight_file(path)
@@ -98,11 +86,7 @@ def recorded_in(content: Any) -> FileInfo:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights.
-
-    Raises:
-        CheckpointError: A folder has none.
-    """
+    """The files that hold a checkpoint's weights."""
     if not path.is_dir():
         return [path]
     file = found_weight_file(path)

@@ -1,4 +1,4 @@
-"""Folders in which each rank saved its own part: which tool puts the weights together."""
+"""Checkpoint folders of Hugging Face: their weights, and the learning rate of their last step."""
 
 import re
 from dataclasses import dataclass
@@ -9,9 +9,7 @@ from torch import Tensor
 
 from tracin.checkpoints.rate import FileInfo, number, recorded, whole_number
 from tracin.checkpoints.readers.peft import ADAPTER_FILES, adapter_file, inner_adapter_file
-from tracin.checkpoints.readers.safetensors import read_safetensors
-from tracin.checkpoints.readers.torch import read_torch
-from tracin.checkpoints.state_dict import weights_within
+from tracin.checkpoints.readers.weight_file import read_weight_file
 from tracin.errors import CheckpointError
 from tracin.files import read_json
 
@@ -31,19 +29,15 @@ TRUE_RATE_SINCE = (4, 51)
 
 
 def refuse_divided(folder: Path) -> None:
-    """Refuse a folder that holds parts of weights, by the name of the tool that merges them.
-
-    Raises:
-        CheckpointError: DeepSpeed, FSDP or torch.distributed.checkpoint wrote it.
-    """
-    if way := way_to_merge(folder):
+    """Refuse a folder that holds parts of weights, by the name of the tool that merges them."""
+    if advice := merge_advice(folder):
         raise CheckpointError(
-            f"{folder} holds weights in parts, as {way}. Then give the file or folder that it "
+            f"{folder} holds weights in parts, as {advice}. Then give the file or folder that it "
             "writes."
         )
 
 
-def way_to_merge(folder: Path) -> str:
+def merge_advice(folder: Path) -> str:
     """Who wrote parts of weights to this folder and what merges them, or nothing."""
     if not folder.is_dir():
         return ""
@@ -100,11 +94,7 @@ def weight_file(folder: Path) -> Path | None:
 
 
 def found_weight_file(folder: Path) -> Path:
-    """The weight file of a folder that must have one.
-
-    Raises:
-        CheckpointError: It has none.
-    """
+    """The weight file of a folder that must have one."""
     file = weight_file(folder)
     if file is None:
         refuse_divided(folder)
@@ -116,27 +106,19 @@ def found_weight_file(folder: Path) -> Path:
 
 
 def read_hugging_face(folder: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint folder, on the CPU.
-
-    Raises:
-        CheckpointError: The weights, or one of their shards, are missing or unreadable.
-    """
+    """The weights in a checkpoint folder, on the CPU."""
     refuse_quantised(folder)
     file = found_weight_file(folder)
     if not file.name.endswith(INDEX_SUFFIX):
-        return read_shard(file)
+        return read_weight_file(file)
     weights: dict[str, Tensor] = {}
     for shard in shards(file):
-        weights |= read_shard(shard)
+        weights |= read_weight_file(shard)
     return weights
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index lists.
-
-    Raises:
-        CheckpointError: One of them is missing.
-    """
+    """The files that an index lists."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(map(is_file_name, files.values())):
         raise CheckpointError(
@@ -168,13 +150,6 @@ def refuse_quantised(folder: Path) -> None:
             f"{folder} holds quantised weights ({named}), which have no gradients. Give the "
             "checkpoints in floating point, model.dequantize() and save_pretrained."
         )
-
-
-def read_shard(file: Path) -> dict[str, Tensor]:
-    """The tensors of one file."""
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
-    return weights_within(read_torch(file), str(file))
 
 
 def hugging_face_rate(folder: Path) -> FileInfo:

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.checkpoints.readers.safetensors import read_safetensors
-from tracin.checkpoints.readers.torch import read_torch
-from tracin.checkpoints.state_dict import bare_name, weights_within
+from tracin.checkpoints.readers.weight_file import read_weight_file
+from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
 from tracin.plain_text import listed
 
@@ -44,19 +43,15 @@ def adapter_weights(
         folder: The checkpoint's folder, in which adapters not called "default" have their own.
         weights: What the folder's own file holds.
         name: What messages call the checkpoint.
-
-    Raises:
-        CheckpointError: The model has no adapter, none that can be trained, or another one; or
-            what was saved does not tell what was trained.
     """
-    found = holder_of(model)
-    if found is None:
+    part = holder_of(model)
+    if part is None:
         raise CheckpointError(
             f"{name} is a PEFT adapter, the trained part alone, but the model has none: give the "
             "model that it was trained in, peft.PeftModel.from_pretrained(base, folder, "
             "is_trainable=True), or save the whole model, model.state_dict()."
         )
-    prefix, holder = found
+    prefix, holder = part
     config: Mapping[str, Any] = holder.peft_config  # pyright: ignore[reportAssignmentType]
     # An adapter that is frozen was not trained: with several in the model, this tells them apart.
     trained = {one: live for one in config if is_trained(holder, live := saved_names(holder, one))}
@@ -66,23 +61,23 @@ def adapter_weights(
             "peft.PeftModel.from_pretrained(base, folder, is_trainable=True)."
         )
     inner = inner_adapters(folder)
-    held_names = [*([FIRST] if adapter_file(folder) else []), *inner]
+    saved_adapters = [*([FIRST] if adapter_file(folder) else []), *inner]
     result: dict[str, Tensor] = {}
     for adapter, live in trained.items():
         # A lone adapter may have been loaded under another name than it was saved under.
-        is_lone = FIRST not in config and len(trained) == 1 and len(held_names) == 1
-        is_first = adapter == FIRST and FIRST in held_names
+        is_lone = FIRST not in config and len(trained) == 1 and len(saved_adapters) == 1
+        is_first = adapter == FIRST and FIRST in saved_adapters
         if adapter not in inner and not is_first and not is_lone:
             raise CheckpointError(
                 f"{name} does not hold the adapter {adapter!r}, which is trainable in the model: "
-                f"it holds {listed(held_names)}. Freeze the adapters that were not trained, or "
+                f"it holds {listed(saved_adapters)}. Freeze the adapters that were not trained, or "
                 "give the folder of those that were."
             )
-        held = read_adapter(inner[adapter]) if adapter in inner else weights
-        refuse_computed(holder, adapter, held, live, name)
+        saved = read_weight_file(inner[adapter]) if adapter in inner else weights
+        refuse_computed(holder, adapter, saved, live, name)
         result |= {
             prefix + live[bare_name(key)] if bare_name(key) in live else key: values
-            for key, values in held.items()
+            for key, values in saved.items()
         }
     return result
 
@@ -91,13 +86,6 @@ def inner_adapters(folder: Path) -> dict[str, Path]:
     """The adapters that have a folder of their own: name -> file."""
     found = {inner.name: adapter_file(inner) for inner in sorted(folder.iterdir())}
     return {name: file for name, file in found.items() if file is not None}
-
-
-def read_adapter(file: Path) -> dict[str, Tensor]:
-    """The tensors of an adapter's file."""
-    if file.suffix == ".safetensors":
-        return read_safetensors(file)
-    return weights_within(read_torch(file), str(file))
 
 
 def holder_of(model: Module) -> tuple[str, Any] | None:
@@ -148,10 +136,10 @@ def is_trained(holder: Any, live: Mapping[str, str]) -> bool:
 
 
 def refuse_computed(
-    holder: Any, adapter: str, held: Mapping[str, Tensor], live: Mapping[str, str], name: str
+    holder: Any, adapter: str, saved: Mapping[str, Tensor], live: Mapping[str, str], name: str
 ) -> None:
     """Refuse a prompt that was computed from trained weights which were not saved."""
-    if PROMPT in held and PROMPT not in live:
+    if PROMPT in saved and PROMPT not in live:
         kind = getattr(holder.peft_config[adapter], "peft_type", "this kind of prompt")
         raise CheckpointError(
             f"{name} holds the prompt that {getattr(kind, 'value', kind)} computed, not the "

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from tracin.checkpoints.state_dict import bare_name
+from tracin.checkpoints.state_dict import bare_name, refuse_other_shapes
 from tracin.errors import CheckpointError
 from tracin.plain_text import first_line
+from tracin.random_state import same_random_state
 
 
 def pretrained_parts(model: Module) -> dict[str, Module]:
@@ -57,9 +58,6 @@ def as_in_memory(
         weights: The weights by the names in the file, with a part's prefix, or of one part alone
             without it.
         name: What messages call the checkpoint.
-
-    Raises:
-        CheckpointError: A shape differs, or the model cannot be copied, as this needs.
     """
     found = {bare_name(key): values for key, values in weights.items()}
     for prefix, part in parts.items():
@@ -79,12 +77,12 @@ def converted(model: Module, saved: Mapping[str, Tensor], name: str) -> dict[str
     class Twin(kind):
         """Looks up conversions as the model's own class, but is never built from a config.
 
-        Parts that were replaced by hand, such as a head, are then those of the model.
+        Parts that the user replaced, such as a head, are then those of the model.
         """
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             self.__dict__.update(twin.__dict__)
-            # Fixed tensors that are never saved are told apart from missing weights below.
+            # Fixed tensors that are never saved are separated from missing weights below.
             self._keys_to_ignore_on_load_missing = None
 
     Twin.__name__, Twin.__qualname__, Twin.__module__ = (
@@ -147,32 +145,19 @@ def unsaved(model: Module) -> dict[str, Tensor]:
     return {key: state[key] for key in left_out & set(state) if id(state[key]) not in trained}
 
 
-def refuse_other_shapes(mismatched: Any, name: str) -> None:
-    """Refuse tensors that are not as large as the model's."""
-    shapes = [f"{key} is {list(theirs)} and not {list(ours)}" for key, theirs, ours in mismatched]
-    if shapes:
-        more = f", and {len(shapes) - 3} more" if len(shapes) > 3 else ""
-        raise CheckpointError(
-            f"{name} does not fit the model: {'; '.join(shapes[:3])}{more}. Build the model as it "
-            "was when these weights were saved."
-        )
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """No bars, reports or warnings of transformers, and no random numbers taken."""
     from transformers.utils import logging
 
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    random_state = torch.get_rng_state()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with same_random_state(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch.set_rng_state(random_state)
         logging.set_verbosity(level)
         if has_bars:
             logging.enable_progress_bar()

@@ -4,7 +4,8 @@ The format's own library maps files into memory, so that one written anew in use
 process, and it calls an interrupted read a damaged file. So files are read here, the head checked
 before a byte of a tensor is read. They are written here too: one tensor at a time, so that one
 copy is held and not all of them; with a checksum taken on the way; and with the permissions of the
-user's umask. Any reader of safetensors can read them.
+user's umask. Any reader of safetensors can read them. What parses a header raises ValueError, which
+`unreadable` makes a CheckpointError.
 """
 
 import json
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import CheckpointError
-from tracin.files import blocks, bytes_of, replacing, text_of
+from tracin.files import bytes_of, file_blocks, replacing, text_of
 from tracin.plain_text import a_kind
 
 # The file format wants every tensor once: further names of one tensor stand in the metadata.
@@ -53,11 +54,12 @@ _DISPATCH = "__torch_dispatch__"  # what tensors made of other tensors (DTensor,
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors` file, on the CPU, in memory that the file does not share.
+    """The tensors of a `.safetensors` file, on the CPU, in memory that the file does not share."""
+    return read_tensors(path)[0]
 
-    Raises:
-        CheckpointError: The file is truncated, damaged, or of another kind.
-    """
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """The tensors of a `.safetensors` file, and its metadata."""
     try:
         with path.open("rb") as file:
             header = Header.read(file)
@@ -66,7 +68,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             weights = {name: entry.tensor(file) for name, entry in header.entries.items()}
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
-    return weights | {alias: weights[name] for alias, name in header.aliases.items()}
+    weights |= {alias: weights[name] for alias, name in header.aliases.items()}
+    return weights, header.metadata
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -81,13 +84,9 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> str:
-    """Write a state dict whole or not at all; a tensor with two names is stored once.
+    """Write a state dict whole or not at all, and return the file's checksum.
 
-    Returns:
-        The file's checksum.
-
-    Raises:
-        CheckpointError: A tensor is of a kind that the format cannot hold.
+    A tensor with two names is stored once.
     """
     names: dict[tuple[object, ...], str] = {}
     kept: dict[str, Tensor] = {}
@@ -135,16 +134,12 @@ class TensorEntry:
     size: int
 
     def tensor(self, file: BufferedReader) -> Tensor:
-        """The tensor itself, in memory of its own.
-
-        Raises:
-            ValueError: The file ends before it.
-        """
-        held = torch.empty(self.size, dtype=torch.uint8)
+        """The tensor itself, in memory of its own."""
+        content = torch.empty(self.size, dtype=torch.uint8)
         file.seek(self.start)
-        if file.readinto(held.numpy().data) != self.size:
+        if file.readinto(content.numpy().data) != self.size:
             raise ValueError("it ends within a tensor")
-        return held.view(self.dtype).reshape(self.shape)
+        return content.view(self.dtype).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -163,22 +158,14 @@ class Header:
 
     @classmethod
     def read(cls, file: BufferedReader) -> "Header":
-        """Read and check the head of an open file.
-
-        Raises:
-            ValueError: It is none, or does not describe the rest of the file byte by byte.
-        """
-        held = file.seek(0, 2)
-        file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        if held < 8 or not 2 <= length <= min(held - 8, LONGEST):
-            raise ValueError(f"its head has {length:,} bytes, the file {held:,}")
-        content = json.loads(file.read(length), object_pairs_hook=once)
+        """Read and check the head of an open file."""
+        front = front_of(file)
+        content = json.loads(front[8:], object_pairs_hook=once)
         if not isinstance(content, dict):
             raise ValueError("its head is not a JSON object")
         metadata = texts(content.pop(METADATA, {}), METADATA)
-        entries = {name: tensor_entry(name, one, 8 + length) for name, one in content.items()}
-        refuse_gaps(entries, 8 + length, held)
+        entries = {name: tensor_entry(name, one, len(front)) for name, one in content.items()}
+        refuse_gaps(entries, len(front), file.seek(0, 2))
         aliases = texts(json.loads(metadata.get(ALIASES, "{}")), ALIASES)
         lost = [name for name in aliases.values() if name not in entries]
         if lost:
@@ -187,11 +174,7 @@ class Header:
 
 
 def tensor_entry(name: str, content: Any, start: int) -> TensorEntry:
-    """One tensor of the head; positions count from `start`, the end of the head.
-
-    Raises:
-        ValueError: It is not as the format has it.
-    """
+    """One tensor of the head; positions count from `start`, the end of the head."""
     if not isinstance(content, dict) or set(content) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r} needs dtype, shape and data_offsets")
     shape, offsets = content["shape"], content["data_offsets"]
@@ -207,19 +190,15 @@ def tensor_entry(name: str, content: Any, start: int) -> TensorEntry:
     return TensorEntry(dtype, tuple(shape), start + offsets[0], size)
 
 
-def refuse_gaps(entries: Mapping[str, TensorEntry], start: int, held: int) -> None:
-    """Tensors must follow each other from the head to the file's end.
-
-    Raises:
-        ValueError: They do not.
-    """
+def refuse_gaps(entries: Mapping[str, TensorEntry], start: int, file_size: int) -> None:
+    """Tensors must follow each other from the head to the file's end."""
     at = start
     for name, one in sorted(entries.items(), key=lambda pair: (pair[1].start, pair[1].size)):
         if one.start != at:
             raise ValueError(f"{name!r} does not follow the tensor before it")
         at += one.size
-    if at != held:
-        raise ValueError(f"its tensors end at byte {at:,}, the file at {held:,}")
+    if at != file_size:
+        raise ValueError(f"its tensors end at byte {at:,}, the file at {file_size:,}")
 
 
 def is_counts(values: Any) -> bool:
@@ -228,37 +207,22 @@ def is_counts(values: Any) -> bool:
 
 
 def texts(content: Any, name: str) -> dict[str, str]:
-    """A JSON object of texts.
-
-    Raises:
-        ValueError: It is another thing.
-    """
+    """A JSON object of texts."""
     if not isinstance(content, dict) or not all(isinstance(one, str) for one in content.values()):
         raise ValueError(f"{name} holds something else than texts")
     return content
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name stands twice.
-
-    Raises:
-        ValueError: One does.
-    """
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """A JSON object in which no name stands twice."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
         raise ValueError("a name stands twice in its head")
-    return found
+    return content
 
 
 def write_sealed(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> str:
-    """Write a `.safetensors` file, whole or not at all.
-
-    Returns:
-        Its checksum, for `check_seal`.
-
-    Raises:
-        CheckpointError: A tensor is of a kind that the format cannot hold.
-    """
+    """Write a `.safetensors` file, whole or not at all; returns its checksum."""
     for name, tensor in tensors.items():
         refuse_unsavable(name, tensor)
     # Wide numbers first, so that all are aligned.
@@ -277,11 +241,7 @@ def write_sealed(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
 
 
 def refuse_other_file(path: Path, expected: str) -> None:
-    """Compare the checksum that a file carries with the one in its record, reading its head only.
-
-    Raises:
-        CheckpointError: They differ, or the file cannot be read as safetensors.
-    """
+    """Compare the checksum in the head of a file with the one in its record."""
     seal = seal_within(header_bytes(path), path)
     if seal != expected:
         raise CheckpointError(
@@ -292,15 +252,7 @@ def refuse_other_file(path: Path, expected: str) -> None:
 
 
 def check_seal(path: Path, expected: str = "") -> None:
-    """Compare a file with the checksum that it carries, if it carries one.
-
-    Args:
-        path: A `.safetensors` file.
-        expected: The checksum that the file's record lists; "" where there is no record.
-
-    Raises:
-        CheckpointError: The file is damaged, or another than its record lists.
-    """
+    """Compare a file with the checksum in its head, and that with its record's if `expected`."""
     if expected:
         refuse_other_file(path, expected)
     header = header_bytes(path)
@@ -308,7 +260,7 @@ def check_seal(path: Path, expected: str = "") -> None:
     if not seal:
         return
     crc = zlib.crc32(header.replace(seal_field(seal), seal_field(_BLANK), 1))
-    for block in blocks(path, len(header), path.stat().st_size):
+    for block in file_blocks(path, len(header), path.stat().st_size):
         crc = zlib.crc32(block, crc)
     if text_of(crc) != seal:
         raise CheckpointError(
@@ -339,51 +291,39 @@ def seal_field(seal: str) -> bytes:
     return f'"{CRC}":"{seal}"'.encode()
 
 
-def header_bytes(path: Path) -> bytes:
-    """The head of a file, with the eight bytes of its length.
+def front_of(file: BufferedReader) -> bytes:
+    """The head of an open file, with the eight bytes of its length."""
+    file_size = file.seek(0, 2)
+    file.seek(0)
+    front = file.read(8)
+    length = int.from_bytes(front, "little")
+    if file_size < 8 or not 2 <= length <= min(file_size - 8, LONGEST):
+        raise ValueError(f"its head has {length:,} bytes, the file {file_size:,}")
+    return front + file.read(length)
 
-    Raises:
-        CheckpointError: It has none.
-    """
+
+def header_bytes(path: Path) -> bytes:
+    """The head of a file, with the eight bytes of its length."""
     try:
         with path.open("rb") as file:
-            front = file.read(8)
-            size = int.from_bytes(front, "little")
-            if len(front) < 8 or not 2 <= size <= min(LONGEST, path.stat().st_size - 8):
-                raise ValueError(f"its header cannot have {size} bytes")
-            return front + file.read(size)
+            return front_of(file)
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({error}): it is truncated, damaged or of "
-            "another kind. Restore it, or leave it out."
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def seal_within(header: bytes, path: Path) -> str:
-    """The checksum that a head carries; "" if another program wrote it.
-
-    Raises:
-        CheckpointError: The head is damaged.
-    """
+    """The checksum that a head carries; "" if another program wrote it."""
     try:
-        metadata = json.loads(header[8:])[METADATA]
-        seal = metadata.get(CRC, "")
+        seal = json.loads(header[8:])[METADATA].get(CRC, "")
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({error}): its header is damaged. Restore it, "
-            "or leave it out."
-        ) from error
+        raise unreadable(path, error) from error
     except (KeyError, TypeError, AttributeError):
         return ""  # written by another program
     return seal if isinstance(seal, str) else ""
 
 
 def refuse_unsavable(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that is not dense numbers of a dtype that the format has.
-
-    Raises:
-        CheckpointError: It is such a tensor.
-    """
+    """Refuse a tensor that is not dense numbers of a dtype that the format has."""
     kind = None
     if tensor.layout != torch.strided:
         kind = f"is {str(tensor.layout).removeprefix('torch.')}"

@@ -39,11 +39,7 @@ BLOCK = 1 << 20
 
 
 def read_torch(path: Path) -> Any:
-    """What `torch.save` wrote, tensors on the CPU, in memory that the file does not share.
-
-    Raises:
-        CheckpointError: The file holds code, is truncated, damaged, or of another kind.
-    """
+    """What `torch.save` wrote, tensors on the CPU, in memory that the file does not share."""
     warn_of_old_torch(path)
     content = unpickled(path, "cpu")
     refuse_other_checksums(path, stamp_of([path]))
@@ -51,11 +47,7 @@ def read_torch(path: Path) -> Any:
 
 
 def look_into(path: Path) -> Any:
-    """What `torch.save` wrote, with the shapes of tensors alone.
-
-    Raises:
-        CheckpointError: The file holds code, is truncated, damaged, or of another kind.
-    """
+    """What `torch.save` wrote, with the shapes of tensors alone."""
     warn_of_old_torch(path)
     return unpickled(path, "meta")
 
@@ -72,7 +64,7 @@ def warn_of_old_torch(path: Path) -> None:
 
 
 def unpickled(path: Path, place: str) -> Any:
-    """`torch.load` of a file that was looked at before, with errors in words."""
+    """`torch.load` of a file that was checked before, with errors that say what to do."""
     try:
         with warnings.catch_warnings():
             # What torch warns of here, a foreign pickle or a TorchScript program, it then refuses.
@@ -109,7 +101,7 @@ def plain_values(path: Path) -> list[str]:
     """What stands in the way of loading, if it is known to run nothing: settings, NumPy numbers."""
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # of a file from before torch 1.6, or a damaged one, none can be told
+    except Exception:  # of a file from before torch 1.6, or a damaged one, no names can be read
         return []
     if not all(name.startswith(PLAIN_VALUES) for name in names):
         return []
@@ -197,7 +189,7 @@ class StorageNames(pickle._Unpickler):
         return StorageKind(name) if name.endswith("Storage") else Inert
 
     def persistent_load(self, pid: Any) -> Inert:
-        """Take down one storage."""
+        """Note one storage."""
         if isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage":
             _, kind, key, _, count = pid[:5]
             size = count * item_size(kind)
@@ -225,12 +217,7 @@ def item_size(kind: Any) -> int:
 
 
 def refuse_unsound(path: Path) -> None:
-    """Refuse a file of `torch.save` whose storages are compressed, cut short, or absurdly large.
-
-    Raises:
-        CheckpointError: So it is.
-        Exception: Whatever the pickle or zip module stumbles over in a damaged file.
-    """
+    """Refuse a file of `torch.save` whose storages are compressed, cut short, or absurdly large."""
     if not zipfile.is_zipfile(path):
         refuse_cut(path, legacy_storages(path), path.stat().st_size)
         return
@@ -250,10 +237,10 @@ def refuse_unsound(path: Path) -> None:
         unpickler = StorageNames(io.BytesIO(archive.read(records[PICKLE])))
         unpickler.load()
     for key, size in unpickler.sizes.items():
-        held = records.get(f"data/{key}")
-        if held is None or held.file_size < size:
-            there = None if held is None else held.file_size
-            raise cut(path, f"storage {key} needs {size:,} bytes", there)
+        record = records.get(f"data/{key}")
+        if record is None or record.file_size < size:
+            available = None if record is None else record.file_size
+            raise cut(path, f"storage {key} needs {size:,} bytes", available)
 
 
 def drop_unused_checksums(archive: zipfile.ZipFile) -> None:
@@ -289,28 +276,24 @@ def pickle_number(file: IO[bytes]) -> Any:
         return None
 
 
-def refuse_cut(path: Path, sizes: Mapping[str, int], held: int) -> None:
+def refuse_cut(path: Path, sizes: Mapping[str, int], available: int) -> None:
     """Refuse storages that are larger than the file, before memory is taken for them."""
     total = sum(sizes.values())
-    if total > held:
-        raise cut(path, f"its tensors need {total:,} bytes", held)
+    if total > available:
+        raise cut(path, f"its tensors need {total:,} bytes", available)
 
 
-def cut(path: Path, needed: str, held: int | None) -> CheckpointError:
+def cut(path: Path, needed: str, available: int | None) -> CheckpointError:
     """The error for a file that holds less than it says."""
-    there = f"{held:,} are there" if held is not None else "it is not there"
+    rest = f"{available:,} are there" if available is not None else "it is not there"
     return CheckpointError(
-        f"{path} is truncated or damaged: {needed}, and {there}. Write it again, or leave it out."
+        f"{path} is truncated or damaged: {needed}, and {rest}. Write it again, or leave it out."
     )
 
 
 @lru_cache(maxsize=256)
 def refuse_other_checksums(path: Path, stamp: Stamp) -> None:
-    """Compare every record of an archive with its CRC-32, once for each version of a file.
-
-    Raises:
-        CheckpointError: One differs.
-    """
+    """Compare every record of an archive with its CRC-32, once for each version of a file."""
     if not zipfile.is_zipfile(path):
         return  # from before torch 1.6: without checksums
     with zipfile.ZipFile(path) as archive:

@@ -1,6 +1,6 @@
 """Forms: how per-example gradients are held, and the products between them."""
 
-from tracin.gradients.forms.aligned import aligned
+from tracin.gradients.forms.aligned import aligned_products
 from tracin.gradients.forms.cancellation import cancelled, checked_squared_norm
 from tracin.gradients.forms.computed import Computed
 from tracin.gradients.forms.dense import Dense
@@ -32,7 +32,7 @@ __all__ = [
     "Stacked",
     "SumOf",
     "added",
-    "aligned",
+    "aligned_products",
     "as_query",
     "cancelled",
     "checked_squared_norm",

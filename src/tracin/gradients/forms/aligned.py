@@ -9,7 +9,7 @@ from tracin.gradients.forms.rows import SparseRows
 from tracin.gradients.forms.scaled_rows import ScaledRows
 
 
-def aligned(form: PerExampleGradient, other: PerExampleGradient) -> Tensor:
+def aligned_products(form: PerExampleGradient, other: PerExampleGradient) -> Tensor:
     """The dot product of each example's gradient with the same example's other one: [examples]."""
     if isinstance(form, OuterProduct):
         form, other = other, form

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms.aligned import aligned
+from tracin.gradients.forms.aligned import aligned_products
 from tracin.gradients.forms.computed import summed
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient
@@ -55,7 +55,7 @@ class SumOf(PerExampleGradient):
         norms = torch.stack([form.squared_norm() for form in self.forms]).sum(0)
         for i, form in enumerate(self.forms):
             for other in self.forms[:i]:
-                norms = norms + 2 * aligned(form, other)
+                norms = norms + 2 * aligned_products(form, other)
         return norms
 
     def terms(self) -> Tensor:

@@ -8,23 +8,23 @@ from torch.nn import Module
 
 from tracin.eager import eagerly
 from tracin.errors import LossError, UnsupportedModelError
-from tracin.guards import Guard
+from tracin.guards.guard import Guard
 from tracin.precision import exact_matmuls
 from tracin.recurrent import differentiable_recurrence
 
 
 @contextmanager
 def untouched(model: Module) -> Iterator[Module]:
-    """Do what you like within; on leaving, also by an exception or Ctrl-C, all is as it was.
+    """On leaving, also by an exception or Ctrl-C, the model and torch's settings are as they were.
 
-    What comes back is said at `tracin.guards.Guard`. Within, `.grad` is None, so that nothing adds
-    to the user's own, and no other thread can use the model. The numbers in the user's own memory
-    are not brought back: put a checkpoint's in their place by `loaded`. Within, too, products of
-    float32 numbers are not made in TF32, and nothing compiled runs.
+    `tracin.guards.Guard` lists what is restored. Within, `.grad` is None, so that nothing adds to
+    the user's own, no other thread can use the model, products of float32 numbers are not made in
+    TF32, and nothing compiled runs. The numbers in the user's own memory are not restored: put a
+    checkpoint's in their place by `tracin.checkpoints.loaded`.
 
     Raises:
         LossError: Called inside `torch.inference_mode()`, where nothing has a gradient.
-        ModelInUseError: Another thread has the model for as long as it likes.
+        ModelInUseError: Another thread holds the model indefinitely.
         UnsupportedModelError: The model was made in inference mode.
 
     Example:
@@ -45,6 +45,13 @@ def untouched(model: Module) -> Iterator[Module]:
             torch.set_autocast_cache_enabled(False)
         with exact_matmuls(), eagerly(), differentiable_recurrence(model):
             yield model
+
+
+def use_eval(model: Module) -> None:
+    """Put every module into eval mode, within a block that restores the modes."""
+    for module in model.modules():
+        # Not through eval(): some layers override it to fold weights into others.
+        module.training = False
 
 
 def _refuse_inference(model: Module) -> None:

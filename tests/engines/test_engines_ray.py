@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 
 import pytest
-
 from test_engines import RESULT, UNITS, Toy, is_alive, started
+
 from tracin.errors import IndexingError
 from tracin.integrations.ray import RayCluster
 

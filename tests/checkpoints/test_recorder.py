@@ -75,10 +75,11 @@ class Interrupted(BaseException):
 
 def test_a_checkpoint_an_epoch_is_written_with_its_rate(tmp_path):
     model = net()
+    optimizer = sgd(model)
     states = []
-    with Recorder(model, sgd(model), tmp_path / "run") as recorder:
+    with Recorder(model, optimizer, tmp_path / "run") as recorder:
         for _ in range(3):
-            train(model, recorder._optimizer, 4)
+            train(model, optimizer, 4)
             path = recorder.epoch()
             states.append(copied(model))
             assert path is not None

@@ -21,7 +21,6 @@ from tracin.checkpoints import (
     checkpoint_weights,
     loaded,
     open_checkpoints,
-    untouched,
 )
 from tracin.checkpoints.readers.torch import torch_version
 from tracin.errors import (
@@ -31,6 +30,7 @@ from tracin.errors import (
     LearningRateError,
     UnsupportedModelError,
 )
+from tracin.guards import untouched
 
 
 class Code:

@@ -16,7 +16,7 @@ from tracin.guards import Guard, ownership
 from tracin.guards.settings import functions_now
 from tracin.restoring import Restoring
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def mlp():

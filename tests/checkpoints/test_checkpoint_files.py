@@ -421,7 +421,7 @@ def test_a_file_that_is_cut_while_in_use_is_an_error(tmp_path, suffix):
     os.truncate(path, 4096)
 
     assert same(held, model.state_dict())
-    with pytest.raises(CheckpointError, match="was written anew after it was opened"):
+    with pytest.raises(CheckpointError, match="was rewritten after it was opened"):
         checkpoint.weights()
 
 
@@ -443,7 +443,7 @@ def test_a_checkpoint_that_is_replaced_after_it_was_opened_is_an_error(tmp_path,
     os.utime(folder / "new", (0, 0))
     os.replace(folder / "new", path)
 
-    with pytest.raises(CheckpointError, match="was written anew after it was opened"):
+    with pytest.raises(CheckpointError, match="was rewritten after it was opened"):
         checkpoint.weights()
 
 

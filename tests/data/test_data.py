@@ -362,7 +362,7 @@ def test_ragged_columns_are_refused_with_both_sizes():
     ],
 )
 def test_a_loader_that_shuffles_or_samples_is_refused(loader, kind):
-    message = rf"train has to be walked in order, .* shuffles or samples its examples \({kind}\)"
+    message = rf"train has to be read in order, .* shuffles or samples its examples \({kind}\)"
 
     with pytest.raises(DataError, match=message + r"\. Pass the dataset itself .* shuffle=False"):
         open_examples(loader, name="train")

@@ -96,9 +96,9 @@ def test_explanations_can_be_cut_but_not_stretched(explanations):
     assert explanations.top(1).ids.tolist() == [[10], [12]]
     assert explanations.bottom(1).scores.tolist() == [[-4.0], [-5.0]]
     for cut in (explanations.top, explanations.bottom):
-        with pytest.raises(QueryError, match="3 hits were asked for, but 2 were kept"):
+        with pytest.raises(QueryError, match="3 results were asked for, but 2 were kept"):
             cut(3)
-        with pytest.raises(QueryError, match="0 hits were asked for"):
+        with pytest.raises(QueryError, match="0 results were asked for"):
             cut(0)
 
 

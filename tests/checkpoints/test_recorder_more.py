@@ -22,7 +22,8 @@ from tracin.checkpoints.record import LogEntry, read_record
 from tracin.checkpoints.schedule import kept
 from tracin.checkpoints.visits import Visits
 from tracin.errors import CheckpointError, CheckpointWarning
-from tracin.random_state import RandomState
+from tracin.guards import Guard
+from tracin.random_state import RandomState, same_random_state
 
 
 def net(seed=0, dropout=0.2):
@@ -462,6 +463,35 @@ def test_a_normal_left_over_in_numpy_is_part_of_the_state():
     assert one_left != none_left
     assert np.random.standard_normal() == drawn
     assert RandomState.now() == none_left
+
+
+@pytest.mark.parametrize(
+    "block",
+    [same_random_state, lambda: Guard(nn.Identity())],
+    ids=["same_random_state", "Guard"],
+)
+def test_a_normal_that_a_block_drew_is_left_over_again(block):
+    np.random.seed(0)
+    np.random.standard_normal()
+    state = RandomState.now()
+    with block():
+        np.random.standard_normal()
+        assert RandomState.now() != state
+
+    assert RandomState.now() == state
+
+
+def test_a_block_restores_a_numpy_generator_of_another_kind():
+    held = get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    try:
+        with same_random_state():
+            drawn = np.random.random()
+        again = np.random.random()
+    finally:
+        np.random.set_bit_generator(held)
+
+    assert again == drawn
 
 
 def test_a_replaced_numpy_generator_is_left_alone():
