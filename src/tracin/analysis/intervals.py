@@ -1,11 +1,13 @@
 """Means over seeds, and how far they may be off: 95 % intervals by Student's t.
 
 With the few seeds that trainings allow, a bootstrap over seeds is too narrow (three values have
-only ten different resamples); t is exact for normal errors and known from two seeds on. See Student,
-"The probable error of a mean", Biometrika 6(1), 1908, https://doi.org/10.2307/2331554.
+only ten different resamples); t is exact for normal errors and known from two seeds on.
+See Student, "The probable error of a mean", Biometrika 6(1), 1908,
+https://doi.org/10.2307/2331554.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -77,6 +79,15 @@ def seed_interval(values: Tensor) -> SeedInterval:
         return SeedInterval(mean, torch.full_like(mean, torch.nan), 1)
     error = values.std(-1) / math.sqrt(seeds)
     return SeedInterval(mean, t_quantile(seeds - 1) * error, seeds)
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """How many there are, as text.
+
+    >>> seeds_in_words([0]), seeds_in_words([0, 1])
+    ('1 seed', '2 seeds')
+    """
+    return f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 
 def t_quantile(degrees: int, level: float = LEVEL) -> float:

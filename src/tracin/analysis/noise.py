@@ -287,5 +287,6 @@ def _check_range(labels: Tensor, classes: int) -> None:
         example = int(outside[0])
         raise LabelError(
             f"Labels lie from 0 to {classes - 1}, but example {example} has "
-            f"{int(labels[example])}. Number the classes from 0, or give scores or a matrix of all of them."
+            f"{int(labels[example])}. Number the classes from 0, or give scores or a matrix of all "
+            "of them."
         )
