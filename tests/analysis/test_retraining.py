@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,7 @@ def test_fixing_by_the_truth_reaches_what_right_labels_reach(noisy):
         seeds=[0, 1, 2],
     )
 
+    assert curve.limit is not None
     assert curve.values[0, 1].tolist() == curve.limit.tolist()
     assert curve.values[0, 0].tolist() == curve.values[1, 0].tolist()
     assert curve.changed[:, :, 0].tolist() == [[0, 18], [0, 0]]
@@ -337,7 +339,11 @@ def test_leaving_out_some_with_seeds_has_intervals(regression, tmp_path):
     assert told.change.mean.allclose(told.changes.mean(0))
     assert told.columns()["id"].tolist() == ["e"] * 3 + ["b"] * 3
     assert "change +-" in str(told)
-    again = leave_one_out(named, queries, None, "mse", examples=[4], seeds=[0], folder=tmp_path)
+
+    def unused(data):
+        raise AssertionError("this training is finished")
+
+    again = leave_one_out(named, queries, unused, "mse", examples=[4], seeds=[0], folder=tmp_path)
     assert again.changes[0, 0].equal(told.changes[0, 0])
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
@@ -348,7 +354,8 @@ def test_leaving_out_some_with_seeds_has_intervals(regression, tmp_path):
 def test_what_cannot_be_left_out_is_refused(regression):
     train, queries = regression
 
-    for examples in ([9], [-1], [], [0.5]):
+    wrong: list[Any] = [[9], [-1], [], [0.5]]
+    for examples in wrong:
         with pytest.raises(QueryError, match="positions in train, from 0 to 8"):
             leave_one_out(train, queries, ridge, "mse", examples=examples)
     with pytest.raises(QueryError, match="each position once"):
