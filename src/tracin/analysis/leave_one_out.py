@@ -16,11 +16,11 @@ from tracin.analysis.finished_cells import FinishedCells, checked_seeds, train_f
 from tracin.analysis.intervals import SeedInterval, seed_interval, seeds_in_words
 from tracin.analysis.plotting import axes_for
 from tracin.analysis.seeded import seeded
-from tracin.checkpoints import untouched
 from tracin.checks import is_int
 from tracin.data import Examples, content_of, move, open_examples
 from tracin.errors import NonFiniteError, QueryError
 from tracin.files import bytes_of, fingerprint
+from tracin.guards import untouched
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.progress import bar
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet

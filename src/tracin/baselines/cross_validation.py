@@ -11,10 +11,10 @@ from torch.nn import Module
 from tracin.baselines.averages import probabilities_of
 from tracin.baselines.baseline import check_run
 from tracin.baselines.forward import check_classes, outcome_of
-from tracin.checkpoints import untouched
 from tracin.checks import is_int
 from tracin.data import content_of, move
 from tracin.errors import QueryError
+from tracin.guards import untouched
 from tracin.run import Run, open_data
 from tracin.scoring.named_examples import examples_named
 from tracin.sharding import device_of

@@ -7,10 +7,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tracin.checkpoints import loaded, untouched
+from tracin.checkpoints import loaded
 from tracin.data import Examples, content_of, length, move
 from tracin.errors import LossError
 from tracin.gradients.compute import Compute, checked_losses
+from tracin.guards import untouched
 from tracin.losses import Outcome
 from tracin.progress import bar
 from tracin.run import Run, checkpoint_pass

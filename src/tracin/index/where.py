@@ -35,4 +35,8 @@ def rows_where(where: Where, table: Callable[[], Rows], rows: int) -> Tensor | N
             f'one, such as lambda rows: rows["label"] == 3; '
             f"{'it returned' if callable(where) else 'got'} {list(left.shape)} of {left.dtype}."
         )
+    if not bool(left.any()):
+        raise QueryError(
+            f"where leaves none of the {rows} rows: compare with the values in index.table()."
+        )
     return left
