@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from scipy.stats import t as students_t
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 import tracin
 from experiments.efficientnet import PIXELS, Classifier
 from experiments.harness import Experiment, Options, parsed
-from experiments.imagenette import NAMES, Imagenette, open_imagenette
+from experiments.imagenette import NAMES, SIDE, Imagenette, open_imagenette
 from experiments.large_index import MEGABYTE, LargeIndex
 from experiments.two_sided import Factors, TwoSided, self_influence_error
 from tracin.analysis.correlations import correlations
@@ -40,6 +39,7 @@ PAPER = 1472
 TOP = 10
 ROWS = 1_281_167  # ImageNet's training images
 LARGE_QUERIES = 16
+CELL, HEADING = (88, 92), 18  # pixels of an image in the picture with its text, and above all
 SHOWN, ASIDE = 5, 3  # queries in the picture, and images on each side
 FEATURES_AT_ONCE = 2000  # images per step
 
@@ -123,12 +123,12 @@ def largest_difference(task: Task, data: Imagenette, order: Tensor) -> float:
     whole = tracin.TracIn(
         model, "cross_entropy", states, learning_rates=[RATE] * 3, parameters="last"
     )
-    train = data.train_images[:16], data.train_labels[:16]
-    queries = data.val_images[order[:4]], data.val_labels[order[:4]]
+    train = data.train_images[:8], data.train_labels[:8]
+    queries = data.val_images[order[:2]], data.val_labels[order[:2]]
     found = whole.influence(train, queries, progress=False)
     known = task.run(0).influence(
-        (task.train[0][:16], task.train[1][:16]),
-        (task.val[0][:4], task.val[1][:4]),
+        (task.train[0][:8], task.train[1][:8]),
+        (task.val[0][:2], task.val[1][:2]),
         progress=False,
     )
     return float((found - known).norm() / known.norm())
@@ -268,32 +268,32 @@ def shown(predicted: Tensor, labels: Tensor) -> list[int]:
 
 def picture(data: Imagenette, order: Tensor, found: dict[str, Any]) -> Figure:
     """Queries on the left, each with its proponents and opponents."""
-    figure = Figure(figsize=(7.4, 1.12 * len(found["queries"]) + 0.3))
-    axes = figure.subplots(len(found["queries"]), 1 + 2 * ASIDE, squeeze=False)
+    count = len(found["queries"])
+    columns = 1 + 2 * ASIDE
+    width, height = CELL[0] * columns, CELL[1] * count + HEADING
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     for row, query in enumerate(found["queries"]):
         label, predicted = int(data.val_labels[order[query]]), found["predicted"][row]
-        title = NAMES[label] if label == predicted else f"{NAMES[label]}, not {class_of(predicted)}"
-        cells = [(data.val_images[order[query]], title)]
+        title = NAMES[label] if label == predicted else f"{NAMES[label]}, as {class_of(predicted)}"
+        images = [(data.val_images[order[query]], title)]
         for side in found["positions"]:
-            cells += [
+            images += [
                 (data.train_images[at], NAMES[int(data.train_labels[at])])
                 for at in side[row].tolist()
             ]
-        for axis, (image, text) in zip(axes[row], cells, strict=True):
-            axis.imshow(few_colours(image), interpolation="nearest")
-            axis.set_title("\n".join(textwrap.wrap(text, 18)), fontsize=6.5, pad=2)
+        for column, (image, text) in enumerate(images):
+            # One pixel of the image for one of the picture: enlarged, the file would be larger.
+            left, bottom = CELL[0] * column + 12, CELL[1] * (count - 1 - row) + 4
+            axis = figure.add_axes(
+                (left / width, bottom / height, SIDE / width, SIDE / height), frameon=False
+            )
+            axis.imshow(image.numpy(), interpolation="nearest")
+            axis.set_title("\n".join(textwrap.wrap(text, 17)), fontsize=6, pad=2)
             axis.axis("off")
     for column, text in ((0, "query"), (2, "proponents"), (2 + ASIDE, "opponents")):
-        axes[0, column].annotate(
-            text, (0.5, 1.42), xycoords="axes fraction", ha="center", fontsize=8, weight="bold"
-        )
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.93, 0.08, 0.3)
+        middle = (CELL[0] * column + 12 + SIDE / 2) / width
+        figure.text(middle, 1 - 14 / height, text, ha="center", fontsize=8, weight="bold")
     return figure
-
-
-def few_colours(image: Tensor) -> np.ndarray:
-    """An image of 24 colours, which a PNG keeps in a third of the bytes: [64, 64, 3]."""
-    return np.asarray(Image.fromarray(image.numpy()).quantize(24).convert("RGB"))
 
 
 def class_of(number: int) -> str:
@@ -345,16 +345,13 @@ def say_set_up(experiment: Experiment, task: Task, difference: float) -> None:
         written([100 * float(task.right(seed, pair).float().mean()) for seed in seeds])
         for pair in (task.train, task.val)
     ]
+    trained = f"last layer, {EPOCHS} epochs, from ImageNet's weights"
     experiment.table(
         ["", "here (subset)", "paper"],
         [
-            [
-                "images",
-                f"{len(task.train[1]):,} of 10 classes, 64 pixels",
-                "1.28M of 1,000 classes",
-            ],
+            ["images", f"{len(task.train[1]):,} of 10 classes, 64 pixels", "1.28M, 1,000 classes"],
             ["net", f"EfficientNet-Lite0, read at {PIXELS} pixels", "ResNet-50"],
-            ["trained", f"last layer, {EPOCHS} epochs, from ImageNet's weights", "all, 90 epochs"],
+            ["trained", trained, "all layers, 90 epochs"],
             ["last layer", "1,280 x 1,000 and bias", "2,048 x 1,000"],
             ["checkpoints, epochs", ", ".join(map(str, CHECKPOINTS)), "30, 60, 90"],
             ["training accuracy, %", accuracies[0], "not reported"],
@@ -362,11 +359,11 @@ def say_set_up(experiment: Experiment, task: Task, difference: float) -> None:
         ],
     )
     experiment.say(
-        f"All 1,000 outputs are kept; only ten classes are trained. The accuracies cannot be "
-        f"compared: ours decides among classes that differ more, on images of 64 pixels, by a net "
-        f"whose first training had seen ImageNet, and so perhaps these images too. Scores by the "
-        f'features are those of the whole net with `parameters="last"`: on 16 images and 4 '
-        f"queries the two differ by {difference:.0e} of their size."
+        "All 1,000 outputs are kept, though the images are of ten classes. The accuracies cannot "
+        "be compared: ours is among fewer classes that differ more, on images of 64 pixels, with "
+        "a body that was trained on ImageNet and is frozen here. Scores from the features are "
+        'those of the whole net with `parameters="last"`: on a few images the two differ by '
+        f"{difference:.0e} of their size."
     )
 
 
@@ -378,29 +375,28 @@ def say_qualities(experiment: Experiment, found: list[dict[str, Any]]) -> None:
     }
     rows = []
     for sides in SIDES:
-        numbers = sides[0] * sides[1]
-        name = f"two-sided, {sides[0]} x {sides[1]}" + (
-            " (the paper's)" if numbers == PAPER else ""
-        )
-        rows.append([name, numbers, *cells(qualities[f"two-sided {sides}"])])
-    rows += [["index of tracin", dim, *cells(qualities[f"index {dim}"])] for dim in DIMS]
-    rows.append(["paper, 46 x 32", PAPER, *["not reported"] * len(QUALITIES)])
+        numbers, name = sides[0] * sides[1], f"two-sided, {sides[0]} x {sides[1]}"
+        name += " (the paper's)" if numbers == PAPER else ""
+        rows.append([name, f"{numbers:,}", *cells(qualities[f"two-sided {sides}"])])
+    rows += [["index of tracin", f"{dim:,}", *cells(qualities[f"index {dim}"])] for dim in DIMS]
+    rows.append(["the paper's figures", f"{PAPER:,}", *["not reported"] * len(QUALITIES)])
     experiment.table(["projection", "numbers", *QUALITIES], rows)
     ours, theirs = qualities[f"index {PAPER}"], qualities[f"two-sided {SIDES[1]}"]
-    predicted = self_influence_error(SIDES[1])
     experiment.say(
-        f"Errors are root mean squares relative to the exact scores'; {len(found)} "
-        f"{'seed' if len(found) == 1 else 'seeds'} of training order and projection, with 95 % "
-        f"intervals. At {PAPER:,} numbers the index errs by {ratio(theirs, ours, 0):.1f} times less "
-        f"in influence and {ratio(theirs, ours, 5):.1f} times less in sketched self-influence. For "
-        f"one checkpoint, theory gives the two-sided sketch an error of {predicted:.2f} in "
-        f"self-influence. The index needs neither sketch for it: it stores exact lengths, and "
-        f"`index.self_influence()` differs from the model's by at most "
-        f"{max(one[f'stored {PAPER}'] for one in found):.0e}. The reason is the form: the index keeps "
-        f"both factors in columns of their own and multiplies two dot products, while a two-sided "
-        f"projection multiplies the errors of its sides into few numbers. With 2,280 numbers both "
-        f"factors are whole and only the rounding of float16 remains. Without any projection, the "
-        f"paper's rank-1 identity agrees with per-example gradients to "
+        "Errors are root mean squares, relative to the size of exact influence and to each exact "
+        f"self-influence; {len(found)} {'seed' if len(found) == 1 else 'seeds'} of training order "
+        f"and projection, with 95 % intervals. At {PAPER:,} numbers the index's error of influence "
+        f"is {ratio(theirs, ours, 0):.1f} times smaller. It keeps the two factors of a gradient in "
+        "columns of their own and multiplies two dot products, each of hundreds of columns; a "
+        "two-sided projection has 46 and 32 columns for the same. With 2,280 numbers both factors "
+        "are whole, and only the rounding of float16 remains."
+    )
+    experiment.say(
+        "Self-influence should not be taken from a two-sided projection: theory gives it a "
+        f"relative error of {self_influence_error(SIDES[1]):.2f} per checkpoint at 46 x 32. An "
+        "index stores exact lengths: `index.self_influence()` differs from the model's by at most "
+        f"{max(one[f'stored {PAPER}'] for one in found):.0e}. The paper's identity for fully "
+        "connected layers, without any projection, agrees with `TracIn.influence` to "
         f"{max(one['identity'] for one in found):.0e}."
     )
     experiment.figure(
@@ -463,51 +459,36 @@ def say_picture(
 
 def say_large(experiment: Experiment, rows: int, found: dict[str, float]) -> None:
     """Time, bytes and memory of the large index."""
-    size = found["bytes"]
-    base = found["start_peak"] / MEGABYTE
+    timed = (
+        ("build", "build", "build_peak"),
+        ("search, 1 query, the first time", "first", None),
+        ("search, 1 query", "one", None),
+        (f"search, {LARGE_QUERIES} queries together", "all", "search_peak"),
+    )
     experiment.table(
-        ["", "seconds", "CPU seconds", "peak memory, MB", "paper"],
+        [f"{rows:,} x {len(CHECKPOINTS)} rows", "seconds", "CPU seconds", "peak memory", "paper"],
         [
             [
-                f"index of {rows:,} x {len(CHECKPOINTS)} rows: build",
-                f"{found['build']:,.0f}",
-                f"{found['build_cpu']:,.0f}",
-                f"{found['build_peak'] / MEGABYTE:,.0f}",
+                name,
+                f"{found[key]:,.1f}",
+                f"{found[f'{key}_cpu']:,.1f}",
+                f"{found[peak] / MEGABYTE:,.0f} MB" if peak else "",
                 "not reported",
-            ],
-            [
-                "search, 1 query, the first time",
-                f"{found['first']:.1f}",
-                f"{found['first_cpu']:.1f}",
-                "",
-                "",
-            ],
-            [
-                "search, 1 query",
-                f"{found['one']:.1f}",
-                f"{found['one_cpu']:.1f}",
-                "",
-                "not reported",
-            ],
-            [
-                f"search, {LARGE_QUERIES} queries together",
-                f"{found['all']:.1f}",
-                f"{found['all_cpu']:.1f}",
-                f"{found['search_peak'] / MEGABYTE:,.0f}",
-                "",
-            ],
+            ]
+            for name, key, peak in timed
         ],
     )
-    is_full = "as many as the paper's" if rows == ROWS else "a share of the paper's 1,281,167"
+    share = "as many as the paper's" if rows == ROWS else "the paper has 1,281,167"
     experiment.say(
-        f"{is_full[0].upper()}{is_full[1:]} training images, synthetic: each row is the gradient at "
-        f"the mean of the features of two images of the subset. The {PAPER:,} numbers of a row in "
-        f"float16, with lengths, losses and checksums, take "
-        f"{size / rows / len(CHECKPOINTS):,.0f} bytes, {size / 1e9:.2f} GB in all. A process that has "
-        f"only started takes {base:,.0f} MB of the peaks, and pages of mapped files count. "
-        f"The first search compares checksums. The body of the net, frozen here, is not in the "
-        f"seconds. Searches are medians of three, seconds of a machine that others used as well: "
-        f"CPU seconds say more."
+        f"{rows:,} training images ({share}) at {len(CHECKPOINTS)} checkpoints, synthetic: each "
+        "has the mean of the features of two images of the subset, and goes through `run.index` "
+        "and `index.explain` as real data does; the frozen body of the net does not. "
+        f"{PAPER:,} numbers in float16, exact lengths, losses and checksums take "
+        f"{found['bytes'] / rows / len(CHECKPOINTS):,.0f} bytes per row, "
+        f"{found['bytes'] / 1e9:.2f} GB in all. The first search also compares checksums; the "
+        "others are medians of three. The machine was shared, so CPU seconds say more than "
+        "seconds. Peaks include mapped pages of the files, which the system can take back, and "
+        f"the {found['start_peak'] / MEGABYTE:,.0f} MB of a process that has only started."
     )
 
 
