@@ -26,7 +26,8 @@ class Classifier(nn.Module):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints that it was loaded
             net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
         # Depthwise convolutions are a quarter faster in this layout on CPUs.
-        self.net = net.eval().to(memory_format=torch.channels_last)
+        self.net = net.eval()
+        self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
         """The scores of the classes: [images, 1000].
