@@ -332,17 +332,18 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean, float(half)
 
 
-def written(values: Sequence[float]) -> str:
-    """A mean and half of its interval."""
+def written(values: Sequence[float], digits: int = 3) -> str:
+    """A mean and half of its interval, which is left out where it rounds to nothing."""
     mean, half = interval(values)
-    return f"{mean:.3f} ± {half:.3f}" if half >= 0.0005 else f"{mean:.3f}"
+    is_seen = round(half, digits) > 0
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if is_seen else f"{mean:.{digits}f}"
 
 
 def say_set_up(experiment: Experiment, task: Task, difference: float) -> None:
     """The models next to the paper's."""
     seeds = experiment.seeds
     accuracies = [
-        written([100 * float(task.right(seed, pair).float().mean()) for seed in seeds])
+        written([100 * float(task.right(seed, pair).float().mean()) for seed in seeds], 1)
         for pair in (task.train, task.val)
     ]
     trained = f"last layer, {EPOCHS} epochs, from ImageNet's weights"
@@ -478,13 +479,17 @@ def say_large(experiment: Experiment, rows: int, found: dict[str, float]) -> Non
             for name, key, peak in timed
         ],
     )
-    share = "as many as the paper's" if rows == ROWS else "the paper has 1,281,167"
+    per_row = found["bytes"] / rows
+    share = "as many as the paper's"
+    if rows != ROWS:
+        size = f"{per_row * ROWS / 1e9:.1f} GB"
+        share = f"the paper's {ROWS:,} would take {size}, by the bytes per row"
     experiment.say(
         f"{rows:,} training images ({share}) at {len(CHECKPOINTS)} checkpoints, synthetic: each "
         "has the mean of the features of two images of the subset, and goes through `run.index` "
         "and `index.explain` as real data does; the frozen body of the net does not. "
         f"{PAPER:,} numbers in float16, exact lengths, losses and checksums take "
-        f"{found['bytes'] / rows / len(CHECKPOINTS):,.0f} bytes per row, "
+        f"{per_row / len(CHECKPOINTS):,.0f} bytes per row, "
         f"{found['bytes'] / 1e9:.2f} GB in all. The first search also compares checksums; the "
         "others are medians of three. The machine was shared, so CPU seconds say more than "
         "seconds. Peaks include mapped pages of the files, which the system can take back, and "
