@@ -8,6 +8,7 @@ net is frozen: each image's features are computed once, and the last layer is fi
 
 import statistics
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,11 +124,11 @@ def largest_difference(task: Task, data: Imagenette, order: Tensor) -> float:
     whole = tracin.TracIn(
         model, "cross_entropy", states, learning_rates=[RATE] * 3, parameters="last"
     )
-    train = data.train_images[:8], data.train_labels[:8]
+    train = data.train_images[:4], data.train_labels[:4]
     queries = data.val_images[order[:2]], data.val_labels[order[:2]]
     found = whole.influence(train, queries, progress=False)
     known = task.run(0).influence(
-        (task.train[0][:8], task.train[1][:8]),
+        (task.train[0][:4], task.train[1][:4]),
         (task.val[0][:2], task.val[1][:2]),
         progress=False,
     )
@@ -174,7 +175,7 @@ def recall(found: Tensor, known: Tensor) -> float:
     return float((is_top & is_found).sum() / is_top.sum())
 
 
-def compared(task: Task, seed: int, folder: str) -> dict[str, Any]:
+def compared(task: Task, seed: int, dims: Sequence[int]) -> dict[str, Any]:
     """Both projections of each size against exact scores, and the rank-1 identity."""
     run = task.run(seed)
     known = run.influence(task.train, task.queries, progress=False).double()
@@ -193,46 +194,40 @@ def compared(task: Task, seed: int, folder: str) -> dict[str, Any]:
             influence += RATE * (rows @ projection.rows(queries).T)
             own += RATE * rows.square().sum(1)
         found[f"two-sided {sides}"] = quality_of(influence, own, known, known_own)
-    for dim in DIMS:
-        index = run.index(
-            task.train,
-            f"{folder}/index-{seed}-{dim}",
-            tracin.Projection(dim, seed),
-            recall_queries=0,
-            progress=False,
-        )
-        influence = index.influence(task.queries, progress=False).double()
-        own = torch.from_numpy(index.table()["self_influence_sketched"]).double()
+    for dim in dims:
+        with tempfile.TemporaryDirectory() as folder:
+            projection = tracin.Projection(dim, seed)
+            index = run.index(task.train, folder, projection, recall_queries=0, progress=False)
+            influence = index.influence(task.queries, progress=False).double()
+            own = torch.from_numpy(index.table()["self_influence_sketched"]).double()
+            exact = index.self_influence().double()
         found[f"index {dim}"] = quality_of(influence, own, known, known_own)
-        found[f"width {dim}"] = index.plan.width
-        exact = index.self_influence().double()
         found[f"stored {dim}"] = float((exact / known_own - 1).abs().max())
     return found
 
 
-def pictured(task: Task, folder: str) -> dict[str, Any]:
+def pictured(task: Task) -> dict[str, Any]:
     """What figure 4 shows: the strongest for a few queries, by the index, of images that are right.
 
     Also for all queries: how often neighbours have the query's class, and how many the filter
     takes out of their lists.
     """
-    run = task.run(0)
-    index = run.index(task.train, f"{folder}/index-0-{PAPER}", tracin.Projection(PAPER, 0))
-    rows = index.table()
-    is_right = rows["is_right"] == 1
     predicted, labels = task.predicted(0, task.val[0]), task.val[1]
     chosen = shown(predicted, labels)
     queries = task.val[0][chosen], labels[chosen]
-    found = index.explain(queries, k=ASIDE, where=is_right, progress=False)
-    exact = index.explain(queries, k=ASIDE, where=is_right, exact=True, progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        index = task.run(0).index(task.train, folder, tracin.Projection(PAPER), progress=False)
+        is_right = index.table()["is_right"] == 1
+        found = index.explain(queries, k=ASIDE, where=is_right, progress=False)
+        exact = index.explain(queries, k=ASIDE, where=is_right, exact=True, progress=False)
+        every = index.explain(task.val, k=ASIDE, where=is_right, progress=False)
+        loose = index.explain(task.val, k=ASIDE, progress=False)
     sides = [(found.proponents, exact.proponents), (found.opponents, exact.opponents)]
     hits = sum(
         len(set(ours) & set(theirs))
         for estimated, certain in sides
         for ours, theirs in zip(estimated.positions, certain.positions, strict=True)
     )
-    every = index.explain(task.val, k=ASIDE, where=is_right, progress=False)
-    loose = index.explain(task.val, k=ASIDE, progress=False)
     train_labels = task.train[1].numpy()
     wrong = (predicted != labels).numpy()
     own = train_labels[every.proponents.positions] == labels[:, None].numpy()
@@ -301,13 +296,13 @@ def class_of(number: int) -> str:
     return NAMES.get(number, f"class {number}")
 
 
-def curves(qualities: dict[str, list[list[float]]]) -> Figure:
+def curves(qualities: dict[str, list[list[float]]], dims: Sequence[int]) -> Figure:
     """Errors and recall by the numbers that are kept."""
     figure = Figure(figsize=(7.4, 2.7), layout="constrained")
     axes = figure.subplots(1, 3)
     lines = (
         ("two-sided (paper)", [a * b for a, b in SIDES], [f"two-sided {each}" for each in SIDES]),
-        ("index (tracin)", list(DIMS), [f"index {dim}" for dim in DIMS]),
+        ("index (tracin)", list(dims), [f"index {dim}" for dim in dims]),
     )
     shown_qualities = ((0, "error of influence"), (3, "recall@10, proponents"), (5, QUALITIES[5]))
     for axis, (quality, title) in zip(axes, shown_qualities, strict=True):
@@ -368,18 +363,18 @@ def say_set_up(experiment: Experiment, task: Task, difference: float) -> None:
     )
 
 
-def say_qualities(experiment: Experiment, found: list[dict[str, Any]]) -> None:
+def say_qualities(experiment: Experiment, found: list[dict[str, Any]], dims: Sequence[int]) -> None:
     """Both projections, next to each other."""
     qualities = {
         key: [one[key] for one in found]
-        for key in (*(f"two-sided {each}" for each in SIDES), *(f"index {dim}" for dim in DIMS))
+        for key in (*(f"two-sided {each}" for each in SIDES), *(f"index {dim}" for dim in dims))
     }
     rows = []
     for sides in SIDES:
         numbers, name = sides[0] * sides[1], f"two-sided, {sides[0]} x {sides[1]}"
         name += " (the paper's)" if numbers == PAPER else ""
         rows.append([name, f"{numbers:,}", *cells(qualities[f"two-sided {sides}"])])
-    rows += [["index of tracin", f"{dim:,}", *cells(qualities[f"index {dim}"])] for dim in DIMS]
+    rows += [["index of tracin", f"{dim:,}", *cells(qualities[f"index {dim}"])] for dim in dims]
     rows.append(["the paper's figures", f"{PAPER:,}", *["not reported"] * len(QUALITIES)])
     experiment.table(["projection", "numbers", *QUALITIES], rows)
     ours, theirs = qualities[f"index {PAPER}"], qualities[f"two-sided {SIDES[1]}"]
@@ -401,7 +396,7 @@ def say_qualities(experiment: Experiment, found: list[dict[str, Any]]) -> None:
         f"{max(one['identity'] for one in found):.0e}."
     )
     experiment.figure(
-        curves(qualities),
+        curves(qualities, dims),
         "projections",
         "Error of influence, recall and error of self-influence of two-sided projections and "
         "of indexes, by the numbers kept per example and checkpoint",
@@ -509,7 +504,7 @@ def main(arguments: list[str] | None = None) -> None:
         "queries": QUERIES,
     }
     experiment = Experiment(NAME, options, settings)
-    data = open_imagenette(every=60 if options.is_quick else 1)
+    data = open_imagenette(every=120 if options.is_quick else 1)
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))[:VAL]
     train = features_of(experiment, "train", data.train_images), data.train_labels
     val = features_of(experiment, "val", data.val_images[order]), data.val_labels[order]
@@ -519,16 +514,16 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     task = Task(train, val, layers)
     difference = experiment.step("whole net", lambda: largest_difference(task, data, order))
-    folder = str(options.folder)
+    dims = DIMS[-2:] if options.is_quick else DIMS
     found = [
-        experiment.step(f"compare {seed}", lambda seed=seed: compared(task, seed, folder))
+        experiment.step(f"compare {seed}", lambda seed=seed: compared(task, seed, dims))
         for seed in experiment.seeds
     ]
-    neighbours = experiment.step("picture", lambda: pictured(task, folder))
-    rows = 3000 if options.is_quick else experiment.scaled(ROWS)
+    neighbours = experiment.step("picture", lambda: pictured(task))
+    rows = 1000 if options.is_quick else experiment.scaled(ROWS)
     large = experiment.step(f"large {rows}", lambda: large_index(task, options, rows).measured())
     say_set_up(experiment, task, difference)
-    say_qualities(experiment, found)
+    say_qualities(experiment, found, dims)
     say_picture(experiment, task, data, order, neighbours)
     say_large(experiment, rows, large)
     experiment.finish()

@@ -106,8 +106,8 @@ def test_quick(data_folder, tmp_path):
     ours = errors["index of tracin", "1,472"]
     assert float(ours[0]) < float(theirs[0]) / 3
     assert errors["index of tracin", "2,280"] == ["0.000", *["1.000"] * 4, "0.000"]
-    assert "3,000 x 3 rows" in found
+    assert "1,000 x 3 rows" in found
     assert "The filter takes out" in found
     for name in ("projections", "neighbours"):
         assert 0 < (tmp_path / "quick" / f"imagenet-{name}.png").stat().st_size < 150_000
-    assert not (tmp_path / "quick" / "large-3000.index").exists()
+    assert not (tmp_path / "quick" / "large-1000.index").exists()
