@@ -7,6 +7,7 @@ replace the experiment's part of docs/results.md.
 
 import argparse
 import hashlib
+import io
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 import tracin
 from tracin.files import replacing
@@ -160,7 +162,11 @@ class Experiment:
         """Add a figure, as a PNG; `file` is its name without a suffix."""
         name = f"{self.name}-{file}.png"
         with replacing(self.options.folder / name) as unfinished:
-            figure.savefig(unfinished, format="png", facecolor="white", dpi=100)
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format="png", facecolor="white", dpi=100)
+            # A palette takes a third of the bytes, so that figures may contain photographs.
+            with Image.open(drawn) as image:
+                image.convert("RGB").quantize(256).save(unfinished, format="png", optimize=True)
         self._figures.append(name)
         self._parts.append(f"![{caption}](results/{name})")
 
