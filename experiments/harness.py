@@ -158,8 +158,18 @@ class Experiment:
         lines = [head, ["---"] * len(head), *rows]
         self.say("\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines))
 
-    def figure(self, figure: "Figure", file: str, caption: str) -> None:
-        """Add a figure, as a PNG; `file` is its name without a suffix."""
+    def figure(
+        self, figure: "Figure", file: str, caption: str, *, may_be_published: bool = True
+    ) -> None:
+        """Add a figure, as a PNG.
+
+        Args:
+            figure: What was drawn.
+            file: Its name, without a suffix.
+            caption: What it shows.
+            may_be_published: Whether it holds nothing of data that must not be passed on; else it
+                stays in the results' folder.
+        """
         name = f"{self.name}-{file}.png"
         with replacing(self.options.folder / name) as unfinished:
             drawn = io.BytesIO()
@@ -167,8 +177,13 @@ class Experiment:
             # A palette takes a third of the bytes, so that figures may contain photographs.
             with Image.open(drawn) as image:
                 image.convert("RGB").quantize(256).save(unfinished, format="png", optimize=True)
-        self._figures.append(name)
-        self._parts.append(f"![{caption}](results/{name})")
+        if may_be_published:
+            self._figures.append(name)
+            self._parts.append(f"![{caption}](results/{name})")
+        else:
+            self._parts.append(
+                f"The figure `{name}` in the results' folder: {caption[0].lower()}{caption[1:]}."
+            )
 
     def finish(self) -> None:
         """Write findings and settings into the folder, and into the documentation if asked to."""

@@ -422,6 +422,7 @@ def say_picture(
         picture(data, order, found),
         "neighbours",
         "Five images, the first misclassified, each with three proponents and three opponents",
+        may_be_published=False,
     )
     right, wrong = found["proponents of the class"]
     slots = 2 * ASIDE * len(found["queries"])

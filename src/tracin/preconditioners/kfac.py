@@ -123,7 +123,7 @@ class KFAC:
                 "tracin.KFAC() computes curvature from training data, and none are at hand here. "
                 "Pass some: tracin.KFAC(fit=train)."
             )
-        moments = Curvature(place.parameters)
+        moments = CurvatureFit(place.parameters)
         place.read(self._chosen(data, place.parameters), moments.batch)
         return moments.metric(self.damping, place.checkpoint.name)
 
@@ -138,7 +138,7 @@ class KFAC:
 
 
 @final
-class Curvature:
+class CurvatureFit:
     """Adds up the moments of all traced parameters, batch by batch.
 
     Args:
@@ -219,7 +219,7 @@ class Curvature:
 class BatchCurvature:
     """The moments of one batch."""
 
-    def __init__(self, whole: Curvature, examples: int) -> None:
+    def __init__(self, whole: CurvatureFit, examples: int) -> None:
         self._whole, self._examples = whole, examples
         self._layers: dict[str, LayerMoments] = {}
         self._sums: dict[str, Mapping[str, Tensor]] = {}
