@@ -43,6 +43,7 @@ PUBLIC = [
     "RunFileError",
     "Selection",
     "Suspects",
+    "TargetOutcome",
     "TracIn",
     "TracInError",
     "TracInWarning",

@@ -23,7 +23,7 @@ function = "task.py:task"
 # drop_misclassified = true
 
 [mislabelled]
-# rank_by = "self_influence"   # or "self_influence_last", "loss", "el2n", "margin"
+# rank_by = "self_influence"   # or "self_influence_last", "loss", "el2n", "margin", "residual"
 
 [replay]
 # k = 10
