@@ -48,6 +48,7 @@ PUBLIC = [
     "SelectedExamples",
     "Selection",
     "Suspects",
+    "TargetOutcome",
     "TracIn",
     "TracInError",
     "TracInWarning",

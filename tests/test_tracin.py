@@ -2,6 +2,7 @@
 
 import gzip
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -297,6 +298,82 @@ def test_labels_cannot_be_judged_by_a_loss_without_classes():
 
     with pytest.raises(errors.LossError, match='loss="cross_entropy"'):
         runner.find_mislabelled(data(3))
+
+
+def regression(loss="mse", **options) -> tracin.TracIn:
+    """A net of one output at two checkpoints, in float64."""
+    torch.manual_seed(0)
+    states = [nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1)).double() for _ in "ab"]
+    return tracin.TracIn(
+        states[0],
+        loss,
+        [each.state_dict() for each in states],
+        learning_rates=[0.1, 0.2],
+        **options,
+    )
+
+
+def measured(examples: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(examples, 4, generator=generator, dtype=torch.float64)
+    return inputs, torch.randn(examples, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("has_column", [False, True])
+def test_the_table_of_a_regression_holds_what_its_columns_promise(has_column):
+    inputs, targets = measured(12)
+    train = (inputs, targets[:, None]) if has_column else (inputs, targets)
+    own, predictions, losses = torch.zeros(12).double(), [], []
+    model = regression().model
+    for checkpoint, rate in zip(regression().checkpoints, (0.1, 0.2), strict=True):
+        assert isinstance(checkpoint.source, Mapping)
+        model.load_state_dict(checkpoint.source)
+        for at in range(12):  # the slow way
+            prediction = model(inputs[at])[0]
+            loss = (prediction - targets[at]) ** 2
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            own[at] += rate * sum(each.square().sum() for each in gradients)
+        predictions.append(model(inputs)[:, 0].detach())
+        losses.append((predictions[-1] - targets) ** 2)
+
+    table = regression().find_mislabelled(train, rank_by="residual")
+
+    at = torch.from_numpy(table.positions)
+    mean = torch.stack(predictions).mean(0)
+    assert close(table.self_influence, own[at])
+    last = regression(parameters="last").self_influence(train)
+    assert close(table.self_influence_last, last[at])
+    assert close(table.loss, torch.stack(losses).mean(0)[at])
+    assert close(table.residual, (targets - mean)[at])
+    assert np.allclose(table.prediction, mean[at])
+    assert np.array_equal(table.given_labels, targets[at])
+    assert (table.residual.abs().diff() <= 0).all()
+    assert list(table.columns())[4:] == [
+        "self_influence",
+        "self_influence_last",
+        "loss",
+        "residual",
+    ]
+    assert close(table.ranked("self_influence").self_influence, own.sort(descending=True).values)
+
+
+def test_a_regression_has_neither_margins_nor_wrong_classes():
+    train = measured(6)
+
+    with pytest.raises(errors.QueryError, match=r"\"residual\"; 'margin' was given"):
+        regression().find_mislabelled(train, rank_by="margin")
+    with pytest.raises(errors.LossError, match=r"drop_misclassified .* knows no classes"):
+        regression().explain(train, train, k=1, drop_misclassified=True)
+    with pytest.raises(errors.QueryError, match="'residual' was given"):
+        run().find_mislabelled(data(4), rank_by="residual")
+
+
+def test_a_regression_of_several_numbers_is_not_judged():
+    model = nn.Linear(4, 2).double()
+    runner = tracin.TracIn(model, "mse", [model.state_dict()], learning_rates=[1.0])
+
+    with pytest.raises(errors.LossError, match=r"one target per example, .* predicts 2 numbers"):
+        runner.find_mislabelled((measured(5)[0], torch.zeros(5, 2).double()))
 
 
 # Ways and checks ----------------------------------------------------------------------------------

@@ -56,6 +56,21 @@ class Outcome:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class TargetOutcome:
+    """What one forward pass tells of a batch of examples with a number as target (regression).
+
+    Attributes:
+        losses: [examples].
+        predictions: The model's outputs: [examples, outputs].
+        targets: [examples, outputs].
+    """
+
+    losses: Tensor
+    predictions: Tensor
+    targets: Tensor
+
+
 @final
 @dataclass(frozen=True)
 class CrossEntropy:
@@ -134,6 +149,15 @@ class MeanSquaredError:
             LossError: the batch has another form, or the output's shape is not the targets'.
             LabelError: targets that are no floating point numbers.
         """
+        return self.outcome(model, batch).losses
+
+    def outcome(self, model: Module, batch: Any) -> TargetOutcome:
+        """The losses with the predictions and targets they came from, in the same single pass.
+
+        Raises:
+            LossError: the batch has another form, or the output's shape is not the targets'.
+            LabelError: targets that are no floating point numbers.
+        """
         output, targets = _called(model, batch, "mse")
         if not targets.is_floating_point():
             raise LabelError(
@@ -148,7 +172,8 @@ class MeanSquaredError:
         if aligned_outputs.shape != aligned_targets.shape:
             raise _unlike(outputs, targets)
         errors = aligned_outputs - aligned_targets.to(aligned_outputs.dtype)
-        return errors.square().flatten(1).mean(1)
+        losses = errors.square().flatten(1).mean(1)
+        return TargetOutcome(losses, aligned_outputs.flatten(1), aligned_targets.flatten(1))
 
 
 @final

@@ -143,13 +143,14 @@ def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) ->
 
 
 def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
-    """A pass that also gives class scores and labels."""
+    """A pass that also gives class scores with labels, or predictions with targets."""
     outcome = getattr(run.loss, "outcome", None)
     if outcome is None:
         raise LossError(
-            "Labels can be judged only with a loss that tells classes apart, and this one "
-            'gives losses alone. Use loss="cross_entropy", or give your loss a method '
-            "outcome(model, batch) -> tracin.losses.Outcome."
+            "Labels can be judged only with a loss that also returns the model's outputs, and this "
+            'one returns losses alone. Use loss="cross_entropy" or "mse", or give your loss a '
+            "method outcome(model, batch) -> tracin.Outcome (classes) or "
+            "tracin.TargetOutcome (numbers)."
         )
     return _pass(run, outcome, parameters)
 

@@ -17,7 +17,7 @@ from torch.nn import Module
 from tracin.data import Batch, length, part
 from tracin.data.batches import content_of, mapped_within
 from tracin.errors import LossError, UnsupportedModelError
-from tracin.losses import Outcome
+from tracin.losses import Outcome, TargetOutcome
 from tracin.precision import Precision, lowest_precision
 from tracin.sharding import is_sharded
 
@@ -199,7 +199,7 @@ def _sum(found: Sequence[Tensor | None], like: Tensor) -> Tensor:
 
 
 def _single(outcome: Any) -> Tensor:
-    losses = outcome.losses if isinstance(outcome, Outcome) else outcome
+    losses = outcome.losses if isinstance(outcome, Outcome | TargetOutcome) else outcome
     if isinstance(losses, Tensor) and losses.shape == (1,):
         return losses
     came = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__

@@ -15,6 +15,7 @@ from tracin.gradients import Coverage, Covered, GradientMethod
 from tracin.guards import guarded
 from tracin.index.build import begun, finished
 from tracin.index.index import Index
+from tracin.losses import TargetOutcome
 from tracin.results.explanations import Explanations
 from tracin.results.suspects import Suspects, check_ranking
 from tracin.results.verification import Verification
@@ -36,6 +37,7 @@ from tracin.scoring.mislabelled import Judgement, classes_of
 from tracin.scoring.ranking import Ranking
 from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
+from tracin.scoring.target_residuals import TargetJudgement
 from tracin.scoring.verify import verified
 from tracin.sketches import Projection
 
@@ -249,17 +251,20 @@ class TracIn(Run):
 
         One pass gives self-influence over the traced parameters and over the last layer, loss,
         EL2N, margin and a suggested label; for pure label noise the cheap scores often find as
-        much, so look at them side by side.
+        much, so look at them side by side. For a regression (loss "mse") labels are targets, the
+        suggested ones are predictions, and residuals stand in for EL2N and margin.
 
         Args:
             train: The labelled examples.
-            rank_by: Which column leads; `Suspects.ranked` changes it afterwards.
+            rank_by: Which column leads; `Suspects.ranked` changes it afterwards. "el2n" and
+                "margin" are columns of classes, "residual" of numbers.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
         Raises:
-            LossError: The loss gives no class scores: it is not "cross_entropy".
-            QueryError: An unknown column in rank_by.
+            LossError: The loss returns neither class scores nor predictions: it is neither
+                "cross_entropy" nor "mse". Or an example has several labels.
+            QueryError: An unknown column in rank_by, or one that this loss does not have.
         """
         check_ranking(rank_by)
         examples = open_data(self, train, "train")
@@ -272,8 +277,14 @@ class TracIn(Run):
             only_apart=frozenset(set(last) - set(self.parameters)),
         )
         with first_example(self, examples) as batch:
-            classes = classes_of(walk.gradients.compute(self.model, batch))
-        judgement = Judgement(len(examples), len(self.checkpoints))
+            outcome = walk.gradients.compute(self.model, batch)
+        if isinstance(outcome, TargetOutcome):
+            judgement = TargetJudgement(len(examples), len(self.checkpoints), outcome)
+            classes = 1
+        else:
+            judgement = Judgement(len(examples), len(self.checkpoints))
+            classes = classes_of(outcome)
+        check_ranking(rank_by, judgement.rankings)
         size = max(1, mislabelled.HELD // classes)
         for start in range(0, len(examples), size):
             block = range(start, min(start + size, len(examples)))

@@ -21,11 +21,13 @@ def suspects() -> Suspects:
         positions=np.array([0, 1, 2]),
         given_labels=np.array([0, 1, 1]),
         suggested_labels=np.array([0, 0, 1]),
-        self_influence=torch.tensor([1.0, 3.0, 1.0]),
-        self_influence_last=torch.tensor([0.5, 2.0, 0.1]),
-        loss=torch.tensor([0.2, 0.1, 0.9]),
-        el2n=torch.tensor([0.3, 0.2, 0.1]),
-        margin=torch.tensor([0.5, -0.5, 0.1]),
+        scores={
+            "self_influence": torch.tensor([1.0, 3.0, 1.0]),
+            "self_influence_last": torch.tensor([0.5, 2.0, 0.1]),
+            "loss": torch.tensor([0.2, 0.1, 0.9]),
+            "el2n": torch.tensor([0.3, 0.2, 0.1]),
+            "margin": torch.tensor([0.5, -0.5, 0.1]),
+        },
         ranked_by="self_influence",
     ).ranked("self_influence")
 
@@ -61,10 +63,24 @@ def test_an_unknown_ranking_is_refused_by_name(suspects):
         suspects.ranked("los")
 
 
+def test_a_score_that_a_table_lacks_is_refused_by_name(suspects):
+    with pytest.raises(QueryError, match=r"\"margin\"; 'residual' was given"):
+        _ = suspects.residual
+    with pytest.raises(QueryError, match="'residual' was given"):
+        suspects.ranked("residual")
+    with pytest.raises(QueryError, match="'residual' was given"):
+        _ = suspects.prediction
+
+
 def test_suspects_keep_ten_rows_on_the_screen_and_say_how_many_follow(suspects):
     many = np.tile(np.arange(3), 4)
     table_of_12 = Suspects(
-        **{name: getattr(suspects, name)[many] for name in suspects.columns()}, ranked_by="loss"
+        suspects.ids[many],
+        suspects.positions[many],
+        suspects.given_labels[many],
+        suspects.suggested_labels[many],
+        {name: values[many] for name, values in suspects.scores.items()},
+        ranked_by="loss",
     )
 
     lines = str(table_of_12).splitlines()

@@ -24,7 +24,7 @@ function = "task.py:task"
 # drop_misclassified = true
 
 [mislabelled]
-# rank_by = "self_influence"   # or "self_influence_last", "loss", "el2n", "margin"
+# rank_by = "self_influence"   # or "self_influence_last", "loss", "el2n", "margin", "residual"
 
 [select]
 # budget = 100                 # how many examples of the task's "pool", or of train, at most

@@ -1,7 +1,8 @@
 """Training examples ranked by how likely their label is wrong."""
 
 import os
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -12,15 +13,18 @@ from tracin.checks import count_within, one_of
 from tracin.errors import QueryError
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
 
-# What may lead a ranking, and whether high or low values are suspicious.
-HIGH, LOW = 1, -1
-RANKINGS = {
-    "self_influence": HIGH,
-    "self_influence_last": HIGH,
-    "loss": HIGH,
-    "el2n": HIGH,
-    "margin": LOW,
+# What may lead a ranking, and how suspicious its values are.
+RANKINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "self_influence": torch.clone,
+    "self_influence_last": torch.clone,
+    "loss": torch.clone,
+    "el2n": torch.clone,
+    "margin": torch.neg,
+    "residual": torch.abs,
 }
+OF_CLASSES = ("self_influence", "self_influence_last", "loss", "el2n", "margin")
+OF_TARGETS = ("self_influence", "self_influence_last", "loss", "residual")
+LABELS = ("ids", "positions", "given_labels", "suggested_labels")
 SHOWN = 10
 
 
@@ -34,31 +38,64 @@ class Suspects:
     docs/limitations.md. `el2n` is that of M. Paul, S. Ganguli and G. K. Dziugaite, "Deep learning
     on a data diet", 2021, https://arxiv.org/abs/2107.07075.
 
+    Labels that are classes have the scores `el2n` and `margin`, targets that are numbers have
+    `residual`; reading a score that the table does not have raises a QueryError.
+
     Attributes:
         ids: The examples' ids.
         positions: Their positions in train.
-        given_labels: The labels in the data.
-        suggested_labels: The class with the highest mean probability over checkpoints; it may be
-            the given one.
-        self_influence: Over the traced parameters, summed over weighted checkpoints.
-        self_influence_last: The same over the last layer alone.
-        loss: Mean over checkpoints, in nats.
-        el2n: Mean over checkpoints of the length of (probabilities - one-hot label).
-        margin: Mean over checkpoints of the given label's probability minus the largest other;
-            low is suspicious.
-        ranked_by: The column that leads.
+        given_labels: The labels in the data: classes, or the targets of a regression.
+        suggested_labels: The class with the highest mean probability over checkpoints, which may
+            be the given one; for a regression the mean prediction over checkpoints.
+        scores: The scores by name, each also an attribute.
+        ranked_by: The score that leads.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     given_labels: np.ndarray
     suggested_labels: np.ndarray
-    self_influence: Tensor
-    self_influence_last: Tensor
-    loss: Tensor
-    el2n: Tensor
-    margin: Tensor
+    scores: Mapping[str, Tensor]
     ranked_by: str
+
+    @property
+    def self_influence(self) -> Tensor:
+        """Over the traced parameters, summed over weighted checkpoints."""
+        return self._score("self_influence")
+
+    @property
+    def self_influence_last(self) -> Tensor:
+        """The same over the last layer alone."""
+        return self._score("self_influence_last")
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean over checkpoints: in nats for classes, the squared error for numbers."""
+        return self._score("loss")
+
+    @property
+    def el2n(self) -> Tensor:
+        """Mean over checkpoints of the length of (probabilities - one-hot label)."""
+        return self._score("el2n")
+
+    @property
+    def margin(self) -> Tensor:
+        """Mean over checkpoints of the given label's probability minus the largest other.
+
+        Low is suspicious.
+        """
+        return self._score("margin")
+
+    @property
+    def residual(self) -> Tensor:
+        """The target minus the mean prediction over checkpoints; far from 0 is suspicious."""
+        return self._score("residual")
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """The mean prediction over checkpoints of a regression; the same as suggested_labels."""
+        self._score("residual")
+        return self.suggested_labels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,9 +106,9 @@ class Suspects:
         Raises:
             QueryError: There is no such column to rank by.
         """
-        check_ranking(by)
+        check_ranking(by, self.scores)
         back = torch.from_numpy(np.argsort(self.positions, kind="stable"))
-        values = RANKINGS[by] * getattr(self, by)[back]
+        values = RANKINGS[by](self.scores[by][back])
         order = back[values.argsort(dim=0, descending=True, stable=True)]
         return replace(self._picked(order), ranked_by=by)
 
@@ -85,11 +122,8 @@ class Suspects:
 
     def columns(self) -> dict[str, np.ndarray]:
         """The table, column by column."""
-        columns = {each.name: getattr(self, each.name) for each in fields(self)[:-1]}
-        return {
-            name: numbers(values) if isinstance(values, Tensor) else values
-            for name, values in columns.items()
-        }
+        labels = {name: getattr(self, name) for name in LABELS}
+        return {**labels, **{name: numbers(values) for name, values in self.scores.items()}}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `columns` to a Parquet file: whole, or not at all."""
@@ -110,19 +144,27 @@ class Suspects:
         count = int(k) if isinstance(k, np.integer) else k
         return count_within(count, len(self), f"there are {len(self)}", QueryError, "suspects")
 
+    def _score(self, name: str) -> Tensor:
+        check_ranking(name, self.scores)
+        return self.scores[name]
+
     def _picked(self, order: Tensor) -> "Suspects":
         at = order.numpy()
-        picked: dict[str, Any] = {}
-        for each in fields(self)[:-1]:
-            values = getattr(self, each.name)
-            picked[each.name] = values[order] if isinstance(values, Tensor) else values[at]
-        return Suspects(**picked, ranked_by=self.ranked_by)
+        return Suspects(
+            **{name: getattr(self, name)[at] for name in LABELS},
+            scores={name: values[order] for name, values in self.scores.items()},
+            ranked_by=self.ranked_by,
+        )
 
 
-def check_ranking(by: str) -> None:
+def check_ranking(by: str, allowed: Iterable[str] = tuple(RANKINGS)) -> None:
     """Refuse a ranking that does not exist.
+
+    Args:
+        by: The score that shall lead.
+        allowed: The scores there are.
 
     Raises:
         QueryError: Names those that do.
     """
-    one_of(by, RANKINGS, "The ranking of suspects", QueryError)
+    one_of(by, tuple(allowed), "The ranking of suspects", QueryError)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tracin.errors import LossError
 from tracin.losses import Outcome
-from tracin.results.suspects import Suspects
+from tracin.results.suspects import OF_CLASSES, Suspects
 from tracin.scoring.batch_scores import BatchScores
 
 # Probabilities that are held at once, whatever the size of the data: 256 MB in float32.
@@ -35,6 +35,8 @@ class Judgement:
 
     Probabilities, [examples, classes], are held for one block of examples at a time.
     """
+
+    rankings = OF_CLASSES
 
     def __init__(self, examples: int, checkpoints: int) -> None:
         def zeros() -> Tensor:
@@ -85,11 +87,13 @@ class Judgement:
             positions=np.arange(len(ids)),
             given_labels=self._given.numpy(),
             suggested_labels=self._suggested.numpy(),
-            self_influence=self._own,
-            self_influence_last=self._last,
-            loss=self._loss / self._checkpoints,
-            el2n=self._el2n / self._checkpoints,
-            margin=self._margin / self._checkpoints,
+            scores={
+                "self_influence": self._own,
+                "self_influence_last": self._last,
+                "loss": self._loss / self._checkpoints,
+                "el2n": self._el2n / self._checkpoints,
+                "margin": self._margin / self._checkpoints,
+            },
             ranked_by=rank_by,
         )
         return table.ranked(rank_by)

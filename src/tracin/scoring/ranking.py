@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.errors import QueryError
-from tracin.losses import Outcome
+from tracin.errors import LossError, QueryError
+from tracin.losses import Outcome, TargetOutcome
 from tracin.results.explanations import TopInfluences
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.top_k import top_k
@@ -126,8 +126,18 @@ class Ranking:
         return TopInfluences(self._ids[positions.numpy()], positions.numpy(), totals, scores)
 
 
-def is_misclassified(outcome: Outcome) -> Tensor:
-    """Whether each example's highest score belongs to another class than its label: [examples]."""
+def is_misclassified(outcome: Outcome | TargetOutcome) -> Tensor:
+    """Whether each example's highest score belongs to another class than its label: [examples].
+
+    Raises:
+        LossError: The examples have no classes.
+    """
+    if isinstance(outcome, TargetOutcome):
+        raise LossError(
+            "drop_misclassified leaves out examples whose class the model gets wrong, but this "
+            "loss compares numbers and knows no classes. Leave the option out; find_mislabelled "
+            "shows which targets the model misses most."
+        )
     logits, labels = outcome.logits, outcome.labels
     is_wrong = logits.detach().argmax(1) != labels
     return is_wrong.flatten(1).any(1) if is_wrong.ndim > 1 else is_wrong
