@@ -18,6 +18,8 @@ PUBLIC = [
     "CoupledExamplesError",
     "Coverage",
     "CrossEntropy",
+    "CurvatureError",
+    "CurvatureWarning",
     "DataError",
     "DataWarning",
     "DeviceError",
@@ -65,7 +67,7 @@ PUBLIC = [
     "with_ids",
 ]
 
-SUBPACKAGES = {"analysis", "engines", "integrations", "tracing"}
+SUBPACKAGES = {"analysis", "baselines", "engines", "integrations", "tracing"}
 TRACING = [
     "Quadrature",
     "Replay",

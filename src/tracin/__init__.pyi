@@ -1,4 +1,5 @@
 from . import analysis as analysis
+from . import baselines as baselines
 from . import engines as engines
 from . import integrations as integrations
 from . import tracing as tracing
@@ -23,6 +24,8 @@ from .data import with_ids as with_ids
 from .errors import CheckpointError as CheckpointError
 from .errors import CheckpointWarning as CheckpointWarning
 from .errors import CoupledExamplesError as CoupledExamplesError
+from .errors import CurvatureError as CurvatureError
+from .errors import CurvatureWarning as CurvatureWarning
 from .errors import DataError as DataError
 from .errors import DataWarning as DataWarning
 from .errors import DeviceError as DeviceError

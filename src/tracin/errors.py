@@ -70,6 +70,10 @@ class QueryError(TracInError):
     """What is asked for cannot be answered: more hits than examples, an unknown ranking."""
 
 
+class CurvatureError(TracInError):
+    """A Hessian has no inverse that means anything, or weights are not where a loss is flat."""
+
+
 class TracingError(TracInError):
     """A training loop and its trace do not fit: ids, a step, the optimizer, what is resumed."""
 
@@ -99,6 +103,10 @@ class CheckpointWarning(TracInWarning):
 
 class DataWarning(TracInWarning):
     """Something about the data that makes scores mean less than they seem to."""
+
+
+class CurvatureWarning(TracInWarning):
+    """A product with the inverse of a Hessian is less exact than was asked for."""
 
 
 class TracingWarning(TracInWarning):

@@ -1,0 +1,147 @@
+"""Forward passes over data at some checkpoints: what the baselines without gradients read."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from tracin.checkpoints import loaded, untouched
+from tracin.data import Examples, content_of, length, move
+from tracin.errors import LossError
+from tracin.gradients.compute import Compute, checked_losses
+from tracin.losses import Outcome
+from tracin.progress import bar
+from tracin.run import Run, checkpoint_pass
+from tracin.scoring.batch_size import BatchSize, checked_size, fitting_size
+from tracin.scoring.finite import refuse_non_finite
+from tracin.scoring.named_examples import examples_named
+from tracin.sharding import device_of
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ForwardStep:
+    """What one batch gave at one checkpoint.
+
+    Attributes:
+        checkpoint: The checkpoint's place in the run.
+        positions: The examples' positions in the data.
+        losses: [examples].
+        outcome: What the loss returned: the losses, or an `Outcome` with class scores.
+    """
+
+    checkpoint: int
+    positions: range
+    losses: Tensor
+    outcome: Any
+
+    @property
+    def rows(self) -> slice:
+        """Where the examples are in a tensor of all."""
+        return slice(self.positions.start, self.positions.stop)
+
+
+def forward_steps(
+    run: Run,
+    examples: Examples,
+    checkpoints: Sequence[int],
+    compute: Compute,
+    what: str,
+    batch_size: BatchSize,
+    progress: bool | None,
+) -> Iterator[ForwardStep]:
+    """Every batch at every checkpoint, without gradients.
+
+    Args:
+        run: The model and its checkpoints.
+        examples: What to read.
+        checkpoints: Their places in the run, in the order of reading.
+        compute: The run's loss, or its `outcome`.
+        what: The word in front of the progress bar.
+        batch_size: "auto", or how many examples go through the model at once.
+        progress: None shows a bar on a terminal alone.
+
+    Raises:
+        NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
+        LossError: The loss gives no value per example.
+    """
+    size = checked_size(batch_size)
+    gradients = checkpoint_pass(run).gradients
+    with bar(len(checkpoints) * len(examples), what, progress) as shown:
+        for number in checkpoints:
+            checkpoint = run.checkpoints[number]
+            with untouched(run.model), loaded(run.model, checkpoint, run.device):
+                device = device_of(run.model)
+                if size is None:
+                    few = move(examples.few(range(min(2, len(examples)))), device)
+                    with examples_named(examples, range(length(few)), few):
+                        size = fitting_size(gradients, few, device)
+                for positions, batch in examples.batches(size):
+                    moved = move(batch, device)
+                    with torch.no_grad(), examples_named(examples, positions, batch):
+                        outcome = compute(run.model, content_of(moved))
+                        losses = checked_losses(outcome, len(positions)).detach()
+                    refuse_non_finite(
+                        losses, positions, examples.ids, checkpoint.name, "loss", "example"
+                    )
+                    yield ForwardStep(number, positions, losses, outcome)
+                    shown.update(len(positions))
+
+
+def class_steps(
+    run: Run,
+    examples: Examples,
+    checkpoints: Sequence[int],
+    name: str,
+    batch_size: BatchSize,
+    progress: bool | None,
+) -> Iterator[ForwardStep]:
+    """As `forward_steps`, where each outcome has class scores [examples, classes] and labels.
+
+    Args:
+        run: The model and its checkpoints.
+        examples: What to read.
+        checkpoints: Their places in the run, in the order of reading.
+        name: The baseline, for errors.
+        batch_size: "auto", or how many examples go through the model at once.
+        progress: None shows a bar on a terminal alone.
+
+    Raises:
+        LossError: The loss knows no classes, or an example has more than one label.
+    """
+    compute = outcome_of(run, name)
+    for step in forward_steps(run, examples, checkpoints, compute, name, batch_size, progress):
+        check_classes(step.outcome, name)
+        yield step
+
+
+def outcome_of(run: Run, name: str) -> Compute:
+    """The run's loss in the form that also gives class scores.
+
+    Raises:
+        LossError: It has no such form.
+    """
+    outcome = getattr(run.loss, "outcome", None)
+    if outcome is None:
+        raise LossError(
+            f"{name} compares the scores of classes, and this loss gives losses alone. Use "
+            'loss="cross_entropy", or give your loss a method outcome(model, batch) -> '
+            "tracin.losses.Outcome. For regression there are Loss, GraNd and InfluenceFunctions."
+        )
+    return outcome
+
+
+def check_classes(outcome: Outcome, name: str) -> None:
+    """Refuse outcomes without one label per example and at least two classes.
+
+    Raises:
+        LossError: They are such.
+    """
+    shape = tuple(outcome.logits.shape)
+    if len(shape) != 2 or shape[1] < 2 or outcome.labels.ndim != 1:
+        raise LossError(
+            f"{name} judges one label per example, from scores of shape [examples, classes] with "
+            f"at least two classes; the scores have shape {shape}."
+        )
