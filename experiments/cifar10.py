@@ -1,7 +1,7 @@
 """CIFAR-10 as in section 4.2 of the paper: planted wrong labels found and fixed (figures 1a and 8).
 
 python -m experiments.cifar10                # a quarter of an hour on one thread
-python -m experiments.cifar10 --quick        # seconds: 300 images, two epochs
+python -m experiments.cifar10 --quick        # seconds: 150 images, two epochs
 
 The paper's own size needs a GPU; everything, images included, then lies in its memory:
 
@@ -54,6 +54,7 @@ from tracin.analysis import (
 from tracin.analysis.intervals import seed_interval
 
 CPU_SCALE, CPU_IMAGES, CPU_DEPTH, CPU_BATCH = 0.05, 3000, 8, 100
+QUICK = 150, 100  # training and test images
 NOISE, INSPECTED, TOP = 0.1, (0.05, 0.1, 0.2), 0.1
 MAIN, EQUAL = "TracIn, last layer", "TracIn, last layer, equal weights"
 END = "TracIn, last layer, last checkpoint"
@@ -99,8 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, rank, retrain, and write what came out."""
     options = parsed("cifar10", __doc__ or "", 3, arguments, scale=CPU_SCALE, add_own=add_own)
     recipe = recipe_of(options)
-    count = (300, 200) if options.is_quick else (options.own.images, WHOLE)
-    images = open_cifar10().first(*count).to(options.device)
+    count = QUICK if options.is_quick else (options.own.images, WHOLE)
+    images = open_cifar10(*count).to(options.device)
     retraining = replace(recipe, epochs=max(6, recipe.epochs // 9))
     if options.is_quick:
         retraining = replace(recipe, epochs=1)
@@ -155,7 +156,7 @@ def add_own(parser: argparse.ArgumentParser) -> None:
 def recipe_of(options: Options) -> Recipe:
     """The paper's training, as far as the scale goes."""
     if options.is_quick:
-        return Recipe(CPU_DEPTH, epochs=2, batch=100, every=1, seed=0)
+        return Recipe(CPU_DEPTH, epochs=2, batch=50, every=1, seed=0)
     epochs = max(4, round(PAPER_EPOCHS * options.scale))
     every = max(2, round(PAPER_EVERY * options.scale))
     return Recipe(options.own.depth, epochs, options.own.batch, every, seed=0)

@@ -57,32 +57,34 @@ class Images:
             "images"
         )
 
-    def first(self, train: int, test: int) -> "Images":
-        """The first of both parts, in the official order."""
-        return Images(
-            self.train[:train], self.labels[:train], self.test[:test], self.test_labels[:test]
-        )
-
     def to(self, device: str) -> "Images":
         """The same images in a device's memory."""
         moved = {name: tensor.to(device) for name, tensor in vars(self).items()}
         return replace(self, **moved)
 
 
-def open_cifar10() -> Images:
-    """The 10,000 images of the folder `cifar10` where TRACIN_DATA has one, or all from their maker.
+def open_cifar10(train: int = WHOLE, test: int = WHOLE) -> Images:
+    """The first images, from the folder `cifar10` where TRACIN_DATA has one, or from their maker.
+
+    Args:
+        train: How many training images at most; the folder may hold fewer.
+        test: How many test images at most.
 
     Raises:
         DataError: A file is missing, damaged, or cannot be downloaded.
     """
     folder = held("cifar10")
     pixels, labels, test_pixels, test_labels = (
-        _from_archive(downloaded(URL, CHECKSUM)) if folder is None else _from_folder(folder)
+        _from_archive(downloaded(URL, CHECKSUM))
+        if folder is None
+        else _from_folder(folder, train, test)
     )
-    return Images(_scaled(pixels), labels, _scaled(test_pixels), test_labels)
+    return Images(
+        _scaled(pixels[:train]), labels[:train], _scaled(test_pixels[:test]), test_labels[:test]
+    )
 
 
-def _from_folder(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _from_folder(folder: Path, train: int, test: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     missing = [name for name in HELD if not (folder / name).is_file()]
     if missing:
         raise DataError(
@@ -90,7 +92,8 @@ def _from_folder(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             "have CIFAR-10 downloaded."
         )
     try:
-        pixels, test_pixels = (_unpacked(folder / name) for name in HELD[:2])
+        pixels = _unpacked(folder / HELD[0], train)
+        test_pixels = _unpacked(folder / HELD[1], test)
         with np.load(folder / HELD[2]) as found:
             labels, test_labels = (
                 torch.from_numpy(found[name]).long() for name in ("train", "test")
@@ -100,11 +103,15 @@ def _from_folder(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return pixels, labels, test_pixels, test_labels
 
 
-def _unpacked(path: Path) -> Tensor:
-    """[images, 3, 32, 32], from [images, 32, 32, 3] in the file."""
+def _unpacked(path: Path, most: int) -> Tensor:
+    """[images, 3, 32, 32], from bytes [images, 32, 32, 3] in the file; the rest is not unpacked."""
     with lzma.open(path) as file:
-        array: np.ndarray[Any, Any] = np.lib.format.read_array(file)
-    return torch.from_numpy(array).permute(0, 3, 1, 2)
+        np.lib.format.read_magic(file)
+        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+        count = min(most, shape[0])
+        content = file.read(count * (RECORD - 1))
+    array = np.frombuffer(content, np.uint8).reshape(count, *shape[1:])
+    return torch.from_numpy(array.copy()).permute(0, 3, 1, 2)
 
 
 def _from_archive(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:

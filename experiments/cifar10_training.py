@@ -81,7 +81,8 @@ def trained(
         The net, in eval mode.
     """
     device = images.device
-    model = new_net(recipe, str(device)).to(memory_format=torch.channels_last)
+    model = new_net(recipe, str(device))
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # not in stubs
     optimizer = torch.optim.SGD(
         model.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, nesterov=False
     )
