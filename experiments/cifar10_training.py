@@ -36,6 +36,7 @@ class Recipe:
         epochs: Passes over the data; the paper has 270.
         batch: Images per step; the paper has 1,000.
         every: Epochs between checkpoints; the paper has 30.
+        is_augmented: Whether images are cropped and flipped at random.
         seed: Of the first weights, the order of the images, the crops and the flips.
     """
 
@@ -43,6 +44,7 @@ class Recipe:
     epochs: int
     batch: int
     every: int
+    is_augmented: bool
     seed: int
 
 
@@ -98,7 +100,7 @@ def trained(
     with fastest_kernels():
         for _ in range(recipe.epochs):
             total = torch.zeros((), device=device)
-            for batch, wanted in _epoch(padded, labels, recipe.batch, random):
+            for batch, wanted in one_epoch(padded, labels, recipe, random):
                 for group in optimizer.param_groups:
                     group["lr"] = rate_at((step + 1) / steps)
                 optimizer.zero_grad()
@@ -114,10 +116,10 @@ def trained(
     return model.eval()
 
 
-def _epoch(
-    padded: Tensor, labels: Tensor, batch: int, random: torch.Generator
+def one_epoch(
+    padded: Tensor, labels: Tensor, recipe: Recipe, random: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each image once, cropped and flipped at random: [batch, 3, 32, 32] and [batch].
+    """Each image once, perhaps cropped and flipped: [batch, 3, 32, 32] and [batch].
 
     Random numbers are drawn on the CPU, so that all devices see the same crops, and moved once.
     """
@@ -125,7 +127,9 @@ def _epoch(
     order = torch.randperm(count, generator=random).to(device)
     corners = torch.randint(2 * PADDING + 1, (2, count), generator=random).to(device)
     is_flipped = torch.randint(2, (count,), generator=random).bool().to(device)
-    places = zip(*(each.split(batch) for each in (order, *corners, is_flipped)), strict=True)
+    if not recipe.is_augmented:
+        corners, is_flipped = torch.full_like(corners, PADDING), torch.zeros_like(is_flipped)
+    places = zip(*(each.split(recipe.batch) for each in (order, *corners, is_flipped)), strict=True)
     for rows, top, left, flip in places:
         yield cropped(padded[rows], top, left, flip), labels[rows]
 

@@ -2,6 +2,7 @@
 
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,13 @@ from experiments.cifar10_images import (
     records,
 )
 from experiments.cifar10_scores import at_each_checkpoint, in_one_pass
-from experiments.cifar10_training import Recipe, cropped, new_net, rate_at, trained
+from experiments.cifar10_training import Recipe, cropped, new_net, one_epoch, rate_at, trained
 
 from experiments import cifar10, cifar10_images
 from tracin import open_checkpoints
 from tracin.errors import DataError
 
-SMALL = Recipe(depth=8, epochs=2, batch=5, every=1, seed=3)
+SMALL = Recipe(depth=8, epochs=2, batch=5, every=1, is_augmented=True, seed=3)
 
 
 @pytest.fixture
@@ -166,3 +167,15 @@ def test_the_whole_runs_and_writes_its_findings(tmp_path):
     for figure in ("figure1a", "figure8", "people"):
         assert f"(cifar10-{figure}.png)" in found
         assert 0 < (tmp_path / "quick" / f"cifar10-{figure}.png").stat().st_size < 150_000
+
+
+def test_without_augmentation_images_are_seen_as_they_are(few):
+    images, labels = few
+    padded = torch.nn.functional.pad(images, [4] * 4).permute(0, 2, 3, 1)
+    plain = replace(SMALL, is_augmented=False)
+
+    seen = list(one_epoch(padded, labels, plain, torch.Generator().manual_seed(0)))
+
+    for batch, own in seen:
+        assert torch.equal(batch, images[own])
+    assert sorted(torch.cat([own for _, own in seen]).tolist()) == list(range(10))
