@@ -1,4 +1,4 @@
-"""CIFAR-10 as in section 4.2 of the paper: planted wrong labels found and fixed (figures 1a and 8).
+r"""CIFAR-10 as in section 4.2 of the paper: planted wrong labels found and fixed (figures 1a and 8).
 
 python -m experiments.cifar10                # a quarter of an hour on one thread
 python -m experiments.cifar10 --quick        # seconds: 150 images, two epochs
@@ -375,8 +375,8 @@ def reasons(runs: Sequence[Run], found: float, by_rivals: float) -> str:
     told = []
     if found <= 0.8:
         told.append(
-            "TracIn finds less than in the paper, whose net agrees with 99.6 % of the 50,000 labels "
-            f"that it was trained on; this one agrees with {share(learnt)} of {len(runs[0].noisy):,}."
+            "TracIn finds less than in the paper, whose net agrees with 99.6 % of its 50,000 "
+            f"labels; this one agrees with {share(learnt)} of {len(runs[0].noisy):,}."
         )
     if by_rivals >= 0.5:
         told.append(
