@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ class Options:
         folder: Where its results go.
         device: Where models are trained and scored.
         writes_docs: Whether its tables and figures go into the documentation, too.
+        own: The options that this experiment alone has.
     """
 
     scale: float
@@ -50,9 +51,22 @@ class Options:
     folder: Path
     device: str
     writes_docs: bool
+    own: argparse.Namespace = field(default_factory=argparse.Namespace)
 
 
-def parsed(name: str, about: str, seeds: int, arguments: list[str] | None) -> Options:
+def no_options(parser: argparse.ArgumentParser) -> None:
+    """An experiment without options of its own."""
+
+
+def parsed(
+    name: str,
+    about: str,
+    seeds: int,
+    arguments: list[str] | None,
+    *,
+    scale: float = 1.0,
+    add_own: Callable[[argparse.ArgumentParser], None] = no_options,
+) -> Options:
     """Read the command line of an experiment.
 
     Args:
@@ -60,13 +74,17 @@ def parsed(name: str, about: str, seeds: int, arguments: list[str] | None) -> Op
         about: What it shows.
         seeds: How many it has unless it is told otherwise.
         arguments: The words of the command line; None for those of this process.
+        scale: The share of the full size that it has unless it is told otherwise.
+        add_own: Adds the options that this experiment alone has.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the full size")
+    parser.add_argument(
+        "--scale", type=float, default=scale, help=f"share of the full size (default {scale:g})"
+    )
     parser.add_argument("--seeds", type=int, default=seeds, help=f"runs (default {seeds})")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that all of it runs")
     parser.add_argument("--folder", type=Path, default=Path("results") / name)
@@ -75,7 +93,10 @@ def parsed(name: str, about: str, seeds: int, arguments: list[str] | None) -> Op
     parser.add_argument(
         "--docs", action="store_true", help="put the findings into docs/results.md as well"
     )
+    common = {action.dest for action in parser._actions}
+    add_own(parser)
     chosen = parser.parse_args(arguments)
+    own = {name: value for name, value in vars(chosen).items() if name not in common}
     if not 0 < chosen.scale <= 1:
         parser.error("--scale is more than 0 and at most 1")
     if chosen.seeds < 1:
@@ -89,6 +110,7 @@ def parsed(name: str, about: str, seeds: int, arguments: list[str] | None) -> Op
         chosen.folder / "quick" if chosen.quick else chosen.folder,
         chosen.device,
         chosen.docs,
+        argparse.Namespace(**own),
     )
 
 

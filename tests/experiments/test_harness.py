@@ -66,3 +66,13 @@ def test_sizes_that_make_no_sense_are_refused(words, capsys):
     with pytest.raises(SystemExit):
         harness.parsed("toy", "", 1, words)
     assert words[0] in capsys.readouterr().err
+
+
+def test_an_experiment_may_have_options_and_a_scale_of_its_own():
+    def add_own(parser):
+        parser.add_argument("--depth", type=int, default=20)
+
+    found = harness.parsed("toy", "", 1, ["--depth", "56"], scale=0.25, add_own=add_own)
+
+    assert vars(found.own) == {"depth": 56}
+    assert found.scale == 0.25
