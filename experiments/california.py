@@ -22,7 +22,7 @@ from experiments.harness import Experiment, parsed
 from experiments.over_seeds import half_width, written
 from experiments.training import Recipe, fully_connected
 from experiments.typos import KINDS, with_typos
-from tracin.analysis import FoundCurve, found_fraction
+from tracin.analysis import FoundCurve, found_curve
 from tracin.statistics import pearson
 
 SIZES = (8, 512, 256, 128, 1)  # 168,961 parameters; the paper says "168K" and no widths
@@ -428,10 +428,10 @@ def tell_typos(experiment: Experiment, runs: list[dict[str, Any]]) -> None:
         kinds = run["kinds"]
         for name in SCORES:
             values = run["scores"][name].abs()
-            curves[name].append(found_fraction(values, kinds >= 0, INSPECTED))
+            curves[name].append(found_curve(values, kinds >= 0, INSPECTED))
             for kind in range(len(KINDS)):
                 counted = (kinds == kind) | (kinds < 0)
-                curve = found_fraction(values[counted], kinds[counted] == kind)
+                curve = found_curve(values[counted], kinds[counted] == kind)
                 by_kind[name][kind].append(curve.auroc)
     experiment.say(
         f"**Typing errors found.** {TYPOS:.0%} of the training prices, as many of each of "
