@@ -165,7 +165,7 @@ def test_regression_is_refused_where_classes_are_compared(at: int):
     states = [{"weight": torch.full((1, 2), x), "bias": torch.zeros(1)} for x in (0.0, 1.0)]
     run = tracin.TracIn(model, "mse", states, learning_rates="equal")
 
-    with pytest.raises(LossError, match=r"this loss gives losses alone.*For regression there are"):
+    with pytest.raises(LossError, match=r"this loss gives none.*For regression there are"):
         all_of(run)[at].scores((torch.randn(8, 2), torch.randn(8)))
 
 

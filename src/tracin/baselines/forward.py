@@ -126,20 +126,26 @@ def outcome_of(run: Run, name: str) -> Compute:
     """
     outcome = getattr(run.loss, "outcome", None)
     if outcome is None:
-        raise LossError(
-            f"{name} compares the scores of classes, and this loss gives losses alone. Use "
-            'loss="cross_entropy", or give your loss a method outcome(model, batch) -> '
-            "tracin.losses.Outcome. For regression there are Loss, GraNd and InfluenceFunctions."
-        )
+        raise _without_classes(name)
     return outcome
 
 
-def check_classes(outcome: Outcome, name: str) -> None:
+def _without_classes(name: str) -> LossError:
+    return LossError(
+        f"{name} compares the scores of classes, and this loss gives none. Use "
+        'loss="cross_entropy", or give your loss a method outcome(model, batch) -> '
+        "tracin.losses.Outcome. For regression there are Loss, GraNd and InfluenceFunctions."
+    )
+
+
+def check_classes(outcome: Any, name: str) -> None:
     """Refuse outcomes without one label per example and at least two classes.
 
     Raises:
         LossError: They are such.
     """
+    if not isinstance(outcome, Outcome):
+        raise _without_classes(name)
     shape = tuple(outcome.logits.shape)
     if len(shape) != 2 or shape[1] < 2 or outcome.labels.ndim != 1:
         raise LossError(
