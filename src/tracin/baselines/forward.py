@@ -12,7 +12,6 @@ from tracin.data import Examples, content_of, length, move
 from tracin.errors import LossError
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.guards import untouched
-from tracin.losses import Outcome
 from tracin.progress import bar
 from tracin.run import Run, checkpoint_pass
 from tracin.scoring.batch_size import BatchSize, checked_size, fitting_size
@@ -144,7 +143,7 @@ def check_classes(outcome: Any, name: str) -> None:
     Raises:
         LossError: They are such.
     """
-    if not isinstance(outcome, Outcome):
+    if not hasattr(outcome, "logits"):
         raise _without_classes(name)
     shape = tuple(outcome.logits.shape)
     if len(shape) != 2 or shape[1] < 2 or outcome.labels.ndim != 1:
