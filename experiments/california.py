@@ -399,7 +399,7 @@ def tell_self_influence(
         [float(each.median()) for each in parts],
         "o-",
         color="black",
-        label="median",
+        label="median of a twentieth",
     )
     right.plot(
         [float(each.median()) for each in places],
@@ -409,7 +409,7 @@ def tell_self_influence(
         label="99th percentile",
     )
     right.set(
-        xlabel="people per km² within 10 km (twentieths of the homes)",
+        xlabel="people per km² within 10 km",
         ylabel="self-influence",
         xscale="log",
         yscale="log",
