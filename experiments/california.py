@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parsed("california", __doc__ or "", 3, arguments)
     rate = QUICK_RATE if options.is_quick else RATE
     experiment = Experiment(
-        "california", options, {"sizes": SIZES, "rate": rate, "batch": BATCH, "typos": TYPOS}
+        "california", options, {"sizes": SIZES, "rate": rate, "batch": BATCH, "typos": TYPOS, "raw": RAW_RATE}
     )
     homes = open_homes()
     epochs = CHECKPOINTS if options.is_quick else experiment.scaled(EPOCHS, CHECKPOINTS)
@@ -399,7 +399,7 @@ def tell_self_influence(
         [float(each.median()) for each in parts],
         "o-",
         color="black",
-        label="median",
+        label="median of a twentieth",
     )
     right.plot(
         [float(each.median()) for each in places],
@@ -409,7 +409,7 @@ def tell_self_influence(
         label="99th percentile",
     )
     right.set(
-        xlabel="people per km² within 10 km (twentieths of the homes)",
+        xlabel="people per km² within 10 km",
         ylabel="self-influence",
         xscale="log",
         yscale="log",

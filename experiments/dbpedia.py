@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tracin
-from experiments.dbpedia_articles import PADDING, PIECES, Articles, open_dbpedia, pieces_of
+from experiments.dbpedia_articles import LONGEST, PADDING, PIECES, Articles, open_dbpedia, pieces_of
 from experiments.harness import Experiment, parsed
 from experiments.over_seeds import half_width, written
 from experiments.training import Recipe
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run all of it."""
     options = parsed("dbpedia", __doc__ or "", 3, arguments)
     rate = QUICK_RATE if options.is_quick else RATE
-    settings = {"width": WIDTH, "hidden": HIDDEN, "rate": rate, "batch": BATCH}
+    settings = {"width": WIDTH, "hidden": HIDDEN, "rate": rate, "batch": BATCH, "pieces": (PIECES, LONGEST)}
     experiment = Experiment("dbpedia", options, settings)
     data = open_dbpedia()
     train, test = data.train, data.test
