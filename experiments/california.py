@@ -61,9 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run all of it."""
     options = parsed("california", __doc__ or "", 3, arguments)
     rate = QUICK_RATE if options.is_quick else RATE
-    experiment = Experiment(
-        "california", options, {"sizes": SIZES, "rate": rate, "batch": BATCH, "typos": TYPOS, "raw": RAW_RATE}
-    )
+    settings = {"sizes": SIZES, "rate": rate, "batch": BATCH, "typos": TYPOS, "raw": RAW_RATE}
+    experiment = Experiment("california", options, settings)
     homes = open_homes()
     epochs = CHECKPOINTS if options.is_quick else experiment.scaled(EPOCHS, CHECKPOINTS)
     half = max(CHECKPOINTS, epochs // 2)
