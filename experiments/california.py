@@ -62,7 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parsed("california", __doc__ or "", 3, arguments)
     rate = QUICK_RATE if options.is_quick else RATE
     experiment = Experiment(
-        "california", options, {"sizes": SIZES, "rate": rate, "batch": BATCH, "typos": TYPOS, "raw": RAW_RATE}
+        "california",
+        options,
+        {"sizes": SIZES, "rate": rate, "batch": BATCH, "typos": TYPOS, "raw": RAW_RATE},
     )
     homes = open_homes()
     epochs = CHECKPOINTS if options.is_quick else experiment.scaled(EPOCHS, CHECKPOINTS)

@@ -59,7 +59,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Run all of it."""
     options = parsed("dbpedia", __doc__ or "", 3, arguments)
     rate = QUICK_RATE if options.is_quick else RATE
-    settings = {"width": WIDTH, "hidden": HIDDEN, "rate": rate, "batch": BATCH, "pieces": (PIECES, LONGEST)}
+    settings = {
+        "width": WIDTH,
+        "hidden": HIDDEN,
+        "rate": rate,
+        "batch": BATCH,
+        "pieces": (PIECES, LONGEST),
+    }
     experiment = Experiment("dbpedia", options, settings)
     data = open_dbpedia()
     train, test = data.train, data.test
