@@ -1,4 +1,4 @@
-r"""CIFAR-10 as in section 4.2 of the paper: planted wrong labels found and fixed (figures 1a, 8).
+r"""CIFAR-10 as in section 4.2 of the paper: wrong labels found and fixed (figures 1a and 8).
 
 python -m experiments.cifar10                # a quarter of an hour on one thread
 python -m experiments.cifar10 --quick        # seconds: 150 images, two epochs
