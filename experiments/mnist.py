@@ -18,7 +18,7 @@ from torch import Tensor
 import tracin
 from experiments.mnist_images import Images, open_mnist
 from experiments.training import Recipe, Trained, accuracy, fully_connected, scores, trained
-from tracin.analysis import FoundCurve, flip_labels, found_fraction
+from tracin.analysis import FoundCurve, HighestWrong, found_curve, noisy_labels
 from tracin.demo.figure import Row, draw
 from tracin.demo.pictures import Picture, a_digit
 from tracin.demo.training import emptied
@@ -69,9 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     clean = trained(net(recipe), images.train_images, images.train_labels, recipe)
     tell_clean(clean, images)
 
-    labels, is_flipped = flip_labels(
-        scores(clean.model, images.train_images), images.train_labels, NOISE, seed=recipe.seed
-    )
+    noise = HighestWrong(scores(clean.model, images.train_images))
+    planted = noisy_labels(images.train_labels, noise, NOISE, seed=recipe.seed)
+    labels, is_flipped = planted.labels, planted.is_noisy
     spoiled = Spoiled(images, labels, is_flipped)
     folder = emptied(options.folder / "checkpoints")
     noisy = trained(net(recipe), images.train_images, labels, recipe, record=folder)
@@ -174,7 +174,7 @@ def curves_of(suspects: tracin.Suspects, is_flipped: Tensor) -> dict[str, FoundC
         "EL2N": suspects.el2n,
         "margin": -suspects.margin,
     }
-    return {name: found_fraction(each, is_wrong, INSPECTED) for name, each in columns.items()}
+    return {name: found_curve(each, is_wrong, INSPECTED) for name, each in columns.items()}
 
 
 def tell_found(curves: dict[str, FoundCurve], wrong: int) -> None:

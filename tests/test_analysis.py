@@ -1,4 +1,4 @@
-"""Known answers, worked out by hand, for found-fraction curves and for planted label noise."""
+"""Known answers, worked out by hand, for found curves."""
 
 from itertools import permutations
 from statistics import mean
@@ -6,8 +6,8 @@ from statistics import mean
 import pytest
 import torch
 
-from tracin.analysis import flip_labels, found_fraction
-from tracin.errors import DataError, LabelError, NonFiniteError, QueryError
+from tracin.analysis import found_curve
+from tracin.errors import DataError, NonFiniteError, QueryError
 
 
 def test_a_ranking_done_by_hand_gives_the_figures_done_by_hand():
@@ -15,7 +15,7 @@ def test_a_ranking_done_by_hand_gives_the_figures_done_by_hand():
     scores = torch.tensor([0.1, 0.9, 0.3, 0.8, 0.2])
     is_wrong = torch.tensor([False, True, True, False, False])
 
-    curve = found_fraction(scores, is_wrong, at=[0.2, 0.4, 0.5, 1.0])
+    curve = found_curve(scores, is_wrong, at=[0.2, 0.4, 0.5, 1.0])
 
     assert curve.curve.tolist() == [0, 0.5, 0.5, 1, 1, 1]
     assert curve.found == {0.2: 0.5, 0.4: 0.5, 0.5: 0.75, 1.0: 1.0}
@@ -27,7 +27,7 @@ def test_a_ranking_done_by_hand_gives_the_figures_done_by_hand():
 def test_a_perfect_ranking_finds_all_in_the_share_that_is_wrong():
     is_wrong = torch.arange(100) < 10
 
-    curve = found_fraction(-torch.arange(100.0), is_wrong, at=[0.05, 0.1, 0.3])
+    curve = found_curve(-torch.arange(100.0), is_wrong, at=[0.05, 0.1, 0.3])
 
     assert curve.found == {0.05: pytest.approx(0.5), 0.1: 1.0, 0.3: 1.0}
     assert curve.area == pytest.approx(1 - 0.1 / 2)
@@ -38,7 +38,7 @@ def test_a_perfect_ranking_finds_all_in_the_share_that_is_wrong():
 def test_scores_that_are_all_the_same_find_what_chance_finds():
     is_wrong = torch.arange(50) < 5
 
-    curve = found_fraction(torch.ones(50), is_wrong, at=[0.1, 0.25])
+    curve = found_curve(torch.ones(50), is_wrong, at=[0.1, 0.25])
 
     assert curve.found == {0.1: pytest.approx(0.1), 0.25: pytest.approx(0.25)}
     assert curve.area == pytest.approx(0.5)
@@ -52,9 +52,9 @@ def test_ties_count_as_the_mean_over_all_their_orders():
     for order in permutations(range(4)):
         parted = scores.clone()
         parted[1:5] += torch.tensor(order) / 10
-        orders.append(found_fraction(parted, is_wrong, at=[0.5]))
+        orders.append(found_curve(parted, is_wrong, at=[0.5]))
 
-    tied = found_fraction(scores, is_wrong, at=[0.5])
+    tied = found_curve(scores, is_wrong, at=[0.5])
 
     assert tied.found[0.5] == pytest.approx(mean(each.found[0.5] for each in orders))
     assert tied.area == pytest.approx(mean(each.area for each in orders))
@@ -68,7 +68,7 @@ def test_area_and_auroc_tell_the_same_story():
     is_wrong = torch.rand(200, generator=generator) < 0.1
     rate = float(is_wrong.double().mean())
 
-    curve = found_fraction(scores, is_wrong)
+    curve = found_curve(scores, is_wrong)
 
     assert curve.area == pytest.approx(curve.auroc * (1 - rate) + rate / 2)
 
@@ -79,7 +79,7 @@ def test_the_figures_agree_with_scikit_learn():
     scores = torch.randn(300, generator=generator)
     is_wrong = torch.rand(300, generator=generator) < 0.2
 
-    curve = found_fraction(scores, is_wrong)
+    curve = found_curve(scores, is_wrong)
 
     precision = metrics.average_precision_score(is_wrong.numpy(), scores.numpy())
     assert curve.auroc == pytest.approx(metrics.roc_auc_score(is_wrong.numpy(), scores.numpy()))
@@ -91,8 +91,8 @@ def test_the_order_of_the_examples_changes_nothing():
     is_wrong = torch.tensor([False, True, False, True, False])
     order = torch.tensor([4, 2, 0, 1, 3])
 
-    curve = found_fraction(scores, is_wrong)
-    shuffled = found_fraction(scores[order], is_wrong[order])
+    curve = found_curve(scores, is_wrong)
+    shuffled = found_curve(scores[order], is_wrong[order])
 
     assert curve.curve.equal(shuffled.curve)
     assert curve.average_precision == shuffled.average_precision
@@ -111,54 +111,4 @@ def test_the_order_of_the_examples_changes_nothing():
 )
 def test_rankings_that_cannot_be_judged_are_refused(scores, is_wrong, at, error, words):
     with pytest.raises(error, match=words):
-        found_fraction(torch.tensor(scores), torch.tensor(is_wrong), at=at)
-
-
-def test_flipped_labels_are_the_highest_scoring_wrong_ones():
-    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [0.0, 1.0, 2.0], [9.0, -1.0, -5.0]])
-    labels = torch.tensor([0, 1, 1, 0])
-
-    noisy, is_flipped = flip_labels(logits, labels, fraction=1.0, seed=0)
-
-    assert noisy.tolist() == [1, 0, 2, 1]
-    assert is_flipped.all()
-    assert labels.tolist() == [0, 1, 1, 0]
-
-
-def test_the_mask_marks_the_changed_labels_and_no_others():
-    logits = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 10, (200,), generator=torch.Generator().manual_seed(1))
-
-    noisy, is_flipped = flip_labels(logits, labels, fraction=0.1, seed=2)
-
-    assert int(is_flipped.sum()) == 20
-    assert (noisy != labels).equal(is_flipped)
-
-
-def test_the_seed_decides_which_labels_flip():
-    logits = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    labels = torch.zeros(100, dtype=torch.long)
-    generator = torch.Generator().manual_seed(5)
-
-    first, same, other = (flip_labels(logits, labels, 0.2, seed=seed)[1] for seed in (5, 5, 6))
-    by_generator = flip_labels(logits, labels, 0.2, seed=generator)[1]
-
-    assert first.equal(same)
-    assert first.equal(by_generator)
-    assert not first.equal(other)
-
-
-@pytest.mark.parametrize(
-    ("logits", "labels", "fraction", "error", "words"),
-    [
-        ([[1.0, 2.0]], [0, 1], 0.1, DataError, r"scores \[1, 2\] and labels \[2\]"),
-        ([[1.0], [2.0]], [0, 0], 0.1, DataError, "at least two classes"),
-        ([[1.0, 2.0]], [0.0], 0.1, LabelError, "torch.float32 came"),
-        ([[1.0, 2.0], [1.0, 2.0]], [0, 2], 0.1, LabelError, "0 to 1, but example 1 has 2"),
-        ([[1.0, float("inf")]], [0], 0.1, NonFiniteError, "scores of example 0"),
-        ([[1.0, 2.0]], [0], 10, QueryError, "share from 0 to 1; 10 was given"),
-    ],
-)
-def test_labels_that_cannot_be_flipped_are_refused(logits, labels, fraction, error, words):
-    with pytest.raises(error, match=words):
-        flip_labels(torch.tensor(logits), torch.tensor(labels), fraction, seed=0)
+        found_curve(torch.tensor(scores), torch.tensor(is_wrong), at=at)

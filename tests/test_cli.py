@@ -86,6 +86,53 @@ def test_mislabelled_ranks_every_training_example(begun, capsys, tmp_path):
     assert pq.read_table(tmp_path / "mislabelled.parquet").num_rows == 300
 
 
+def test_select_expands_queries_into_a_set_of_the_pool(begun, capsys, tmp_path):
+    code, out, _ = call(
+        capsys, "select", begun, "--query", "0,1", "-n", 7, "--out", tmp_path,
+        "--set", "select.normalise=cosine",
+    )  # fmt: skip
+
+    table = pq.read_table(tmp_path / "select.parquet")
+    settings = json.loads((tmp_path / "select.settings.json").read_text())
+    assert code == 0
+    assert "7 of 300 examples selected" in out
+    assert table.num_rows == 7
+    assert table["score"].to_pylist() == sorted(table["score"].to_pylist(), reverse=True)
+    assert settings["select"] == {"budget": 7, "normalise": "cosine", "duplicates": 0.98}
+    assert (settings["pool"], settings["query"]) == ("train", [0, 1])
+
+
+def test_select_takes_the_tasks_pool_and_keeps_duplicates_if_asked(begun, capsys, tmp_path):
+    text = (begun.parent / "task.py").read_text()
+    pool = '"pool": tuple(torch.cat([each, each]) for each in data(30, seed=5)),'
+    run = altered(begun, tmp_path, task=text.replace('"queries"', f'{pool}\n        "queries"'))
+
+    code, out, _ = call(capsys, "select", run, "--query", "0", "-n", 4)
+    kept, every, _ = call(
+        capsys, "select", run, "--query", "0", "-n", 4, "--set", "select.duplicates=none"
+    )
+
+    assert (code, kept) == (0, 0)
+    assert "4 of 60 examples selected" in out
+    assert "near-duplicates left out" in out
+    assert "left out" not in every
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("select.duplicates=98", "'select.duplicates' = 98, but it should be"),
+        ("select.budget=0", "'select.budget' = 0, but it should be greater than 0."),
+        ("select.normalise=query", "but it should be 'none' or 'cosine'."),
+    ],
+)
+def test_what_select_cannot_do_is_a_message(begun, capsys, setting, words):
+    code, _, err = call(capsys, "select", begun, "--query", "0", "--set", setting)
+
+    assert code == 2
+    assert words in err
+
+
 def test_self_influence_is_written_in_the_order_of_the_data(begun, capsys, tmp_path):
     code, _, _ = call(capsys, "self-influence", begun, "--out", tmp_path)
 
@@ -580,6 +627,7 @@ COMMANDS = [
     ["explain", "--query", "0"],
     ["explain", "--query", "0", "--index", "index", "--engine", "processes"],
     ["verify"],
+    ["select", "--query", "0"],
     ["replay", "--query", "0"],
     ["index", "build", "--engine", "processes"],
     ["index", "append"],
@@ -602,7 +650,9 @@ def test_a_missing_run_is_said_before_torch_is_imported(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.splitlines() == ["2 []"] * len(COMMANDS)
-    assert done.stderr.count("cannot be read: No such file or directory. 'tracin init") == 8
+    assert done.stderr.count("cannot be read: No such file or directory. 'tracin init") == len(
+        COMMANDS
+    )
 
 
 @pytest.mark.parametrize("workers", [0, -1])

@@ -9,6 +9,8 @@ from .analysis.contributions import Contributions as Contributions
 from .analysis.contributions import contributions as contributions
 from .analysis.correlations import Correlations as Correlations
 from .analysis.correlations import correlations as correlations
+from .analysis.selected_examples import SelectedExamples as SelectedExamples
+from .analysis.selected_examples import select as select
 from .analysis.selection import Selection as Selection
 from .analysis.selection import select_checkpoints as select_checkpoints
 from .analysis.training_losses import training_losses as training_losses

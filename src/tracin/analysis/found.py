@@ -2,13 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.errors import DataError, NonFiniteError, QueryError
+from tracin.analysis.arrays import cpu_tensor
+from tracin.analysis.given_scores import given_scores
+from tracin.analysis.plotting import as_percent, axes_for
+from tracin.errors import DataError, QueryError
+from tracin.results.table import aligned, arrow_table, numbers
+
+INSPECTED = (0.05, 0.1, 0.2, 0.3)
 
 
+@final
 @dataclass(frozen=True, eq=False)
 class FoundCurve:
     """What inspecting a ranking from its top finds (paper, section 4.1).
@@ -24,6 +33,7 @@ class FoundCurve:
         auroc: How often a wrong example stands above a right one.
         average_precision: The mean, over wrong examples, of the share of wrong ones among those
             inspected up to it.
+        wrong: How many examples are wrong.
     """
 
     found: Mapping[float, float]
@@ -31,16 +41,93 @@ class FoundCurve:
     area: float
     auroc: float
     average_precision: float
+    wrong: int
+
+    @property
+    def examples(self) -> int:
+        """How many examples were ranked."""
+        return len(self.curve) - 1
+
+    def random(self) -> "FoundCurve":
+        """What inspecting in a random order finds, on average over all orders."""
+        return found_curve(torch.zeros(self.examples), self._first_wrong(), tuple(self.found))
+
+    def best_possible(self) -> "FoundCurve":
+        """What inspecting all wrong examples first finds."""
+        is_wrong = self._first_wrong()
+        return found_curve(is_wrong.double(), is_wrong, tuple(self.found))
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One row per number of examples inspected: the share of them, and the share found."""
+        return {
+            "inspected": np.linspace(0, 1, self.examples + 1),
+            "found": numbers(self.curve),
+        }
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the curve, with random and best possible; returns the matplotlib axes.
+
+        Args:
+            ax: Axes to draw on; None for a new figure.
+
+        Raises:
+            QueryError: matplotlib is not installed.
+        """
+        axes = axes_for(ax)
+        draw_limits(axes, self)
+        axes.plot(self.columns()["inspected"], self.columns()["found"], label="found")
+        axes.legend()
+        return axes
+
+    def __str__(self) -> str:
+        rows = [figures(name, curve) for name, curve in self._rows().items()]
+        head = f"{self.wrong} of {self.examples} examples are wrong; the share of them found"
+        return f"{head}\n{aligned(headings(self), rows)}"
+
+    def _rows(self) -> dict[str, "FoundCurve"]:
+        return {
+            "this ranking": self,
+            "random": self.random(),
+            "best possible": self.best_possible(),
+        }
+
+    def _first_wrong(self) -> Tensor:
+        return torch.arange(self.examples) < self.wrong
 
 
-def found_fraction(
-    scores: Tensor, is_wrong: Tensor, at: Sequence[float] = (0.05, 0.1, 0.2, 0.3)
-) -> FoundCurve:
+def headings(curve: FoundCurve) -> list[str]:
+    """The columns of a table of found curves."""
+    shares = [f"at {100 * share:g} %" for share in curve.found]
+    return ["ranking", *shares, "area", "AUROC", "average precision"]
+
+
+def figures(name: str, curve: FoundCurve) -> list[Any]:
+    """One row of a table of found curves."""
+    return [name, *curve.found.values(), curve.area, curve.auroc, curve.average_precision]
+
+
+def draw_limits(axes: Any, curve: FoundCurve) -> None:
+    """Draw what a random order and the best possible one find, and name the axes."""
+    share = curve.wrong / curve.examples
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="random")
+    axes.plot([0, share, 1], [0, 1, 1], color="0.6", linestyle=":", label="best possible")
+    axes.set_xlabel("examples inspected")
+    axes.set_ylabel("wrong labels found")
+    as_percent(axes.xaxis)
+    as_percent(axes.yaxis)
+
+
+def found_curve(scores: Any, is_wrong: Any, at: Sequence[float] = INSPECTED) -> FoundCurve:
     """Inspect examples by decreasing score, and count the wrong ones found on the way.
 
     Args:
-        scores: [examples]; high is suspect.
-        is_wrong: [examples], bool: the truth, known where the errors were planted.
+        scores: [examples]; high is suspect: self-influence, an array, a baseline's scores, or
+            `tracin.Suspects` by the column that leads.
+        is_wrong: [examples], bool, in the order of the data: the truth, such as
+            `NoisyLabels.is_noisy`.
         at: Shares of the examples to inspect, above 0 and up to 1. Between two whole numbers of
             examples the curve is straight.
 
@@ -51,13 +138,17 @@ def found_fraction(
 
     Example:
         >>> import torch
-        >>> from tracin.analysis import found_fraction
+        >>> from tracin.analysis import found_curve
         >>> scores = torch.tensor([0.1, 0.9, 0.3, 0.2])
         >>> is_wrong = torch.tensor([False, True, False, True])
-        >>> found_fraction(scores, is_wrong, at=[0.25, 0.5]).found
-        {0.25: 0.5, 0.5: 0.5}
+        >>> print(found_curve(scores, is_wrong, at=[0.25, 0.5]))
+        2 of 4 examples are wrong; the share of them found
+        ranking        at 25 %  at 50 %   area  AUROC  average precision
+        this ranking       0.5      0.5  0.625   0.75             0.8333
+        random            0.25      0.5    0.5    0.5             0.6806
+        best possible      0.5        1   0.75      1                  1
     """
-    scores, is_wrong = _checked(scores, is_wrong)
+    scores, is_wrong = _checked(given_scores(scores), is_wrong)
     outside = [share for share in at if not 0 < share <= 1]
     if outside:
         raise QueryError(
@@ -89,27 +180,23 @@ def found_fraction(
         area=float(torch.trapezoid(curve)) / examples,
         auroc=float(wins) / (wrong * (examples - wrong)),
         average_precision=float((chance * precision).sum()) / wrong,
+        wrong=wrong,
     )
 
 
-def _checked(scores: Tensor, is_wrong: Tensor) -> tuple[Tensor, Tensor]:
-    scores, is_wrong = scores.detach().cpu(), is_wrong.detach().cpu()
-    if scores.ndim != 1 or is_wrong.shape != scores.shape or is_wrong.dtype != torch.bool:
+def _checked(scores: Tensor, is_wrong: Any) -> tuple[Tensor, Tensor]:
+    is_wrong = cpu_tensor(is_wrong)
+    if is_wrong.shape != scores.shape or is_wrong.dtype != torch.bool:
         raise DataError(
-            "One score and one bool an example are needed, both [examples]; came scores "
-            f"{list(scores.shape)} and is_wrong {list(is_wrong.shape)} of {is_wrong.dtype}."
+            "One score and one bool per example are needed, both [examples]; came scores "
+            f"{list(scores.shape)} and is_wrong {list(is_wrong.shape)} of {is_wrong.dtype}. Of "
+            "positions make a mask: mask[positions] = True."
         )
     wrong = int(is_wrong.sum())
     if wrong in (0, len(scores)):
         raise DataError(
             "A ranking can be judged only where some examples are wrong and others right; "
             f"is_wrong marks {wrong} of {len(scores)}."
-        )
-    nan = scores.isnan().nonzero()
-    if len(nan):
-        raise NonFiniteError(
-            f"The score of example {int(nan[0])} is NaN ({len(nan)} in all), which has no place "
-            "in a ranking. Leave these examples out, or mend what made the scores."
         )
     return scores, is_wrong
 

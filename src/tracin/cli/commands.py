@@ -206,6 +206,40 @@ def explain(
     _finish(opened, str(found), found.save, "explain", **chosen_queries.as_settings())
 
 
+@app.command("select")
+def select_examples(
+    run: RunFile,
+    query: Query,
+    budget: Annotated[
+        int | None, typer.Option("--budget", "-n", help="How many examples at most.")
+    ] = None,
+    sets: Set = None,
+    out: Out = None,
+) -> None:
+    """Expand a few examples into a set: those of a pool that help the model with them most.
+
+    The pool is the task's 'pool', or its training data. Near-duplicates are left out.
+    """
+    changed = [*(sets or []), *([f"select.budget={budget}"] if budget is not None else [])]
+    read_settings(run, changed)  # a mistake is reported before torch is imported
+    opened = opened_run(run, changed, out)
+    options, task = opened.settings.select, opened.task
+    chosen_queries = _queries(task, query)
+    from tracin import select
+
+    found = select(
+        opened.tracer,
+        task.train if task.pool is None else task.pool,
+        chosen_queries.queries,
+        options.budget,
+        normalise=None if options.normalise == "none" else options.normalise,
+        duplicates=None if options.duplicates == "none" else options.duplicates,
+        batch_size=opened.settings.tracin.batch_size,
+    )
+    where = {**chosen_queries.as_settings(), "pool": "train" if task.pool is None else "pool"}
+    _finish(opened, str(found), found.save, "select", **where)
+
+
 @app.command()
 def replay(
     run: RunFile,

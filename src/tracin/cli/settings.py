@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,9 @@ from pydantic import (
 from tracin.errors import RunFileError
 
 NEEDED = '[task] function = "task.py:task"'
+
+
+Cosine = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Table(BaseModel):
@@ -55,6 +58,14 @@ class MislabelledTable(_Table):
     rank_by: str = "self_influence"
 
 
+class SelectTable(_Table):
+    """What `select` takes."""
+
+    budget: PositiveInt = 100
+    normalise: Literal["none", "cosine"] = "none"
+    duplicates: Literal["none"] | Cosine = 0.98
+
+
 class ReplayTable(_Table):
     """What `replay` takes."""
 
@@ -89,6 +100,7 @@ class Settings(_Table):
     tracin: TracInTable = Field(default_factory=TracInTable)
     explain: ExplainTable = Field(default_factory=ExplainTable)
     mislabelled: MislabelledTable = Field(default_factory=MislabelledTable)
+    select: SelectTable = Field(default_factory=SelectTable)
     replay: ReplayTable = Field(default_factory=ReplayTable)
     index: IndexTable = Field(default_factory=IndexTable)
     output: OutputTable = Field(default_factory=OutputTable)

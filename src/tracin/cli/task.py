@@ -13,7 +13,7 @@ from tracin.errors import RunFileError
 from tracin.plain_text import a_kind
 
 NEEDED = ("model", "loss", "train", "checkpoints")
-OPTIONAL = ("queries", "optimizer", "training_loss")
+OPTIONAL = ("queries", "pool", "optimizer", "training_loss")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Task:
         train: The training data.
         checkpoints: The checkpoints.
         queries: Where queries come from; None for the training data.
+        pool: What `select` selects from; None for the training data.
         optimizer: As it trained the model, for a replay.
         training_loss: (model, batch) -> what was differentiated, for a replay; None for the mean
             of `loss`.
@@ -36,6 +37,7 @@ class Task:
     train: Any
     checkpoints: Any
     queries: Any = None
+    pool: Any = None
     optimizer: Any = None
     training_loss: Any = None
 

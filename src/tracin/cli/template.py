@@ -26,6 +26,11 @@ function = "task.py:task"
 [mislabelled]
 # rank_by = "self_influence"   # or "self_influence_last", "loss", "el2n", "margin"
 
+[select]
+# budget = 100                 # how many examples of the task's "pool", or of train, at most
+# normalise = "cosine"         # "none" or "cosine"
+# duplicates = 0.98            # cosine of gradients from which two count as one; "none" keeps all
+
 [replay]
 # k = 10
 # path = "first_order"         # "trapezoid" if left out; "midpoint"; "simpson"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracin.analysis import FoundCurve, flip_labels, found_fraction
+from tracin.analysis import FoundCurve, HighestWrong, found_curve, noisy_labels
 from tracin.demo.digits import Digits, open_digits
 from tracin.demo.figure import Row, draw
 from tracin.demo.pictures import Picture, a_digit, side_by_side
@@ -67,7 +67,8 @@ def _run(folder: Path, say: Say, repeats: int) -> None:
     )
     with torch.no_grad():
         scores = clean(digits.train_images)
-    labels, is_flipped = flip_labels(scores, digits.train_labels, NOISE, seed=SEED)
+    planted = noisy_labels(digits.train_labels, HighestWrong(scores), NOISE, seed=SEED)
+    labels, is_flipped = planted.labels, planted.is_noisy
     say(
         f"Now {int(is_flipped.sum())} of the {train:,} training labels ({NOISE:.0%}) are made "
         "wrong: each becomes the wrong digit that this net finds most likely. The paper's test of "
@@ -275,7 +276,7 @@ def found_curves(suspects: Suspects, is_flipped: Tensor) -> dict[str, FoundCurve
         "loss": suspects.loss,
         "EL2N": suspects.el2n,
     }
-    return {name: found_fraction(score, is_wrong, INSPECTED) for name, score in scores.items()}
+    return {name: found_curve(score, is_wrong, INSPECTED) for name, score in scores.items()}
 
 
 def found_table(curves: dict[str, FoundCurve], wrong: int) -> str:

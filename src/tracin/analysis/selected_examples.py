@@ -1,0 +1,392 @@
+"""A handful of hard examples, made a larger set: those of a pool that help the model with them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracin.analysis.plotting import axes_for
+from tracin.checks import one_of, positive_int
+from tracin.data import Examples, open_examples
+from tracin.errors import DataError, QueryError
+from tracin.guards import guarded
+from tracin.progress import bar
+from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.run import Run, checkpoint_pass, open_data, query_spans, score_dtype
+from tracin.scoring.batch_size import BatchSize, checked_size
+from tracin.scoring.score_request import ScoreRequest
+from tracin.scoring.settled import settled
+from tracin.scoring.top_k import top_k
+
+BLOCK = 256  # candidates whose gradients are compared with each other at once
+SHOWN = 10
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SelectedExamples:
+    """Examples of a pool that help with some targets, the best first. Printing it gives a table.
+
+    Attributes:
+        ids: [selected]; their ids.
+        positions: [selected]; their positions in the pool.
+        scores: [selected]; the influence on the targets, by which they were selected.
+        groups: [selected]; the group of targets that each helps most.
+        nearest: [selected]; the largest cosine with the gradient of a target or of an example
+            selected before; NaN where duplicates were not looked for.
+        dropped: Ids of the pool's examples left out as near-duplicates, and of what they are like;
+            the latter starts with "target " for a target.
+        budget: How many were asked for. Fewer come where no other example of the pool helps.
+        pool: How many examples the pool has.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    scores: Tensor
+    groups: np.ndarray
+    nearest: Tensor
+    dropped: tuple[tuple[Any, str], ...]
+    budget: int
+    pool: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """One row per selected example."""
+        return {
+            "rank": np.arange(1, len(self) + 1),
+            "id": self.ids,
+            "position": self.positions,
+            "score": numbers(self.scores),
+            "group": self.groups,
+            "nearest": numbers(self.nearest),
+        }
+
+    def save(self, path: Any) -> None:
+        """Write `columns` to a Parquet file: whole, or not at all."""
+        save_parquet(self.columns(), path)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the scores by rank; returns the matplotlib axes.
+
+        Args:
+            ax: Axes to draw on; None for a new figure.
+
+        Raises:
+            QueryError: matplotlib is not installed.
+        """
+        axes = axes_for(ax)
+        axes.plot(np.arange(1, len(self) + 1), numbers(self.scores))
+        axes.set_xlabel("selected examples, the best first")
+        axes.set_ylabel("influence on the targets")
+        return axes
+
+    def __str__(self) -> str:
+        columns = self.columns()
+        columns.pop("position")
+        if len(set(self.groups.tolist())) < 2:
+            columns.pop("group")
+        if bool(self.nearest.isnan().all()):
+            columns.pop("nearest")
+        rows = list(zip(*(each[:SHOWN].tolist() for each in columns.values()), strict=True))
+        head = f"{len(self)} of {self.pool} examples selected"
+        if len(self) < self.budget:
+            head += f" (of {self.budget} asked for: no other helps)"
+        if self.dropped:
+            head += f", {len(self.dropped)} near-duplicates left out"
+        more = f"\n... {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+        return f"{head}\n{aligned(list(columns), rows)}{more}"
+
+
+@guarded
+def select(
+    run: Run,
+    pool: Any,
+    targets: Any,
+    budget: int = 100,
+    *,
+    groups: Sequence[Any] | None = None,
+    normalise: str | None = None,
+    duplicates: float | None = 0.98,
+    batch_size: BatchSize = "auto",
+    progress: bool | None = None,
+) -> SelectedExamples:
+    """Select the examples of a pool whose training steps lower the loss of some targets most.
+
+    A few hard examples become a larger set to label, to look at or to train on: X. Han and
+    Y. Tsvetkov, "Fortifying toxic speech detectors against veiled toxicity", 2020,
+    https://arxiv.org/abs/2010.03154 (paper, section 6). By groups of targets, an example counts for
+    the group that it helps most: M. Xia et al., "LESS", 2024, https://arxiv.org/abs/2402.04333.
+    Only examples with a positive score are selected.
+
+    Near-duplicates are found by the cosine of the gradients over all checkpoints and traced
+    parameters, as the run weighs them: what is alike to this model, under this label, without a
+    feature extractor for each kind of data. Going down the ranking, an example that is too like a
+    target or one selected before is left out, as A. Abbas et al. do with features: "SemDeDup",
+    2023, https://arxiv.org/abs/2303.09540.
+
+    Args:
+        run: The model, its loss and its checkpoints; a `tracin.TracIn`.
+        pool: The examples to select from, with labels as the loss takes them.
+        targets: The examples to help with.
+        budget: How many to select at most.
+        groups: [targets]; which group each target belongs to, such as its class; None for one
+            group. A pool example's score is its mean influence on a group, the best of groups.
+        normalise: None for influence itself; "cosine" divides it by the lengths of the gradients of
+            the example and of the group, so that loud examples and groups do not lead.
+        duplicates: The cosine from which an example counts as a near-duplicate, up to 1; None to
+            keep all.
+        batch_size: "auto", or how many examples go through the model at once.
+        progress: None shows a bar on a terminal alone.
+
+    Raises:
+        QueryError: The budget, the groups or duplicates cannot be, or no example helps.
+        DataError: groups does not have one entry per target.
+        NonFiniteError: A loss or gradient is NaN or infinite.
+
+    Example:
+        >>> import torch, tracin
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> run = tracin.TracIn(model, "mse", [{"weight": torch.zeros(1, 2)}], learning_rates=[0.1])
+        >>> pool = torch.eye(2).repeat(2, 1), torch.tensor([1.0, 1.0, 2.0, -1.0])
+        >>> target = torch.tensor([[1.0, 0.5]]), torch.tensor([1.0])
+        >>> print(tracin.select(run, pool, target, budget=3))
+        2 of 4 examples selected (of 3 asked for: no other helps), 1 near-duplicates left out
+        rank  id  score  nearest
+           1   2    0.8   0.8944
+           2   1    0.2   0.4472
+    """
+    examples, asked = open_data(run, pool, "pool"), open_examples(targets, name="targets")
+    positive_int(budget, "budget", QueryError)
+    if normalise is not None:
+        one_of(normalise, ("cosine",), "normalise", QueryError, also="None")
+    limit = checked_cosine(duplicates)
+    names, members = grouped(groups, len(asked))
+    kernel = products(run, asked, asked, batch_size)
+    scores, squares = group_influence(run, examples, asked, members, batch_size, progress)
+    if normalise is not None:
+        sizes = torch.stack([kernel[one][:, one].mean().clamp(min=0).sqrt() for one in members])
+        lengths = squares.clamp(min=0).sqrt()[:, None] * sizes
+        scores = torch.where(lengths > 0, scores / lengths, 0.0)
+    best, group = scores.max(1)
+    order = top_k(best[None], len(best)).places[0]
+    order = order[best[order] > 0]
+    if not len(order):
+        raise QueryError(
+            f"None of the {len(examples)} examples of the pool has a positive influence on the "
+            "targets: training on them would not help. Look at other targets, or another pool."
+        )
+    if limit is None:
+        picked, nearest = order[:budget], torch.full((min(budget, len(order)),), torch.nan)
+        dropped: tuple[tuple[Any, str], ...] = ()
+    else:
+        walk = Deduplicated(run, examples, asked, kernel.diagonal(), limit, batch_size)
+        with bar(min(budget, len(order)), "near-duplicates", progress) as shown:
+            for step in walk.take(order, budget):
+                shown.update(step)
+        picked, nearest = torch.tensor(walk.picked), torch.tensor(walk.nearest)
+        dropped = tuple(walk.dropped)
+    places = picked.numpy()
+    return SelectedExamples(
+        examples.ids[places],
+        places,
+        best[picked].to(score_dtype(run)),
+        names[group[picked].numpy()],
+        nearest.double(),
+        dropped,
+        budget,
+        len(examples),
+    )
+
+
+@final
+class Deduplicated:
+    """Goes down a ranking of the pool, and leaves out what is too like something before it.
+
+    Args:
+        run: The run.
+        pool: The ranked examples.
+        targets: What no selected example may be too like, either.
+        lengths: [targets]; the targets' squared gradient lengths.
+        limit: The cosine from which two are too alike.
+        batch_size: How many examples go through the model at once.
+
+    Attributes:
+        picked: Positions in the pool, in the order of the ranking.
+        nearest: The largest cosine of each with a target or with one picked before.
+        dropped: Id of each example left out, and the name of what it is like.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        pool: Examples,
+        targets: Examples,
+        lengths: Tensor,
+        limit: float,
+        batch_size: BatchSize,
+    ) -> None:
+        self._run, self._pool, self._targets = run, pool, targets
+        self._target_lengths, self._limit, self._batch_size = lengths, limit, batch_size
+        self.picked: list[int] = []
+        self.nearest: list[float] = []
+        self.dropped: list[tuple[Any, str]] = []
+        self._picked_lengths: list[float] = []
+
+    def take(self, order: Tensor, budget: int) -> Iterator[int]:
+        """Go down the ranking until so many are picked; yields how many each block added."""
+        start = 0
+        while len(self.picked) < budget and start < len(order):
+            # Most candidates are kept, so a block is little more than what is still missing.
+            size = min(BLOCK, 2 * (budget - len(self.picked)))
+            block = order[start : start + size].tolist()
+            start += size
+            before = len(self.picked)
+            self._take_block(block, budget)
+            yield len(self.picked) - before
+
+    def _take_block(self, block: list[int], budget: int) -> None:
+        mine = self._pool.subset(block)
+        own = products(self._run, mine, mine, self._batch_size)
+        lengths = own.diagonal()
+        known = [self._cosines(mine, lengths, self._targets, self._target_lengths)]
+        names = [f"target {each}" for each in self._targets.ids]
+        for first in range(0, len(self.picked), BLOCK):
+            part = self.picked[first : first + BLOCK]
+            sizes = torch.tensor(self._picked_lengths[first : first + BLOCK], dtype=torch.float64)
+            known.append(self._cosines(mine, lengths, self._pool.subset(part), sizes))
+            names += [str(each) for each in self._pool.ids[part]]
+        before = torch.cat(known, 1)  # [block, targets + picked before]
+        among = cosines(own, lengths, lengths)
+        chosen: list[int] = []
+        for at, position in enumerate(block):
+            if len(self.picked) == budget:
+                return
+            near = torch.cat([before[at], among[at, chosen]])
+            most, where = near.max(0)
+            if float(most) >= self._limit:
+                whose = [*names, *(str(self._pool.ids[block[each]]) for each in chosen)]
+                self.dropped.append((self._pool.ids[position], whose[int(where)]))
+                continue
+            chosen.append(at)
+            self.picked.append(position)
+            self.nearest.append(float(most))
+            self._picked_lengths.append(float(lengths[at]))
+
+    def _cosines(self, mine: Examples, own: Tensor, other: Examples, sizes: Tensor) -> Tensor:
+        return cosines(products(self._run, mine, other, self._batch_size), own, sizes)
+
+
+def cosines(product: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+    """Products of gradients over their lengths; 0 where one has none.
+
+    Args:
+        product: [ours, theirs].
+        ours: [ours]; squared lengths.
+        theirs: [theirs]; squared lengths.
+    """
+    lengths = ours.clamp(min=0).sqrt()[:, None] * theirs.clamp(min=0).sqrt()
+    return torch.where(lengths > 0, product / lengths, 0.0)
+
+
+@settled
+def products(run: Run, train: Examples, queries: Examples, batch_size: BatchSize) -> Tensor:
+    """The influence of some examples on others, float64 on the CPU: [train, queries]."""
+    found = torch.zeros(len(train), len(queries), dtype=torch.float64)
+    walk = checkpoint_pass(run)
+    for span in query_spans(run, len(queries)):
+        request = ScoreRequest(queries, span)
+        for step in walk.steps(
+            train, range(len(train)), request, checked_size(batch_size), False, "products"
+        ):
+            if step.scores is not None:
+                rows = slice(step.positions.start, step.positions.stop)
+                found[rows, span.start : span.stop] += step.scores.detach().cpu().double()
+    return found
+
+
+@settled
+def group_influence(
+    run: Run,
+    pool: Examples,
+    targets: Examples,
+    members: Sequence[Tensor],
+    batch_size: BatchSize,
+    progress: bool | None,
+) -> tuple[Tensor, Tensor]:
+    """The mean influence of every example of a pool on each group, and its squared length.
+
+    [pool, groups] is held, never [pool, targets].
+
+    Args:
+        run: The run.
+        pool: The examples.
+        targets: All targets.
+        members: Per group, the positions of its targets.
+        batch_size: How many examples go through the model at once.
+        progress: Whether to show a bar.
+
+    Returns:
+        [pool, groups] and [pool], float64.
+    """
+    scores = torch.zeros(len(pool), len(members), dtype=torch.float64)
+    squares = torch.zeros(len(pool), dtype=torch.float64)
+    # Each target's part in each group's mean: [targets, groups].
+    parts = torch.zeros(len(targets), len(members), dtype=torch.float64)
+    for at, one in enumerate(members):
+        parts[one, at] = 1 / len(one)
+    is_one = len(members) == 1
+    walk = checkpoint_pass(run)
+    # One group is one sum of gradients, however many targets it has.
+    for span in [range(len(targets))] if is_one else query_spans(run, len(targets)):
+        request = ScoreRequest(targets, span, together=is_one, norms=span.start == 0)
+        share = parts[:1] if is_one else parts[span.start : span.stop]
+        for step in walk.steps(
+            pool, range(len(pool)), request, checked_size(batch_size), progress, "select"
+        ):
+            rows = slice(step.positions.start, step.positions.stop)
+            if step.scores is not None:
+                scores[rows] += step.scores.detach().cpu().double() @ share
+            if step.norms is not None:
+                squares[rows] += step.norms.cpu()
+    return scores, squares
+
+
+def grouped(groups: Sequence[Any] | None, targets: int) -> tuple[np.ndarray, list[Tensor]]:
+    """The names of the groups, and the positions of each one's targets.
+
+    Raises:
+        DataError: There is not one entry per target.
+    """
+    if groups is None:
+        return np.array(["all"], dtype=object), [torch.arange(targets)]
+    column = groups.detach().cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
+    if column.shape != (targets,):
+        raise DataError(
+            f"groups has one entry for each of the {targets} targets; {list(column.shape)} was "
+            "given. Leave it out to make all targets one group."
+        )
+    names, inverse = np.unique(column, return_inverse=True)
+    return names, [torch.from_numpy((inverse == at).nonzero()[0]) for at in range(len(names))]
+
+
+def checked_cosine(limit: float | None) -> float | None:
+    """The cosine from which two examples count as near-duplicates; None for never.
+
+    Raises:
+        QueryError: It is no such number.
+    """
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if limit is not None and not (is_number and 0 < limit <= 1):
+        raise QueryError(
+            "duplicates is None or the cosine from which two gradients count as the same, above 0 "
+            f"and up to 1; {limit!r} was given."
+        )
+    return limit

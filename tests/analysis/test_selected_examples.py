@@ -1,0 +1,186 @@
+"""A few targets expanded from a pool, against the plain way: one gradient per example."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import tracin
+from tracin import select
+from tracin.errors import DataError, QueryError
+
+
+@pytest.fixture
+def task():
+    """A net at three checkpoints, a pool of 40 with four copies, and five targets."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+    model = model.double()
+    states = []
+    for _ in range(3):
+        for each in model.parameters():
+            each.data += 0.3 * torch.randn_like(each)
+        states.append({name: each.clone() for name, each in model.state_dict().items()})
+    run = tracin.TracIn(model, "cross_entropy", states, learning_rates=[0.3, 0.2, 0.1])
+    inputs, labels = torch.randn(40, 4).double(), torch.arange(40) % 3
+    inputs[36:], labels[36:] = inputs[:4] + 1e-4, labels[:4]
+    targets = torch.randn(5, 4).double(), torch.tensor([0, 1, 2, 0, 1])
+    return run, (inputs, labels), targets
+
+
+def gradients(run, data):
+    """Each example's gradients at all checkpoints, times the roots of weights: [examples, all]."""
+    found = []
+    state = {name: each.clone() for name, each in run.model.state_dict().items()}
+    for checkpoint, weight in zip(run.checkpoints, run.weights, strict=True):
+        run.model.load_state_dict(checkpoint.weights())
+        rows = []
+        for at in range(len(data[1])):
+            loss = F.cross_entropy(run.model(data[0][at : at + 1]), data[1][at : at + 1])
+            each = torch.autograd.grad(loss, list(run.model.parameters()))
+            rows.append(torch.cat([one.flatten() for one in each]) * weight**0.5)
+        found.append(torch.stack(rows))
+    run.model.load_state_dict(state)
+    return torch.cat(found, 1)
+
+
+def plainly(ours, theirs, groups, budget, cosine, limit):
+    """The selected positions and scores, and how many were dropped, one candidate after another."""
+    names = sorted(set(groups))
+    means = [theirs[[at for at, g in enumerate(groups) if g == name]].mean(0) for name in names]
+    scores = []
+    for row in ours:
+        lengths = [float(row.norm() * one.norm()) if cosine else 1 for one in means]
+        scores.append(max(float(row @ one) / by for one, by in zip(means, lengths, strict=True)))
+    picked, dropped = [], 0
+    before = list(theirs)
+    for at in sorted(range(len(ours)), key=lambda at: -scores[at]):
+        if len(picked) == budget or scores[at] <= 0:
+            break
+        near = max(float(F.cosine_similarity(ours[at], one, dim=0)) for one in before)
+        if limit is not None and near >= limit:
+            dropped += 1
+            continue
+        picked.append(at)
+        before.append(ours[at])
+    return picked, [scores[at] for at in picked], dropped
+
+
+@pytest.mark.parametrize("limit", [None, 0.999, 0.7])
+@pytest.mark.parametrize("normalise", [None, "cosine"])
+@pytest.mark.parametrize("groups", [None, [0, 1, 2, 0, 1]])
+@pytest.mark.parametrize("budget", [3, 15, 40])
+def test_the_selected_are_those_of_the_plain_way(
+    task, groups, normalise, limit, budget, monkeypatch
+):
+    run, pool, targets = task
+    monkeypatch.setattr("tracin.analysis.selected_examples.BLOCK", 4)
+
+    told = select(run, pool, targets, budget, groups=groups, normalise=normalise, duplicates=limit)
+
+    picked, scores, dropped = plainly(
+        gradients(run, pool), gradients(run, targets), groups or [0] * 5, budget,
+        normalise == "cosine", limit,
+    )  # fmt: skip
+    assert told.positions.tolist() == picked
+    assert told.scores.tolist() == pytest.approx(scores)
+    assert len(told.dropped) == dropped
+
+
+def test_copies_are_left_out_and_named(task):
+    run, pool, targets = task
+
+    every = select(run, pool, targets, 40, duplicates=None)
+    told = select(run, pool, targets, 40)
+
+    copies = {at for at in every.positions.tolist() if at < 4}
+    assert copies
+    for at in copies:
+        assert (at in told.positions) != (at + 36 in told.positions)
+    pairs = {(min(one, int(other)), max(one, int(other))) for one, other in told.dropped}
+    assert {(at, at + 36) for at in copies} <= pairs
+    assert all(math.isnan(each) for each in every.nearest.tolist())
+    assert bool((told.nearest < 0.98).all())
+
+
+def test_a_target_in_the_pool_is_no_discovery(task):
+    run, pool, _ = task
+    targets = pool[0][[7]], pool[1][[7]]
+
+    told = select(run, pool, targets, 5)
+
+    assert 7 not in told.positions
+    assert (7, "target 0") in told.dropped
+    assert 7 in select(run, pool, targets, 5, duplicates=None).positions
+
+
+def test_each_example_counts_for_the_group_it_helps_most(task):
+    run, pool, targets = task
+    groups = ["a", "b", "c", "a", "b"]
+
+    told = select(run, pool, targets, 10, groups=groups, duplicates=None)
+
+    influence = run.influence(pool, targets)
+    for at, name, score in zip(told.positions, told.groups, told.scores, strict=True):
+        means = {
+            each: float(influence[at, [i for i, g in enumerate(groups) if g == each]].mean())
+            for each in "abc"
+        }
+        assert name == max(means, key=lambda each: means[each])
+        assert float(score) == pytest.approx(means[name])
+
+
+def test_queries_in_parts_and_ids_give_the_same(task, monkeypatch):
+    run, pool, targets = task
+    whole = select(run, pool, targets, 10, groups=[0, 1, 2, 0, 1])
+    names = [f"text {at}" for at in range(40)]
+    monkeypatch.setattr("tracin.run.HELD", 20)
+
+    parts = select(run, tracin.WithIds(pool, names), targets, 10, groups=[0, 1, 2, 0, 1])
+
+    assert parts.positions.tolist() == whole.positions.tolist()
+    assert parts.ids.tolist() == [f"text {at}" for at in whole.positions]
+    assert parts.scores.tolist() == pytest.approx(whole.scores.tolist())
+
+
+def test_a_selection_prints_saves_and_draws(task, tmp_path):
+    run, pool, targets = task
+    told = select(run, pool, targets, 40, groups=[0, 1, 2, 0, 1])
+
+    told.save(tmp_path / "told.parquet")
+
+    lines = str(told).splitlines()
+    assert "of 40 asked for: no other helps" in lines[0]
+    assert "near-duplicates left out" in lines[0]
+    assert lines[1].split() == ["rank", "id", "score", "group", "nearest"]
+    assert (tmp_path / "told.parquet").is_file()
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    assert len(told.plot().get_lines()) == 1
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"budget": 0}, QueryError, "budget is a whole number of at least 1; 0 was given"),
+        ({"duplicates": 98}, QueryError, "above 0 and up to 1; 98 was given"),
+        ({"normalise": "query"}, QueryError, 'None or one of "cosine"'),
+        ({"groups": [0, 1]}, DataError, r"each of the 5 targets; \[2\] was given"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_refused(task, options, error, words):
+    run, pool, targets = task
+
+    with pytest.raises(error, match=words):
+        select(run, pool, targets, **options)
+
+
+def test_a_pool_that_does_not_help_is_said():
+    model = torch.nn.Linear(1, 1, bias=False)
+    run = tracin.TracIn(model, "mse", [{"weight": torch.zeros(1, 1)}], learning_rates="equal")
+    target = torch.ones(1, 1), torch.tensor([1.0])
+
+    with pytest.raises(QueryError, match="None of the 2 examples of the pool has a positive"):
+        select(run, (torch.ones(2, 1), torch.tensor([-1.0, -2.0])), target)
