@@ -1,0 +1,119 @@
+"""What ranks MNIST's training images and explains its test images: TracInCP and its rivals."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import tracin
+from tracin import baselines
+
+Pair = tuple[Tensor, Tensor]
+DIM = 1024  # numbers per gradient and checkpoint, in place of 242,762
+SHOWN = 3  # proponents, and as many opponents
+STEPS = 10_000  # of L-BFGS, at most
+
+
+@dataclass(frozen=True)
+class InfluenceSettings:
+    """How influence functions over all parameters are kept affordable.
+
+    Attributes:
+        damping: Added to each eigenvalue of the Hessian, which has negative ones.
+        steps: Of conjugate gradient, at most.
+        curvature: How many training examples the Hessian is the mean of.
+        examples: How many training examples are asked for their influence on themselves.
+    """
+
+    damping: float
+    steps: int
+    curvature: int
+    examples: int
+
+    def __str__(self) -> str:
+        return f"{self.damping:g}, {self.steps}, {self.curvature}, {self.examples}"
+
+
+def scores_of(run: tracin.TracIn, train: Pair, seed: int) -> dict[str, Any]:
+    """`scores` by name, [train] and high where suspect, and `seconds` by name."""
+    checkpoints = run.checkpoints
+    equal = tracin.TracIn(run.model, "cross_entropy", checkpoints, learning_rates="equal")
+    last = tracin.TracIn(run.model, "cross_entropy", checkpoints[-1:])
+    of_layer = tracin.TracIn(run.model, "cross_entropy", checkpoints, parameters="last")
+    ways: dict[str, Callable[[], Any]] = {
+        "TracInCP": lambda: run.self_influence(train),
+        "TracInCP, last layer": lambda: of_layer.self_influence(train),
+        "TracInCP, last checkpoint": lambda: last.self_influence(train),
+        "TracInCP, equal weights": lambda: equal.self_influence(train),
+        "TracInCP, random projection": lambda: projected(run, train, seed),
+        "representer points": lambda: baselines.RepresenterPoints(run, steps=STEPS).scores(train),
+        "loss": lambda: baselines.Loss(run).scores(train),
+        "EL2N": lambda: baselines.EL2N(run).scores(train),
+        "margin": lambda: baselines.Margin(run).scores(train),
+        "confident learning": lambda: baselines.ConfidentLearning(run).scores(train),
+    }
+    scores, seconds = {}, {}
+    for name, way in ways.items():
+        start = perf_counter()
+        scores[name] = torch.from_numpy(np.array(way())).double()
+        seconds[name] = perf_counter() - start
+    return {"scores": scores, "seconds": seconds}
+
+
+def projected(run: tracin.TracIn, train: Pair, seed: int) -> Tensor:
+    """Self-influence from random projections of the gradients: [train]."""
+    with TemporaryDirectory() as folder:
+        index = run.index(train, folder, tracin.Projection(DIM, seed), recall_queries=0)
+        return torch.from_numpy(np.array(index.table()["self_influence_sketched"]))
+
+
+def influence_functions(
+    run: tracin.TracIn, train: Pair, settings: InfluenceSettings, seed: int
+) -> dict[str, Any]:
+    """What leaving an example out does to its own loss, all parameters, for a random sample."""
+    order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(seed))
+    positions = order[: settings.examples]
+    start = perf_counter()
+    fitted = fitted_influence(run, train, settings)
+    scores = fitted.scores((train[0][positions], train[1][positions]), batch_size=50)
+    return {
+        "positions": positions,
+        "values": torch.from_numpy(scores.values),
+        "seconds": perf_counter() - start,
+    }
+
+
+def fitted_influence(
+    run: tracin.TracIn, train: Pair, settings: InfluenceSettings
+) -> baselines.FittedInfluence:
+    """Influence functions at the last checkpoint, with the curvature of the first examples."""
+    # A residual of a hundredth changes no rank worth reading, at a third of the steps.
+    solver = baselines.ConjugateGradient(tolerance=1e-2, steps=settings.steps)
+    method = baselines.InfluenceFunctions(run, damping=settings.damping, solver=solver)
+    return method.fit((train[0][: settings.curvature], train[1][: settings.curvature]))
+
+
+def explained(
+    run: tracin.TracIn, train: Pair, queries: Pair, settings: InfluenceSettings
+) -> dict[str, Any]:
+    """The strongest proponents, then opponents, by method: `positions` and `values` [queries, n]."""
+    influence = {
+        "TracInCP": run.influence(train, queries).double(),
+        "influence functions": fitted_influence(run, train, settings).influence(train, queries),
+        "representer points": baselines.RepresenterPoints(run, steps=STEPS).influence(
+            train, queries
+        ),
+    }
+    lists = {}
+    for name, each in influence.items():
+        best, worst = each.topk(SHOWN, dim=0), each.topk(SHOWN, dim=0, largest=False)
+        lists[name] = {
+            "positions": torch.cat([best.indices, worst.indices]).T.contiguous(),
+            "values": torch.cat([best.values, worst.values]).T.contiguous(),
+        }
+    return lists
