@@ -38,7 +38,9 @@ class Recipe:
     @property
     def checkpoint_epochs(self) -> list[int]:
         """Every 30th epoch from the 20th of 140 (paper, 4.3), or as far along fewer epochs."""
-        return sorted({max(1, round(each * self.epochs / PAPER_EPOCHS)) for each in PAPER_CHECKPOINTS})
+        return sorted(
+            {max(1, round(each * self.epochs / PAPER_EPOCHS)) for each in PAPER_CHECKPOINTS}
+        )
 
 
 def shortened(scale: float, seed: int) -> Recipe:
