@@ -27,9 +27,9 @@ from tracin.tracing import Quadrature
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ONE_BY_ONE = (400, 5, 0.02)  # images, epochs, rate
-QUICK_ONE_BY_ONE = (60, 2, 0.02)
-QUICK = 1000  # images
+ONE_BY_ONE = (200, 4, 0.02)  # images, epochs, rate
+QUICK_ONE_BY_ONE = (30, 2, 0.02)
+QUICK = 500  # images
 AT = (0.1, 0.2)
 POINTS = 10_000  # of figure 7 that are drawn
 PAPER = {
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 def recipe_of(experiment: Experiment, seed: int) -> Recipe:
     """How to train in batches: as the paper did, shortened."""
     if experiment.options.is_quick:
-        return Recipe(epochs=6, rate=0.1, batch=50, seed=seed)
+        return Recipe(epochs=5, rate=0.1, batch=50, seed=seed)
     return shortened(experiment.options.scale, seed)
 
 

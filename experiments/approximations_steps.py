@@ -54,7 +54,7 @@ def traced(images: Images, recipe: Recipe, folder: Path) -> dict[str, Any]:
                         loss = F.cross_entropy(model(train[0][rows]), train[1][rows])
                     loss.backward()
                     optimizer.step()
-                    total += len(rows) * float(loss)
+                    total += len(rows) * loss.item()
                 losses.append(total / len(train[1]))
                 recorder.epoch()
         seconds = process_time() - start
@@ -106,6 +106,7 @@ def choices(
 ) -> list[dict[str, Any]]:
     """Selections of checkpoints against every step, first order: name, epochs and correlations."""
     every = tracin.open_checkpoints(folder)
+    steps = [one.step for one in every]
     rows = part_of(images, recipe)
     train = images.train_images[rows], images.train_labels[rows]
     products: dict[int, Tensor] = {}
@@ -142,7 +143,7 @@ def choices(
         chosen = tracin.select_checkpoints(
             every, min(budget, len(every)), by=by, losses=losses, weights=weights
         )
-        epochs = [every.index(one) for one in chosen.checkpoints]
+        epochs = [steps.index(one.step) for one in chosen.checkpoints]
         numbers = [float(np.mean(list(w.values())) if isinstance(w, dict) else w)
                    for w in chosen.weights]  # fmt: skip
         found.append(_row(name, epochs, reference, weighted(epochs, numbers)))

@@ -126,7 +126,7 @@ def report(
 def recipe_of(experiment: Experiment, seed: int, share: float = 1.0) -> Recipe:
     """How to train: as the paper did, shortened."""
     if experiment.options.is_quick:
-        return Recipe(epochs=8, rate=0.1, batch=50, seed=seed)
+        return Recipe(epochs=5, rate=0.1, batch=50, seed=seed)
     return shortened(share * experiment.options.scale, seed)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import tracin
 from tracin import baselines
-from tracin.analysis import flip_labels, found_fraction
+from tracin.analysis import HighestWrong, found_curve, noisy_labels
 from tracin.errors import DataError, LossError, QueryError, UnsupportedModelError
 
 from .conftest import Task, run_of
@@ -188,11 +188,12 @@ def test_planted_labels_are_found(network: Task):
     state = network.run.checkpoints[-1].weights()
     network.model.load_state_dict(dict(state))
     with torch.no_grad():
-        noisy, is_wrong = flip_labels(network.model.eval()(inputs), labels, 0.1, seed=0)
+        planted = noisy_labels(labels, HighestWrong(network.model.eval()(inputs)), 0.1, seed=0)
+    noisy, is_wrong = planted.labels, planted.is_noisy
 
     for method in all_of(network.run):
         found = method.scores((inputs, noisy))
-        auroc = found_fraction(torch.from_numpy(found.values), is_wrong).auroc
+        auroc = found_curve(found.values, is_wrong).auroc
         assert auroc > 0.7, f"{name_of(method)}: {auroc}"
 
 
