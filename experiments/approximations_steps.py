@@ -140,8 +140,9 @@ def choices(
                   weighted([e - 1 for e in recipe.checkpoint_epochs],
                            [1.0] * len(recipe.checkpoint_epochs)))]  # fmt: skip
     for name, by, budget, weights in wanted:
+        most = len(every) - (by == "loss_drop")  # the first has no loss before it
         chosen = tracin.select_checkpoints(
-            every, min(budget, len(every)), by=by, losses=losses, weights=weights
+            every, min(budget, most), by=by, losses=losses, weights=weights
         )
         epochs = [steps.index(one.step) for one in chosen.checkpoints]
         numbers = [float(np.mean(list(w.values())) if isinstance(w, dict) else w)

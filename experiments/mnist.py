@@ -43,8 +43,8 @@ NOISE = 0.1
 INSPECTED = (0.0, 0.1)
 RETRAINED = ("TracInCP", "representer points", "EL2N")
 RETRAINING = 0.25  # of the epochs: many trainings
-QUICK = 1000  # images
-INFLUENCE = InfluenceSettings(damping=1.0, steps=20, curvature=1000, probes=24)
+QUICK = 800  # images
+INFLUENCE = InfluenceSettings(damping=1.0, steps=20, curvature=500, probes=16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,7 @@ class Seed:
         planted: The wrong labels.
         scores: By name, [train], high where suspect.
         costs: By name, seconds on the machine of the run.
+        damping: That influence functions needed.
         retrained: `values` [rankings, fractions] and `limit`, test accuracies.
     """
 
@@ -65,6 +66,7 @@ class Seed:
     planted: NoisyLabels
     scores: Mapping[str, Tensor]
     costs: Mapping[str, float]
+    damping: float
     retrained: Mapping[str, Tensor]
 
 
@@ -102,7 +104,8 @@ def report(
         "functions are over all parameters at the last checkpoint: "
         f"{influence.probes} random vectors in place of the examples' gradients, {influence.steps} "
         f"steps of conjugate gradient at most, the Hessian of {influence.curvature:,} images, "
-        f"damping {influence.damping:g}."
+        f"damping {', '.join(f'{each.damping:g}' for each in found)}, doubled from "
+        f"{influence.damping:g} until the Hessian was positive definite."
     )
     mnist_report.found(
         experiment,
@@ -152,7 +155,7 @@ def one_seed(
     )
     every["influence functions"] = influential["values"]
     costs = {**ranked["seconds"], "influence functions": influential["seconds"]}
-    return Seed(clean, noisy, planted, every, costs, again)
+    return Seed(clean, noisy, planted, every, costs, influential["damping"], again)
 
 
 def run_of(states: list[dict[str, Tensor]], recipe: Recipe) -> tracin.TracIn:

@@ -25,7 +25,8 @@ class InfluenceSettings:
     """How influence functions over all parameters are kept affordable.
 
     Attributes:
-        damping: Added to each eigenvalue of the Hessian, which has negative ones.
+        damping: Added to each eigenvalue of the Hessian, which has negative ones; doubled until it
+            outweighs them.
         steps: Of conjugate gradient, at most.
         curvature: How many training examples the Hessian is the mean of.
         probes: How many random vectors stand for the examples' own gradients, when influence on
@@ -84,19 +85,36 @@ def influence_functions(
 ) -> dict[str, Any]:
     """What leaving an example out does to its own loss, over all parameters: `values` [train]."""
     start = perf_counter()
-    fitted = fitted_influence(run, train, settings)
-    scores = fitted.estimated_scores(train, probes=settings.probes, seed=seed)
-    return {"values": torch.from_numpy(scores.values), "seconds": perf_counter() - start}
+
+    def ask(fitted: baselines.FittedInfluence) -> Tensor:
+        scores = fitted.estimated_scores(train, probes=settings.probes, seed=seed)
+        return torch.from_numpy(scores.values)
+
+    values, damping = damped(run, train, settings, ask)
+    return {"values": values, "damping": damping, "seconds": perf_counter() - start}
 
 
-def fitted_influence(
-    run: tracin.TracIn, train: Pair, settings: InfluenceSettings
-) -> baselines.FittedInfluence:
-    """Influence functions at the last checkpoint, with the curvature of the first examples."""
+def damped(
+    run: tracin.TracIn,
+    train: Pair,
+    settings: InfluenceSettings,
+    ask: Callable[[baselines.FittedInfluence], Tensor],
+) -> tuple[Tensor, float]:
+    """Ask influence functions at the last checkpoint, with as much damping as its Hessian needs.
+
+    The curvature is that of the first training examples. Damping is doubled for as long as the
+    Hessian is found not to be positive definite.
+    """
+    few = train[0][: settings.curvature], train[1][: settings.curvature]
     # A residual of a hundredth changes no rank worth reading, at a third of the steps.
     solver = baselines.ConjugateGradient(tolerance=1e-2, steps=settings.steps)
-    method = baselines.InfluenceFunctions(run, damping=settings.damping, solver=solver)
-    return method.fit((train[0][: settings.curvature], train[1][: settings.curvature]))
+    damping = settings.damping
+    while True:
+        method = baselines.InfluenceFunctions(run, damping=damping, solver=solver)
+        try:
+            return ask(method.fit(few)), damping
+        except tracin.CurvatureError:
+            damping *= 2
 
 
 def explained(
@@ -105,7 +123,9 @@ def explained(
     """The strongest proponents, then opponents, by method: [queries, shown] each."""
     influence = {
         "TracInCP": run.influence(train, queries).double(),
-        "influence functions": fitted_influence(run, train, settings).influence(train, queries),
+        "influence functions": damped(
+            run, train, settings, lambda fitted: fitted.influence(train, queries)
+        )[0],
         "representer points": representers(run).influence(train, queries),
     }
     lists = {}
