@@ -18,6 +18,7 @@ DIM = 1024  # numbers per gradient and checkpoint, in place of 242,762
 SHOWN = 3  # proponents, and as many opponents
 # L-BFGS over all features: sums that miss the class scores by a hundredth rank the same.
 STEPS, TOLERANCE = 200, 1e-2
+MOST_DAMPING = 1000  # times the first
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,14 @@ def damped(
     few = train[0][: settings.curvature], train[1][: settings.curvature]
     # A residual of a hundredth changes no rank worth reading, at a third of the steps.
     solver = baselines.ConjugateGradient(tolerance=1e-2, steps=settings.steps)
-    damping = settings.damping
+    damping, enough = settings.damping, MOST_DAMPING * settings.damping
     while True:
         method = baselines.InfluenceFunctions(run, damping=damping, solver=solver)
         try:
             return ask(method.fit(few)), damping
         except tracin.CurvatureError:
+            if damping >= enough:
+                raise
             damping *= 2
 
 
