@@ -4,8 +4,8 @@ TRACIN_DATA=data python -m experiments.approximations --threads 1
 TRACIN_DATA=data python -m experiments.approximations --quick      # seconds: a few images
 
 Two trainings on MNIST: one image per step, where TracInIdeal is defined, on a subset; and the
-paper's own in batches, on right labels. --scale shortens the second: a share of the 140 epochs, at
-a rate higher by as much.
+paper's own in batches, on right labels. --scale shortens the second: the first share of its 140
+epochs.
 """
 
 import sys
@@ -19,7 +19,7 @@ import tracin
 from experiments import approximations_ideal, approximations_steps
 from experiments.harness import Experiment, parsed
 from experiments.mnist_images import Images, first, open_mnist
-from experiments.training import Recipe, shortened
+from experiments.training import PAPER_EPOCHS, Recipe
 from tracin.analysis import found_curve
 from tracin.analysis.intervals import seed_interval
 from tracin.tracing import Quadrature
@@ -61,10 +61,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def recipe_of(experiment: Experiment, seed: int) -> Recipe:
-    """How to train in batches: as the paper did, shortened."""
+    """How to train in batches: as the paper did, or the first epochs of it.
+
+    The rate stays, since the size of steps decides how good first order is.
+    """
     if experiment.options.is_quick:
-        return Recipe(epochs=5, rate=0.1, batch=50, seed=seed)
-    return shortened(experiment.options.scale, seed)
+        return Recipe(epochs=5, rate=0.03, batch=50, seed=seed)
+    return Recipe(max(5, experiment.scaled(PAPER_EPOCHS)), seed=seed)
 
 
 def in_batches(experiment: Experiment, images: Images, seed: int) -> dict[str, Any]:
@@ -72,15 +75,16 @@ def in_batches(experiment: Experiment, images: Images, seed: int) -> dict[str, A
     recipe = recipe_of(experiment, seed)
     folder = experiment.options.folder / f"checkpoints-{seed}"
     traced = experiment.step(
-        f"in batches/{seed}", lambda: approximations_steps.traced(images, recipe, folder)
+        f"in batches/{seed}/{recipe.rate:g}",
+        lambda: approximations_steps.traced(images, recipe, folder),
     )
     reference = traced["scores"][Quadrature.FIRST_ORDER.value]
     choices = experiment.step(
-        f"checkpoints/{seed}",
+        f"checkpoints/{seed}/{recipe.rate:g}",
         lambda: approximations_steps.choices(images, recipe, folder, traced["losses"], reference),
     )
     projections = experiment.step(
-        f"projections/{seed}",
+        f"projections/{seed}/{recipe.rate:g}",
         lambda: approximations_steps.projections(images, recipe, folder, reference),
     )
     return {**traced, "choices": choices, "projections": projections}
@@ -247,7 +251,7 @@ def _choices(batches: Sequence[Mapping[str, Any]]) -> "Figure":
     left.set_yticks(range(len(labels)), labels, fontsize=7)
     left.invert_yaxis()
     left.set_xlabel("r with first order, every step")
-    left.legend(fontsize=8, loc="lower left")
+    left.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncol=2, frameon=False)
     sizes = batches[0]["projections"][:-1]
     for key in ("exact pooled", "exact per query", "steps pooled", "steps per query"):
         each = torch.tensor(
@@ -258,7 +262,9 @@ def _choices(batches: Sequence[Mapping[str, Any]]) -> "Figure":
         right.errorbar(
             list(approximations_steps.DIMS), found.mean.numpy(), error, marker="o", label=key
         )
-    right.set_xscale("log", base=4)
+    right.set_xscale("log")
+    right.set_xticks(approximations_steps.DIMS, [f"{dim:,}" for dim in approximations_steps.DIMS])
+    right.minorticks_off()
     right.set_xlabel("numbers that a gradient is projected to")
     right.set_ylabel("r")
     right.legend(fontsize=8, title="against")

@@ -100,8 +100,8 @@ def report(
     wrong = int(found[0].planted.is_noisy.sum())
     experiment.say(
         f"The share of the {wrong:,} wrong labels found by the share of the images inspected; "
-        "AP is average precision, seconds are those of this machine, which others used. Influence "
-        "functions are over all parameters at the last checkpoint: "
+        "AP is average precision; seconds are by the clock, on a machine that others used. "
+        "Influence functions are over all parameters at the last checkpoint: "
         f"{influence.probes} random vectors in place of the examples' gradients, {influence.steps} "
         f"steps of conjugate gradient at most, the Hessian of {influence.curvature:,} images, "
         f"damping {', '.join(f'{each.damping:g}' for each in found)}, doubled from "
