@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TRACIN_DATA ?=
 
-.PHONY: demo test test-fast test-floor mnist bench bench-device docs lint types imports clean help
+.PHONY: demo test test-fast test-floor mnist paper bench bench-device docs lint types imports clean help
 
 help: ## what can be made here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -63,6 +63,11 @@ imports: .venv/dev.stamp ## the layers: imports point down
 
 mnist: .venv/demo.stamp ## the paper's MNIST experiment on all 60,000 images (reads TRACIN_DATA)
 	$(BIN)/python -m experiments.mnist
+
+# Each writes its part of docs/results.md; what was broken off continues where it stopped.
+PAPER := mnist approximations california dbpedia imagenet cifar10
+paper: .venv/dev.stamp ## the paper's experiments at full size, into docs/results.md (hours)
+	for name in $(PAPER); do $(BIN)/python -m experiments.$$name --docs || exit 1; done
 
 bench: .venv/bench.stamp ## ratios to a plain forward and backward pass
 	$(BIN)/python -m benchmarks

@@ -26,9 +26,8 @@ from torch import Tensor
 
 import tracin
 from experiments.index_rivals import Pair, Told, captum, trak
-from experiments.mnist import PAPER_EPOCHS, chosen, net
 from experiments.mnist_images import Images, open_mnist
-from experiments.training import Recipe, accuracy, trained
+from experiments.training import PAPER_EPOCHS, Recipe, accuracy, chosen, net, trained
 from tracin.statistics import pearson
 
 K = 10

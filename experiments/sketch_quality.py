@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tracin
-from experiments.mnist import SIZES
 from experiments.mnist_images import open_mnist
-from experiments.training import fully_connected
+from experiments.training import SIZES, fully_connected
 from tracin.analysis.correlations import correlations
 from tracin.errors import DataError
 from tracin.index.index import Index

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tracin import Recorder
+from tracin import Checkpoint, Recorder, Tracer, open_checkpoints
+from tracin.tracing import Trace
+
+SIZES = (784, 256, 128, 64, 10)  # 242,762 parameters; the paper says "240K" and no widths
+PAPER_EPOCHS, PAPER_CHECKPOINTS = 140, (20, 50, 80, 110, 140)
+RATE, HIGHEST_RATE = 0.033, 0.25
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,26 @@ class Recipe:
         seed: Of the first weights and of the order of the examples.
     """
 
-    epochs: int = 140
-    rate: float = 0.033
+    epochs: int = PAPER_EPOCHS
+    rate: float = RATE
     batch: int = 1000
     seed: int = 0
+
+    @property
+    def checkpoint_epochs(self) -> list[int]:
+        """Every 30th epoch from the 20th of 140 (paper, 4.3), or as far along fewer epochs."""
+        return sorted(
+            {max(1, round(each * self.epochs / PAPER_EPOCHS)) for each in PAPER_CHECKPOINTS}
+        )
+
+
+def shortened(scale: float, seed: int) -> Recipe:
+    """The paper's training with a share of its epochs, at a rate higher by as much.
+
+    Rate times epochs stays the same, so the weights go about as far; up to the rate at which
+    training would begin to jump.
+    """
+    return Recipe(max(5, round(PAPER_EPOCHS * scale)), min(RATE / scale, HIGHEST_RATE), seed=seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +75,32 @@ def fully_connected(sizes: Sequence[int], seed: int) -> nn.Sequential:
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """A training of which every step was traced.
+
+    Attributes:
+        states: The weights after each of `Recipe.checkpoint_epochs`.
+        self_influence: Added up over all steps, first order: [train].
+        seconds: How long it took.
+    """
+
+    states: list[dict[str, Tensor]]
+    self_influence: Tensor
+    seconds: float
+
+
+def net(recipe: Recipe) -> nn.Sequential:
+    """The paper's net, before training."""
+    return fully_connected(SIZES, recipe.seed)
+
+
+def chosen(folder: Path, recipe: Recipe) -> list[Checkpoint]:
+    """The checkpoints of `Recipe.checkpoint_epochs` that a Recorder wrote."""
+    recorded = open_checkpoints(folder)
+    return [recorded[epoch - 1] for epoch in recipe.checkpoint_epochs]
 
 
 def epochs_of(
@@ -99,3 +146,29 @@ def scores(model: nn.Module, images: Tensor) -> Tensor:
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """The share of images whose label scores highest."""
     return float((scores(model, images).argmax(1) == labels).double().mean())
+
+
+def traced_self_influence(
+    model: nn.Module, train: tuple[Tensor, Tensor], recipe: Recipe, folder: Path
+) -> Followed:
+    """Train by a recipe under a Tracer, without queries."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.rate)
+    order = torch.Generator().manual_seed(recipe.seed)
+    states, start = [], perf_counter()
+    with Tracer(model, optimizer, "cross_entropy", None, train, folder) as tracer:
+        for epoch in range(1, recipe.epochs + 1):
+            for rows in torch.randperm(len(train[1]), generator=order).split(recipe.batch):
+                optimizer.zero_grad()
+                with tracer.batch(rows):
+                    loss = F.cross_entropy(model(train[0][rows]), train[1][rows])
+                loss.backward()
+                optimizer.step()
+            if epoch in recipe.checkpoint_epochs:
+                states.append(copied(model))
+    seconds = perf_counter() - start
+    return Followed(states, Trace.open(folder).self_influence(), seconds)
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    """The weights as they are now."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call, hessian, jacrev
 
 import tracin
-from tracin.baselines import ConjugateGradient, Direct, InfluenceFunctions, LiSSA
+from tracin.baselines import ConjugateGradient, Direct, InfluenceFunctions, LiSSA, gradient_rows
 from tracin.errors import CurvatureError, CurvatureWarning, QueryError, UnsupportedModelError
 
 from .conftest import L2, Task, binary, minimised, regularised, run_of
@@ -151,6 +151,33 @@ def test_scores_are_the_influence_of_examples_on_themselves(digits: Task):
     assert (own.values > 0).all()
 
 
+def test_scores_estimated_from_random_vectors_are_right_on_average(digits: Task):
+    fitted = InfluenceFunctions(digits.run, damping=L2).fit(digits.train)
+    exact = torch.from_numpy(fitted.scores(digits.train).values)
+
+    every = [
+        torch.from_numpy(fitted.estimated_scores(digits.train, probes=50, seed=seed).values)
+        for seed in range(20)
+    ]
+
+    error = (torch.stack(every).mean(0) / exact - 1).square().mean().sqrt()
+    single = (every[0] / exact - 1).square().mean().sqrt()
+    assert error < 0.35 * single  # sqrt(20) times less, up to chance
+    assert pearson(torch.stack(every).mean(0), exact) > 0.98
+
+
+def test_gradients_that_fill_memory_come_in_smaller_batches(
+    network: Task, monkeypatch: pytest.MonkeyPatch
+):
+    last = run_of(network.model, "cross_entropy", "last")
+    fitted = InfluenceFunctions(last, damping=0.01).fit(network.train)
+    wanted = fitted.scores(network.train, batch_size=50).values
+
+    monkeypatch.setattr(gradient_rows, "HELD", 8 * 7 * fitted.inverse.values.numel())
+
+    assert fitted.scores(network.train, batch_size=50).values == pytest.approx(wanted)
+
+
 def test_a_fit_answers_as_often_as_asked(digits: Task):
     whole = InfluenceFunctions(digits.run, damping=L2)
     fitted = whole.fit(digits.train, batch_size=100)
@@ -242,6 +269,10 @@ def test_arguments_are_checked(network: Task):
         InfluenceFunctions(network.run, damping=1, solver=Direct)  # type: ignore[arg-type]
     with pytest.raises(QueryError, match=r"from 0 to 2.*3 was given"):
         InfluenceFunctions(network.run, damping=1, checkpoint=3)
+    with pytest.raises(QueryError, match=r"probes.*0"):
+        InfluenceFunctions(run_of(network.model, "cross_entropy", "last"), damping=0.01).fit(
+            network.train
+        ).estimated_scores(network.train, probes=0)
     with pytest.raises(QueryError, match="takes a run"):
         InfluenceFunctions(network.model, damping=1)  # type: ignore[arg-type]
 

@@ -109,7 +109,7 @@ def select_checkpoints(
     (by="log", weights="span"), come closest to the influence added up over all steps, query by
     query; with fewer than five, "quadratic" is the safer choice. By equal weights, "middle" does
     better than "even" for the same number, and "loss_drop" does well query by query and badly
-    pooled. `experiments/checkpoint_choice.py` measures all of this on MNIST; for a task of your
+    pooled. `experiments/approximations.py` measures all of this on MNIST; for a task of your
     own there is `compare_selections`.
 
     Args:

@@ -11,9 +11,15 @@ from torch import Tensor
 
 from tracin.baselines.baseline import check_run, checkpoint_number
 from tracin.baselines.curvature import SHARE, Curvature
-from tracin.baselines.gradient_rows import plain_pass, products_with, written_gradients
+from tracin.baselines.gradient_rows import (
+    places_of_parameters,
+    plain_pass,
+    products_with,
+    written_gradients,
+)
 from tracin.baselines.solvers import Direct, InverseHessian, Solver
 from tracin.baselines.suspect_scores import SuspectScores
+from tracin.checks import positive_int
 from tracin.data import Examples, open_examples
 from tracin.errors import QueryError
 from tracin.guards import guarded
@@ -199,6 +205,51 @@ class FittedInfluence:
             for positions, rows in written_gradients(walk, examples, span, device, size, name):
                 own = rows.cpu().double()
                 found[_slice(positions)] = (own * self.inverse.solve(own)).sum(1)
+                shown.update(len(positions))
+        return SuspectScores("InfluenceFunctions", examples.ids, (found / self.examples).numpy())
+
+    @guarded
+    @settled
+    def estimated_scores(
+        self,
+        train: Any,
+        *,
+        probes: int = 32,
+        seed: int = 0,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> SuspectScores:
+        """`scores` from random vectors, for solvers that solve for each example: [train].
+
+        With v of random signs, (gradient . v)(gradient . H^-1 v) is on average gradient . H^-1
+        gradient (M. F. Hutchinson, 1990, https://doi.org/10.1080/03610919008812866). One solution
+        per probe and one pass over the data replace one solution per example. The standard error
+        is about sqrt(2 / probes) of the score, or more.
+
+        Args:
+            train: Those of the training data, or others like them.
+            probes: How many random vectors.
+            seed: Of their signs.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            CurvatureError: The damped Hessian is not positive definite.
+            QueryError: `probes` is no whole number of at least 1.
+            NonFiniteError: A loss or a gradient is NaN or infinite.
+        """
+        positive_int(probes, "probes", QueryError)
+        examples = open_data(self.run, train, "train")
+        found = torch.zeros(len(examples), dtype=torch.float64)
+        size, name = checked_size(batch_size), self.run.checkpoints[self.checkpoint].name
+        generator = torch.Generator().manual_seed(seed)
+        with self._at() as (walk, device), bar(len(examples), "influence", progress) as shown:
+            numbers = max(place.stop for place in places_of_parameters(walk).values())
+            signs = torch.randint(0, 2, (probes, numbers), generator=generator)
+            vectors = 2.0 * signs.double() - 1
+            both = torch.cat([vectors, self.inverse.solve(vectors)])
+            for positions, products in products_with(walk, examples, both, device, size, name):
+                found[_slice(positions)] = (products[:, :probes] * products[:, probes:]).mean(1)
                 shown.update(len(positions))
         return SuspectScores("InfluenceFunctions", examples.ids, (found / self.examples).numpy())
 

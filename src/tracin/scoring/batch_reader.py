@@ -68,6 +68,13 @@ class BatchReader:
             gradients.check(first)
         self.structure = structure(first)
 
+    def limit(self, size: int) -> None:
+        """Take at most so many examples at once from here on."""
+        self.size = max(1, min(self.size, size))
+        if self.first is not None and len(self.first[0]) > self.size:
+            # What was found out about the checked batch does not hold for a part of it.
+            self.first = None
+
     def read(self, each: Callable[[range, Batch, bool], T]) -> Iterator[T]:
         """What `each` returns for every batch, in order.
 
