@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tracin.analysis import compare_found, found_curve
-from tracin.analysis.given_scores import scores_of
+from tracin.analysis.given_scores import given_scores
 from tracin.analysis.intervals import seed_interval, t_quantile
 from tracin.errors import DataError, NonFiniteError, QueryError
 
@@ -56,7 +56,7 @@ def test_scores_come_from_anything_that_holds_numbers():
         scores = torch.tensor([3.0, 1.0])
 
     for given in ([3, 1], np.array([3, 1]), pandas.Series([3, 1]), torch.tensor([3, 1]), Result()):
-        assert scores_of(given).tolist() == [3.0, 1.0]
+        assert given_scores(given).tolist() == [3.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_scores_come_from_anything_that_holds_numbers():
 )
 def test_what_holds_no_scores_is_refused(given, error, words):
     with pytest.raises(error, match=words):
-        scores_of(given)
+        given_scores(given)
 
 
 def curves(seeds):

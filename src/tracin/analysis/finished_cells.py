@@ -140,7 +140,7 @@ def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     return listed
 
 
-def measured(value: Any) -> float:
+def metric_value(value: Any) -> float:
     """What a metric returned, as a number.
 
     Raises:

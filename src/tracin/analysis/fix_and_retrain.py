@@ -11,7 +11,7 @@ from tracin.analysis.edited_data import relabelled_examples
 from tracin.analysis.finished_cells import (
     FinishedCells,
     checked_seeds,
-    measured,
+    metric_value,
     train_fingerprint,
 )
 from tracin.analysis.noise import NoisyLabels
@@ -99,7 +99,7 @@ def fix_and_retrain(
     def reached(labels: Tensor, seed: int) -> float:
         def trained() -> list[float]:
             with seeded(seed):
-                return [measured(metric(fit(relabelled_examples(train, labels, key))))]
+                return [metric_value(metric(fit(relabelled_examples(train, labels, key))))]
 
         return cells.values(fingerprint([bytes_of(labels)]), seed, trained)[0]
 

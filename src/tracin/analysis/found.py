@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracin.analysis.arrays import cpu_tensor
-from tracin.analysis.given_scores import scores_of
+from tracin.analysis.given_scores import given_scores
 from tracin.analysis.plotting import as_percent, axes_for
 from tracin.errors import DataError, QueryError
 from tracin.results.table import aligned, arrow_table, numbers
@@ -148,7 +148,7 @@ def found_curve(scores: Any, is_wrong: Any, at: Sequence[float] = INSPECTED) -> 
         random            0.25      0.5    0.5    0.5             0.6806
         best possible      0.5        1   0.75      1                  1
     """
-    scores, is_wrong = _checked(scores_of(scores), is_wrong)
+    scores, is_wrong = _checked(given_scores(scores), is_wrong)
     outside = [share for share in at if not 0 < share <= 1]
     if outside:
         raise QueryError(

@@ -15,7 +15,7 @@ from tracin.results.suspects import RANKINGS, Suspects
 _NAMES = ("values", "scores")
 
 
-def scores_of(given: Any, name: str = "scores") -> Tensor:
+def given_scores(given: Any, name: str = "scores") -> Tensor:
     """One finite number per training example, in the order of the data; high comes first.
 
     Args:
@@ -33,7 +33,7 @@ def scores_of(given: Any, name: str = "scores") -> Tensor:
 
     Example:
         >>> import numpy as np
-        >>> scores_of(np.array([1, 3, 2]))
+        >>> given_scores(np.array([1, 3, 2]))
         tensor([1., 3., 2.], dtype=torch.float64)
     """
     values = as_numbers(given, name)

@@ -11,7 +11,7 @@ from tracin.analysis.edited_data import kept_examples
 from tracin.analysis.finished_cells import (
     FinishedCells,
     checked_seeds,
-    measured,
+    metric_value,
     train_fingerprint,
 )
 from tracin.analysis.retraining_curve import (
@@ -98,7 +98,7 @@ def remove_and_retrain(
     def reached(kept: Tensor, seed: int) -> float:
         def trained() -> list[float]:
             with seeded(seed):
-                return [measured(metric(fit(kept_examples(train, kept))))]
+                return [metric_value(metric(fit(kept_examples(train, kept))))]
 
         return cells.values(fingerprint([bytes_of(kept)]), seed, trained)[0]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tracin.analysis.found_comparison import OVER_SEEDS, with_half
-from tracin.analysis.given_scores import scores_of
+from tracin.analysis.given_scores import given_scores
 from tracin.analysis.intervals import SeedInterval, seed_interval, seeds_in_words
 from tracin.analysis.plotting import as_percent, axes_for
 from tracin.errors import DataError, QueryError
@@ -137,7 +137,7 @@ def named_scores(scores: Any, examples: int) -> dict[str, Tensor]:
     given = scores if isinstance(scores, Mapping) else {"scores": scores}
     if not given:
         raise DataError("At least one ranking is needed: scores={'TracIn': self_influence}.")
-    found = {name: scores_of(each, f"scores[{name!r}]") for name, each in given.items()}
+    found = {name: given_scores(each, f"scores[{name!r}]") for name, each in given.items()}
     for name, each in found.items():
         if len(each) != examples:
             raise DataError(

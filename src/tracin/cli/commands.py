@@ -206,8 +206,8 @@ def explain(
     _finish(opened, str(found), found.save, "explain", **chosen_queries.as_settings())
 
 
-@app.command()
-def select(
+@app.command("select")
+def select_examples(
     run: RunFile,
     query: Query,
     budget: Annotated[
@@ -225,9 +225,9 @@ def select(
     opened = opened_run(run, changed, out)
     options, task = opened.settings.select, opened.task
     chosen_queries = _queries(task, query)
-    from tracin import select as select_examples
+    from tracin import select
 
-    found = select_examples(
+    found = select(
         opened.tracer,
         task.train if task.pool is None else task.pool,
         chosen_queries.queries,
