@@ -22,7 +22,7 @@ def binary(model: Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def minimised(model: Module, objective: Callable[[], Tensor]) -> None:
     """Train to a minimum, in place."""
     optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=2000, tolerance_grad=1e-12, tolerance_change=0,
+        model.parameters(), max_iter=500, tolerance_grad=1e-9, tolerance_change=0,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 

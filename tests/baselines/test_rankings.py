@@ -16,6 +16,9 @@ from .conftest import Task, run_of
 
 
 def all_of(run: tracin.TracIn) -> list[baselines.Baseline]:
+    last = tracin.TracIn(
+        run.model, run.loss, run.checkpoints, parameters="last", learning_rates="equal"
+    )
     return [
         baselines.Loss(run),
         baselines.GraNd(run),
@@ -26,7 +29,7 @@ def all_of(run: tracin.TracIn) -> list[baselines.Baseline]:
         baselines.Forgetting(run),
         baselines.NearestNeighbours(run, k=5),
         baselines.RepresenterPoints(run, l2=0.01),
-        baselines.InfluenceFunctions(run, damping=1.0),
+        baselines.InfluenceFunctions(last, damping=1.0),
     ]
 
 

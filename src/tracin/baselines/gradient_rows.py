@@ -64,7 +64,7 @@ def written_gradients(
     width = max(place.stop for place in places.values())
     kind = next(iter(walk.gradients.parameters.values())).dtype.to_real()
     reader = walk.reader(examples, span, batch_size, device)
-    reader.size = max(1, min(reader.size, HELD // width))
+    reader.size = max(1, min(reader.size, HELD // (8 * width)))
 
     def read(positions: range, batch: Batch, is_last: bool) -> tuple[range, Tensor]:
         rows = torch.zeros(len(positions), width, dtype=kind, device=device)

@@ -23,6 +23,8 @@ from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.settled import settled
 
+WORKING = 8  # tensors in float64 that a solver holds, for each of gradients in float32
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -258,5 +260,5 @@ def _slice(positions: range) -> slice:
 def _spans(walk: CheckpointPass, queries: Examples) -> list[range]:
     """Runs of queries whose gradients and solutions stay within bounds."""
     numbers = sum(each.numel() for each in walk.gradients.parameters.values())
-    step, count = max(1, HELD // numbers), len(queries)
+    step, count = max(1, HELD // (WORKING * numbers)), len(queries)
     return [range(start, min(start + step, count)) for start in range(0, count, step)]

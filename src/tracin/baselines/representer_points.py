@@ -117,7 +117,7 @@ class RepresenterPoints:
     def scores(
         self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
     ) -> SuspectScores:
-        """How much each example must pull its own label's score, |alpha|: [train].
+        """How much each example must pull the score of its own label, alpha's size: [train].
 
         Args:
             train: The labelled examples that the model was trained on.
@@ -184,7 +184,7 @@ class FittedRepresenters:
     ids: Any
 
     def scores(self) -> SuspectScores:
-        """How much each example must pull its own label's score, |alpha|: [train]."""
+        """How much each example must pull the score of its own label, alpha's size: [train]."""
         own = self.alpha.gather(1, self.labels[:, None])[:, 0].abs()
         return SuspectScores(NAME, self.ids, own.numpy())
 
