@@ -3,8 +3,8 @@ r"""CIFAR-10 as in section 4.2 of the paper: wrong labels found and fixed (figur
 python -m experiments.cifar10                # a quarter of an hour on one thread
 python -m experiments.cifar10 --quick        # seconds: 150 images, two epochs
 
-The default is what a CPU can do. Fewer images, learnt by heart, show nothing: wrong labels stand out
-only where right ones generalise. The paper's own size needs a GPU; everything, images included,
+The default is what a CPU can do. Fewer images, learnt by heart, show nothing: wrong labels stand
+out only where right ones generalise. The paper's own size needs a GPU; everything, images included,
 then lies in its memory:
 
 python -m experiments.cifar10 --device cuda --depth 56 --scale 1 --images 50000 --batch 1000 \
