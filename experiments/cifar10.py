@@ -3,9 +3,9 @@ r"""CIFAR-10 as in section 4.2 of the paper: wrong labels found and fixed (figur
 python -m experiments.cifar10                # a quarter of an hour on one thread
 python -m experiments.cifar10 --quick        # seconds: 150 images, two epochs
 
-The default trains on so few images, without augmentation, that the net learns them by heart, as the
-paper's net does: wrong labels made by a net that has not are those it predicts anyway. The paper's
-own size needs a GPU; everything, images included, then lies in its memory:
+The default is what a CPU can do. Fewer images, learnt by heart, show nothing: wrong labels stand
+out only where right ones generalise. The paper's own size needs a GPU; everything, images included,
+then lies in its memory:
 
 python -m experiments.cifar10 --device cuda --depth 56 --scale 1 --images 50000 --batch 1000 \
     --augment
@@ -58,7 +58,7 @@ from tracin.analysis import (
 )
 from tracin.analysis.intervals import seed_interval
 
-CPU_SCALE, CPU_IMAGES, CPU_DEPTH, CPU_BATCH = 0.2, 1000, 20, 50
+CPU_SCALE, CPU_IMAGES, CPU_DEPTH, CPU_BATCH = 0.05, 10_000, 8, 100
 QUICK = 150, 100  # training and test images
 NOISE, INSPECTED, TOP = 0.1, (0.05, 0.1, 0.2), 0.1
 MAIN, EQUAL = "TracIn, last layer", "TracIn, last layer, equal weights"
