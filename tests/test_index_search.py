@@ -254,7 +254,7 @@ def test_rows_are_kept_by_a_function_of_their_table(tmp_path):
 
     assert (TRAIN[1][found.proponents.positions] == 1).all()
     equal_answers(found, index.explain(TEST, k=3, where=TRAIN[1] == 1))
-    with pytest.raises(QueryError, match=r"the index has 0 rows to choose from"):
+    with pytest.raises(QueryError, match=r"where leaves none of the 70 rows"):
         index.explain(TEST, k=1, where=lambda rows: rows["label"] == 9)
     with pytest.raises(
         QueryError, match=r"a function of the table .* it returned \[70\] of torch\.int64"

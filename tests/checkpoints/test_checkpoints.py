@@ -423,7 +423,7 @@ def test_text_is_refused(tmp_path):
         ([], "At least one checkpoint is needed"),
         ("absent.pt", "absent.pt does not exist"),
         (["absent"], "absent does not exist"),
-        ("absent*.pt", r"glob 'absent\*.pt' finds no checkpoint"),
+        ("absent*.pt", r"glob 'absent\*.pt' matches no checkpoint"),
         (3, "3 was given"),
         (None, "None was given"),
         ([None], "None was given"),

@@ -80,4 +80,4 @@ def as_numbers(given: Any, name: str) -> Tensor:
 def _in_data_order(suspects: Suspects) -> Tensor:
     back = torch.from_numpy(np.argsort(suspects.positions, kind="stable"))
     column = suspects.ranked_by
-    return RANKINGS[column] * getattr(suspects, column)[back]
+    return RANKINGS[column](suspects.scores[column][back])
