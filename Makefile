@@ -44,7 +44,7 @@ test-fast: .venv/dev.stamp ## the tests that take under a minute together
 
 # A wheel of that age is built for CUDA: 3 GB to fetch, 6 on the disk. What needs transformers is left out.
 FLOOR_TESTS := tests/test_zoo.py tests/test_slow_twin.py tests/scoring/test_verification.py tests/test_precision.py \
-	tests/test_eager.py tests/test_out_of_memory.py tests/test_forms.py
+	tests/test_eager.py tests/test_out_of_memory.py tests/gradients/test_forms.py
 test-floor: ## the engine's tests on the oldest torch that pyproject.toml allows
 	$(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --editable '.[index]' torch==2.6.0 hypothesis pytest pytest-timeout pytest-xdist

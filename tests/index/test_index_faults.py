@@ -14,7 +14,7 @@ import tracin
 from tracin.engines import Job, Processes, Unit
 from tracin.integrations.ray import RayCluster
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROWS, FEATURES, CLASSES = 90, 12, 4
 
 
