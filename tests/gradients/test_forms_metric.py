@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from test_forms import EXAMPLES, KINDS, QUERIES, WIDTH, WORDS, outer, rand, rows
+
 from tracin.gradients import forms
 from tracin.gradients.forms import Dense, PerExampleGradient, SparseRows, products
 from tracin.gradients.forms import form as blocked

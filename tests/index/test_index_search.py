@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_index import QUERIES, ROWS, TEST, TRAIN, built, data, files, mlp, pictures, run_of
 from torch import nn
 
 import tracin
-from test_index import QUERIES, ROWS, TEST, TRAIN, built, data, files, mlp, pictures, run_of
 from tracin import IndexingError, Projection, QueryError
 from tracin.engines import Processes, Ranks, Serial
 from tracin.index.bounds import limits
