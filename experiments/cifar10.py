@@ -1,6 +1,6 @@
 r"""CIFAR-10 as in section 4.2 of the paper: wrong labels found and fixed (figures 1a and 8).
 
-python -m experiments.cifar10                # a quarter of an hour on one thread
+python -m experiments.cifar10                # about 25 minutes on one thread
 python -m experiments.cifar10 --quick        # seconds: 150 images, two epochs
 
 The default is what a CPU can do. Fewer images, learnt by heart, show nothing: wrong labels stand
