@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.stats import t as students_t
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +27,7 @@ from experiments.imagenette import NAMES, SIDE, Imagenette, open_imagenette
 from experiments.large_index import MEGABYTE, LargeIndex
 from experiments.two_sided import Factors, TwoSided, self_influence_error
 from tracin.analysis.correlations import correlations
+from tracin.analysis.intervals import seed_interval
 
 NAME = "imagenet"
 RATE, BATCH, EPOCHS = 0.01, 100, 9
@@ -320,11 +320,8 @@ def curves(qualities: dict[str, list[list[float]]], dims: Sequence[int]) -> Figu
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half of its 95 % interval by Student's t; 0 for one value."""
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return mean, 0.0
-    half = students_t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return mean, float(half)
+    found = seed_interval(torch.tensor(values, dtype=torch.float64))
+    return float(found.mean), 0.0 if found.seeds == 1 else float(found.half)
 
 
 def written(values: Sequence[float], digits: int = 3) -> str:

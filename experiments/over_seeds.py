@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from scipy import stats
 from torch import Tensor
+
+from tracin.analysis.intervals import seed_interval
 
 
 def half_width(values: Tensor) -> Tensor:
@@ -13,10 +14,7 @@ def half_width(values: Tensor) -> Tensor:
     Args:
         values: [runs, ...]; for a single run the interval is not known, and NaN.
     """
-    runs = len(values)
-    if runs < 2:
-        return torch.full(values.shape[1:], torch.nan, dtype=torch.float64)
-    return stats.t.ppf(0.975, runs - 1) * values.double().std(0) / runs**0.5
+    return seed_interval(values.movedim(0, -1)).half
 
 
 def written(values: Sequence[float], digits: int = 3) -> str:

@@ -71,6 +71,11 @@ class TargetOutcome:
     targets: Tensor
 
 
+def losses_in(outcome: Any) -> Any:
+    """The losses of what a loss returned: its own, or those of an outcome."""
+    return outcome.losses if isinstance(outcome, Outcome | TargetOutcome) else outcome
+
+
 @final
 @dataclass(frozen=True)
 class CrossEntropy:

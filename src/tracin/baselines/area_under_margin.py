@@ -1,23 +1,18 @@
 """The margin of the class scores over training: AUM."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
-from tracin.baselines.averages import lead_of_label, mean_over_checkpoints
-from tracin.baselines.baseline import check_run
-from tracin.baselines.suspect_scores import SuspectScores
-from tracin.guards import guarded
+from tracin.baselines.averages import ClassAverage, lead_of_label
 from tracin.losses import Outcome
 from tracin.precision import in_double
-from tracin.run import Run
-from tracin.scoring.batch_size import BatchSize
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class AreaUnderMargin:
+class AreaUnderMargin(ClassAverage):
     """Minus the area under the margin: the largest other class score minus the label's, averaged.
 
     G. Pleiss, T. Zhang, E. Elenberg and K. Q. Weinberger, "Identifying mislabeled data using the
@@ -43,30 +38,7 @@ class AreaUnderMargin:
         array([ 0.5, -0.5])
     """
 
-    run: Run
-
-    def __post_init__(self) -> None:
-        check_run(self.run, "AreaUnderMargin")
-
-    @guarded
-    def scores(
-        self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
-    ) -> SuspectScores:
-        """One number per example: [train]; high values are suspect.
-
-        Args:
-            train: The labelled examples.
-            batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
-
-        Raises:
-            LossError: The loss knows no classes, or an example has several labels.
-            NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
-        """
-        return mean_over_checkpoints(
-            self.run, train, "AreaUnderMargin", _behind_in_scores, batch_size, progress
-        )
-
-
-def _behind_in_scores(outcome: Outcome) -> Tensor:
-    return -lead_of_label(in_double(outcome.logits.detach()), outcome.labels)
+    @staticmethod
+    def of(outcome: Outcome) -> Tensor:
+        """The number at one checkpoint: [examples]."""
+        return -lead_of_label(in_double(outcome.logits.detach()), outcome.labels)

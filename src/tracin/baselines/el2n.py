@@ -1,23 +1,18 @@
 """The length of the error of the probabilities: EL2N."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from tracin.baselines.averages import mean_over_checkpoints, probabilities_of
-from tracin.baselines.baseline import check_run
-from tracin.baselines.suspect_scores import SuspectScores
-from tracin.guards import guarded
+from tracin.baselines.averages import ClassAverage, probabilities_of
 from tracin.losses import Outcome
-from tracin.run import Run
-from tracin.scoring.batch_size import BatchSize
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class EL2N:
+class EL2N(ClassAverage):
     """The length of (probabilities - one-hot label), its mean over the run's checkpoints.
 
     M. Paul, S. Ganguli and G. K. Dziugaite, "Deep learning on a data diet", 2021,
@@ -39,31 +34,10 @@ class EL2N:
         array([0.87 , 0.544])
     """
 
-    run: Run
-
-    def __post_init__(self) -> None:
-        check_run(self.run, "EL2N")
-
-    @guarded
-    def scores(
-        self, train: Any, *, batch_size: BatchSize = "auto", progress: bool | None = None
-    ) -> SuspectScores:
-        """One number per example: [train]; high values are suspect.
-
-        Args:
-            train: The labelled examples.
-            batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
-
-        Raises:
-            LossError: The loss knows no classes, or an example has several labels.
-            NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
-        """
-        return mean_over_checkpoints(self.run, train, "EL2N", _error_length, batch_size, progress)
-
-
-def _error_length(outcome: Outcome) -> Tensor:
-    probabilities = probabilities_of(outcome)
-    at = outcome.labels.to(probabilities.device)[:, None]
-    ones = torch.ones_like(at, dtype=probabilities.dtype)
-    return probabilities.scatter_add(1, at, -ones).norm(dim=1)
+    @staticmethod
+    def of(outcome: Outcome) -> Tensor:
+        """The number at one checkpoint: [examples]."""
+        probabilities = probabilities_of(outcome)
+        at = outcome.labels.to(probabilities.device)[:, None]
+        ones = torch.ones_like(at, dtype=probabilities.dtype)
+        return probabilities.scatter_add(1, at, -ones).norm(dim=1)

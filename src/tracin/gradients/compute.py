@@ -8,7 +8,7 @@ from torch.nn import Module
 
 from tracin.data import Batch
 from tracin.errors import LossError
-from tracin.losses import Outcome, TargetOutcome
+from tracin.losses import losses_in
 
 Compute = Callable[[Module, Batch], Any]  # the loss, or a loss with its logits: an Outcome
 
@@ -19,7 +19,7 @@ def checked_losses(outcome: Any, examples: int) -> Tensor:
     Raises:
         LossError: They are not one floating point value per example.
     """
-    losses = outcome.losses if isinstance(outcome, Outcome | TargetOutcome) else outcome
+    losses = losses_in(outcome)
     if not isinstance(losses, Tensor):
         raise LossError(
             f"The loss returned {type(losses).__name__}, but a tensor of one value per example is "

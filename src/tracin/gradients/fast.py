@@ -4,7 +4,7 @@ The squared length of a product of an input and an output gradient comes from tw
 matrices, without the product itself (Goodfellow 2015, https://arxiv.org/abs/1510.01799).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -37,7 +37,7 @@ class Pass:
         scores: The products of the gradients with given directions, if forward mode computed them:
             [examples, directions].
         path: Tells which torch functions the pass called, in order; None if it was not watched.
-        reasons: Parameter -> the rules that read its calls.
+        reasons: Parameter -> the rules that read its calls, in words.
     """
 
     outcome: Any
@@ -45,7 +45,7 @@ class Pass:
     missed: dict[str, str]
     scores: Tensor | None = None
     path: int | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
 
 def fast_pass(
@@ -97,9 +97,8 @@ def fast_pass(
             unknown = [leaf for leaf in leaves if id(leaf) not in known]
             if unknown:
                 refuse_foreign(unknown, model.parameters(), compute)
-        reasons = {name: ", ".join(found) for name, found in watch.reasons.items()}
         missed = {
-            name: reasons.get(name, "used in a call that has no rule")
+            name: ", ".join(watch.reasons.get(name, ["used in a call that has no rule"]))
             for name in reached(leaves, parameters)
         }
         accumulator.leave_out(missed)
@@ -111,7 +110,7 @@ def fast_pass(
     finally:
         accumulator.let_go()
     missed |= {name: f"its rule failed: {error}" for name, error in accumulator.failures.items()}
-    return Pass(outcome, losses.detach(), missed, path=watch.path, reasons=reasons)
+    return Pass(outcome, losses.detach(), missed, path=watch.path, reasons=watch.reasons)
 
 
 @torch.enable_grad()  # also within a user's no_grad

@@ -14,7 +14,7 @@ from tracin.data.batches import Entries, leaves, mapped
 from tracin.errors import UnsupportedModelError
 from tracin.gradients.compute import Compute
 from tracin.gradients.exchange import exchanged
-from tracin.losses import Outcome, TargetOutcome
+from tracin.losses import losses_in
 from tracin.sharding import is_dtensor
 
 
@@ -32,7 +32,7 @@ def losses_of(
     def losses(others: Mapping[str, Tensor], batch: Batch) -> Tensor:
         with exchanged(model, parameters, others):
             outcome = compute(model, batch)
-        return outcome.losses if isinstance(outcome, Outcome | TargetOutcome) else outcome
+        return losses_in(outcome)
 
     return losses
 

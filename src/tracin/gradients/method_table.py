@@ -1,7 +1,7 @@
 """Which method computes each traced parameter's gradients, as checks and audits settle it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import final
 
 from torch import Tensor
@@ -36,11 +36,11 @@ class MethodTable:
         """The parameters whose gradients are computed by one of these methods."""
         return {n: p for n, p in self._parameters.items() if self[n] in methods}
 
-    def explain(self, reasons: Mapping[str, str]) -> None:
+    def explain(self, reasons: Mapping[str, Iterable[str]]) -> None:
         """Say how the fast method reads the calls of these parameters."""
-        for name, reason in reasons.items():
+        for name, each in reasons.items():
             if self.entries[name].method == GradientMethod.FAST:
-                self.entries[name] = Covered(GradientMethod.FAST, reason)
+                self.entries[name] = Covered(GradientMethod.FAST, ", ".join(each))
 
     def step_down(self, changed: Mapping[str, Covered]) -> None:
         """Take these methods from now on."""

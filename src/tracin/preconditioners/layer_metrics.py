@@ -223,26 +223,28 @@ class KroneckerMetric:
         return squares
 
     def _outer(self, form: OuterProduct) -> tuple[OuterProduct, Dense | None]:
-        shape = form.left.shape[:2]
-        left, last_left = self.left.times(form.left.flatten(0, 1).unsqueeze(0))
-        right, last_right = self.right.times(form.right.flatten(0, 1).unsqueeze(0))
-        left, right = left[0].unflatten(0, shape), right[0].unflatten(0, shape)
+        left, right, last_left, last_right = self._sides(form)
         bias = None
         if last_right is not None:
-            bias = Dense(torch.linalg.vecdot(left, last_right.view(*shape, 1), dim=1))
+            bias = Dense(torch.linalg.vecdot(left, last_right.unsqueeze(2), dim=1))
         elif last_left is not None:
-            bias = Dense(torch.linalg.vecdot(right, last_left.view(*shape, 1), dim=1))
+            bias = Dense(torch.linalg.vecdot(right, last_left.unsqueeze(2), dim=1))
         return OuterProduct(left, right), bias
 
     def _outer_norm(self, form: OuterProduct) -> Tensor:
+        return _gram(form.left, form.right, *self._sides(form))
+
+    def _sides(self, form: OuterProduct) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Both sides times their inverses, and what the constant of each becomes."""
         shape = form.left.shape[:2]
         left, last_left = self.left.times(form.left.flatten(0, 1).unsqueeze(0))
         right, last_right = self.right.times(form.right.flatten(0, 1).unsqueeze(0))
-        left, right = left[0].unflatten(0, shape), right[0].unflatten(0, shape)
-        last_left, last_right = (
-            None if last is None else last.view(shape) for last in (last_left, last_right)
+        return (
+            left[0].unflatten(0, shape),
+            right[0].unflatten(0, shape),
+            None if last_left is None else last_left.view(shape),
+            None if last_right is None else last_right.view(shape),
         )
-        return _gram(form.left, form.right, left, right, last_left, last_right)
 
     def _written(self, form: ConvFactors) -> tuple[Dense, Dense | None]:
         """Each example's kernel is written out, which its factors could not be saved from."""
