@@ -9,6 +9,8 @@ from .analysis.contributions import Contributions as Contributions
 from .analysis.contributions import contributions as contributions
 from .analysis.correlations import Correlations as Correlations
 from .analysis.correlations import correlations as correlations
+from .analysis.mean_of_runs import MeanOfRuns as MeanOfRuns
+from .analysis.mean_of_runs import mean as mean
 from .analysis.selected_examples import SelectedExamples as SelectedExamples
 from .analysis.selected_examples import select as select
 from .analysis.selection import Selection as Selection

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tracin.checks import count_within
@@ -24,8 +25,10 @@ class Influence:
         id: Its id: the position in train, unless a `tracin.WithIds` has others.
         position: Its position in train.
         score: Its influence; positive lowered the query's loss.
-        by_checkpoint: Each checkpoint's share of the score.
-        error: One standard deviation of an estimated score; 0 where it is exact.
+        by_checkpoint: Each checkpoint's share of the score; each run's, of a mean over runs.
+        error: One standard deviation of an estimated score, or of a mean over runs; 0 where it is
+            exact.
+        places: Of a mean over runs: its best and its worst place in a single run's list.
     """
 
     id: Any
@@ -33,6 +36,7 @@ class Influence:
     score: float
     by_checkpoint: tuple[float, ...]
     error: float = 0.0
+    places: tuple[int, int] | None = None
 
 
 @final
@@ -46,11 +50,13 @@ class TopInfluences:
         scores: [queries, k].
         by_checkpoint: [queries, k, checkpoints]; sums to the scores.
         errors: [queries, k]: one standard deviation of each score, where it is estimated from
-            sketched gradients; None where scores are exact.
+            sketched gradients, or is a mean over runs; None where scores are exact.
         bounds: [queries]: where candidates alone were scored exactly, what no other example's score
             is expected to exceed (of opponents: to fall below); infinite where all were candidates.
         sure: [queries, k]: whether a score is beyond the bound, so that this result and those
             before it are the strongest of all; None where all was scored, or that is unknown.
+        places: [queries, k, 2]: of a mean over runs, the best and the worst place, from 1, that an
+            example has in a single run's list; None elsewhere.
     """
 
     ids: np.ndarray
@@ -60,6 +66,7 @@ class TopInfluences:
     errors: Tensor | None = None
     bounds: Tensor | None = None
     sure: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def is_certain(self) -> Tensor | None:
@@ -77,17 +84,26 @@ class TopInfluences:
             errors,
             self.bounds,
             None if self.sure is None else self.sure[:, :k],
+            None if self.places is None else self.places[:, :k],
         )
 
     def of(self, query: int) -> list[Influence]:
         """One query's results, strongest first."""
         scores, shares = self.scores[query].tolist(), self.by_checkpoint[query].tolist()
         errors = [0.0] * len(scores) if self.errors is None else self.errors[query].tolist()
+        places = [None] * len(scores) if self.places is None else self.places[query].tolist()
         return [
             Influence(
-                self.ids[query, at], int(self.positions[query, at]), score, tuple(each), error
+                self.ids[query, at],
+                int(self.positions[query, at]),
+                score,
+                tuple(each),
+                error,
+                None if among is None else (among[0], among[1]),
             )
-            for at, (score, each, error) in enumerate(zip(scores, shares, errors, strict=True))
+            for at, (score, each, error, among) in enumerate(
+                zip(scores, shares, errors, places, strict=True)
+            )
         ]
 
 
@@ -101,12 +117,20 @@ class Explanation:
     opponents: list[Influence]
 
     def __str__(self) -> str:
-        rows = [("proponent", one.id, one.score, one.error) for one in self.proponents]
-        rows += [("opponent", one.id, one.score, one.error) for one in self.opponents]
-        # Exact scores have no errors to show.
-        columns = 4 if any(error for *_, error in rows) else 3
-        head = ("kind", "id", "score", "error")[:columns]
-        return f"query {plain(self.id)}\n{aligned(head, [row[:columns] for row in rows])}"
+        both = [("proponent", one) for one in self.proponents]
+        both += [("opponent", one) for one in self.opponents]
+        head = ["kind", "id", "score"]
+        rows: list[list[Any]] = [[kind, one.id, one.score] for kind, one in both]
+        if any(one.error for _, one in both):  # exact scores have none to show
+            head.append("error")
+            rows = [[*row, one.error] for row, (_, one) in zip(rows, both, strict=True)]
+        if any(one.places for _, one in both):
+            head.append("places in single runs")
+            rows = [
+                [*row, f"{one.places[0]} to {one.places[1]}" if one.places else ""]
+                for row, (_, one) in zip(rows, both, strict=True)
+            ]
+        return f"query {plain(self.id)}\n{aligned(head, rows)}"
 
 
 @final
@@ -120,7 +144,8 @@ class Explanations:
         query_ids: [queries].
         proponents: The training examples that lowered each query's loss most.
         opponents: Those that raised it most, or lowered it least.
-        checkpoints: The checkpoints' names, in the order of `by_checkpoint`.
+        checkpoints: The checkpoints' names, in the order of `by_checkpoint`; of a mean over runs
+            the runs'.
         recall: Of an index's estimates: the share of the strongest that they find, measured on a
             sample; None where it was not measured, or all was scored.
         notes: What else to know about the result; printed below it.
@@ -174,7 +199,8 @@ class Explanations:
 
         Checkpoints of one name get a number: "best", "best (2)".
         Estimates of an index also have "error". Its exact scores have "bound" and "is_certain":
-        whether the results down to this one are the strongest of all.
+        whether the results down to this one are the strongest of all. A mean over runs has "error",
+        "best place" and "worst place".
         """
         queries, k = self.proponents.ids.shape
         sides = (self.proponents, self.opponents)
@@ -197,6 +223,10 @@ class Explanations:
         if len(bounds) == len(sure) == len(sides):
             columns["bound"] = np.concatenate([np.repeat(numbers(each), k) for each in bounds])
             columns["is_certain"] = np.concatenate([numbers(each).reshape(-1) for each in sure])
+        places = [side.places for side in sides if side.places is not None]
+        if len(places) == len(sides):
+            best, worst = numbers(torch.cat([each.reshape(-1, 2) for each in places])).T
+            columns |= {"best place": best, "worst place": worst}
         for at, name in enumerate(distinct(self.checkpoints)):
             columns[f"score at {name}"] = shares[:, at]
         return columns
