@@ -70,7 +70,7 @@ PUBLIC = [
     "with_ids",
 ]
 
-SUBPACKAGES = {"analysis", "baselines", "engines", "integrations", "tracing"}
+SUBPACKAGES = {"analysis", "baselines", "engines", "evaluate", "integrations", "tracing"}
 TRACING = [
     "Quadrature",
     "Replay",
