@@ -72,7 +72,7 @@ PUBLIC = [
     "with_ids",
 ]
 
-SUBPACKAGES = {"analysis", "baselines", "engines", "integrations", "tracing"}
+SUBPACKAGES = {"analysis", "baselines", "engines", "evaluate", "integrations", "tracing"}
 TRACING = [
     "Quadrature",
     "Replay",

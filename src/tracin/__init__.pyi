@@ -1,6 +1,7 @@
 from . import analysis as analysis
 from . import baselines as baselines
 from . import engines as engines
+from . import evaluate as evaluate
 from . import integrations as integrations
 from . import tracing as tracing
 from .analysis.agreement import Agreement as Agreement

@@ -66,7 +66,7 @@ class FinishedCells:
         name = f"{trained_on}-{seed}"
         if name in self._known:
             return self._known[name]
-        path = None if self._folder is None else self._folder / f"{name}.json"
+        path = self._path(name)
         if path is not None and path.exists():
             found = read_sealed(path, FORMAT, OutputError)["values"]
         else:
@@ -76,6 +76,15 @@ class FinishedCells:
                     unfinished.write_text(sealed({"format": FORMAT, "values": found}) + "\n")
         self._known[name] = found
         return found
+
+    def has(self, trained_on: str, seed: int) -> bool:
+        """Whether this training is finished, so that `values` only reads it."""
+        name = f"{trained_on}-{seed}"
+        path = self._path(name)
+        return name in self._known or (path is not None and path.exists())
+
+    def _path(self, name: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"{name}.json"
 
     def _open(self, folder: Path, settings: dict[str, Any]) -> None:
         path = folder / SETTINGS
