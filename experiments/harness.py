@@ -2,7 +2,7 @@
 
 An experiment asks for its long steps by name, so that a run that was broken off continues where it
 stopped, and hands in tables and figures. These lie in `results/NAME`; with `--docs` they also
-replace the experiment's part of docs/results.md.
+replace the experiment's part of a page of the documentation.
 """
 
 import argparse
@@ -122,10 +122,13 @@ class Experiment:
         options: How much of it to run.
         settings: Everything else that its steps depend on; a step that was kept under other
             settings is done again.
+        page: The page of the documentation that has its part; None for docs/results.md.
     """
 
-    def __init__(self, name: str, options: Options, settings: Mapping[str, Any]) -> None:
-        self.name, self.options = name, options
+    def __init__(
+        self, name: str, options: Options, settings: Mapping[str, Any], page: Path | None = None
+    ) -> None:
+        self.name, self.options, self._page = name, options, page or RESULTS
         self._settings = json.dumps(
             {"scale": options.scale, "quick": options.is_quick, **settings},
             sort_keys=True,
@@ -224,7 +227,7 @@ class Experiment:
             for name in self._figures:
                 with replacing(DOCS / "results" / name) as unfinished:
                     unfinished.write_bytes((self.options.folder / name).read_bytes())
-            _write(RESULTS, placed(RESULTS.read_text(), self.name, section))
+            _write(self._page, placed(self._page.read_text(), self.name, section))
         print(f"\n{about}\nFindings: {self.options.folder / 'findings.md'}")
 
 
@@ -238,7 +241,7 @@ def placed(page: str, name: str, section: str) -> str:
     before, found, rest = page.partition(first)
     _, ended, after = rest.partition(last)
     if not (found and ended):
-        raise ValueError(f"docs/results.md lacks {first} ... {last}: where shall the part go?")
+        raise ValueError(f"The page lacks {first} ... {last}: where shall the part go?")
     return f"{before}{first}\n\n{section}\n{last}{after}"
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import tracin
-from experiments.harness import Experiment, Options, parsed
+from experiments.harness import DOCS, Experiment, Options, parsed
 from experiments.retraining_problems import PROBLEMS, Problem, losses, trained
 from experiments.retraining_rivals import is_here, kronfluence, trak
 from tracin.evaluate import (
@@ -39,7 +39,7 @@ Scoring = Callable[[Problem, Path], Tensor]
 def main(arguments: list[str] | None = None) -> None:
     """Run all of it and write what came out."""
     options = parsed(NAME, __doc__ or "", 4, arguments, add_own=add_own)
-    experiment = Experiment(NAME, options, {"damping": "relative"})
+    experiment = Experiment(NAME, options, {"damping": "relative"}, DOCS / "quality.md")
     for name in options.own.problems:
         problem = PROBLEMS[name]()
         show(experiment, problem.shortened() if options.is_quick else problem)

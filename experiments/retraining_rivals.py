@@ -1,7 +1,7 @@
 """What other libraries make of the same nets: Kronfluence's EK-FAC, dattri's TRAK.
 
-They are no dependencies of ours, so that type checkers do not see them: `pip install --no-deps -r experiments/rivals.txt`, without their
-own dependencies, of which torchvision would replace this torch.
+They are no dependencies of ours (type checkers do not see them), and come without their own, of
+which torchvision would replace this torch: `pip install --no-deps -r experiments/rivals.txt`.
 """
 
 import importlib.util
