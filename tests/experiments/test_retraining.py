@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from experiments.retraining_problems import PROBLEMS, losses
 
 from experiments import retraining
-from experiments.retraining_problems import PROBLEMS, losses
 from tracin.analysis.seeded import seeded
 
 
