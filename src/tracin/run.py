@@ -142,6 +142,11 @@ def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) ->
     return _pass(run, run.loss, parameters)
 
 
+def plain_checkpoint_pass(run: Run) -> CheckpointPass:
+    """The same pass without the run's preconditioner: for how alike gradients are."""
+    return _pass(run, run.loss, None, is_plain=True)
+
+
 def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
     """A pass that also gives class scores with labels, or predictions with targets."""
     outcome = getattr(run.loss, "outcome", None)
@@ -160,7 +165,9 @@ def rows_pass(run: Run) -> CheckpointPass:
     return _pass(run, getattr(run.loss, "outcome", run.loss), None)
 
 
-def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> CheckpointPass:
+def _pass(
+    run: Run, compute: Any, parameters: Mapping[str, Tensor] | None, *, is_plain: bool = False
+) -> CheckpointPass:
     return CheckpointPass(
         run.model,
         compute,
@@ -168,7 +175,7 @@ def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> Ch
         run.checkpoints,
         run.weights,
         run.device,
-        run.preconditioner,
+        None if is_plain else run.preconditioner,
         run.methods,
     )
 

@@ -6,7 +6,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import tracin
-from tracin.analysis import ConfusionNoise, HighestWrong, UniformWrong, noisy_labels
+from tracin.analysis import (
+    ConfusionNoise,
+    HighestWrong,
+    NoisyLabels,
+    UniformWrong,
+    noisy_labels,
+)
 from tracin.analysis.edited_data import kept_examples, label_column, relabelled_examples
 from tracin.errors import DataError, LabelError, NonFiniteError, QueryError
 
@@ -178,3 +184,63 @@ def test_data_that_cannot_be_relabelled_is_refused():
         relabelled_examples(pairs, torch.zeros(3).long())
     with pytest.raises(DataError, match="Pass its dataset"):
         relabelled_examples(DataLoader(TensorDataset(*pairs)), labels)
+
+
+def test_labels_in_a_column_stay_in_a_column():
+    noisy = noisy_labels([0, 1, 2], UniformWrong(3), fraction=1.0, seed=0)
+
+    labels = noisy.put_into((torch.zeros(3, 2), torch.zeros(3, 1, dtype=torch.int64)))[1]
+
+    assert labels.tolist() == noisy.labels[:, None].tolist()
+
+
+class Named(Dataset):
+    """Two examples with a label of any kind."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, position):
+        return torch.zeros(1), self.label
+
+
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        (torch.eye(2), r"has shape \[2\]. Of one-hot labels .* pass labels.argmax\(1\)"),
+        (torch.zeros(2, dtype=torch.uint8), "torch.uint8, which cannot hold the class 30"),
+        (np.zeros((2, 3)), r"has shape \[3\]"),
+        (["cat", "dog"], "a number, but that of train is a str"),
+    ],
+)
+def test_classes_are_put_only_where_classes_were(old, message):
+    noisy = NoisyLabels(
+        torch.tensor([300, 301]), torch.zeros(2).long(), torch.ones(2).bool(), "", 1.0, 0
+    )
+
+    with pytest.raises(DataError, match=message):
+        noisy.put_into((torch.zeros(2, 1), old))
+    with pytest.raises(DataError, match=message):
+        noisy.put_into(Named(old[0]))[0]
+
+
+@pytest.mark.parametrize("label", [1.7, "1", torch.tensor(1.7)])
+def test_labels_of_a_dataset_are_not_rounded(label):
+    with pytest.raises(DataError, match="one whole number per example, but a label of train is"):
+        label_column(Named(label))
+
+
+@pytest.mark.parametrize(
+    ("labels", "noise", "seed", "error", "message"),
+    [
+        ([0, 1], UniformWrong, 0, QueryError, "noise says how wrong labels are chosen"),
+        ([0, 1], UniformWrong(2), None, QueryError, "seed is a whole number or a torch.Generator"),
+        (["a", "b"], UniformWrong(2), 0, DataError, "one whole number per example.*a list came"),
+    ],
+)
+def test_other_arguments_are_refused(labels, noise, seed, error, message):
+    with pytest.raises(error, match=message):
+        noisy_labels(labels, noise, seed=seed)

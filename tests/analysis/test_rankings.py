@@ -9,8 +9,15 @@ import pytest
 import torch
 
 import tracin
-from tracin.analysis import checkpoint_losses, explained_share, rank_stability
+from tracin.analysis import (
+    checkpoint_losses,
+    compare_found,
+    explained_share,
+    found_curve,
+    rank_stability,
+)
 from tracin.analysis.rank_stability import chance_in_top, jackknifed
+from tracin.baselines import SuspectScores
 from tracin.errors import DataError, NonFiniteError, QueryError
 
 
@@ -189,3 +196,36 @@ def test_shares_print_and_draw():
 def test_shares_that_cannot_be_are_refused(ask, error, words):
     with pytest.raises(error, match=words):
         ask()
+
+
+def test_a_sorted_ranking_counts_in_the_order_of_the_data():
+    scores = SuspectScores("Loss", np.arange(6), np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.0]))
+    is_wrong = torch.tensor([False, True, False, True, False, False])
+
+    assert found_curve(scores.top(6), is_wrong).area == found_curve(scores, is_wrong).area
+    assert scores.top(6).top(2).positions.tolist() == [1, 3]  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_a_part_of_a_ranking_is_refused():
+    scores = SuspectScores("Loss", np.arange(6), np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.0]))
+
+    with pytest.raises(DataError, match="2 examples of a ranking were given, such as its top"):
+        rank_stability([scores.top(2), scores.top(2)], k=1)
+
+
+def test_infinite_influence_has_no_shares():
+    with pytest.raises(NonFiniteError, match="infinite numbers, of which no share"):
+        explained_share(torch.tensor([[torch.inf], [1.0]]))
+
+
+def test_one_share_needs_no_list():
+    curve = found_curve(torch.arange(10.0), torch.arange(10) > 7, at=0.2)  # pyright: ignore[reportArgumentType]
+
+    assert curve.found == {0.2: 1.0}
+
+
+def test_what_is_no_curve_is_refused_by_name():
+    scores = SuspectScores("Loss", np.arange(2), np.zeros(2))
+
+    with pytest.raises(QueryError, match=r"curves\['loss'\] is a curve of found_curve.*SuspectS"):
+        compare_found({"loss": scores})  # pyright: ignore[reportArgumentType]

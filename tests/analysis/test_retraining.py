@@ -18,7 +18,7 @@ from tracin.analysis import (
     remove_and_retrain,
 )
 from tracin.analysis.seeded import seeded
-from tracin.errors import DataError, NonFiniteError, OutputError, QueryError
+from tracin.errors import DataError, LossError, NonFiniteError, OutputError, QueryError
 from tracin.random_state import RandomState
 
 
@@ -373,3 +373,68 @@ def test_what_cannot_be_left_out_is_refused(regression):
 
     with pytest.raises(NonFiniteError, match="loss of query 0 is nan after a training"):
         leave_one_out(train, queries, broken, "mse", examples=[1])
+
+
+def test_a_model_trained_further_is_refused(noisy):
+    train, planted = noisy
+    model = torch.nn.Linear(2, 2).double()
+    queries = train[0][:2].double(), train[1][:2]
+
+    def further(data):
+        return model
+
+    for call in (
+        lambda: fix_and_retrain(train, planted, planted.is_noisy, further, accuracy),
+        lambda: remove_and_retrain(train, planted.is_noisy, further, accuracy),
+        lambda: leave_one_out(train, queries, further, "cross_entropy", examples=[0]),
+    ):
+        with pytest.raises(QueryError, match=r"fit returned the model that it had.*deepcopy\(mod"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["train", "key", "experiment", "format", "checksum"])
+def test_settings_do_not_take_the_names_of_the_folder(noisy, tmp_path, name):
+    train, planted = noisy
+
+    with pytest.raises(QueryError, match=f"settings has the name '{name}'"):
+        fix_and_retrain(
+            train, planted, planted.is_noisy, linear, accuracy,
+            folder=tmp_path, settings={name: 1},
+        )  # fmt: skip
+
+
+def test_leaving_out_needs_one_loss_per_query_and_a_model(noisy):
+    train, _ = noisy
+    queries = train[0][:3].double(), train[1][:3]
+
+    def averaged(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])[None]
+
+    with pytest.raises(LossError, match=r"shape \(1,\) for 3 examples"):
+        leave_one_out(train, queries, linear, averaged, examples=[0])
+    with pytest.raises(QueryError, match=r"fit\(dataset\) returns the trained model.*NoneType"):
+        leave_one_out(train, queries, lambda data: None, "cross_entropy", examples=[0])
+
+
+def test_influence_that_is_nan_agrees_with_nothing(noisy):
+    train, _ = noisy
+    left_out = leave_one_out(
+        train, (train[0][:2].double(), train[1][:2]), linear, "cross_entropy", examples=[0, 1]
+    )
+
+    with pytest.raises(NonFiniteError, match="influence of example 0 is NaN"):
+        left_out.agreement(torch.full((60, 2), torch.nan))
+
+
+def test_only_noisy_labels_can_be_fixed(noisy):
+    train, planted = noisy
+
+    with pytest.raises(DataError, match=r"noisy is what noisy_labels returns.*a Tensor was given"):
+        fix_and_retrain(train, planted.labels, planted.is_noisy, linear, accuracy)
+
+
+def test_queries_of_another_precision_are_named(noisy):
+    train, _ = noisy
+
+    with pytest.raises(DataError, match="the data is float32, but the model's weights are float64"):
+        leave_one_out(train, (train[0][:2], train[1][:2]), linear, "cross_entropy", examples=[0])

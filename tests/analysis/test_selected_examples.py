@@ -184,3 +184,45 @@ def test_a_pool_that_does_not_help_is_said():
 
     with pytest.raises(QueryError, match="None of the 2 examples of the pool has a positive"):
         select(run, (torch.ones(2, 1), torch.tensor([-1.0, -2.0])), target)
+
+
+def test_exact_copies_are_left_out_at_a_cosine_of_one():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3))
+    run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates="equal")
+    inputs, labels = torch.randn(60, 5), torch.arange(60) % 3
+    pool = inputs.repeat(3, 1), labels.repeat(3)
+
+    told = select(run, pool, (inputs[:3] + 0.5, labels[:3]), budget=180, duplicates=1.0)
+
+    assert len(set((told.positions % 60).tolist())) == len(told)
+    assert len(told.dropped) == 2 * len(told)
+
+
+def test_lengths_are_measured_under_the_preconditioner_of_the_pool(task):
+    run, pool, _ = task
+    kfac = tracin.TracIn(
+        run.model, "cross_entropy", run.checkpoints,
+        learning_rates=[0.3, 0.2, 0.1], preconditioner=tracin.KFAC(),
+    )  # fmt: skip
+    targets, groups = (pool[0][:4], pool[1][:4]), ["a", "a", "b", "b"]
+
+    told = select(
+        kfac, pool, targets, 40, groups=groups, normalise="cosine", duplicates=None, batch_size=7
+    )
+
+    products = kfac.influence(pool, targets).double()
+    lengths = kfac.self_influence(pool).double().sqrt()
+    expected = []
+    for members in ([0, 1], [2, 3]):
+        size = products[members][:, members].mean().sqrt()
+        expected.append(products[:, members].mean(1) / (lengths * size))
+    best = torch.stack(expected).amax(0)
+    assert torch.allclose(told.scores.double(), best[told.positions], rtol=1e-9)
+
+
+def test_groups_are_named_alike(task):
+    run, pool, targets = task
+
+    with pytest.raises(DataError, match="groups holds names of one kind"):
+        select(run, pool, targets, groups=["a", None, "b", "a", "b"])

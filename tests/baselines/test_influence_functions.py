@@ -11,7 +11,13 @@ from torch.func import functional_call, hessian, jacrev
 
 import tracin
 from tracin.baselines import ConjugateGradient, Direct, InfluenceFunctions, LiSSA, gradient_rows
-from tracin.errors import CurvatureError, CurvatureWarning, QueryError, UnsupportedModelError
+from tracin.errors import (
+    CurvatureError,
+    CurvatureWarning,
+    NonFiniteError,
+    QueryError,
+    UnsupportedModelError,
+)
 
 from .conftest import L2, Task, binary, minimised, regularised, run_of
 
@@ -303,3 +309,15 @@ def test_a_part_without_second_derivatives_is_named():
         warnings.simplefilter("ignore")
         with pytest.raises(UnsupportedModelError, match="needs second derivatives"):
             InfluenceFunctions(run, damping=1.0).fit(data)
+
+
+@pytest.mark.parametrize("solver", [Direct(), ConjugateGradient(), LiSSA(depth=5)])
+def test_an_infinite_loss_is_named_not_called_a_curvature(solver):
+    inputs = torch.randn(6, 2)
+    inputs[4] = torch.nan
+    run = run_of(torch.nn.Linear(2, 2), "cross_entropy")
+
+    with pytest.raises(NonFiniteError, match="The loss of example 4 is nan at checkpoint"):
+        InfluenceFunctions(run, 1.0, solver).influence(
+            (inputs, torch.tensor([0, 1, 0, 1, 0, 1])), (torch.randn(1, 2), torch.tensor([0]))
+        )

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 import tracin
 from tracin import baselines
 from tracin.analysis import HighestWrong, found_curve, noisy_labels
-from tracin.errors import DataError, LossError, QueryError, UnsupportedModelError
+from tracin.errors import (
+    DataError,
+    LossError,
+    NonFiniteError,
+    QueryError,
+    UnsupportedModelError,
+)
 
 from .conftest import Task, run_of
 
@@ -334,3 +340,43 @@ def test_confident_learning_says_what_to_install(network: Task, monkeypatch):
 
     with pytest.raises(QueryError, match=r"pip install 'tracin\[cleanlab\]'"):
         baselines.ConfidentLearning(network.run).scores(network.train)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, -100, 1]), "a class from 0 to 1; .* one of them -100. Leave examples"),
+        (torch.tensor([0, 1, 2]), "one of them 2"),
+        (torch.tensor([0.0, 1.0, 1.0]), "3 of torch.float32 for 3 examples"),
+        (torch.tensor([0, 1]), "2 of torch.int64 for 3 examples"),
+    ],
+)
+def test_an_outcome_of_ones_own_needs_one_class_per_example(labels, message):
+    class Own:
+        def __call__(self, model, batch):
+            return self.outcome(model, batch).losses
+
+        def outcome(self, model, batch):
+            logits = model(batch)
+            return tracin.Outcome(logits.square().sum(1), logits, labels)
+
+    run = run_of(torch.nn.Linear(2, 2), Own())
+    for method in (baselines.EL2N, baselines.Margin, baselines.ConfidentLearning):
+        with pytest.raises(LossError, match=message):
+            method(run).scores(torch.randn(3, 2), batch_size=3)
+
+
+def test_cross_validation_needs_new_models_with_finite_scores():
+    train = torch.randn(6, 2), torch.tensor([0, 1, 0, 1, 0, 1])
+    run = run_of(torch.nn.Linear(2, 2), "cross_entropy")
+
+    with pytest.raises(QueryError, match="fit returned the model that it had returned before"):
+        baselines.cross_validated(run, train, lambda positions: run.model, folds=2)
+
+    def diverged(positions):
+        model = torch.nn.Linear(2, 2)
+        model.weight.data.fill_(torch.nan)
+        return model
+
+    with pytest.raises(NonFiniteError, match="model of fold 0 are NaN or infinite"):
+        baselines.cross_validated(run, train, diverged, folds=2)

@@ -41,6 +41,13 @@ class Correlations:
         """The mean of `ranks_by_query`, every query counting the same."""
         return float(self.ranks_by_query.nanmean())
 
+    def __str__(self) -> str:
+        return (
+            f"pooled r {self.pooled:.3f}; mean over {len(self.by_query)} "
+            f"quer{'y' if len(self.by_query) == 1 else 'ies'}: r {self.per_query:.3f}, "
+            f"rank r {self.ranks_per_query:.3f}"
+        )
+
 
 def correlations(scores: Tensor, reference: Tensor) -> Correlations:
     """How well scores agree with a reference, pooled and query by query.

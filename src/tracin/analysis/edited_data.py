@@ -1,5 +1,6 @@
 """Training data without some examples, or under other labels: new data, the given one unchanged."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -132,20 +133,53 @@ def _is_row(nest: Any) -> bool:
 
 
 def _as_column(labels: Tensor, old: Any) -> Any:
+    """The new labels in the form of the old ones: classes, [examples] or [examples, 1]."""
     if isinstance(old, Tensor):
-        return labels.to(device=old.device, dtype=old.dtype)
+        for each in old[:1]:
+            _refuse_no_classes(each, labels)
+        return labels.to(device=old.device, dtype=old.dtype).reshape(old.shape)
     if isinstance(old, np.ndarray):
-        return labels.cpu().numpy().astype(old.dtype)
+        for each in old[:1]:
+            _refuse_no_classes(each, labels)
+        return labels.cpu().numpy().astype(old.dtype).reshape(old.shape)
+    for each in old[:1]:
+        _refuse_no_classes(each, labels)
     return labels.tolist()
 
 
 def _like(label: Tensor, old: Any) -> Any:
     """The new label in the form that the dataset gives the old one in."""
+    _refuse_no_classes(old, label)
     if isinstance(old, Tensor):
         return label.to(dtype=old.dtype).reshape(old.shape)
     if isinstance(old, np.generic):
         return old.dtype.type(label.item())
     return label.item()
+
+
+def _refuse_no_classes(old: Any, labels: Tensor) -> None:
+    """Refuse to put classes where something else was, such as a one-hot row or a name.
+
+    Raises:
+        DataError: The label is no single number, or its dtype cannot hold the new ones.
+    """
+    try:
+        given = torch.as_tensor(old)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"An example's label is one class, a number, but that of train is {a_kind(old)}. "
+            "Number the classes from 0, and map the numbers to names elsewhere."
+        ) from error
+    if given.numel() != 1:
+        raise DataError(
+            "An example's label is one class, a number, but that of train has shape "
+            f"{list(given.shape)}. Of one-hot labels or probabilities pass labels.argmax(1)."
+        )
+    if not torch.equal(labels.to(given.dtype).to(labels.dtype), labels):
+        raise DataError(
+            f"The labels of train are {given.dtype}, which cannot hold the class "
+            f"{int(labels.max())}. Convert them, with labels.long()."
+        )
 
 
 def _refuse_loader(data: Any) -> None:
@@ -185,9 +219,25 @@ def label_column(data: Any, key: int | str = 1) -> Tensor:
         values = found[0] if isinstance(found[0], Tensor) else torch.as_tensor(list(found[0]))
     else:
         for position in range(len(source)):
-            with_entry(source.example(position), key, lambda old: found.append(int(old)))
+            with_entry(source.example(position), key, lambda old: found.append(_class_of(old)))
         values = torch.tensor(found)
     return whole_labels(values)
+
+
+def _class_of(label: Any) -> int:
+    """A label of a dataset's example as a number.
+
+    Raises:
+        DataError: It is no whole number.
+    """
+    try:
+        value = operator.index(label)
+    except TypeError:
+        raise DataError(
+            "Labels are one whole number per example, but a label of train is "
+            f"{a_kind(label)}: {label!r}."
+        ) from None
+    return value
 
 
 def whole_labels(labels: Any) -> Tensor:
@@ -196,7 +246,12 @@ def whole_labels(labels: Any) -> Tensor:
     Raises:
         DataError: They are not one whole number per example.
     """
-    values = cpu_tensor(labels)
+    try:
+        values = cpu_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"Labels are one whole number per example, [examples]; {a_kind(labels)} came ({error})."
+        ) from error
     if values.ndim != 1 or values.is_floating_point() or values.is_complex():
         raise DataError(
             "Labels are one whole number per example, [examples]; came "

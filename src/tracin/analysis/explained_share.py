@@ -11,7 +11,7 @@ from tracin.analysis.arrays import cpu_tensor
 from tracin.analysis.given_scores import as_numbers
 from tracin.analysis.plotting import as_percent, axes_for
 from tracin.checks import is_int
-from tracin.errors import DataError, QueryError
+from tracin.errors import DataError, NonFiniteError, QueryError
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
 
 SHARES = (0.5, 0.8, 0.9)
@@ -167,7 +167,7 @@ def explained_share(influence: Any, drops: Any = None) -> ExplainedShare:
 
     Raises:
         DataError: The shapes do not fit.
-        NonFiniteError: A score is NaN.
+        NonFiniteError: A score is NaN or infinite.
 
     Example:
         >>> from tracin.analysis import explained_share
@@ -182,6 +182,11 @@ def explained_share(influence: Any, drops: Any = None) -> ExplainedShare:
     if scores.ndim != 2 or not scores.numel():
         raise DataError(
             f"influence is [train, queries], or [train] of one query; {list(scores.shape)} came."
+        )
+    if not bool(scores.isfinite().all()):
+        raise NonFiniteError(
+            "influence has infinite numbers, of which no share can be taken. Leave their examples "
+            "out, or compute in higher precision."
         )
     measured = None if drops is None else cpu_tensor(drops).double()
     if measured is not None and measured.shape != scores.shape[1:]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -37,20 +37,33 @@ class FinishedCells:
     Args:
         folder: Where each finished training is written; None keeps them in memory.
         experiment: The experiment's name.
-        settings: All that decides a training's outcome but its data and seed, as JSON holds it.
+        own: What the library knows of a training beyond its data and seed, as JSON holds it.
+        settings: What the user says of it, by other names than those of `own`.
 
     Raises:
         OutputError: The folder holds an experiment with other settings, or cannot be written.
-        QueryError: A setting is nothing that JSON can hold.
+        QueryError: A setting is nothing that JSON can hold, or has a name that is taken.
     """
 
     def __init__(
-        self, folder: str | Path | None, experiment: str, settings: Mapping[str, Any]
+        self,
+        folder: str | Path | None,
+        experiment: str,
+        own: Mapping[str, Any],
+        settings: Mapping[str, Any] | None,
     ) -> None:
+        told = as_json(settings or {})
+        here = {"experiment": experiment, **as_json(own)}
+        taken = sorted({"format", "checksum", *here} & set(told))
+        if taken:
+            raise QueryError(
+                f"settings has the name {taken[0]!r}, under which the folder keeps something of "
+                "its own. Choose another name for it."
+            )
         self._known: dict[str, list[float]] = {}
         self._folder = None if folder is None else made_folder(folder, OutputError)
         if self._folder is not None:
-            self._open(self._folder, {"experiment": experiment, **as_json(settings)})
+            self._open(self._folder, {**here, **told})
 
     def values(self, trained_on: str, seed: int, compute: Callable[[], list[float]]) -> list[float]:
         """What this training gave: read if it is finished, computed and written if not.
@@ -140,11 +153,11 @@ def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
     Raises:
         QueryError: There is none, one comes twice, or is no whole number from 0 on.
     """
-    listed = tuple(seeds)
+    listed = tuple(seeds) if isinstance(seeds, Iterable) else ()
     if not listed or len(set(listed)) < len(listed) or not all(is_int(one, 0) for one in listed):
         raise QueryError(
             "seeds holds at least one whole number from 0 on, each once; "
-            f"{list(listed)!r} was given. Each is one training more per cell."
+            f"{seeds!r} was given. Each is one training more per cell."
         )
     return listed
 

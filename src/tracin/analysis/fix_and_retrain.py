@@ -22,7 +22,10 @@ from tracin.analysis.retraining_curve import (
     named_scores,
 )
 from tracin.analysis.seeded import seeded
+from tracin.errors import DataError
 from tracin.files import bytes_of, fingerprint
+from tracin.guards.new_models import NewModels
+from tracin.plain_text import a_kind
 from tracin.progress import bar
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3)
@@ -69,7 +72,8 @@ def fix_and_retrain(
 
     Raises:
         DataError: Scores, labels and examples are not equally many, or there is no label at `key`.
-        QueryError: A fraction, a seed, or what the metric returns cannot be.
+        QueryError: A fraction, a seed, or what the metric returns cannot be, or `fit` returned one
+            model twice.
         NonFiniteError: A score is NaN, or the metric returned NaN.
         OutputError: The folder holds trainings with other settings or data.
 
@@ -91,15 +95,22 @@ def fix_and_retrain(
         every label right: 1.0000
     """  # noqa: E501
     chosen, each_seed = checked_fractions(fractions), checked_seeds(seeds)
+    if not isinstance(noisy, NoisyLabels):
+        raise DataError(
+            "noisy is what noisy_labels returns, the labels with the truth; "
+            f"{a_kind(noisy)} was given."
+        )
     rankings = named_scores(scores, len(noisy))
     whole = train_fingerprint(relabelled_examples(train, noisy.right, key))
-    about = {**(settings or {}), "train": whole, "key": key}
-    cells = FinishedCells(folder, "fix_and_retrain", about)
+    own = {"train": whole, "key": key}
+    cells, models = FinishedCells(folder, "fix_and_retrain", own, settings), NewModels()
 
     def reached(labels: Tensor, seed: int) -> float:
         def trained() -> list[float]:
             with seeded(seed):
-                return [metric_value(metric(fit(relabelled_examples(train, labels, key))))]
+                model = fit(relabelled_examples(train, labels, key))
+                models.check(model)
+                return [metric_value(metric(model))]
 
         return cells.values(fingerprint([bytes_of(labels)]), seed, trained)[0]
 

@@ -1,6 +1,6 @@
 """How many known wrong labels a ranking brings to light, by how much of it is inspected."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -149,6 +149,7 @@ def found_curve(scores: Any, is_wrong: Any, at: Sequence[float] = INSPECTED) -> 
         best possible      0.5        1   0.75      1                  1
     """
     scores, is_wrong = _checked(given_scores(scores), is_wrong)
+    at = tuple(at) if isinstance(at, Iterable) else (at,)
     outside = [share for share in at if not 0 < share <= 1]
     if outside:
         raise QueryError(

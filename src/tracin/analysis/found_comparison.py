@@ -11,6 +11,7 @@ from tracin.analysis.found import FoundCurve, draw_limits, headings
 from tracin.analysis.intervals import SeedInterval, seed_interval
 from tracin.analysis.plotting import axes_for
 from tracin.errors import QueryError
+from tracin.plain_text import a_kind
 from tracin.results.table import aligned, arrow_table, save_parquet
 
 
@@ -132,11 +133,17 @@ def compare_found(curves: Mapping[str, FoundCurve | Sequence[FoundCurve]]) -> Fo
         best possible  1.0000   0.9000  1.0000  1.0000                 1
     """
     listed = {
-        name: (each,) if isinstance(each, FoundCurve) else tuple(each)
+        name: tuple(each) if isinstance(each, list | tuple) else (each,)
         for name, each in curves.items()
     }
     if not listed or not all(listed.values()):
         raise QueryError("Each ranking needs at least one curve of found_curve; none was given.")
+    for name, each in listed.items():
+        if not all(isinstance(curve, FoundCurve) for curve in each):
+            raise QueryError(
+                f"curves[{name!r}] is a curve of found_curve(scores, is_wrong), or a list of them; "
+                f"{a_kind(each[0])} was given."
+            )
     kinds = {(curve.examples, tuple(curve.found)) for each in listed.values() for curve in each}
     if len(kinds) > 1:
         raise QueryError(

@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tracin.analysis.arrays import cpu_tensor
+from tracin.baselines.suspect_scores import SuspectScores
 from tracin.errors import DataError, NonFiniteError
 from tracin.plain_text import a_kind
 from tracin.results.suspects import RANKINGS, Suspects
@@ -28,7 +28,7 @@ def given_scores(given: Any, name: str = "scores") -> Tensor:
         [train], float64, on the CPU.
 
     Raises:
-        DataError: It holds no numbers, or not one per example.
+        DataError: It holds no numbers, or not one per example, or is a part of a ranking.
         NonFiniteError: A score is NaN, which has no rank.
 
     Example:
@@ -53,7 +53,11 @@ def as_numbers(given: Any, name: str) -> Tensor:
         NonFiniteError: A number is NaN.
     """
     if isinstance(given, Suspects):
-        given = _in_data_order(given)
+        column = given.ranked_by
+        scores = RANKINGS[column](given.scores[column])
+        given = scores[_data_order(given.positions, name)]
+    elif isinstance(given, SuspectScores) and given.positions is not None:
+        given = given.values[_data_order(given.positions, name)]
     for attribute in _NAMES:
         inner = getattr(given, attribute, None)
         if inner is not None and not callable(inner) and not isinstance(given, Tensor):
@@ -77,7 +81,16 @@ def as_numbers(given: Any, name: str) -> Tensor:
     return values
 
 
-def _in_data_order(suspects: Suspects) -> Tensor:
-    back = torch.from_numpy(np.argsort(suspects.positions, kind="stable"))
-    column = suspects.ranked_by
-    return RANKINGS[column](suspects.scores[column][back])
+def _data_order(positions: np.ndarray, name: str) -> np.ndarray:
+    """Where each example of the data is in a ranking: [train].
+
+    Raises:
+        DataError: The ranking does not hold all of them.
+    """
+    back = np.argsort(positions, kind="stable")
+    if not np.array_equal(positions[back], np.arange(len(positions))):
+        raise DataError(
+            f"{name} holds one number per training example, but {len(positions)} examples of a "
+            "ranking were given, such as its top. Give the whole of it."
+        )
+    return back

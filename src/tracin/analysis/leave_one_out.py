@@ -8,11 +8,13 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from tracin.analysis.arrays import cpu_tensor
 from tracin.analysis.correlations import Correlations, correlations
 from tracin.analysis.edited_data import kept_examples
 from tracin.analysis.finished_cells import FinishedCells, checked_seeds, train_fingerprint
+from tracin.analysis.given_scores import as_numbers
 from tracin.analysis.intervals import SeedInterval, seed_interval, seeds_in_words
 from tracin.analysis.plotting import axes_for
 from tracin.analysis.seeded import seeded
@@ -20,10 +22,14 @@ from tracin.checks import is_int
 from tracin.data import Examples, content_of, move, open_examples
 from tracin.errors import NonFiniteError, QueryError
 from tracin.files import bytes_of, fingerprint
+from tracin.gradients.compute import checked_losses
+from tracin.gradients.wording import worded
 from tracin.guards import untouched
+from tracin.guards.new_models import NewModels
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.progress import bar
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.scoring.named_examples import examples_named
 from tracin.sharding import device_of
 
 BATCH = 256
@@ -63,8 +69,9 @@ class LeaveOneOut:
 
         Raises:
             QueryError: It has other queries, or fewer examples than train.
+            NonFiniteError: A score is NaN.
         """
-        scores = cpu_tensor(influence)
+        scores = as_numbers(influence, "influence")
         queries = self.changes.shape[2]
         if scores.ndim != 2 or scores.shape[1] != queries or len(scores) <= self.positions.max():
             raise QueryError(
@@ -167,7 +174,9 @@ def leave_one_out(
         The changes, [seeds, examples, queries].
 
     Raises:
-        QueryError: A position or a seed cannot be, or there is one example only.
+        QueryError: A position or a seed cannot be, there is one example only, or `fit` returned no
+            model, or one model twice.
+        LossError: The loss returns no value per query.
         NonFiniteError: A loss is NaN or infinite.
         OutputError: The folder holds trainings with other settings or data.
 
@@ -191,18 +200,23 @@ def leave_one_out(
     count = len(opened)
     positions = checked_positions(examples, count)
     each_seed, per_example = checked_seeds(seeds), open_loss(loss)
-    about = {
-        **(settings or {}),
+    own = {
         "loss": loss if isinstance(loss, str) else "a callable",
         "train": train_fingerprint(train),
         "queries": train_fingerprint(queries),
     }
-    cells = FinishedCells(folder, "leave_one_out", about)
+    cells, models = FinishedCells(folder, "leave_one_out", own, settings), NewModels()
 
     def reached(kept: Tensor, seed: int) -> Tensor:
         def trained() -> list[float]:
             with seeded(seed):
                 model = fit(kept_examples(train, kept))
+            if not isinstance(model, Module):
+                raise QueryError(
+                    "fit(dataset) returns the trained model, a torch.nn.Module; it returned "
+                    f"{type(model).__name__}."
+                )
+            models.check(model)
             return query_losses(model, per_example, asked)
 
         values = cells.values(fingerprint([bytes_of(kept)]), seed, trained)
@@ -225,14 +239,16 @@ def query_losses(model: Any, loss: PerExampleLoss, queries: Examples) -> list[fl
     """The losses of a trained model, in eval mode; the model comes back as it was: [queries].
 
     Raises:
+        LossError: The loss returns no value per query.
         NonFiniteError: One is NaN or infinite.
     """
     found: list[float] = []
     with untouched(model), torch.no_grad():
         model.eval()
-        for _, batch in queries.batches(BATCH):
-            losses = loss(model, content_of(move(batch, device_of(model))))
-            found += losses.detach().cpu().double().tolist()
+        for positions, batch in queries.batches(BATCH):
+            with examples_named(queries, positions, batch):
+                losses = worded(loss)(model, content_of(move(batch, device_of(model))))
+            found += checked_losses(losses, len(positions)).detach().cpu().double().tolist()
     broken = [at for at, each in enumerate(found) if not np.isfinite(each)]
     if broken:
         raise NonFiniteError(
@@ -253,6 +269,7 @@ def checked_positions(examples: Sequence[int] | None, count: int) -> list[int]:
     if examples is None:
         return list(range(count))
     given = cpu_tensor(examples).tolist()
+    given = given if isinstance(given, list) else [given]
     if not given or not all(is_int(each, 0, count - 1) for each in given):
         raise QueryError(
             f"examples holds positions in train, from 0 to {count - 1}; {given!r} was given."

@@ -233,7 +233,8 @@ def noisy_labels(
         DataError: Shapes do not fit together, or labels are no whole numbers.
         LabelError: A label is not a whole number from 0 to classes - 1.
         NonFiniteError: A score is NaN or infinite.
-        QueryError: The fraction lies outside 0 to 1, or more examples than have a wrong class.
+        QueryError: The noise or the seed is none, the fraction lies outside 0 to 1, or more
+            examples are to be wrong than have a wrong class.
 
     Example:
         >>> import torch
@@ -246,6 +247,13 @@ def noisy_labels(
         tensor([1, 1])
     """
     right = whole_labels(labels)
+    if not isinstance(noise, Noise):
+        raise QueryError(
+            "noise says how wrong labels are chosen, such as UniformWrong(classes=10) or "
+            f"HighestWrong(scores); {noise!r} was given."
+        )
+    if not isinstance(seed, Generator) and not is_int(seed):
+        raise QueryError(f"seed is a whole number or a torch.Generator; {seed!r} was given.")
     if isinstance(fraction, bool) or not isinstance(fraction, int | float):
         raise QueryError(f"fraction is a share from 0 to 1; {fraction!r} was given.")
     if not 0 <= fraction <= 1:

@@ -24,6 +24,7 @@ from tracin.analysis.seeded import seeded
 from tracin.data import open_examples
 from tracin.errors import QueryError
 from tracin.files import bytes_of, fingerprint
+from tracin.guards.new_models import NewModels
 from tracin.progress import bar
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.2, 0.3)
@@ -70,7 +71,8 @@ def remove_and_retrain(
 
     Raises:
         DataError: Scores and examples are not equally many.
-        QueryError: A fraction, a seed, or what the metric returns cannot be.
+        QueryError: A fraction, a seed, or what the metric returns cannot be, or `fit` returned one
+            model twice.
         NonFiniteError: A score is NaN, or the metric returned NaN.
         OutputError: The folder holds trainings with other settings or data.
 
@@ -92,13 +94,15 @@ def remove_and_retrain(
             f"At fraction {chosen[-1]:g} no example is left to train on. Give fractions that leave "
             f"some of the {examples}."
         )
-    about = {**(settings or {}), "train": train_fingerprint(train)}
-    cells = FinishedCells(folder, "remove_and_retrain", about)
+    own = {"train": train_fingerprint(train)}
+    cells, models = FinishedCells(folder, "remove_and_retrain", own, settings), NewModels()
 
     def reached(kept: Tensor, seed: int) -> float:
         def trained() -> list[float]:
             with seeded(seed):
-                return [metric_value(metric(fit(kept_examples(train, kept))))]
+                model = fit(kept_examples(train, kept))
+                models.check(model)
+                return [metric_value(metric(model))]
 
         return cells.values(fingerprint([bytes_of(kept)]), seed, trained)[0]
 

@@ -7,11 +7,14 @@ from torch import Tensor
 
 from tracin.checkpoints import loaded
 from tracin.data import content_of, move
+from tracin.gradients.compute import checked_losses
+from tracin.gradients.wording import worded
 from tracin.guards import guarded, untouched
 from tracin.progress import bar
 from tracin.run import Run, checkpoint_pass, open_data
 from tracin.scoring.batch_size import BatchSize, checked_size, fitting_size
 from tracin.scoring.finite import refuse_non_finite
+from tracin.scoring.named_examples import examples_named
 
 
 @guarded
@@ -57,8 +60,9 @@ def checkpoint_losses(
                     few = move(examples.few(range(min(2, len(examples)))), device)
                     size = fitting_size(gradients, few, device)
                 for positions, batch in examples.batches(size):
-                    with torch.no_grad():
-                        losses = run.loss(run.model, content_of(move(batch, device))).detach()
+                    with torch.no_grad(), examples_named(examples, positions, batch):
+                        losses = worded(run.loss)(run.model, content_of(move(batch, device)))
+                        losses = checked_losses(losses, len(positions)).detach()
                     refuse_non_finite(
                         losses, positions, examples.ids, checkpoint.name, "loss", "example"
                     )

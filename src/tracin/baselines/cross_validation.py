@@ -13,8 +13,10 @@ from tracin.baselines.baseline import check_run
 from tracin.baselines.forward import check_classes, outcome_of
 from tracin.checks import is_int
 from tracin.data import content_of, move
-from tracin.errors import QueryError
+from tracin.errors import NonFiniteError, QueryError
+from tracin.gradients.wording import worded
 from tracin.guards import untouched
+from tracin.guards.new_models import NewModels
 from tracin.run import Run, open_data
 from tracin.scoring.named_examples import examples_named
 from tracin.sharding import device_of
@@ -43,7 +45,8 @@ def cross_validated(
 
     Raises:
         QueryError: `folds` is no whole number from 2 to the number of examples, or `fit` returned
-            no model.
+            no model, or one model twice.
+        NonFiniteError: A class score is NaN or infinite.
         LossError: The loss knows no classes, or an example has several labels.
 
     Example:
@@ -67,6 +70,7 @@ def cross_validated(
     compute = outcome_of(run, "cross_validated")
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
     found: Tensor | None = None
+    models = NewModels()
     for fold in range(folds):
         held = order[fold::folds].sort().values
         is_kept = torch.ones(len(examples), dtype=torch.bool)
@@ -77,13 +81,19 @@ def cross_validated(
                 "fit(positions) returns the trained model, a torch.nn.Module; it returned "
                 f"{type(fitted).__name__}."
             )
+        models.check(fitted)
         model, part = unwrapped(fitted), examples.subset(held.tolist())
         with untouched(model), torch.no_grad():
             model.eval()
             for positions, batch in part.batches(batch_size):
                 with examples_named(part, positions, batch):
-                    outcome = compute(model, content_of(move(batch, device_of(model))))
+                    outcome = worded(compute)(model, content_of(move(batch, device_of(model))))
                 check_classes(outcome, "cross_validated")
+                if not bool(outcome.logits.isfinite().all()):
+                    raise NonFiniteError(
+                        f"The class scores of the model of fold {fold} are NaN or infinite: that "
+                        "training diverged. Lower its learning rate."
+                    )
                 own = probabilities_of(outcome).cpu()
                 found = own.new_zeros(len(examples), own.shape[1]) if found is None else found
                 found[held[positions.start : positions.stop]] = own

@@ -19,6 +19,7 @@ from tracin.gradients.functional import math_attention, refuse_sharded
 from tracin.gradients.graph import leaves_of, nodes_of, reached
 from tracin.out_of_memory import raise_if_out_of_memory
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.named_examples import examples_named
 from tracin.sharding import device_of
 
@@ -44,12 +45,16 @@ class Curvature:
             products has the checkpoint in place, by `walk.at`.
         examples: Over which the mean is taken.
         batch_size: Examples per model call.
+        checkpoint: Its name, for errors.
 
     Raises:
         UnsupportedModelError: A parameter is complex, or divided over ranks.
     """
 
-    def __init__(self, walk: CheckpointPass, examples: Examples, batch_size: int) -> None:
+    def __init__(
+        self, walk: CheckpointPass, examples: Examples, batch_size: int, checkpoint: str
+    ) -> None:
+        self._checkpoint = checkpoint
         self._walk, self._examples = walk, examples
         self._batch_size = max(1, batch_size)
         self._places = places_of_parameters(walk)
@@ -93,7 +98,7 @@ class Curvature:
                 # Checkpointed parts of a model run again in the backward pass: it belongs inside.
                 exchanged(self._walk.gradients.model, parameters, leaves),
             ):
-                gradients = self._gradients(batch, leaves)
+                gradients = self._gradients(positions, batch, leaves)
                 found = self._again(gradients, leaves, vectors)
         except (TracInError, TypeError):
             raise
@@ -105,10 +110,15 @@ class Curvature:
             ) from error
         return found
 
-    def _gradients(self, batch: Batch, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _gradients(
+        self, positions: Sequence[int], batch: Batch, leaves: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The gradients of the summed losses, with the graph that they came from."""
         gradients = self._walk.gradients
         losses = checked_losses(gradients.compute(gradients.model, batch), length(batch))
+        refuse_non_finite(
+            losses.detach(), positions, self._examples.ids, self._checkpoint, "loss", "example"
+        )
         around = reached(leaves_of(losses), gradients.parameters)
         if around:
             raise LossError(

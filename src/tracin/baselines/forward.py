@@ -11,6 +11,7 @@ from tracin.checkpoints import loaded
 from tracin.data import Examples, content_of, length, move
 from tracin.errors import LossError
 from tracin.gradients.compute import Compute, checked_losses
+from tracin.gradients.wording import worded
 from tracin.guards import untouched
 from tracin.progress import bar
 from tracin.run import Run, checkpoint_pass
@@ -81,7 +82,7 @@ def forward_steps(
                 for positions, batch in examples.batches(size):
                     moved = move(batch, device)
                     with torch.no_grad(), examples_named(examples, positions, batch):
-                        outcome = compute(run.model, content_of(moved))
+                        outcome = worded(compute)(run.model, content_of(moved))
                         losses = checked_losses(outcome, len(positions)).detach()
                     refuse_non_finite(
                         losses, positions, examples.ids, checkpoint.name, "loss", "example"
@@ -150,4 +151,14 @@ def check_classes(outcome: Any, name: str) -> None:
         raise LossError(
             f"{name} judges one label per example, from scores of shape [examples, classes] with "
             f"at least two classes; the scores have shape {shape}."
+        )
+    labels = outcome.labels
+    is_class = (labels >= 0) & (labels < shape[1])
+    if labels.is_floating_point() or len(labels) != shape[0] or not bool(is_class.all()):
+        wrong = labels[~is_class][:1].tolist()
+        raise LossError(
+            f"{name} judges one label per example, a class from 0 to {shape[1] - 1}; the loss's "
+            f"outcome has {len(labels)} of {labels.dtype} for {shape[0]} examples"
+            + (f", one of them {wrong[0]}" if wrong else "")
+            + ". Leave examples without a class out."
         )

@@ -105,6 +105,7 @@ class InfluenceFunctions:
 
         Raises:
             CurvatureError: The damped Hessian is not positive definite.
+            NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
             QueryError: `Direct` and too many parameters.
             UnsupportedModelError: A part of the model has no second derivatives.
         """
@@ -114,7 +115,9 @@ class InfluenceFunctions:
             reader = walk.reader(examples, range(len(examples)), checked_size(batch_size), device)
             # A size that the caller gave is kept.
             share = SHARE if batch_size == "auto" else 1
-            curvature = Curvature(walk, examples, reader.batch_size // share)
+            curvature = Curvature(
+                walk, examples, reader.batch_size // share, self.run.checkpoints[number].name
+            )
             inverse = self.solver.inverse(curvature, float(self.damping))
         return FittedInfluence(self.run, number, len(examples), inverse)
 

@@ -17,14 +17,16 @@ SHOWN = 10
 @final
 @dataclass(frozen=True, eq=False)
 class SuspectScores:
-    """One number per example, in the data's order; high values are suspect.
+    """One number per example, in the data's order; of `top` the most suspect first.
 
     polars, pandas and pyarrow take it as it is, and `numpy.asarray(scores)` gives the values.
 
     Attributes:
         name: Which baseline.
         ids: [examples]: the examples' ids.
-        values: [examples], float64.
+        values: [examples], float64; high values are suspect.
+        positions: [examples]; the examples' positions in the data, or None where all are there in
+            the data's order.
 
     Example:
         >>> import numpy as np
@@ -36,6 +38,7 @@ class SuspectScores:
     name: str
     ids: np.ndarray
     values: np.ndarray
+    positions: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,4 +81,5 @@ class SuspectScores:
         return count_within(count, len(self), f"there are {len(self)}", QueryError, "suspects")
 
     def _picked(self, at: np.ndarray) -> "SuspectScores":
-        return SuspectScores(self.name, self.ids[at], self.values[at])
+        places = at if self.positions is None else self.positions[at]
+        return SuspectScores(self.name, self.ids[at], self.values[at], places)

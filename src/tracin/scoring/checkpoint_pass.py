@@ -88,8 +88,11 @@ class CheckpointPass:
         batch_size: int | None,
         progress: bool | None,
         what: str,
+        fitted_on: Examples | None = None,
     ) -> Iterator[BatchScores]:
         """The scores of every batch of `span` at every checkpoint, in order.
+
+        A preconditioner that is fitted on data is fitted on `fitted_on`; None stands for `train`.
 
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite.
@@ -97,12 +100,13 @@ class CheckpointPass:
             SteppedDownError: An audit failed: drop the scores so far and begin again, as
                 `until_settled` does.
         """
-        metric, is_made = self._metric_of_all(train, batch_size)
+        basis = train if fitted_on is None else fitted_on
+        metric, is_made = self._metric_of_all(basis, batch_size)
         with bar(len(self._checkpoints) * len(span), what, progress) as shown:
             for number, checkpoint in enumerate(self._checkpoints):
                 with self.at(number) as device:
                     if not is_made:
-                        metric = self.metric_at(number, train, batch_size, device)
+                        metric = self.metric_at(number, basis, batch_size, device)
                     reader = self.reader(train, span, batch_size, device)
                     queries = self._queries(number, request, reader, metric)
                     score = partial(self._scores, number, queries, request, metric)

@@ -1,5 +1,7 @@
 """Refuses losses, gradients and scores that are NaN or infinite, by the name of the example."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,7 +27,12 @@ def check_finite(found: BatchScores, ids: np.ndarray, checkpoint: str) -> None:
 
 
 def refuse_non_finite(
-    values: Tensor, positions: range, ids: np.ndarray, checkpoint: str, what: str, whose: str
+    values: Tensor,
+    positions: Sequence[int],
+    ids: np.ndarray,
+    checkpoint: str,
+    what: str,
+    whose: str,
 ) -> None:
     """Name the first example whose value is not finite."""
     rows = torch.isfinite(values).flatten(1).all(1) if values.ndim > 1 else torch.isfinite(values)
