@@ -112,7 +112,7 @@ class ReviewedStratum:
         """
         share = (self.wrong + 0.5) / (self.reviewed + 1)
         left = 1 - self.reviewed / self.size
-        return self.size**2 * left * share * (1 - share) / self.reviewed
+        return self.size**2 * left * share * (1 - share) / max(1, self.reviewed - 1)
 
 
 @final
@@ -126,7 +126,7 @@ class WrongLabels:
     Example:
         >>> found = WrongLabels((ReviewedStratum(0, 40, 10, 8), ReviewedStratum(40, 80, 10, 0)))
         >>> print(found)
-        about 32 of 80 labels are wrong (95 %: 18 to 46)
+        about 32 of 80 labels are wrong (95 %: 21 to 43)
     """
 
     strata: tuple[ReviewedStratum, ...]

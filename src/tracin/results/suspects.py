@@ -230,7 +230,7 @@ class Suspects:
             >>> suspects = run.find_mislabelled((torch.randn(500, 2), torch.randint(2, (500,))))
             >>> is_wrong = {int(id): False for id in suspects.sample(50).ids}  # looked at by you
             >>> print(suspects.estimate(is_wrong))
-            about 0 of 500 labels are wrong (95 %: 0 to 23)
+            about 0 of 500 labels are wrong (95 %: 0 to 30)
         """
         rows = drawn(len(self), n, seed)
         columns = {name: each[rows] for name, each in self.columns().items()}
