@@ -42,15 +42,9 @@ def in_one_pass(model: nn.Module, train: Train, folder: Path, device: str) -> di
         "loss": suspects.loss,
         "EL2N": suspects.el2n,
         "margin": -suspects.margin,
+        "mean rank of loss and margin": suspects.loss_and_margin,
     }
-    found = {name: column.cpu().double()[back] for name, column in columns.items()}
-    both = ranks(found["loss"]) + ranks(found["margin"])
-    return {**found, "mean rank of loss and margin": both / 2}
-
-
-def ranks(scores: Tensor) -> Tensor:
-    """The place of each score, from the lowest, equal ones in the data's order: [examples]."""
-    return scores.argsort(stable=True).argsort().double()
+    return {name: column.cpu().double()[back] for name, column in columns.items()}
 
 
 def projected(

@@ -125,7 +125,6 @@ MISUSES = {
     "group: unknown": (lambda: run().explain(TRAIN, TRAIN, k=1, group="max"), "'max'"),
     "group: a list": (lambda: run().explain(TRAIN, TRAIN, k=1, group=["sum"]), "sum"),
     "rank by: unknown": (lambda: run().find_mislabelled(TRAIN, rank_by="entropy"), "entropy"),
-    "rank by: none": (lambda: run().find_mislabelled(TRAIN, rank_by=None), "None"),
     "rank by: a list": (lambda: run().find_mislabelled(TRAIN, rank_by=["loss"]), "loss"),
     "mislabelled: without classes": (
         lambda: run(lambda m, b: m(b[0]).sum(1)).find_mislabelled(TRAIN),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +16,7 @@ import tracin
 from tracin import errors
 from tracin import tracin as front_door
 from tracin.gradients.functional import refuse_sharded
+from tracin.results.suspects import OF_CLASSES, OF_TARGETS
 from tracin.scoring import mislabelled
 from tracin.scoring.mislabelled import Judgement
 
@@ -230,13 +232,40 @@ def test_an_example_outside_the_training_set_may_be_scored():
     assert run().influence(data(3, seed=8), data(2, seed=9)).shape == (3, 2)
 
 
+@pytest.mark.parametrize("group", ["sum", "mean"])
+@pytest.mark.parametrize("batch_size", ["auto", 2])
+def test_the_influence_on_a_group_is_that_on_each_query_summed_or_averaged(group, batch_size):
+    train, queries = data(7), data(5, seed=1)
+    each = run().influence(train, queries)
+
+    found = run().influence(train, queries, group=group, batch_size=batch_size)
+
+    assert found.shape == (7,)
+    assert close(found, each.sum(1) if group == "sum" else each.mean(1))
+
+
+@pytest.mark.parametrize("preconditioner", [tracin.KFAC()])
+def test_the_influence_on_a_group_under_a_preconditioner_is_that_on_each_summed(preconditioner):
+    train, queries = data(12), data(5, seed=1)
+    runner = run(preconditioner=preconditioner, learning_rates="equal")
+
+    found = runner.influence(train, queries, group="sum")
+
+    assert close(found, runner.influence(train, queries).sum(1), 1e-8)
+
+
+def test_a_group_is_a_sum_or_a_mean():
+    with pytest.raises(errors.QueryError, match='group is None or one of "sum", "mean"; \'max\''):
+        run().influence(data(3), data(2), group="max")
+
+
 # find_mislabelled ---------------------------------------------------------------------------------
 
 
 def test_the_table_of_suspects_holds_what_its_columns_promise():
     train = data(12)
     inputs, labels = train
-    losses, distances, margins = [], [], []
+    losses, distances, margins, leads = [], [], [], []
     mean = torch.zeros(12, CLASSES, dtype=torch.float64)
     for seed in (1, 2):
         logits = net(seed)(inputs).detach()
@@ -246,19 +275,33 @@ def test_the_table_of_suspects_holds_what_its_columns_promise():
         distances.append((p - F.one_hot(labels, CLASSES)).norm(dim=1))
         own = p.gather(1, labels[:, None])[:, 0]
         margins.append(own - p.scatter(1, labels[:, None], -1).amax(1))
+        others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        leads.append(logits.gather(1, labels[:, None])[:, 0] - others)
+    loss, margin = torch.stack(losses).mean(0), torch.stack(margins).mean(0)
+    both = (rankdata(loss) + rankdata(-margin) - 1) / (2 * 12)
+    others = mean.scatter(1, labels[:, None], -1)
 
     table = run().find_mislabelled(train)
 
     at = torch.from_numpy(table.positions)
     assert close(table.self_influence, run().self_influence(train)[at])
     assert close(table.self_influence_last, run(parameters="last").self_influence(train)[at])
-    assert close(table.loss, torch.stack(losses).mean(0)[at], 1e-6)
-    assert close(table.el2n, torch.stack(distances).mean(0)[at], 1e-6)
-    assert close(table.margin, torch.stack(margins).mean(0)[at], 1e-5)
+    assert close(table.loss, loss[at])
+    assert close(table.el2n, torch.stack(distances).mean(0)[at])
+    assert close(table.margin, margin[at])
+    assert close(table.aum, torch.stack(leads).mean(0)[at])
+    assert close(table.loss_and_margin, torch.from_numpy(both)[at])
+    assert close(table.final_loss, losses[-1][at])
+    assert close(table.final_margin, margins[-1][at])
     assert np.array_equal(table.given_labels, labels[at])
-    assert np.array_equal(table.suggested_labels, mean.argmax(1)[at])
-    assert (table.self_influence.diff() <= 0).all()
+    assert np.array_equal(table.suggested_labels, others.argmax(1)[at])
+    assert close(table.given_probability, mean.gather(1, labels[:, None])[at, 0])
+    assert close(table.suggested_probability, others.amax(1)[at])
+    assert table.ranked_by == "loss_and_margin"
+    assert (table.loss_and_margin.diff() <= 0).all()
     assert (table.ranked("margin").margin.diff() >= 0).all()
+    assert table.checkpoints == ("checkpoint 0", "checkpoint 1")
+    assert table.held_out is None
 
 
 def test_the_last_layer_is_judged_even_where_it_is_not_traced():
@@ -289,8 +332,8 @@ def test_suspects_are_judged_in_blocks_of_bounded_memory(monkeypatch, held):
     assert sum(blocks) == 12 * CLASSES
     assert np.array_equal(in_blocks.positions, whole.positions)
     assert np.array_equal(in_blocks.suggested_labels, whole.suggested_labels)
-    for name in ("self_influence", "self_influence_last", "loss", "el2n", "margin"):
-        assert close(getattr(in_blocks, name), getattr(whole, name), 1e-6)
+    for name in OF_CLASSES:
+        assert close(getattr(in_blocks, name), getattr(whole, name))
 
 
 def test_labels_cannot_be_judged_by_a_loss_without_classes():
@@ -336,7 +379,7 @@ def test_the_table_of_a_regression_holds_what_its_columns_promise(has_column):
         predictions.append(model(inputs)[:, 0].detach())
         losses.append((predictions[-1] - targets) ** 2)
 
-    table = regression().find_mislabelled(train, rank_by="residual")
+    table = regression().find_mislabelled(train)
 
     at = torch.from_numpy(table.positions)
     mean = torch.stack(predictions).mean(0)
@@ -347,20 +390,18 @@ def test_the_table_of_a_regression_holds_what_its_columns_promise(has_column):
     assert close(table.residual, (targets - mean)[at])
     assert np.allclose(table.prediction, mean[at])
     assert np.array_equal(table.given_labels, targets[at])
+    assert close(table.final_loss, losses[-1][at])
+    assert close(table.final_residual, (targets - predictions[-1])[at])
+    assert table.ranked_by == "residual"
     assert (table.residual.abs().diff() <= 0).all()
-    assert list(table.columns())[4:] == [
-        "self_influence",
-        "self_influence_last",
-        "loss",
-        "residual",
-    ]
+    assert tuple(table.columns())[4:] == OF_TARGETS
     assert close(table.ranked("self_influence").self_influence, own.sort(descending=True).values)
 
 
 def test_a_regression_has_neither_margins_nor_wrong_classes():
     train = measured(6)
 
-    with pytest.raises(errors.QueryError, match=r"\"residual\"; 'margin' was given"):
+    with pytest.raises(errors.QueryError, match=r"one of \"residual\", .*; 'margin' was given"):
         regression().find_mislabelled(train, rank_by="margin")
     with pytest.raises(errors.LossError, match=r"drop_misclassified .* knows no classes"):
         regression().explain(train, train, k=1, drop_misclassified=True)
@@ -526,7 +567,7 @@ def test_words_that_do_not_exist_are_listed():
         run().explain(data(4), data(1), k=1, normalise="l2")
     with pytest.raises(errors.QueryError, match='one of "sum", "mean"'):
         run().explain(data(4), data(1), k=1, group="max")
-    with pytest.raises(errors.QueryError, match=r'"self_influence".*"margin".*entropy'):
+    with pytest.raises(errors.QueryError, match=r'"loss_and_margin".*"self_influence".*entropy'):
         run().find_mislabelled(data(4), rank_by="entropy")
 
 

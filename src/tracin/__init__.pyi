@@ -6,6 +6,8 @@ from . import integrations as integrations
 from . import tracing as tracing
 from .analysis.agreement import Agreement as Agreement
 from .analysis.agreement import compare_selections as compare_selections
+from .analysis.conflicting_duplicates import ConflictingDuplicates as ConflictingDuplicates
+from .analysis.conflicting_duplicates import conflicting_duplicates as conflicting_duplicates
 from .analysis.contributions import Contributions as Contributions
 from .analysis.contributions import contributions as contributions
 from .analysis.correlations import Correlations as Correlations
@@ -36,6 +38,7 @@ from .errors import IndexingError as IndexingError
 from .errors import LabelError as LabelError
 from .errors import LearningRateError as LearningRateError
 from .errors import LossError as LossError
+from .errors import MemorisedWarning as MemorisedWarning
 from .errors import ModelInUseError as ModelInUseError
 from .errors import NonFiniteError as NonFiniteError
 from .errors import OutputError as OutputError
@@ -59,7 +62,10 @@ from .preconditioners import KFAC as KFAC
 from .preconditioners import Adam as Adam
 from .preconditioners import Preconditioner as Preconditioner
 from .results.explanations import Explanations as Explanations
+from .results.held_out import HeldOut as HeldOut
 from .results.recall import Recall as Recall
+from .results.review import ReviewSample as ReviewSample
+from .results.review import WrongLabels as WrongLabels
 from .results.suspects import Suspects as Suspects
 from .results.verification import Verification as Verification
 from .sketches import Projection as Projection

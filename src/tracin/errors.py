@@ -109,6 +109,10 @@ class DataWarning(TracInWarning):
     """Something about the data that makes scores mean less than they seem to."""
 
 
+class MemorisedWarning(TracInWarning):
+    """The model agrees with nearly all given labels, so that wrong ones among them do not show."""
+
+
 class CurvatureWarning(TracInWarning):
     """A product with the inverse of a Hessian is less exact than was asked for."""
 

@@ -20,6 +20,7 @@ from tracin.checkpoints.learning_rates import LearningRates
 from tracin.data import Batch, Examples, content_of, move, open_examples
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Covered
+from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.guards import untouched
 from tracin.losses import PerExampleLoss, open_loss
@@ -139,12 +140,12 @@ def first_example(run: Run, examples: Examples) -> Iterator[Batch]:
 
 def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
     """A pass over the checkpoints for scores alone; of other parameters than the run's if given."""
-    return _pass(run, run.loss, parameters)
+    return computing_pass(run, run.loss, parameters)
 
 
 def plain_checkpoint_pass(run: Run) -> CheckpointPass:
     """The same pass without the run's preconditioner: for how alike gradients are."""
-    return _pass(run, run.loss, None, is_plain=True)
+    return computing_pass(run, run.loss, is_plain=True)
 
 
 def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
@@ -157,17 +158,22 @@ def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> Ch
             "method outcome(model, batch) -> tracin.Outcome (classes) or "
             "tracin.TargetOutcome (numbers)."
         )
-    return _pass(run, outcome, parameters)
+    return computing_pass(run, outcome, parameters)
 
 
 def rows_pass(run: Run) -> CheckpointPass:
     """A pass that gives labels and class scores where the loss knows them."""
-    return _pass(run, getattr(run.loss, "outcome", run.loss), None)
+    return computing_pass(run, getattr(run.loss, "outcome", run.loss))
 
 
-def _pass(
-    run: Run, compute: Any, parameters: Mapping[str, Tensor] | None, *, is_plain: bool = False
+def computing_pass(
+    run: Run,
+    compute: Compute,
+    parameters: Mapping[str, Tensor] | None = None,
+    *,
+    is_plain: bool = False,
 ) -> CheckpointPass:
+    """A pass with this function in place of the run's loss; without its preconditioner if plain."""
     return CheckpointPass(
         run.model,
         compute,

@@ -23,3 +23,26 @@ def pearson(ours: Tensor, theirs: Tensor) -> Tensor:
     ours, theirs = ours - ours.mean(0), theirs - theirs.mean(0)
     lengths = ours.norm(dim=0) * theirs.norm(dim=0)
     return (ours * theirs).sum(0) / torch.where(lengths > 0, lengths, torch.nan)
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Each value's place within its column, from 1; equal values share the mean of their places.
+
+    Args:
+        values: [values, columns].
+
+    Returns:
+        [values, columns], float64.
+
+    Example:
+        >>> import torch
+        >>> from tracin.statistics import ranks
+        >>> ranks(torch.tensor([[5.0], [9.0], [5.0]])).T
+        tensor([[1.5000, 3.0000, 1.5000]], dtype=torch.float64)
+    """
+    columns = []
+    for column in values.T:
+        _, at, counts = torch.unique(column, return_inverse=True, return_counts=True)
+        ends = counts.cumsum(0).double()
+        columns.append((ends - (counts - 1) / 2)[at])
+    return torch.stack(columns, 1)

@@ -17,7 +17,7 @@ from tracin.index.build import begun, finished
 from tracin.index.index import Index
 from tracin.losses import TargetOutcome
 from tracin.results.explanations import Explanations
-from tracin.results.suspects import Suspects, check_ranking
+from tracin.results.suspects import OF_CLASSES, OF_TARGETS, Suspects, check_ranking
 from tracin.results.verification import Verification
 from tracin.run import (
     HELD,
@@ -33,6 +33,7 @@ from tracin.run import (
 from tracin.scoring import mislabelled
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.held_out import measured_on
 from tracin.scoring.mislabelled import Judgement, classes_of
 from tracin.scoring.ranking import Ranking
 from tracin.scoring.score_request import ScoreRequest
@@ -135,6 +136,7 @@ class TracIn(Run):
         train: Any,
         queries: Any,
         *,
+        group: str | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Tensor:
@@ -145,6 +147,8 @@ class TracIn(Run):
         Args:
             train: The examples whose influence is asked for.
             queries: The same kinds of data.
+            group: "sum" or "mean" makes all of `queries` one: [train]. Faster than a sum over the
+                matrix, since each example's gradient is multiplied once.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
@@ -154,20 +158,26 @@ class TracIn(Run):
         """
         examples = open_data(self, train, "train")
         query_set = open_examples(queries, name="queries")
-        total = torch.zeros(len(examples), len(query_set), dtype=score_dtype(self))
+        _check_words(group, ("sum", "mean"), "group")
+        width = 1 if group else len(query_set)
+        total = torch.zeros(len(examples), width, dtype=score_dtype(self))
         walk = checkpoint_pass(self)
-        for span in query_spans(self, len(query_set)):
+        everything = [range(len(query_set))]
+        for span in everything if group else query_spans(self, len(query_set)):
+            columns = slice(None) if group else _slice(span)
             steps = walk.steps(
                 examples,
                 range(len(examples)),
-                ScoreRequest(query_set, span),
+                ScoreRequest(query_set, span, bool(group)),
                 checked_size(batch_size),
                 progress,
                 "influence",
             )
             for step in steps:
-                total[_slice(step.positions), _slice(span)] += _known(step.scores).cpu()
-        return total
+                total[_slice(step.positions), columns] += _known(step.scores).cpu()
+        if group is None:
+            return total
+        return total[:, 0] / len(query_set) if group == "mean" else total[:, 0]
 
     @guarded
     @settled
@@ -242,32 +252,44 @@ class TracIn(Run):
     def find_mislabelled(
         self,
         train: Any,
+        validation: Any = None,
         *,
-        rank_by: str = "self_influence",
+        rank_by: str | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Suspects:
         """Rank training examples by how likely their label is wrong (paper, section 4.1).
 
-        One pass gives self-influence over the traced parameters and over the last layer, loss,
-        EL2N, margin and a suggested label; for pure label noise the cheap scores often find as
-        much, so look at them side by side. For a regression (loss "mse") labels are targets, the
-        suggested ones are predictions, and residuals stand in for EL2N and margin.
+        One pass gives all columns of `Suspects`. On labels that people got wrong, loss and margin
+        find far more than self-influence, which is high where an example is rare or memorised: it
+        is a column to look at, and `rank_by="self_influence"` is the paper's ranking. Which noise
+        prefers what: docs/mislabelled.md. For a regression (loss "mse") labels are targets, the
+        suggested ones are predictions, and residuals stand in for margins.
 
         Args:
             train: The labelled examples.
-            rank_by: Which column leads; `Suspects.ranked` changes it afterwards. "el2n" and
-                "margin" are columns of classes, "residual" of numbers.
+            validation: Examples that the checkpoints were not trained on, labelled as well as
+                train is. Means are then taken over the three checkpoints with the highest accuracy
+                on them (for a regression the lowest loss), which keeps those out that know wrong
+                labels by heart. Self-influence stays the sum over all.
+            rank_by: Which column leads; `Suspects.ranked` changes it afterwards. None for
+                "loss_and_margin" of classes, the mean of the ranks by loss and by margin, and for
+                "residual" of numbers.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
+
+        Warns:
+            MemorisedWarning: The model agrees with nearly all given labels.
 
         Raises:
             LossError: The loss returns neither class scores nor predictions: it is neither
                 "cross_entropy" nor "mse". Or an example has several labels.
             QueryError: An unknown column in rank_by, or one that this loss does not have.
         """
-        check_ranking(rank_by)
+        if rank_by is not None:
+            check_ranking(rank_by)
         examples = open_data(self, train, "train")
+        held = None if validation is None else open_examples(validation, name="validation")
         last = last_layer(self, examples)
         traced = {**self.parameters, **last}
         walk = judging_pass(self, traced)
@@ -278,23 +300,27 @@ class TracIn(Run):
         )
         with first_example(self, examples) as batch:
             outcome = walk.gradients.compute(self.model, batch)
-        if isinstance(outcome, TargetOutcome):
-            judgement = TargetJudgement(len(examples), len(self.checkpoints), outcome)
-            classes = 1
-        else:
-            judgement = Judgement(len(examples), len(self.checkpoints))
-            classes = classes_of(outcome)
-        check_ranking(rank_by, judgement.rankings)
+        checked = checked_size(batch_size)
+        is_regression = isinstance(outcome, TargetOutcome)
+        classes = 1 if is_regression else classes_of(outcome)
+        if rank_by is not None:
+            check_ranking(rank_by, OF_TARGETS if is_regression else OF_CLASSES)
+        held_out = None if held is None else measured_on(walk, held, checked, progress)
+        averaged = range(walk.checkpoints) if held_out is None else held_out.best
+        judgement = (
+            TargetJudgement(len(examples), averaged, walk.checkpoints - 1, outcome)
+            if is_regression
+            else Judgement(len(examples), averaged, walk.checkpoints - 1)
+        )
         size = max(1, mislabelled.HELD // classes)
         for start in range(0, len(examples), size):
             block = range(start, min(start + size, len(examples)))
             judgement.open(block, classes)
-            for step in walk.steps(
-                examples, block, question, checked_size(batch_size), progress, "mislabelled"
-            ):
+            for step in walk.steps(examples, block, question, checked, progress, "mislabelled"):
                 judgement.take(step)
             judgement.close()
-        return judgement.suspects(examples.ids, rank_by)
+        names = tuple(walk.names[number] for number in averaged)
+        return judgement.suspects(examples.ids, rank_by or judgement.default, names, held_out)
 
     @guarded
     @settled

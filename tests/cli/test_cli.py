@@ -86,6 +86,21 @@ def test_mislabelled_ranks_every_training_example(begun, capsys, tmp_path):
     assert pq.read_table(tmp_path / "mislabelled.parquet").num_rows == 300
 
 
+def test_mislabelled_ranks_by_loss_and_margin_and_takes_the_tasks_validation_data(
+    begun, capsys, tmp_path
+):
+    text = (begun.parent / "task.py").read_text()
+    held = '"validation": data(40, seed=5),'
+    run = altered(begun, tmp_path, task=text.replace('"queries"', f'{held}\n        "queries"'))
+
+    plain, out, _ = call(capsys, "mislabelled", begun, "--out", tmp_path)
+    code, chosen, _ = call(capsys, "mislabelled", run, "--out", tmp_path)
+
+    assert (plain, code) == (0, 0)
+    assert out.startswith("ranked by loss_and_margin\n")
+    assert "ranked by loss_and_margin, means over the best checkpoints: " in chosen
+
+
 def test_select_expands_queries_into_a_set_of_the_pool(begun, capsys, tmp_path):
     code, out, _ = call(
         capsys, "select", begun, "--query", "0,1", "-n", 7, "--out", tmp_path,

@@ -39,7 +39,7 @@ def test_it_leaves_a_figure_tables_and_checkpoints(ran):
     assert len(list((folder / "checkpoints").glob("*.safetensors"))) == 12
 
 
-def test_self_influence_finds_far_more_wrong_labels_than_chance(ran):
+def test_the_ranking_finds_far_more_wrong_labels_than_chance(ran):
     folder, _ = ran
     is_flipped = read(folder, "suspects")["is_flipped"]
 

@@ -99,6 +99,18 @@ def test_the_strongest_are_those_without_an_index(tmp_path):
     assert float(found.proponents.errors.max()) < 1e-3 * float(found.proponents.scores.max())
 
 
+@pytest.mark.parametrize("group", ["sum", "mean"])
+def test_the_influence_on_a_group_is_that_on_each_query_summed_or_averaged(tmp_path, group):
+    index = built(tmp_path)
+    each = index.influence(TEST)
+
+    found = index.influence(TEST, group=group)
+
+    assert torch.allclose(found, each.sum(1) if group == "sum" else each.mean(1), rtol=1e-4)
+    with pytest.raises(QueryError, match="group is None or one of"):
+        index.influence(TEST, group="max")
+
+
 @pytest.mark.parametrize("memory", [1, 10_000, 1 << 28])
 def test_memory_does_not_matter(tmp_path, memory, monkeypatch):
     monkeypatch.setattr("tracin.index.search.BLOCK_ROWS", 4)

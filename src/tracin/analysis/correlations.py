@@ -7,11 +7,10 @@ the largest gradients decide it; *per query* is had for each query alone, and th
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from tracin.errors import QueryError
-from tracin.statistics import pearson
+from tracin.statistics import pearson, ranks
 
 
 @final
@@ -78,13 +77,3 @@ def correlations(scores: Tensor, reference: Tensor) -> Correlations:
         pearson(ours, theirs),
         pearson(ranks(ours), ranks(theirs)),
     )
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Each value's place within its column, equal values sharing the mean of their places."""
-    columns = []
-    for column in values.T:
-        _, at, counts = torch.unique(column, return_inverse=True, return_counts=True)
-        ends = counts.cumsum(0).double()
-        columns.append((ends - (counts - 1) / 2)[at])
-    return torch.stack(columns, 1)

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.analysis.correlations import ranks
 from tracin.analysis.given_scores import as_numbers
 from tracin.analysis.intervals import t_quantile
 from tracin.analysis.plotting import axes_for
 from tracin.checks import count_within
 from tracin.errors import DataError, QueryError
 from tracin.results.table import aligned, arrow_table, save_parquet
-from tracin.statistics import pearson
+from tracin.statistics import pearson, ranks
 
 
 @final

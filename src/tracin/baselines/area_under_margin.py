@@ -5,9 +5,10 @@ from typing import final
 
 from torch import Tensor
 
-from tracin.baselines.averages import ClassAverage, lead_of_label
+from tracin.baselines.averages import ClassAverage
 from tracin.losses import Outcome
 from tracin.precision import in_double
+from tracin.scoring.label_scores import lead_of_label
 
 
 @final

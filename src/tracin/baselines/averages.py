@@ -12,7 +12,6 @@ from tracin.baselines.forward import class_steps
 from tracin.baselines.suspect_scores import SuspectScores
 from tracin.guards import guarded
 from tracin.losses import Outcome
-from tracin.precision import in_double
 from tracin.run import Run, open_data
 from tracin.scoring.batch_size import BatchSize
 
@@ -60,19 +59,3 @@ class ClassAverage(ABC):
         for step in class_steps(self.run, examples, numbers, name, batch_size, progress):
             total[step.rows] += self.of(step.outcome).cpu().double()
         return SuspectScores(name, examples.ids, (total / len(numbers)).numpy())
-
-
-def probabilities_of(outcome: Outcome) -> Tensor:
-    """The softmax of the class scores: [examples, classes], float64."""
-    return in_double(outcome.logits.detach()).softmax(1)
-
-
-def lead_of_label(values: Tensor, labels: Tensor) -> Tensor:
-    """The label's value minus the largest other: [examples].
-
-    Args:
-        values: [examples, classes].
-        labels: [examples].
-    """
-    at = labels.to(values.device)[:, None]
-    return values.gather(1, at)[:, 0] - values.scatter(1, at, -torch.inf).amax(1)

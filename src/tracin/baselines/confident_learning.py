@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.baselines.averages import probabilities_of
 from tracin.baselines.baseline import check_run
 from tracin.baselines.forward import class_steps
 from tracin.baselines.suspect_scores import SuspectScores
@@ -18,6 +17,7 @@ from tracin.errors import DataError, QueryError
 from tracin.guards import guarded
 from tracin.run import Run, open_data
 from tracin.scoring.batch_size import BatchSize
+from tracin.scoring.label_scores import probabilities_of
 
 QUALITIES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 ROUNDING = 1e-3

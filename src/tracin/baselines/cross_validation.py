@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from tracin.baselines.averages import probabilities_of
 from tracin.baselines.baseline import check_run
 from tracin.baselines.forward import check_classes, outcome_of
 from tracin.checks import is_int
@@ -18,6 +17,7 @@ from tracin.gradients.wording import worded
 from tracin.guards import untouched
 from tracin.guards.new_models import NewModels
 from tracin.run import Run, open_data
+from tracin.scoring.label_scores import probabilities_of
 from tracin.scoring.named_examples import examples_named
 from tracin.sharding import device_of
 from tracin.wrappers import unwrapped

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
-from tracin.baselines.averages import ClassAverage, probabilities_of
+from tracin.baselines.averages import ClassAverage
 from tracin.losses import Outcome
+from tracin.scoring.label_scores import error_length, probabilities_of
 
 
 @final
@@ -37,7 +37,4 @@ class EL2N(ClassAverage):
     @staticmethod
     def of(outcome: Outcome) -> Tensor:
         """The number at one checkpoint: [examples]."""
-        probabilities = probabilities_of(outcome)
-        at = outcome.labels.to(probabilities.device)[:, None]
-        ones = torch.ones_like(at, dtype=probabilities.dtype)
-        return probabilities.scatter_add(1, at, -ones).norm(dim=1)
+        return error_length(probabilities_of(outcome), outcome.labels)

@@ -1,47 +1,14 @@
 """Forward passes over data at some checkpoints: what the baselines without gradients read."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from tracin.checkpoints import loaded
-from tracin.data import Examples, content_of, length, move
+from tracin.data import Examples
 from tracin.errors import LossError
-from tracin.gradients.compute import Compute, checked_losses
-from tracin.gradients.wording import worded
-from tracin.guards import untouched
-from tracin.progress import bar
-from tracin.run import Run, checkpoint_pass
-from tracin.scoring.batch_size import BatchSize, checked_size, fitting_size
-from tracin.scoring.finite import refuse_non_finite
-from tracin.scoring.named_examples import examples_named
-from tracin.sharding import device_of
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class ForwardStep:
-    """What one batch gave at one checkpoint.
-
-    Attributes:
-        checkpoint: The checkpoint's place in the run.
-        positions: The examples' positions in the data.
-        losses: [examples].
-        outcome: What the loss returned: the losses, or an `Outcome` with class scores.
-    """
-
-    checkpoint: int
-    positions: range
-    losses: Tensor
-    outcome: Any
-
-    @property
-    def rows(self) -> slice:
-        """Where the examples are in a tensor of all."""
-        return slice(self.positions.start, self.positions.stop)
+from tracin.gradients.compute import Compute
+from tracin.run import Run, computing_pass
+from tracin.scoring.batch_size import BatchSize, checked_size
+from tracin.scoring.forward_pass import ForwardStep, forward_pass
 
 
 def forward_steps(
@@ -68,27 +35,8 @@ def forward_steps(
         NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
         LossError: The loss gives no value per example.
     """
-    size = checked_size(batch_size)
-    gradients = checkpoint_pass(run).gradients
-    with bar(len(checkpoints) * len(examples), what, progress) as shown:
-        for number in checkpoints:
-            checkpoint = run.checkpoints[number]
-            with untouched(run.model), loaded(run.model, checkpoint, run.device):
-                device = device_of(run.model)
-                if size is None:
-                    few = move(examples.few(range(min(2, len(examples)))), device)
-                    with examples_named(examples, range(length(few)), few):
-                        size = fitting_size(gradients, few, device)
-                for positions, batch in examples.batches(size):
-                    moved = move(batch, device)
-                    with torch.no_grad(), examples_named(examples, positions, batch):
-                        outcome = worded(compute)(run.model, content_of(moved))
-                        losses = checked_losses(outcome, len(positions)).detach()
-                    refuse_non_finite(
-                        losses, positions, examples.ids, checkpoint.name, "loss", "example"
-                    )
-                    yield ForwardStep(number, positions, losses, outcome)
-                    shown.update(len(positions))
+    walk = computing_pass(run, compute)
+    return forward_pass(walk, examples, checkpoints, what, checked_size(batch_size), progress)
 
 
 def class_steps(

@@ -5,8 +5,9 @@ from typing import final
 
 from torch import Tensor
 
-from tracin.baselines.averages import ClassAverage, lead_of_label, probabilities_of
+from tracin.baselines.averages import ClassAverage
 from tracin.losses import Outcome
+from tracin.scoring.label_scores import lead_of_label, probabilities_of
 
 
 @final

@@ -134,6 +134,7 @@ def mislabelled(run: RunFile, sets: Set = None, out: Out = None) -> None:
     opened = opened_run(run, sets, out)
     suspects = opened.tracer.find_mislabelled(
         opened.task.train,
+        opened.task.validation,
         rank_by=opened.settings.mislabelled.rank_by,
         batch_size=opened.settings.tracin.batch_size,
     )

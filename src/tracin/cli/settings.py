@@ -55,7 +55,7 @@ class ExplainTable(_Table):
 class MislabelledTable(_Table):
     """What `mislabelled` takes."""
 
-    rank_by: str = "self_influence"
+    rank_by: str | None = None
 
 
 class SelectTable(_Table):

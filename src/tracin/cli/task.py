@@ -13,7 +13,7 @@ from tracin.errors import RunFileError
 from tracin.plain_text import a_kind
 
 NEEDED = ("model", "loss", "train", "checkpoints")
-OPTIONAL = ("queries", "pool", "optimizer", "training_loss")
+OPTIONAL = ("queries", "pool", "validation", "optimizer", "training_loss")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Task:
         checkpoints: The checkpoints.
         queries: Where queries come from; None for the training data.
         pool: What `select` selects from; None for the training data.
+        validation: Held-out examples, by which `mislabelled` chooses checkpoints; None for all.
         optimizer: As it trained the model, for a replay.
         training_loss: (model, batch) -> what was differentiated, for a replay; None for the mean
             of `loss`.
@@ -38,6 +39,7 @@ class Task:
     checkpoints: Any
     queries: Any = None
     pool: Any = None
+    validation: Any = None
     optimizer: Any = None
     training_loss: Any = None
 

@@ -24,7 +24,8 @@ function = "task.py:task"
 # drop_misclassified = true
 
 [mislabelled]
-# rank_by = "self_influence"   # or "self_influence_last", "loss", "el2n", "margin", "residual"
+# rank_by = "loss"             # "loss_and_margin" of classes, "residual" of numbers if left out;
+                               # or "margin", "aum", "el2n", "final_loss", "self_influence", ...
 
 [select]
 # budget = 100                 # how many examples of the task's "pool", or of train, at most

@@ -92,8 +92,9 @@ def _run(folder: Path, say: Say, repeats: int) -> None:
     noisy = NoisyDigits(digits, labels, is_flipped)
     curves = found_curves(suspects, is_flipped)
     say(
-        f"Every training example was scored by its self-influence, exactly, over all {weights:,} "
-        f"weights and {len(tracin.checkpoints)} checkpoints, in {took:.1f} s."
+        f"Every training example was scored in {took:.1f} s, over all {weights:,} weights and "
+        f"{len(tracin.checkpoints)} checkpoints. The ranking is the mean of two ranks, by loss and "
+        "by margin; TracIn's self-influence, exact, is a column of the same table."
     )
     say(found_table(curves, int(is_flipped.sum())))
     say(what_to_make_of(curves))
@@ -271,10 +272,12 @@ def found_curves(suspects: Suspects, is_flipped: Tensor) -> dict[str, FoundCurve
     """What each column of the table finds, by the name of the score."""
     is_wrong = is_flipped[torch.from_numpy(suspects.positions)]
     scores = {
+        "loss and margin": suspects.loss_and_margin,
+        "loss": suspects.loss,
+        "margin": -suspects.margin,
+        "EL2N": suspects.el2n,
         "TracIn self-influence": suspects.self_influence,
         "TracIn (last layer)": suspects.self_influence_last,
-        "loss": suspects.loss,
-        "EL2N": suspects.el2n,
     }
     return {name: found_curve(score, is_wrong, INSPECTED) for name, score in scores.items()}
 
@@ -299,14 +302,12 @@ def found_table(curves: dict[str, FoundCurve], wrong: int) -> str:
 
 def what_to_make_of(curves: dict[str, FoundCurve]) -> str:
     """An honest reading of the table, from its own figures."""
-    (own, tracin), *others = curves.items()
-    better = [name for name, curve in others if curve.auroc > tracin.auroc]
-    if not better:
-        return f"Here {own} orders them best; the cheaper scores come from the same pass."
+    best = max(curves, key=lambda name: curves[name].auroc)
     return (
-        f"By AUROC {_listed(better)} {'does' if len(better) == 1 else 'do'} a little better than "
-        f"{own}: to find plain label noise the cheap scores are often enough, and all of them come "
-        "from the same pass. They cannot say which examples made a prediction: that comes below."
+        f"By AUROC {best} orders these planted labels best. Labels that people got wrong differ: "
+        "there loss leads and self-influence, which finds the rare and the memorised, comes last, "
+        "so the ranking is by loss and margin. None of the cheap scores can say which examples "
+        "made a prediction; TracIn can: that comes below."
     )
 
 
@@ -380,7 +381,3 @@ def _require_extras() -> None:
             f"The demo needs scikit-learn, matplotlib and pyarrow, but {error.name} is not "
             "installed. Run: pip install 'tracin[demo]'"
         ) from error
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -6,7 +6,7 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
-from tracin.checks import count_within, positive_int
+from tracin.checks import count_within, one_of, positive_int
 from tracin.engines import Gatherer
 from tracin.errors import IndexingError, QueryError
 from tracin.guards import guarded
@@ -246,6 +246,7 @@ class Index:
         self,
         queries: Any,
         *,
+        group: str | None = None,
         memory: int = MEMORY,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
@@ -253,23 +254,29 @@ class Index:
         """The influence of every row on every query, estimated without bias.
 
         Args:
-            queries: As for `explain`, like all that follow.
+            queries: As for `explain`.
+            group: "sum" or "mean" makes all of `queries` one.
             memory: Approximate limit, in bytes, for blocks of rows.
             batch_size: "auto", or examples per model call.
             progress: True or False; None shows a bar on terminals only.
 
         Returns:
-            [train, queries].
+            [train, queries]; [train] of a group.
 
         Raises:
             IndexingError: As from `explain`.
-            QueryError: The index has no run.
+            QueryError: The index has no run, or an unknown group.
             NonFiniteError: A query's loss or gradient is NaN or infinite.
         """
+        if group is not None:
+            one_of(group, ("sum", "mean"), "group", QueryError, also="None")
         matched = self._needed_run()
         given = open_data(matched.run, queries, "queries")
         sketched = matched.sketched(given, batch_size)
-        return scores_of(RowScan(self.store, self.plan, sketched, memory, progress=progress))
+        if group is not None:
+            sketched = sketched.summed(1 / len(given) if group == "mean" else 1.0)
+        scores = scores_of(RowScan(self.store, self.plan, sketched, memory, progress=progress))
+        return scores if group is None else scores[:, 0]
 
     def self_influence(self) -> Tensor:
         """Each row's influence on itself, exact, with the run's weights or those of the build.

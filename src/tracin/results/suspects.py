@@ -11,20 +11,51 @@ from torch import Tensor
 
 from tracin.checks import count_within, one_of
 from tracin.errors import QueryError
+from tracin.plain_text import plain
+from tracin.results.held_out import HeldOut
+from tracin.results.review import ReviewSample, WrongLabels, drawn, estimated
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.statistics import ranks
 
 # What may lead a ranking, and how suspicious its values are.
 RANKINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "given_probability": torch.neg,
+    "suggested_probability": torch.clone,
+    "loss_and_margin": torch.clone,
+    "loss": torch.clone,
+    "margin": torch.neg,
+    "aum": torch.neg,
+    "el2n": torch.clone,
+    "residual": torch.abs,
+    "final_loss": torch.clone,
+    "final_margin": torch.neg,
+    "final_residual": torch.abs,
     "self_influence": torch.clone,
     "self_influence_last": torch.clone,
-    "loss": torch.clone,
-    "el2n": torch.clone,
-    "margin": torch.neg,
-    "residual": torch.abs,
 }
-OF_CLASSES = ("self_influence", "self_influence_last", "loss", "el2n", "margin")
-OF_TARGETS = ("self_influence", "self_influence_last", "loss", "residual")
+OF_TARGETS = (
+    "residual",
+    "loss",
+    "final_residual",
+    "final_loss",
+    "self_influence",
+    "self_influence_last",
+)
+OF_CLASSES = tuple(name for name in RANKINGS if not name.endswith("residual"))
 LABELS = ("ids", "positions", "given_labels", "suggested_labels")
+# The columns on a screen, with short names where they need them; the rest would not fit.
+ON_SCREEN = {
+    "ids": "id",
+    "given_labels": "given",
+    "given_probability": "p",
+    "suggested_labels": "suggested",
+    "suggested_probability": "p",
+    "loss_and_margin": "loss_and_margin",
+    "residual": "residual",
+    "loss": "loss",
+    "margin": "margin",
+    "self_influence": "self_influence",
+}
 SHOWN = 10
 
 
@@ -33,22 +64,25 @@ SHOWN = 10
 class Suspects:
     """Every training example, the most suspicious label first. All columns are [train].
 
-    polars, pandas and pyarrow take it as it is: `polars.DataFrame(suspects)`. For labels that are
-    wrong at random the cheap columns (loss, el2n, margin) often find as many as self-influence:
-    docs/limitations.md. `el2n` is that of M. Paul, S. Ganguli and G. K. Dziugaite, "Deep learning
-    on a data diet", 2021, https://arxiv.org/abs/2107.07075.
+    polars, pandas and pyarrow take it as it is: `polars.DataFrame(suspects)`. Labels that are
+    classes are ranked by `loss_and_margin`, targets that are numbers by `residual`; `ranked` takes
+    any other column. Which errors each column finds: docs/mislabelled.md. Classes have
+    probabilities, margins, `aum` and `el2n`, numbers have residuals; reading a score that the table
+    does not have raises a QueryError.
 
-    Labels that are classes have the scores `el2n` and `margin`, targets that are numbers have
-    `residual`; reading a score that the table does not have raises a QueryError.
+    Means are over the `checkpoints` that the table names, each counted alike.
 
     Attributes:
         ids: The examples' ids.
         positions: Their positions in train.
         given_labels: The labels in the data: classes, or the targets of a regression.
-        suggested_labels: The class with the highest mean probability over checkpoints, which may
-            be the given one; for a regression the mean prediction over checkpoints.
+        suggested_labels: The class other than the given one with the highest mean probability; for
+            a regression the mean prediction. Look at the example before you believe it.
         scores: The scores by name, each also an attribute.
         ranked_by: The score that leads.
+        checkpoints: The names of the checkpoints that means are taken over.
+        held_out: How well each checkpoint does on the validation data, by which `checkpoints` were
+            chosen; None without.
     """
 
     ids: np.ndarray
@@ -57,45 +91,95 @@ class Suspects:
     suggested_labels: np.ndarray
     scores: Mapping[str, Tensor]
     ranked_by: str
+    checkpoints: tuple[str, ...] = ()
+    held_out: HeldOut | None = None
+
+    @property
+    def given_probability(self) -> Tensor:
+        """The mean probability of the given label. Low is suspicious."""
+        return self._score("given_probability")
+
+    @property
+    def suggested_probability(self) -> Tensor:
+        """The mean probability of the suggested label."""
+        return self._score("suggested_probability")
+
+    @property
+    def loss_and_margin(self) -> Tensor:
+        """The mean of two ranks, by loss and by margin, from 0 (right) to 1 (suspect).
+
+        A rank is the share of the training examples that are less suspect; of equal ones half
+        count.
+        """
+        return self._score("loss_and_margin")
+
+    @property
+    def loss(self) -> Tensor:
+        """The mean loss: in nats for classes, the squared error for numbers."""
+        return self._score("loss")
+
+    @property
+    def margin(self) -> Tensor:
+        """Mean of the given label's probability minus the largest other. Low is suspicious."""
+        return self._score("margin")
+
+    @property
+    def aum(self) -> Tensor:
+        """Mean of the given label's class score minus the largest other, before the softmax.
+
+        Low is suspicious. G. Pleiss et al., "Identifying mislabeled data using the area under the
+        margin ranking", 2020, https://arxiv.org/abs/2001.10528.
+        """
+        return self._score("aum")
+
+    @property
+    def el2n(self) -> Tensor:
+        """Mean of the length of (probabilities - one-hot label).
+
+        M. Paul, S. Ganguli and G. K. Dziugaite, "Deep learning on a data diet", 2021,
+        https://arxiv.org/abs/2107.07075.
+        """
+        return self._score("el2n")
+
+    @property
+    def residual(self) -> Tensor:
+        """The target minus the mean prediction; far from 0 is suspicious."""
+        return self._score("residual")
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """The mean prediction of a regression; the same as suggested_labels."""
+        self._score("residual")
+        return self.suggested_labels
+
+    @property
+    def final_loss(self) -> Tensor:
+        """The loss at the run's last checkpoint."""
+        return self._score("final_loss")
+
+    @property
+    def final_margin(self) -> Tensor:
+        """The margin at the run's last checkpoint. Low is suspicious."""
+        return self._score("final_margin")
+
+    @property
+    def final_residual(self) -> Tensor:
+        """The target minus the prediction of the run's last checkpoint."""
+        return self._score("final_residual")
 
     @property
     def self_influence(self) -> Tensor:
-        """Over the traced parameters, summed over weighted checkpoints."""
+        """High where an example is rare or memorised, right or wrong.
+
+        Over the traced parameters, summed over all weighted checkpoints of the run, as
+        `TracIn.self_influence` gives it.
+        """
         return self._score("self_influence")
 
     @property
     def self_influence_last(self) -> Tensor:
         """The same over the last layer alone."""
         return self._score("self_influence_last")
-
-    @property
-    def loss(self) -> Tensor:
-        """Mean over checkpoints: in nats for classes, the squared error for numbers."""
-        return self._score("loss")
-
-    @property
-    def el2n(self) -> Tensor:
-        """Mean over checkpoints of the length of (probabilities - one-hot label)."""
-        return self._score("el2n")
-
-    @property
-    def margin(self) -> Tensor:
-        """Mean over checkpoints of the given label's probability minus the largest other.
-
-        Low is suspicious.
-        """
-        return self._score("margin")
-
-    @property
-    def residual(self) -> Tensor:
-        """The target minus the mean prediction over checkpoints; far from 0 is suspicious."""
-        return self._score("residual")
-
-    @property
-    def prediction(self) -> np.ndarray:
-        """The mean prediction over checkpoints of a regression; the same as suggested_labels."""
-        self._score("residual")
-        return self.suggested_labels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -120,6 +204,58 @@ class Suspects:
         """The k least suspicious, in the same order."""
         return self._picked(torch.arange(len(self) - self._held(k), len(self)))
 
+    def sample(self, n: int = 140, seed: int = 0) -> ReviewSample:
+        """Rows to look at, to learn how many labels are wrong; `estimate` takes what you find.
+
+        The rows are drawn at random from seven parts of the ranking, each as long as all before it,
+        so that suspect rows come often and others now and then. No threshold on a score tells how
+        many labels are wrong; such a sample does, whatever the ranking is worth.
+
+        Args:
+            n: How many rows, at least 14.
+            seed: Of the random numbers.
+
+        Returns:
+            The rows in random order: those that you looked at before you stopped are a sample, too.
+
+        Raises:
+            QueryError: n is below 14 or larger than the table.
+
+        Example:
+            >>> import torch, tracin
+            >>> model = torch.nn.Linear(2, 2)
+            >>> run = tracin.TracIn(
+            ...     model, "cross_entropy", [model.state_dict()], learning_rates="equal"
+            ... )
+            >>> suspects = run.find_mislabelled((torch.randn(500, 2), torch.randint(2, (500,))))
+            >>> is_wrong = {int(id): False for id in suspects.sample(50).ids}  # looked at by you
+            >>> print(suspects.estimate(is_wrong))
+            about 0 of 500 labels are wrong (95 %: 0 to 30)
+        """
+        rows = drawn(len(self), n, seed)
+        columns = {name: each[rows] for name, each in self.columns().items()}
+        return ReviewSample(columns, self.ranked_by, len(self))
+
+    def estimate(
+        self, reviewed: Mapping[Any, bool | None] | Iterable[tuple[Any, bool | None]]
+    ) -> WrongLabels:
+        """How many labels are wrong, with a 95 % interval, from a reviewed `sample`.
+
+        Args:
+            reviewed: For each id of the sample that you looked at, True where its label is wrong,
+                False where it is right, None where you cannot tell: a mapping, or pairs such as
+                `zip(table["ids"], table["is_wrong"])`. Rows that you cannot tell are taken to be
+                wrong as often as the others near them.
+
+        Returns:
+            The estimate, without bias; print it.
+
+        Raises:
+            QueryError: An unknown id, an answer that is none of these, or rows that are no sample
+                of this ranking.
+        """
+        return estimated({each: row for row, each in enumerate(self.ids.tolist())}, reviewed)
+
     def columns(self) -> dict[str, np.ndarray]:
         """The table, column by column."""
         labels = {name: getattr(self, name) for name in LABELS}
@@ -133,12 +269,16 @@ class Suspects:
         return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
-        shown = self.top(min(SHOWN, len(self))).columns()
-        shown.pop("positions")
+        columns = self.top(min(SHOWN, len(self))).columns()
+        names = {**ON_SCREEN, self.ranked_by: self.ranked_by}
+        shown = {name: columns[name] for name in names if name in columns}
         rows = list(zip(*shown.values(), strict=True))
-        names = ["id", "given", "suggested", *list(shown)[3:]]
         more = f"\n... {len(self) - SHOWN} more" if len(self) > SHOWN else ""
-        return f"ranked by {self.ranked_by}\n{aligned(names, rows)}{more}"
+        chosen = ""
+        if self.held_out is not None:
+            chosen = f", means over the best checkpoints: {', '.join(map(plain, self.checkpoints))}"
+        table = aligned([names[name] for name in shown], rows)
+        return f"ranked by {self.ranked_by}{chosen}\n{table}{more}"
 
     def _held(self, k: int) -> int:
         count = int(k) if isinstance(k, np.integer) else k
@@ -150,10 +290,10 @@ class Suspects:
 
     def _picked(self, order: Tensor) -> "Suspects":
         at = order.numpy()
-        return Suspects(
+        return replace(
+            self,
             **{name: getattr(self, name)[at] for name in LABELS},
             scores={name: values[order] for name, values in self.scores.items()},
-            ranked_by=self.ranked_by,
         )
 
 
@@ -168,3 +308,20 @@ def check_ranking(by: str, allowed: Iterable[str] = tuple(RANKINGS)) -> None:
         QueryError: Names those that do.
     """
     one_of(by, tuple(allowed), "The ranking of suspects", QueryError)
+
+
+def mean_rank(*scores: Tensor) -> Tensor:
+    """The mean of each example's ranks by some scores, from 0 to 1: [examples].
+
+    A rank is the share of the examples with a lower score; of equal ones, itself included, half
+    count.
+
+    Args:
+        scores: Each [examples]; high is suspicious.
+
+    Example:
+        >>> mean_rank(torch.tensor([1.0, 3.0, 3.0, 9.0]))
+        tensor([0.1250, 0.5000, 0.5000, 0.8750], dtype=torch.float64)
+    """
+    table = torch.stack(scores, 1)
+    return (ranks(table) - 0.5).mean(1) / len(table)

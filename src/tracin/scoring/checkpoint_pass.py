@@ -70,6 +70,11 @@ class CheckpointPass:
         """How many there are."""
         return len(self._checkpoints)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those of the checkpoints."""
+        return tuple(checkpoint.name for checkpoint in self._checkpoints)
+
     @contextmanager
     def at(self, number: int) -> Iterator[torch.device]:
         """Put a checkpoint in place, ready for gradients; leave the model as it was."""

@@ -1,5 +1,6 @@
-"""What one pass tells about each target of a regression: self-influence, loss, residual."""
+"""What one pass tells about each target of a regression: residual, loss, self-influence."""
 
+from collections.abc import Collection
 from typing import final
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from tracin.errors import LossError
 from tracin.losses import TargetOutcome
+from tracin.results.held_out import HeldOut
 from tracin.results.suspects import OF_TARGETS, Suspects
 from tracin.scoring.batch_scores import BatchScores
 
@@ -18,16 +20,20 @@ class TargetJudgement:
 
     Args:
         examples: How many there are.
-        checkpoints: How many there are.
+        averaged: The checkpoints that means are taken over.
+        last: The last checkpoint.
         first: What the loss says of the first example.
 
     Raises:
         LossError: Not each example has one target.
     """
 
+    default = "residual"
     rankings = OF_TARGETS
 
-    def __init__(self, examples: int, checkpoints: int, first: TargetOutcome) -> None:
+    def __init__(
+        self, examples: int, averaged: Collection[int], last: int, first: TargetOutcome
+    ) -> None:
         outputs = first.predictions.shape[1]
         if outputs != 1:
             raise LossError(
@@ -39,9 +45,10 @@ class TargetJudgement:
         def zeros() -> Tensor:
             return torch.zeros(examples, dtype=torch.float64)
 
-        self._checkpoints = checkpoints
-        self._own, self._last, self._loss = zeros(), zeros(), zeros()
-        self._targets, self._predictions = zeros(), zeros()
+        self._averaged, self._last = averaged, last
+        self._own, self._own_last_layer = zeros(), zeros()
+        self._loss, self._final_loss = zeros(), zeros()
+        self._targets, self._predictions, self._final_prediction = zeros(), zeros(), zeros()
 
     def open(self, block: range, classes: int) -> None:
         """Begin a block of examples."""
@@ -54,29 +61,43 @@ class TargetJudgement:
         outcome = step.outcome
         rows = slice(step.positions.start, step.positions.stop)
         self._targets[rows] = outcome.targets[:, 0].detach().cpu().double()
-        for total, share in (
-            (self._own, step.norms),
-            (self._last, step.norms_apart),
-            (self._loss, outcome.losses.detach()),
-            (self._predictions, outcome.predictions[:, 0].detach()),
-        ):
+        losses, predictions = outcome.losses.detach(), outcome.predictions[:, 0].detach()
+        shares = [(self._own, step.norms), (self._own_last_layer, step.norms_apart)]
+        if step.checkpoint in self._averaged:
+            shares += [(self._loss, losses), (self._predictions, predictions)]
+        if step.checkpoint == self._last:
+            shares += [(self._final_loss, losses), (self._final_prediction, predictions)]
+        for total, share in shares:
             if share is not None:
                 total[rows] += share.cpu()
 
-    def suspects(self, ids: np.ndarray, rank_by: str) -> Suspects:
-        """The ranked table."""
-        predictions = self._predictions / self._checkpoints
+    def suspects(
+        self, ids: np.ndarray, rank_by: str, names: tuple[str, ...], held_out: HeldOut | None
+    ) -> Suspects:
+        """The ranked table.
+
+        Args:
+            ids: [train].
+            rank_by: The column that leads.
+            names: The checkpoints that means are taken over.
+            held_out: How they were chosen.
+        """
+        predictions = self._predictions / len(self._averaged)
         table = Suspects(
             ids=ids,
             positions=np.arange(len(ids)),
             given_labels=self._targets.numpy(),
             suggested_labels=predictions.numpy(),
             scores={
-                "self_influence": self._own,
-                "self_influence_last": self._last,
-                "loss": self._loss / self._checkpoints,
                 "residual": self._targets - predictions,
+                "loss": self._loss / len(self._averaged),
+                "final_residual": self._targets - self._final_prediction,
+                "final_loss": self._final_loss,
+                "self_influence": self._own,
+                "self_influence_last": self._own_last_layer,
             },
             ranked_by=rank_by,
+            checkpoints=names,
+            held_out=held_out,
         )
         return table.ranked(rank_by)
