@@ -28,6 +28,7 @@ PUBLIC = [
     "Index",
     "IndexingError",
     "KFAC",
+    "Kernel",
     "LabelError",
     "LearningRateError",
     "LossError",

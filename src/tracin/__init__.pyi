@@ -54,6 +54,7 @@ from .losses import Outcome as Outcome
 from .losses import TargetOutcome as TargetOutcome
 from .preconditioners import KFAC as KFAC
 from .preconditioners import Adam as Adam
+from .preconditioners import Kernel as Kernel
 from .preconditioners import Preconditioner as Preconditioner
 from .results.explanations import Explanations as Explanations
 from .results.recall import Recall as Recall

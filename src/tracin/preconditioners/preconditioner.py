@@ -1,5 +1,6 @@
 """What stands between the gradients of a training example and of a query in their product."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, final
@@ -10,7 +11,7 @@ from torch import Tensor
 from tracin.checkpoints import Checkpoint
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.data import Examples
-from tracin.gradients.forms import PerExampleGradient, added, scaled
+from tracin.gradients.forms import PerExampleGradient, ProductCache, added, scaled
 
 
 class HasOptimizerState(Protocol):
@@ -43,6 +44,45 @@ class Metric(Protocol):
     def squared_norm(self, name: str, form: PerExampleGradient) -> Tensor:
         """What one parameter adds to the squared lengths under the matrix: [examples]."""
         ...
+
+
+class JointMetric(ABC):
+    """A matrix that mixes the parameters: it is not applied, products are corrected by it.
+
+    Its directions are gradients of examples, whose products with those of training examples and
+    queries are all that it needs, so that nothing is written out.
+    """
+
+    @property
+    @abstractmethod
+    def directions(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
+        """One parameter's share of the products with them: [examples, directions]; None if zero."""
+
+    @abstractmethod
+    def solved(self, products: Tensor) -> Tensor:
+        """What `scores` needs of the queries' products [queries, directions], transposed alike."""
+
+    @abstractmethod
+    def scores(self, plain: Tensor, own: Tensor, solved: Tensor, positions: range) -> Tensor:
+        """The products under the matrix: [examples, queries].
+
+        Args:
+            plain: The products without it: [examples, queries].
+            own: The examples' products with the directions: [examples, directions].
+            solved: What `solved` gave for the queries.
+            positions: Where the examples are in the training data.
+        """
+
+    @abstractmethod
+    def squared_norms(self, plain: Tensor, own: Tensor, positions: range | None) -> Tensor:
+        """The squared lengths under the matrix, [examples], from those without it; as `scores`.
+
+        `positions` is None for examples that are queries.
+        """
 
 
 class BatchFit(Protocol):
@@ -128,7 +168,7 @@ class Preconditioner(Protocol):
         """
         ...
 
-    def metric(self, place: Place) -> Metric:
+    def metric(self, place: Place) -> Metric | JointMetric:
         """The metric at a checkpoint, in the dtype and on the device of the parameters.
 
         Raises:

@@ -18,7 +18,8 @@ from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
-from tracin.preconditioners import BatchFit, Metric, Place, Preconditioner
+from tracin.plain_text import listed
+from tracin.preconditioners import BatchFit, JointMetric, Metric, Place, Preconditioner
 from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
@@ -103,6 +104,8 @@ class CheckpointPass:
                 with self.at(number) as device:
                     if not is_made:
                         metric = self.metric_at(number, train, batch_size, device)
+                    if isinstance(metric, JointMetric):
+                        self._refuse_apart(number, request)
                     reader = self.reader(train, span, batch_size, device)
                     queries = self._queries(number, request, reader, metric)
                     score = partial(self._scores, number, queries, request, metric)
@@ -132,7 +135,7 @@ class CheckpointPass:
 
     def metric_at(
         self, number: int, train: Examples | None, batch_size: int | None, device: torch.device
-    ) -> Metric | None:
+    ) -> Metric | JointMetric | None:
         """The preconditioner's metric at a checkpoint, which is in place; None without one."""
         if self._preconditioner is None:
             return None
@@ -168,9 +171,25 @@ class CheckpointPass:
                 "run.explain(train, queries), or open the index without the preconditioner."
             )
 
+    def _refuse_apart(self, number: int, request: ScoreRequest) -> None:
+        """A metric that mixes parameters has no share of some, nor a weight for each."""
+        if request.apart:
+            raise PreconditionerError(
+                "The last layer's self-influence is asked for apart, and under "
+                f"{self._preconditioner!r}, which mixes all parameters, no layer has a share of "
+                "its own. Leave the preconditioner out for find_mislabelled, or use tracin.KFAC()."
+            )
+        weights = set(by_parameter(self._weights[number], self.gradients.parameters).values())
+        if len(weights) > 1:
+            raise PreconditionerError(
+                f"{self._preconditioner!r} mixes all parameters, so that they need one weight, but "
+                f"at {self._checkpoints[number].name} they have {listed(map(str, weights))}. Pass "
+                'learning_rates="equal", or one number per checkpoint.'
+            )
+
     def _metric_of_all(
         self, train: Examples | None, batch_size: int | None
-    ) -> tuple[Metric | None, bool]:
+    ) -> tuple[Metric | JointMetric | None, bool]:
         """The metric that serves all checkpoints, and whether one does."""
         if self._preconditioner is None or not self._preconditioner.is_made_once:
             return None, self._preconditioner is None
@@ -183,7 +202,7 @@ class CheckpointPass:
         number: int,
         request: ScoreRequest,
         reader: BatchReader,
-        metric: Metric | None,
+        metric: Metric | JointMetric | None,
     ) -> QueryGradients | None:
         if request.queries is None:
             return None
@@ -212,7 +231,7 @@ class CheckpointPass:
         number: int,
         queries: QueryGradients | None,
         request: ScoreRequest,
-        metric: Metric | None,
+        metric: Metric | JointMetric | None,
         positions: range,
         batch: Batch,
         is_last: bool,
@@ -221,7 +240,9 @@ class CheckpointPass:
         sums = BatchSums(length(batch), weights, queries, request, metric)
         directions: list[dict[str, Tensor]] = []
         slow = self.gradients.slow_names()
-        if queries is not None and slow and not request.norms and len(queries) <= FEW:
+        # Forward mode hands over no gradients to multiply with the directions of a joint metric.
+        is_forward = not request.norms and not isinstance(metric, JointMetric)
+        if queries is not None and slow and is_forward and len(queries) <= FEW:
             shapes = {name: real_shape(self.gradients.parameters[name]) for name in slow}
             directions = queries.directions(shapes)
         result = self.gradients.visit(batch, sums.visit, directions=directions, is_last=is_last)
