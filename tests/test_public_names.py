@@ -23,6 +23,7 @@ PUBLIC = [
     "DataError",
     "DataWarning",
     "DeviceError",
+    "EKFAC",
     "Explanations",
     "Finder",
     "Index",

@@ -1,6 +1,7 @@
 """What multiplies a query's gradient."""
 
 from tracin.preconditioners.adam import Adam as Adam
+from tracin.preconditioners.ekfac import EKFAC as EKFAC
 from tracin.preconditioners.kernel import Kernel as Kernel
 from tracin.preconditioners.kfac import KFAC as KFAC
 from tracin.preconditioners.preconditioner import BatchFit as BatchFit

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -63,10 +63,6 @@ class Kernel:
     fit: Any = field(default=None, repr=False)
     seed: int = 0
 
-    follows_training: ClassVar[bool] = False
-    fits_sketches: ClassVar[bool] = False
-    is_made_once: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
         is_number = isinstance(self.damping, int | float) and not isinstance(self.damping, bool)
@@ -81,6 +77,21 @@ class Kernel:
             raise PreconditionerError(
                 f"seed is a whole number from 0 on; {self.seed!r} was given. Use seed=0."
             )
+
+    @property
+    def follows_training(self) -> bool:
+        """Whether checkpoints weigh by their learning rates by default."""
+        return False
+
+    @property
+    def fits_sketches(self) -> bool:
+        """Whether its queries can be multiplied with sketches of plain gradients."""
+        return False
+
+    @property
+    def is_made_once(self) -> bool:
+        """Whether the metric of the last checkpoint serves all."""
+        return False
 
     def check(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Any checkpoint will do."""
