@@ -23,7 +23,7 @@ from tracin.gradients import Covered
 from tracin.gradients.forms import real_shape
 from tracin.guards import untouched
 from tracin.losses import PerExampleLoss, open_loss
-from tracin.preconditioners import Preconditioner
+from tracin.preconditioners import KeptMetrics, Preconditioner
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.device import checked_device
 from tracin.scoring.last_used import last_foreseen, last_used
@@ -49,6 +49,7 @@ class Run:
         device: Where to compute; None for where the model is.
         preconditioner: What multiplies a query's gradient; None for nothing.
         methods: How each parameter's gradients are computed, as far as passes have settled it.
+        kept: The metrics that the preconditioner computed, for the next question.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Run:
             preconditioner.check(self.checkpoints)
         self.preconditioner = preconditioner
         self.methods: dict[str, Covered] = {}
+        self.kept = KeptMetrics()
 
     def __repr__(self) -> str:
         model, count = type(self.model).__name__, len(self.checkpoints)
@@ -170,6 +172,7 @@ def _pass(run: Run, compute: Any, parameters: Mapping[str, Tensor] | None) -> Ch
         run.device,
         run.preconditioner,
         run.methods,
+        run.kept,
     )
 
 

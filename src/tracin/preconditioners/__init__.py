@@ -2,6 +2,7 @@
 
 from tracin.preconditioners.adam import Adam as Adam
 from tracin.preconditioners.ekfac import EKFAC as EKFAC
+from tracin.preconditioners.kept_metrics import KeptMetrics as KeptMetrics
 from tracin.preconditioners.kernel import Kernel as Kernel
 from tracin.preconditioners.kfac import KFAC as KFAC
 from tracin.preconditioners.preconditioner import BatchFit as BatchFit

@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 import torch
 
 from tracin.checkpoints import Checkpoint
+from tracin.data import Examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import PerExampleGradient
 from tracin.preconditioners.eigenbasis import Bases, Eigenvalues
@@ -89,6 +90,9 @@ class EKFAC:
             PreconditionerError: There are no data, or an eigenvalue is zero without damping.
         """
         data = fit_data("EKFAC", self.fit, self.examples, place)
+        return place.metric_of(data, lambda: self._made(place, data))
+
+    def _made(self, place: Place, data: Examples) -> CurvatureMetric:
         moments = CurvatureFit(place.parameters)
         place.read(data, moments.batch)
         with torch.no_grad():

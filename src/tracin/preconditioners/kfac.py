@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint
+from tracin.data import Examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import Dense, PerExampleGradient, SparseRows
 from tracin.preconditioners.fit_data import check_fit, fit_data
@@ -112,6 +113,9 @@ class KFAC:
             PreconditionerError: There are no data, or a side is singular without damping.
         """
         data = fit_data("KFAC", self.fit, self.examples, place)
+        return place.metric_of(data, lambda: self._made(place, data))
+
+    def _made(self, place: Place, data: Examples) -> "CurvatureMetric":
         moments = CurvatureFit(place.parameters)
         place.read(data, moments.batch)
         return moments.metric(self.damping, place.checkpoint.name)

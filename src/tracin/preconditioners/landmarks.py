@@ -1,8 +1,7 @@
 """Gradients of some examples, held in the form that is cheapest to multiply with many batches."""
 
-import dataclasses
 from collections.abc import Iterable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from tracin.gradients.forms import (
     as_query,
     pairs,
 )
+from tracin.preconditioners.kept_metrics import numbers_in
 
 # Numbers that are held at most: 8 GiB in float32.
 MOST = 1 << 31
@@ -41,7 +41,7 @@ class Landmarks:
             PreconditionerError: The gradients of all do not fit.
         """
         for name, row, form in forms:
-            self._held += _numbers(form)
+            self._held += numbers_in(form)
             self._forms.setdefault(name, []).append((self.examples + row, form))
         self.examples += examples
         if self._held > MOST:
@@ -112,14 +112,3 @@ class LandmarkBatch:
         """Add the batch to those before."""
         found = [(name, row, as_query(form)) for name, row, form in self._forms]
         self._whole.add(found, self._examples)
-
-
-def _numbers(held: Any) -> int:
-    """How many numbers a form keeps."""
-    if isinstance(held, Tensor):
-        return held.numel()
-    if isinstance(held, tuple | list):
-        return sum(map(_numbers, held))
-    if isinstance(held, PerExampleGradient) and dataclasses.is_dataclass(held):
-        return sum(_numbers(getattr(held, each.name)) for each in dataclasses.fields(held))
-    return 0

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from tracin.checkpoints import Checkpoint
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.data import Examples
 from tracin.gradients.forms import PerExampleGradient, ProductCache, added, scaled
+from tracin.preconditioners.kept_metrics import KeptMetrics
+
+T = TypeVar("T")
 
 
 class HasOptimizerState(Protocol):
@@ -109,6 +112,8 @@ class Place:
         device: Where the model is.
         read: Passes over examples: it calls its second argument at the begin of each batch, with
             the number of its examples.
+        about: A fingerprint of the weights in place, and of how gradients are computed.
+        kept: Metrics of earlier questions; None where none are kept.
     """
 
     checkpoint: HasOptimizerState
@@ -116,6 +121,14 @@ class Place:
     train: Examples | None
     device: torch.device
     read: Callable[[Examples, Callable[[int], BatchFit]], None]
+    about: Callable[[], str] = str
+    kept: KeptMetrics | None = None
+
+    def metric_of(self, data: Examples, make: Callable[[], T]) -> T:
+        """What `make` computes from the data here, unless an earlier question has done so."""
+        if self.kept is None:
+            return make()
+        return self.kept.get(self.about, data, self.checkpoint.name, make)
 
 
 @final

@@ -13,13 +13,14 @@ from tracin.checkpoints import Checkpoint, by_parameter, loaded
 from tracin.data import Batch, Examples, length, move
 from tracin.data.batches import structure
 from tracin.errors import PreconditionerError
+from tracin.files import bytes_of, fingerprint
 from tracin.gradients import Covered, Gradients
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
 from tracin.plain_text import listed
-from tracin.preconditioners import BatchFit, JointMetric, Metric, Place, Preconditioner
+from tracin.preconditioners import BatchFit, JointMetric, KeptMetrics, Metric, Place, Preconditioner
 from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
@@ -45,6 +46,7 @@ class CheckpointPass:
         device: Where to compute; None for where the model is.
         preconditioner: What multiplies a query's gradient; None scores gradients as they are.
         methods: Where audits keep the parameters' gradient methods, from one pass to the next.
+        kept: The metrics of earlier passes; None keeps none.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class CheckpointPass:
         device: torch.device | str | None,
         preconditioner: Preconditioner | None = None,
         methods: dict[str, Covered] | None = None,
+        kept: KeptMetrics | None = None,
     ) -> None:
         self.gradients = Gradients(model, worded(compute), parameters, methods)
         self._model = model
@@ -64,6 +67,8 @@ class CheckpointPass:
         self._weights = weights
         self._device = device
         self._preconditioner = preconditioner
+        # Ranks of a sharded model hold parts of the weights.
+        self._kept = None if self.gradients.is_sharded else kept
         self._is_padding_known = False
 
     @property
@@ -154,9 +159,33 @@ class CheckpointPass:
             for _ in reader.read(take):
                 pass
 
+        parameters = self.gradients.parameters
         return self._preconditioner.metric(
-            Place(self._checkpoints[number], self.gradients.parameters, train, device, read)
+            Place(
+                self._checkpoints[number],
+                parameters,
+                train,
+                device,
+                read,
+                self._fingerprint,
+                self._kept,
+            )
         )
+
+    def _fingerprint(self) -> str:
+        """Of all weights and buffers in place, and of the traced parameters' methods."""
+        methods = self.gradients.methods
+        traced = [
+            f"{name} {methods[name].method if name in methods else ''};"
+            for name in self.gradients.parameters
+        ]
+        state = [*self._model.named_parameters(), *self._model.named_buffers()]
+        weights = (
+            piece
+            for name, one in state
+            for piece in (f"{name} {one.dtype} {tuple(one.shape)}", bytes_of(one))
+        )
+        return fingerprint([*traced, *weights])
 
     def refuse_unfit_for_sketches(self) -> None:
         """Refuse a preconditioner whose queries drown in the noise of sketched gradients.
