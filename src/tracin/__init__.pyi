@@ -58,8 +58,10 @@ from .index.index import Index as Index
 from .losses import CrossEntropy as CrossEntropy
 from .losses import Outcome as Outcome
 from .losses import TargetOutcome as TargetOutcome
+from .preconditioners import EKFAC as EKFAC
 from .preconditioners import KFAC as KFAC
 from .preconditioners import Adam as Adam
+from .preconditioners import Kernel as Kernel
 from .preconditioners import Preconditioner as Preconditioner
 from .results.explanations import Explanations as Explanations
 from .results.held_out import HeldOut as HeldOut

@@ -24,7 +24,7 @@ from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.guards import untouched
 from tracin.losses import PerExampleLoss, open_loss
-from tracin.preconditioners import Preconditioner
+from tracin.preconditioners import KeptMetrics, Preconditioner
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.device import checked_device
 from tracin.scoring.last_used import last_foreseen, last_used
@@ -50,6 +50,7 @@ class Run:
         device: Where to compute; None for where the model is.
         preconditioner: What multiplies a query's gradient; None for nothing.
         methods: How each parameter's gradients are computed, as far as passes have settled it.
+        kept: The metrics that the preconditioner computed, for the next question.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Run:
             preconditioner.check(self.checkpoints)
         self.preconditioner = preconditioner
         self.methods: dict[str, Covered] = {}
+        self.kept = KeptMetrics()
 
     def __repr__(self) -> str:
         model, count = type(self.model).__name__, len(self.checkpoints)
@@ -183,6 +185,7 @@ def computing_pass(
         run.device,
         None if is_plain else run.preconditioner,
         run.methods,
+        run.kept,
     )
 
 

@@ -31,9 +31,15 @@ def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
     options = settings.tracin
     _check_device(options.device, run)
     task = load_task(settings.task.function, run)
-    from tracin import KFAC, Adam, TracIn
+    from tracin import EKFAC, KFAC, Adam, Kernel, TracIn
 
-    preconditioners = {None: None, "adam": Adam(), "kfac": KFAC()}
+    preconditioners = {
+        None: None,
+        "adam": Adam(),
+        "kfac": KFAC(),
+        "ekfac": EKFAC(),
+        "kernel": Kernel(),
+    }
 
     tracer = TracIn(
         task.model,

@@ -15,7 +15,7 @@ from tracin.data import Batch, Examples, length, move
 from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
 from tracin.gradients.forms import PerExampleGradient, real_shape
-from tracin.preconditioners import Metric
+from tracin.preconditioners import JointMetric, Metric
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.settled import settled
@@ -134,6 +134,8 @@ class RowMaker:
         self._walk.refuse_unfit_for_sketches()
         self.at(number)
         metric = self._walk.metric_at(number, None, self._batch_size, self._device)
+        if isinstance(metric, JointMetric):
+            raise RuntimeError("a joint metric is no metric for sketches; a bug in tracin")
         return self.sketched(number, queries, range(len(queries)), "query", metric)
 
     @settled

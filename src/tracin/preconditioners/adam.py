@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -47,9 +47,20 @@ class Adam:
         torch.Size([8, 8])
     """
 
-    follows_training: ClassVar[bool] = True
-    fits_sketches: ClassVar[bool] = True
-    is_made_once: ClassVar[bool] = False
+    @property
+    def follows_training(self) -> bool:
+        """Whether checkpoints weigh by their learning rates by default."""
+        return True
+
+    @property
+    def fits_sketches(self) -> bool:
+        """Whether its queries can be multiplied with sketches of plain gradients."""
+        return True
+
+    @property
+    def is_made_once(self) -> bool:
+        """Whether the metric of the last checkpoint serves all."""
+        return False
 
     def check(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Refuse checkpoints without moments, before any is loaded.

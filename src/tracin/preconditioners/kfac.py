@@ -3,16 +3,16 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint
-from tracin.checks import positive_int
-from tracin.data import Examples, open_examples
+from tracin.data import Examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import Dense, PerExampleGradient, SparseRows
+from tracin.preconditioners.fit_data import check_fit, fit_data
 from tracin.preconditioners.layer_metrics import (
     FactorMoments,
     KroneckerMetric,
@@ -29,10 +29,7 @@ _log = logging.getLogger(__name__)
 
 LayerMoments: TypeAlias = FactorMoments | RowMoments | UnitMoments
 
-ENOUGH = 4  # examples per entry of the widest side
-FEWEST = 2000
-
-_UNLIKE = (
+UNLIKE = (
     "The gradients of '{}' have factors in some batches and none in others, so that their "
     "curvature cannot be used. Leave it out by `parameters`, or pass fit= data of the same kind."
 )
@@ -87,21 +84,19 @@ class KFAC:
     examples: int | None = None
     at: Literal["each", "last"] = "each"
 
-    follows_training: ClassVar[bool] = False
-    fits_sketches: ClassVar[bool] = False
-
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        is_number = isinstance(self.damping, int | float) and not isinstance(self.damping, bool)
-        if not (is_number and 0 <= self.damping < float("inf")):
-            raise PreconditionerError(
-                f"damping is a number from 0 on, in units of a side's mean eigenvalue; "
-                f"{self.damping!r} was given. 0.3 suits most."
-            )
-        if self.examples is not None:
-            positive_int(self.examples, "examples", PreconditionerError)
-        if self.at not in ("each", "last"):
-            raise PreconditionerError(f'at is "each" or "last"; {self.at!r} was given.')
+        check_fit(self.damping, self.examples, self.at, usual=KFAC.damping)
+
+    @property
+    def follows_training(self) -> bool:
+        """Whether checkpoints weigh by their learning rates by default."""
+        return False
+
+    @property
+    def fits_sketches(self) -> bool:
+        """Whether its queries can be multiplied with sketches of plain gradients."""
+        return False
 
     @property
     def is_made_once(self) -> bool:
@@ -117,24 +112,13 @@ class KFAC:
         Raises:
             PreconditionerError: There are no data, or a side is singular without damping.
         """
-        data = place.train if self.fit is None else open_examples(self.fit, name="fit")
-        if data is None:
-            raise PreconditionerError(
-                "tracin.KFAC() computes curvature from training data, and none are at hand here. "
-                "Pass some: tracin.KFAC(fit=train)."
-            )
-        moments = CurvatureFit(place.parameters)
-        place.read(self._chosen(data, place.parameters), moments.batch)
-        return moments.metric(self.damping, place.checkpoint.name)
+        data = fit_data("KFAC", self.fit, self.examples, place)
+        return place.metric_of(data, lambda: self._made(place, data))
 
-    def _chosen(self, data: Examples, parameters: Mapping[str, Tensor]) -> Examples:
-        count = self.examples
-        if count is None:
-            widest = max((max(one.shape, default=1) for one in parameters.values()), default=1)
-            count = max(FEWEST, ENOUGH * widest)
-        if count >= len(data):
-            return data
-        return data.subset([at * len(data) // count for at in range(count)])
+    def _made(self, place: Place, data: Examples) -> "CurvatureMetric":
+        moments = CurvatureFit(place.parameters)
+        place.read(data, moments.batch)
+        return moments.metric(self.damping, place.checkpoint.name)
 
 
 @final
@@ -171,23 +155,47 @@ class CurvatureFit:
         for name, more in layers.items():
             mine = self._layers.setdefault(name, more)
             if type(mine) is not type(more):
-                raise PreconditionerError(_UNLIKE.format(name))
+                raise PreconditionerError(UNLIKE.format(name))
             if mine is not more:
                 mine.merge(more)  # type: ignore[arg-type]  # of one type, as was just seen
         for key, is_so in biases.items():
             self._biases[key] = is_so and self._biases.get(key, True)
 
-    def metric(self, damping: float, checkpoint: str) -> "CurvatureMetric":
+    @property
+    def factored(self) -> dict[str, tuple[FactorMoments, str]]:
+        """Each weight that has two sides, and the side whose vectors get a constant 1, or ""."""
+        return {
+            name: (moments, self._constant(name))
+            for name, moments in self._layers.items()
+            if isinstance(moments, FactorMoments)
+        }
+
+    def _constant(self, name: str) -> str:
+        # The bias is what one side adds up to; its constant is an input, of the other.
+        side = next((s for s in ("left", "right") if self._biases.get((name, s))), "")
+        return {"left": "right", "right": "left", "": ""}[side]
+
+    def metric(
+        self, damping: float, checkpoint: str, given: Mapping[str, LayerMetric] | None = None
+    ) -> "CurvatureMetric":
         """Invert all sides.
+
+        Args:
+            damping: In units of each side's mean eigenvalue.
+            checkpoint: What messages call it.
+            given: What some weights are multiplied by in place of their sides' inverses.
 
         Raises:
             PreconditionerError: A side is singular, and there is no damping.
         """
-        layers: dict[str, LayerMetric] = {}
-        biases: dict[str, str] = {}
+        layers: dict[str, LayerMetric] = dict(given or {})
+        biases = {
+            name: self._bias_of[name] for name, (_, constant) in self.factored.items() if constant
+        }
         for name, moments in self._layers.items():
-            dtype = self._parameters[name].dtype.to_real()
-            dtype = torch.promote_types(dtype, torch.float32)
+            if name in layers:
+                continue
+            dtype = gradient_dtype(self._parameters[name])
             if isinstance(moments, UnitMoments):
                 layers[name] = moments.metric(damping)
                 continue
@@ -195,12 +203,7 @@ class CurvatureFit:
             if isinstance(moments, RowMoments):
                 found = moments.metric(damping, dtype)
             else:
-                side = next((s for s in ("left", "right") if self._biases.get((name, s))), "")
-                # The bias is what one side adds up to; its constant is an input, of the other.
-                constant = {"left": "right", "right": "left", "": ""}[side]
-                found = moments.metric(damping, dtype, bias=constant)
-                if side:
-                    biases[name] = self._bias_of[name]
+                found = moments.metric(damping, dtype, bias=self._constant(name))
             if found is None and damping == 0:
                 raise PreconditionerError(
                     f"The curvature of '{name}' at checkpoint '{checkpoint}' is singular, so it "
@@ -233,7 +236,7 @@ class BatchCurvature:
             self._layers[name] = _moments_of(form)
         moments = self._layers[name]
         if not moments.fits(form):
-            raise PreconditionerError(_UNLIKE.format(name))
+            raise PreconditionerError(UNLIKE.format(name))
         moments.add(form)
         is_whole = form.examples == self._examples
         if name in self._whole.bias_of and isinstance(moments, FactorMoments):
@@ -295,7 +298,7 @@ class CurvatureMetric:
             return None
         layer = self.layers[name]
         if not layer.fits(form):
-            raise PreconditionerError(_UNLIKE.format(name))
+            raise PreconditionerError(UNLIKE.format(name))
         return layer
 
 
@@ -303,6 +306,11 @@ def _moments_of(form: PerExampleGradient) -> LayerMoments:
     if is_factored(form):
         return FactorMoments(form)
     return RowMoments(form) if isinstance(form, SparseRows) else UnitMoments()
+
+
+def gradient_dtype(parameter: Tensor) -> torch.dtype:
+    """What a parameter's gradients are multiplied in: float32 at least."""
+    return torch.promote_types(parameter.dtype.to_real(), torch.float32)
 
 
 def _sibling(name: str) -> str:

@@ -72,7 +72,7 @@ def sums_of_sides(form: PerExampleGradient) -> dict[str, Tensor]:
     """What each side adds up to per example, as a bias's gradient does: [examples, width]."""
     if isinstance(form, OuterProduct):
         return {"left": form.left.sum(1), "right": form.right.sum(1)}
-    return {"left": _bias_of(form)} if isinstance(form, ConvFactors) else {}
+    return {"left": bias_of(form)} if isinstance(form, ConvFactors) else {}
 
 
 def _seen_positions(form: ConvFactors) -> Tensor:
@@ -160,17 +160,18 @@ class FactorMoments:
             dtype: Of the gradients.
             bias: The side whose vectors get a constant 1 for the bias: "left", "right" or "".
         """
-        of_inputs, of_outputs = (
-            (self.left, self.right) if bias == "left" else (self.right, self.left)
+        left, right = (
+            DampedInverse.of(side, per, damping, dtype, has_constant=has_constant)
+            for side, per, has_constant in self.sides(bias)
         )
-        inputs = DampedInverse.of(
-            of_inputs, of_inputs.count, damping, dtype, has_constant=bool(bias)
-        )
-        outputs = DampedInverse.of(of_outputs, self.examples, damping, dtype, has_constant=False)
-        if inputs is None or outputs is None:
-            return None
-        left, right = (inputs, outputs) if bias == "left" else (outputs, inputs)
-        return KroneckerMetric(left, right)
+        return None if left is None or right is None else KroneckerMetric(left, right)
+
+    def sides(self, bias: str) -> list[tuple[Moments, Tensor | float, bool]]:
+        """Left and right: moments, what they are divided by, whether a constant 1 is one entry."""
+        inputs, outputs = (self.left, self.right) if bias == "left" else (self.right, self.left)
+        of_inputs = (inputs, inputs.count, bool(bias))
+        of_outputs = (outputs, float(self.examples), False)
+        return [of_inputs, of_outputs] if bias == "left" else [of_outputs, of_inputs]
 
 
 @final
@@ -219,7 +220,7 @@ class KroneckerMetric:
             )
         squares = torch.linalg.vecdot(form.dense(), weight.dense())
         if bias is not None and isinstance(form, ConvFactors):
-            squares = squares + torch.linalg.vecdot(_bias_of(form).flatten(1), bias.dense())
+            squares = squares + torch.linalg.vecdot(bias_of(form).flatten(1), bias.dense())
         return squares
 
     def _outer(self, form: OuterProduct) -> tuple[OuterProduct, Dense | None]:
@@ -256,7 +257,7 @@ class KroneckerMetric:
             some = form.part(start, stop)
             matrices = some.dense().view(stop - start, groups, rows // groups, -1)
             if has_bias:
-                own = _bias_of(some).view(stop - start, groups, -1, 1)
+                own = bias_of(some).view(stop - start, groups, -1, 1)
                 matrices = torch.cat([matrices, own], 3)
             found = _between(self.left, matrices, self.right)
             if bias is not None:
@@ -266,7 +267,7 @@ class KroneckerMetric:
         return Dense(weight), None if bias is None else Dense(bias)
 
 
-def _bias_of(form: ConvFactors) -> Tensor:
+def bias_of(form: ConvFactors) -> Tensor:
     """The gradients of a convolution's bias: [examples, channels out]."""
     return form.deltas.flatten(2).sum(2).unflatten(0, (form.examples, form.copies)).sum(1)
 

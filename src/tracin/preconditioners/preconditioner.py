@@ -1,8 +1,9 @@
 """What stands between the gradients of a training example and of a query in their product."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from tracin.checkpoints import Checkpoint
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.data import Examples
-from tracin.gradients.forms import PerExampleGradient, added, scaled
+from tracin.gradients.forms import PerExampleGradient, ProductCache, added, scaled
+from tracin.preconditioners.kept_metrics import KeptMetrics
+
+T = TypeVar("T")
 
 
 class HasOptimizerState(Protocol):
@@ -45,6 +49,45 @@ class Metric(Protocol):
         ...
 
 
+class JointMetric(ABC):
+    """A matrix that mixes the parameters: it is not applied, products are corrected by it.
+
+    Its directions are gradients of examples, whose products with those of training examples and
+    queries are all that it needs, so that nothing is written out.
+    """
+
+    @property
+    @abstractmethod
+    def directions(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
+        """One parameter's share of the products with them: [examples, directions]; None if zero."""
+
+    @abstractmethod
+    def solved(self, products: Tensor) -> Tensor:
+        """What `scores` needs of the queries' products [queries, directions], transposed alike."""
+
+    @abstractmethod
+    def scores(self, plain: Tensor, own: Tensor, solved: Tensor, positions: range) -> Tensor:
+        """The products under the matrix: [examples, queries].
+
+        Args:
+            plain: The products without it: [examples, queries].
+            own: The examples' products with the directions: [examples, directions].
+            solved: What `solved` gave for the queries.
+            positions: Where the examples are in the training data.
+        """
+
+    @abstractmethod
+    def squared_norms(self, plain: Tensor, own: Tensor, positions: range | None) -> Tensor:
+        """The squared lengths under the matrix, [examples], from those without it; as `scores`.
+
+        `positions` is None for examples that are queries.
+        """
+
+
 class BatchFit(Protocol):
     """Takes the gradients of one batch that a metric is made from."""
 
@@ -69,6 +112,8 @@ class Place:
         device: Where the model is.
         read: Passes over examples: it calls its second argument at the begin of each batch, with
             the number of its examples.
+        about: A fingerprint of the weights in place, and of how gradients are computed.
+        kept: Metrics of earlier questions; None where none are kept.
     """
 
     checkpoint: HasOptimizerState
@@ -76,6 +121,14 @@ class Place:
     train: Examples | None
     device: torch.device
     read: Callable[[Examples, Callable[[int], BatchFit]], None]
+    about: Callable[[], str] = str
+    kept: KeptMetrics | None = None
+
+    def metric_of(self, data: Examples, make: Callable[[], T]) -> T:
+        """What `make` computes from the data here, unless an earlier question has done so."""
+        if self.kept is None:
+            return make()
+        return self.kept.get(self.about, data, self.checkpoint.name, make)
 
 
 @final
@@ -128,7 +181,7 @@ class Preconditioner(Protocol):
         """
         ...
 
-    def metric(self, place: Place) -> Metric:
+    def metric(self, place: Place) -> Metric | JointMetric:
         """The metric at a checkpoint, in the dtype and on the device of the parameters.
 
         Raises:

@@ -77,12 +77,7 @@ class DampedInverse:
             dtype: Of the result.
             has_constant: Whether a constant 1 is one more entry of each vector.
         """
-        products = moments.products / torch.as_tensor(per).to(moments.products).clamp(min=1).view(
-            -1, *(1,) * (moments.products.ndim - 1)
-        )
-        if has_constant:
-            mean = moments.sums / moments.count.clamp(min=1).unsqueeze(1)
-            products = _bordered(products, mean, is_diagonal=moments.is_diagonal)
+        products = mean_products(moments, per, has_constant=has_constant)
         if moments.is_diagonal:
             damped = products + damping * products.mean(1, keepdim=True)
             if not bool((damped > 0).all()):
@@ -117,6 +112,23 @@ class DampedInverse:
         border = inverse[:, :width, width]
         last = (rows @ border.unsqueeze(2)).squeeze(2) + inverse[:, width, width].unsqueeze(1)
         return inner + border.unsqueeze(1), last
+
+
+def mean_products(moments: Moments, per: Tensor | float, *, has_constant: bool) -> Tensor:
+    """The second moments: [groups, width, width], or their diagonal.
+
+    Args:
+        moments: Of one side.
+        per: What they are divided by: [groups], or one number for all.
+        has_constant: Whether a constant 1 is one more entry of each vector.
+    """
+    products = moments.products / torch.as_tensor(per).to(moments.products).clamp(min=1).view(
+        -1, *(1,) * (moments.products.ndim - 1)
+    )
+    if has_constant:
+        mean = moments.sums / moments.count.clamp(min=1).unsqueeze(1)
+        products = _bordered(products, mean, is_diagonal=moments.is_diagonal)
+    return products
 
 
 def _bordered(products: Tensor, mean: Tensor, *, is_diagonal: bool) -> Tensor:

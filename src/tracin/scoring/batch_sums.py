@@ -7,8 +7,9 @@ from torch import Tensor
 
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import PerExampleGradient, ProductCache, cancelled, checked_squared_norm
-from tracin.preconditioners import Metric
+from tracin.preconditioners import JointMetric, Metric
 from tracin.scoring.batch_scores import BatchScores
+from tracin.scoring.joint_sums import JointSums
 from tracin.scoring.query_gradients import QueryGradients
 from tracin.scoring.score_request import ScoreRequest
 
@@ -32,7 +33,7 @@ class BatchSums:
         weights: Mapping[str, float],
         queries: QueryGradients | None,
         request: ScoreRequest,
-        metric: Metric | None,
+        metric: Metric | JointMetric | None,
         *,
         is_written: bool = False,
     ) -> None:
@@ -40,7 +41,9 @@ class BatchSums:
         self._weights = weights
         self._queries = queries
         self._request = request
-        self._metric = metric
+        self._joint = metric if isinstance(metric, JointMetric) else None
+        self._metric = None if isinstance(metric, JointMetric) else metric
+        self._directions = None if self._joint is None else JointSums(examples, self._joint)
         self._cache = ProductCache()
         self._scores: Tensor | None = None
         self._norms: Tensor | None = None
@@ -52,6 +55,8 @@ class BatchSums:
         """Add one parameter's gradients; the first example of `form` is that row of the batch."""
         request = self._request
         is_counted = name not in request.only_apart
+        if self._directions is not None:
+            self._directions.add(name, form, row)
         if self._queries is not None and is_counted:
             scores = self._queries.products(name, form, self._cache)
             if scores is not None:
@@ -96,8 +101,30 @@ class BatchSums:
         if request.norms:
             norms = zeros(self._examples) if norms is None else norms
             apart = zeros(self._examples) if apart is None else apart
+        if self._joint is not None and self._directions is not None:
+            own = self._directions.products(result.losses)
+            scores, norms = self._under_joint(self._joint, own, scores, norms, positions)
         query_norms = None if queries is None else queries.norms
         return BatchScores(checkpoint, positions, scores, norms, apart, query_norms, result.outcome)
+
+    def _under_joint(
+        self,
+        metric: JointMetric,
+        own: Tensor,
+        scores: Tensor | None,
+        norms: Tensor | None,
+        positions: range,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Scores and squared lengths under a metric that mixes parameters, from plain ones."""
+        weight = next(iter(self._weights.values()))
+        if weight == 0:
+            return scores, norms
+        if scores is not None and self._queries is not None:
+            plain = scores / weight
+            scores = weight * metric.scores(plain, own, self._queries.solved, positions)
+        if norms is not None:
+            norms = weight * metric.squared_norms(norms / weight, own, positions)
+        return scores, norms
 
     def _added(self, total: Tensor | None, share: Tensor, row: int) -> Tensor:
         if row == 0 and share.shape[0] == self._examples:

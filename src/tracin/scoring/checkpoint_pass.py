@@ -13,12 +13,14 @@ from tracin.checkpoints import Checkpoint, by_parameter, loaded
 from tracin.data import Batch, Examples, length, move
 from tracin.data.batches import structure
 from tracin.errors import PreconditionerError
+from tracin.files import bytes_of, fingerprint
 from tracin.gradients import Covered, Gradients
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
-from tracin.preconditioners import BatchFit, Metric, Place, Preconditioner
+from tracin.plain_text import listed
+from tracin.preconditioners import BatchFit, JointMetric, KeptMetrics, Metric, Place, Preconditioner
 from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
@@ -44,6 +46,7 @@ class CheckpointPass:
         device: Where to compute; None for where the model is.
         preconditioner: What multiplies a query's gradient; None scores gradients as they are.
         methods: Where audits keep the parameters' gradient methods, from one pass to the next.
+        kept: The metrics of earlier passes; None keeps none.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class CheckpointPass:
         device: torch.device | str | None,
         preconditioner: Preconditioner | None = None,
         methods: dict[str, Covered] | None = None,
+        kept: KeptMetrics | None = None,
     ) -> None:
         self.gradients = Gradients(model, worded(compute), parameters, methods)
         self._model = model
@@ -63,6 +67,8 @@ class CheckpointPass:
         self._weights = weights
         self._device = device
         self._preconditioner = preconditioner
+        # Ranks of a sharded model hold parts of the weights.
+        self._kept = None if self.gradients.is_sharded else kept
         self._is_padding_known = False
 
     @property
@@ -112,6 +118,8 @@ class CheckpointPass:
                 with self.at(number) as device:
                     if not is_made:
                         metric = self.metric_at(number, basis, batch_size, device)
+                    if isinstance(metric, JointMetric):
+                        self._refuse_apart(number, request)
                     reader = self.reader(train, span, batch_size, device)
                     queries = self._queries(number, request, reader, metric)
                     score = partial(self._scores, number, queries, request, metric)
@@ -141,7 +149,7 @@ class CheckpointPass:
 
     def metric_at(
         self, number: int, train: Examples | None, batch_size: int | None, device: torch.device
-    ) -> Metric | None:
+    ) -> Metric | JointMetric | None:
         """The preconditioner's metric at a checkpoint, which is in place; None without one."""
         if self._preconditioner is None:
             return None
@@ -160,9 +168,33 @@ class CheckpointPass:
             for _ in reader.read(take):
                 pass
 
+        parameters = self.gradients.parameters
         return self._preconditioner.metric(
-            Place(self._checkpoints[number], self.gradients.parameters, train, device, read)
+            Place(
+                self._checkpoints[number],
+                parameters,
+                train,
+                device,
+                read,
+                self._fingerprint,
+                self._kept,
+            )
         )
+
+    def _fingerprint(self) -> str:
+        """Of all weights and buffers in place, and of the traced parameters' methods."""
+        methods = self.gradients.methods
+        traced = [
+            f"{name} {methods[name].method if name in methods else ''};"
+            for name in self.gradients.parameters
+        ]
+        state = [*self._model.named_parameters(), *self._model.named_buffers()]
+        weights = (
+            piece
+            for name, one in state
+            for piece in (f"{name} {one.dtype} {tuple(one.shape)}", bytes_of(one))
+        )
+        return fingerprint([*traced, *weights])
 
     def refuse_unfit_for_sketches(self) -> None:
         """Refuse a preconditioner whose queries drown in the noise of sketched gradients.
@@ -177,9 +209,25 @@ class CheckpointPass:
                 "run.explain(train, queries), or open the index without the preconditioner."
             )
 
+    def _refuse_apart(self, number: int, request: ScoreRequest) -> None:
+        """A metric that mixes parameters has no share of some, nor a weight for each."""
+        if request.apart:
+            raise PreconditionerError(
+                "The last layer's self-influence is asked for apart, and under "
+                f"{self._preconditioner!r}, which mixes all parameters, no layer has a share of "
+                "its own. Leave the preconditioner out for find_mislabelled, or use tracin.KFAC()."
+            )
+        weights = set(by_parameter(self._weights[number], self.gradients.parameters).values())
+        if len(weights) > 1:
+            raise PreconditionerError(
+                f"{self._preconditioner!r} mixes all parameters, so that they need one weight, but "
+                f"at {self._checkpoints[number].name} they have {listed(map(str, weights))}. Pass "
+                'learning_rates="equal", or one number per checkpoint.'
+            )
+
     def _metric_of_all(
         self, train: Examples | None, batch_size: int | None
-    ) -> tuple[Metric | None, bool]:
+    ) -> tuple[Metric | JointMetric | None, bool]:
         """The metric that serves all checkpoints, and whether one does."""
         if self._preconditioner is None or not self._preconditioner.is_made_once:
             return None, self._preconditioner is None
@@ -192,7 +240,7 @@ class CheckpointPass:
         number: int,
         request: ScoreRequest,
         reader: BatchReader,
-        metric: Metric | None,
+        metric: Metric | JointMetric | None,
     ) -> QueryGradients | None:
         if request.queries is None:
             return None
@@ -221,7 +269,7 @@ class CheckpointPass:
         number: int,
         queries: QueryGradients | None,
         request: ScoreRequest,
-        metric: Metric | None,
+        metric: Metric | JointMetric | None,
         positions: range,
         batch: Batch,
         is_last: bool,
@@ -230,7 +278,9 @@ class CheckpointPass:
         sums = BatchSums(length(batch), weights, queries, request, metric)
         directions: list[dict[str, Tensor]] = []
         slow = self.gradients.slow_names()
-        if queries is not None and slow and not request.norms and len(queries) <= FEW:
+        # Forward mode hands over no gradients to multiply with the directions of a joint metric.
+        is_forward = not request.norms and not isinstance(metric, JointMetric)
+        if queries is not None and slow and is_forward and len(queries) <= FEW:
             shapes = {name: real_shape(self.gradients.parameters[name]) for name in slow}
             directions = queries.directions(shapes)
         result = self.gradients.visit(batch, sums.visit, directions=directions, is_last=is_last)

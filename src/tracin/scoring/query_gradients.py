@@ -17,7 +17,8 @@ from tracin.gradients.forms import (
     pairs,
     total,
 )
-from tracin.preconditioners import Metric
+from tracin.preconditioners import JointMetric, Metric
+from tracin.scoring.joint_sums import JointSums
 
 Forms: TypeAlias = dict[str, list[tuple[int, PerExampleGradient]]]
 """Parameter -> gradients of some rows of a batch, each with the first of its rows."""
@@ -34,7 +35,8 @@ class QueryGradients:
         weights: What each parameter's share of the scores is multiplied by.
         together: Whether the queries are one, their sum.
         metric: What multiplies the queries' gradients; None for nothing. It is symmetric, and
-            applied here, g . (M q) = (M g) . q: those of training examples stay factored.
+            applied here, g . (M q) = (M g) . q: those of training examples stay factored. Of a
+            joint one, the queries' products with its directions are kept.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class QueryGradients:
         weights: Mapping[str, float],
         *,
         together: bool,
-        metric: Metric | None = None,
+        metric: Metric | JointMetric | None = None,
     ) -> None:
         self._weights = weights
         self._together = together
-        self._metric = metric
+        self._joint = metric if isinstance(metric, JointMetric) else None
+        self._metric = None if isinstance(metric, JointMetric) else metric
+        self._directions: list[Tensor] = []  # products with those of the joint metric
         self._sums: dict[str, PerExampleGradient] = {}
         self._sums_under: dict[str, PerExampleGradient] = {}
         self._blocks: list[tuple[int, Forms]] = []
@@ -56,8 +60,13 @@ class QueryGradients:
         """Add a batch of queries; returns their losses: [queries]."""
         forms: Forms = {}
         under: Forms = {}
+        size = length(batch)
+        sums = None if self._joint is None else JointSums(size, self._joint)
 
         def keep(name: str, form: PerExampleGradient, row: int) -> None:
+            if sums is not None:
+                with torch.no_grad():
+                    sums.add(name, form, row)
             if not self._together:
                 forms.setdefault(name, []).append((row, form))
                 return
@@ -68,6 +77,8 @@ class QueryGradients:
 
         result = gradients.visit(batch, keep, is_last=is_last)
         with torch.no_grad():  # factors may still know the graph that they came from
+            if sums is not None:
+                self._directions.append(sums.products(result.losses))
             if self._together:
                 self._add_up(forms, forms if self._metric is None else under)
             else:
@@ -75,8 +86,10 @@ class QueryGradients:
                     name: [(row, as_query(form)) for row, form in each]
                     for name, each in self._under_metric(forms).items()
                 }
-                self._blocks.append((length(batch), block))
-                norms = self._weighted_norms(forms, length(batch), result.losses)
+                self._blocks.append((size, block))
+                norms = self._weighted_norms(forms, size, result.losses)
+                if self._joint is not None:
+                    norms = self._joint_norms(norms, self._directions[-1])
                 self.norms = torch.cat([self.norms.to(norms), norms])
         return result.losses
 
@@ -113,6 +126,13 @@ class QueryGradients:
             1,
         )
 
+    @property
+    def solved(self) -> Tensor:
+        """What the scores under a joint metric need: [directions, queries]."""
+        if self._joint is None:
+            raise RuntimeError("no joint metric; a bug in tracin")
+        return self._joint.solved(self._joint_products())
+
     def directions(self, shapes: Mapping[str, torch.Size]) -> list[dict[str, Tensor]]:
         """Every query's weighted gradient of these parameters, written out, for forward mode."""
         written: list[dict[str, Tensor]] = []
@@ -128,6 +148,18 @@ class QueryGradients:
                 for query in range(size)
             ]
         return written
+
+    def _joint_products(self) -> Tensor:
+        """The products with the directions of the joint metric: [queries, directions]."""
+        found = torch.cat(self._directions)
+        return found.sum(0, keepdim=True) if self._together else found
+
+    def _joint_norms(self, norms: Tensor, products: Tensor) -> Tensor:
+        """Weighted squared lengths under the joint metric, from those without it: [queries]."""
+        weight = next(iter(self._weights.values()))
+        if self._joint is None or weight == 0:
+            return norms
+        return weight * self._joint.squared_norms(norms / weight, products, None)
 
     def _under_metric(self, forms: Forms) -> Forms:
         """The gradients times the metric, by the parameter that they are multiplied with."""
@@ -153,6 +185,8 @@ class QueryGradients:
             if name in self._sums_under
         ]
         self.norms = torch.stack(squares).sum(0) if squares else torch.zeros(1)
+        if self._joint is not None:
+            self.norms = self._joint_norms(self.norms, self._joint_products())
 
     def _weighted_norms(self, forms: Forms, size: int, like: Tensor) -> Tensor:
         metric = self._metric

@@ -1,0 +1,213 @@
+"""The empirical Fisher's kernel: curvature from products of gradients alone, for any layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from tracin.checkpoints import Checkpoint
+from tracin.checks import is_int, positive_int
+from tracin.data import Examples, open_examples
+from tracin.errors import PreconditionerError
+from tracin.gradients.forms import PerExampleGradient, ProductCache
+from tracin.preconditioners.landmarks import Landmarks
+from tracin.preconditioners.preconditioner import JointMetric, Place
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A query's gradient times (F + lambda I)^-1, with F the second moments of whole gradients.
+
+    F is the mean of g g^T over `landmarks` training examples. It is never written out: by
+    Woodbury's identity (F + lambda I)^-1 q = (q - G^T (n lambda I + G G^T)^-1 G q) / lambda, with
+    the n landmarks' gradients G, so that products of gradients are all that is needed. It takes
+    any layer and any loss: use it where `tracin.KFAC()` has one number per parameter, since the
+    model's gradients have no factors. Parameters are not treated one by one, so that all must
+    have one weight at a checkpoint.
+
+    A training example that is a landmark scores under the others' F: its own gradient would
+    shorten its score, and not those of the examples that are none. With `fit` all examples score
+    alike, and the scores of two of them do not depend on which is the query.
+
+    Memory: the landmarks' gradients of one checkpoint, factored where that is cheaper (of a
+    linear layer with one position its inputs and output gradients; of a convolution the whole
+    gradient), and [landmarks, landmarks] in float64. A pass over training data costs what
+    `landmarks` further queries cost. Source: Singh and Alistarh, 2020,
+    https://arxiv.org/abs/2004.14340, invert the empirical Fisher so.
+
+    Args:
+        damping: lambda in units of F's typical eigenvalue, tr F^2 / tr F.
+        landmarks: From how many examples F is computed, at most all.
+        fit: The data to choose them from; None for the training data of the question.
+        seed: Of the choice.
+
+    Raises:
+        PreconditionerError: `damping` is not a number above 0, or another argument makes no sense.
+
+    Example:
+        >>> import torch, tracin
+        >>> model = torch.nn.Linear(3, 2)
+        >>> data = torch.randn(50, 3), torch.arange(50) % 2
+        >>> run = tracin.TracIn(
+        ...     model, "cross_entropy", [model.state_dict()], preconditioner=tracin.Kernel()
+        ... )
+        >>> run.influence(data, data).shape
+        torch.Size([50, 50])
+    """
+
+    damping: float = 0.003
+    landmarks: int = 1000
+    fit: Any = field(default=None, repr=False)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        is_number = isinstance(self.damping, int | float) and not isinstance(self.damping, bool)
+        if not (is_number and 0 < self.damping < float("inf")):
+            raise PreconditionerError(
+                "damping is a number above 0, in units of the typical eigenvalue: without any, "
+                "what landmarks do not span has no inverse. "
+                f"{self.damping!r} was given; {Kernel.damping} suits most."
+            )
+        positive_int(self.landmarks, "landmarks", PreconditionerError)
+        if not is_int(self.seed, 0):
+            raise PreconditionerError(
+                f"seed is a whole number from 0 on; {self.seed!r} was given. Use seed=0."
+            )
+
+    @property
+    def follows_training(self) -> bool:
+        """Whether checkpoints weigh by their learning rates by default."""
+        return False
+
+    @property
+    def fits_sketches(self) -> bool:
+        """Whether its queries can be multiplied with sketches of plain gradients."""
+        return False
+
+    @property
+    def is_made_once(self) -> bool:
+        """Whether the metric of the last checkpoint serves all."""
+        return False
+
+    def check(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Any checkpoint will do."""
+
+    def metric(self, place: Place) -> "LandmarkMetric":
+        """Pass over the landmarks at a checkpoint, and invert.
+
+        Raises:
+            PreconditionerError: There are no data, or the landmarks' gradients are all zero or do
+                not fit.
+        """
+        data = place.train if self.fit is None else open_examples(self.fit, name="fit")
+        if data is None:
+            raise PreconditionerError(
+                "tracin.Kernel() takes landmarks from training data, and none are at hand here. "
+                "Pass some: tracin.Kernel(fit=train)."
+            )
+        chosen = self._chosen(data)
+        held = Landmarks()
+        place.read(data.subset(chosen), held.batch)
+        held.join()
+        with torch.no_grad():
+            gram = held.gram()
+            # Apple's GPUs have no float64.
+            gram = gram if gram.device.type == "mps" else gram.double()
+            damping = self.damping * _typical(gram)
+            if not damping > 0:
+                raise PreconditionerError(
+                    f"The landmarks' gradients at checkpoint '{place.checkpoint.name}' are all "
+                    "zero, so that they have no curvature. Leave the checkpoint out, or pass fit= "
+                    "data that the model does not fit perfectly."
+                )
+            eye = torch.eye(len(chosen), dtype=gram.dtype, device=gram.device)
+            factor, failed = torch.linalg.cholesky_ex(
+                (gram + gram.mT) / 2 + len(chosen) * damping * eye
+            )
+            if bool(failed):
+                raise PreconditionerError(
+                    f"With damping={self.damping:g} the kernel at checkpoint "
+                    f"'{place.checkpoint.name}' is singular in the precision of its gradients. "
+                    "Use more damping, or a model in float64."
+                )
+            inverse = torch.cholesky_inverse(factor)
+        rows = {at: number for number, at in enumerate(chosen)} if self.fit is None else {}
+        return LandmarkMetric(held, inverse, damping, rows)
+
+    def _chosen(self, data: Examples) -> list[int]:
+        """The positions of the landmarks, ascending."""
+        if self.landmarks >= len(data):
+            return list(range(len(data)))
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(len(data), generator=generator)[: self.landmarks].sort()[0].tolist()
+
+
+def _typical(gram: Tensor) -> float:
+    """The mean eigenvalue, each weighted by itself; an example's product with itself left out."""
+    examples = len(gram)
+    trace = gram.diagonal().sum()
+    if examples == 1:
+        return float(trace)
+    squares = gram.square().sum() - gram.diagonal().square().sum()
+    return float(squares / trace / (examples - 1)) if float(trace) > 0 else 0.0
+
+
+@final
+class LandmarkMetric(JointMetric):
+    """(F + lambda I)^-1 at one checkpoint, from products with landmarks.
+
+    Args:
+        landmarks: Their gradients.
+        inverse: (n lambda I + G G^T)^-1: [landmarks, landmarks].
+        damping: lambda.
+        rows: Position in the training data -> landmark.
+    """
+
+    def __init__(
+        self, landmarks: Landmarks, inverse: Tensor, damping: float, rows: dict[int, int]
+    ) -> None:
+        self._landmarks, self._inverse, self._damping = landmarks, inverse, damping
+        self._rows = rows
+        # 1 - g (F + lambda I)^-1 g / n, which is below 1 for each landmark, and above 0.
+        own = len(inverse) * damping * inverse.diagonal()
+        self._left = own.clamp(min=torch.finfo(own.dtype).eps)
+
+    @property
+    def directions(self) -> int:
+        """How many landmarks there are."""
+        return len(self._inverse)
+
+    def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
+        """One parameter's share of the products with the landmarks: [examples, landmarks]."""
+        return self._landmarks.products(name, form, cache)
+
+    def solved(self, products: Tensor) -> Tensor:
+        """[landmarks, queries]."""
+        return self._inverse @ products.to(self._inverse).mT
+
+    def scores(self, plain: Tensor, own: Tensor, solved: Tensor, positions: range) -> Tensor:
+        """The products under the matrix: [examples, queries]."""
+        found = (plain.to(solved) - own.to(solved) @ solved) / self._damping
+        return (found / self._shares(positions).unsqueeze(1)).to(plain)
+
+    def squared_norms(self, plain: Tensor, own: Tensor, positions: range | None) -> Tensor:
+        """The squared lengths under the matrix: [examples]."""
+        own = own.to(self._inverse)
+        spanned = torch.linalg.vecdot(own @ self._inverse, own)
+        found = ((plain.to(own) - spanned) / self._damping).clamp(min=0)
+        return (found if positions is None else found / self._shares(positions)).to(plain)
+
+    def _shares(self, positions: range) -> Tensor:
+        """What is left of an example's score when it is a landmark; 1 where it is none."""
+        shares = torch.ones(len(positions), dtype=self._left.dtype, device=self._left.device)
+        found = [(at, self._rows[one]) for at, one in enumerate(positions) if one in self._rows]
+        if found:
+            places, rows = (
+                torch.tensor(each, device=shares.device) for each in zip(*found, strict=True)
+            )
+            shares[places] = self._left[rows]
+        return shares

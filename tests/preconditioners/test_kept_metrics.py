@@ -1,0 +1,108 @@
+"""Curvature is computed once for the same data, weights and methods, and anew for any other."""
+
+import pickle
+
+import pytest
+import torch
+
+import tracin
+from preconditioners.nets import QUERIES, data_for, nets
+from tracin.preconditioners import KeptMetrics
+
+pytestmark = pytest.mark.usefixtures("float64")
+SIBLINGS = {"KFAC": tracin.KFAC, "EKFAC": tracin.EKFAC}
+
+
+@pytest.fixture(params=SIBLINGS)
+def preconditioner(request):
+    return SIBLINGS[request.param]
+
+
+def run_of(model, preconditioner, states=None):
+    states = [model.state_dict()] if states is None else states
+    return tracin.TracIn(model, "cross_entropy", states, preconditioner=preconditioner())
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """How often moments were added up: one entry per checkpoint."""
+    from tracin.preconditioners import ekfac, kfac
+
+    made, own = [], kfac.CurvatureFit
+
+    def counted(parameters):
+        made.append(1)
+        return own(parameters)
+
+    monkeypatch.setattr(kfac, "CurvatureFit", counted)
+    monkeypatch.setattr(ekfac, "CurvatureFit", counted)
+    return made
+
+
+def test_the_next_question_about_the_same_data_uses_it(preconditioner, fits):
+    model, shape = nets()["one position"]
+    states = [{n: one + k for n, one in model.state_dict().items()} for k in range(2)]
+    train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    run = run_of(model, preconditioner, states)
+
+    first = run.influence(train, queries)
+    again = run.influence(tuple(each.clone() for each in train), queries)
+    run.explain(train, queries, k=2)
+    run.self_influence(train)
+
+    assert len(fits) == 2
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+
+
+def test_other_data_are_fitted_anew_if_one_label_differs(preconditioner, fits):
+    model, shape = nets()["one position"]
+    x, y = data_for(shape)
+    queries = data_for(shape, QUERIES, seed=2)
+    run = run_of(model, preconditioner)
+    run.influence((x, y), queries)
+    y[3] = (y[3] + 1) % 3  # in place, too
+
+    found = run.influence((x, y), queries)
+
+    assert len(fits) == 2
+    fresh = run_of(model, preconditioner).influence((x, y), queries)
+    torch.testing.assert_close(found, fresh, rtol=0, atol=0)
+
+
+def test_weights_that_were_changed_in_place_are_fitted_anew(preconditioner, fits):
+    model, shape = nets()["one position"]
+    state = {name: one.clone() for name, one in model.state_dict().items()}
+    train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    run = run_of(model, preconditioner, [state])
+    run.influence(train, queries)
+    state["0.weight"] *= 2
+
+    found = run.influence(train, queries)
+
+    assert len(fits) == 2
+    fresh = run_of(model, preconditioner, [state]).influence(train, queries)
+    torch.testing.assert_close(found, fresh, rtol=0, atol=0)
+
+
+def test_memory_is_bounded_and_the_oldest_goes_first(preconditioner, fits):
+    model, shape = nets()["one position"]
+    train = data_for(shape)
+    states = [{n: one + k for n, one in model.state_dict().items()} for k in range(3)]
+    run = run_of(model, preconditioner, states)
+    run.kept = KeptMetrics(most=200)
+
+    run.self_influence(train)
+
+    assert 0 < len(run.kept) < 3
+    run.kept = KeptMetrics(most=1)
+    run.self_influence(train)
+    assert len(run.kept) == 0
+
+
+def test_a_run_in_another_process_takes_none_along(preconditioner):
+    model, shape = nets()["one position"]
+    run = run_of(model, preconditioner)
+    run.self_influence(data_for(shape))
+
+    assert len(run.kept) == 1
+    assert len(pickle.loads(pickle.dumps(run.kept))) == 0

@@ -1,0 +1,216 @@
+"""The kernel of the empirical Fisher, against a matrix that is written out in float64."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import tracin
+from preconditioners.nets import CLASSES, EXAMPLES, QUERIES, data_for, gradients_of, nets
+from tracin.errors import PreconditionerError
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def run_of(model, kernel, **options):
+    return tracin.TracIn(
+        model, "cross_entropy", [model.state_dict()], preconditioner=kernel, **options
+    )
+
+
+def rows_of(model, data):
+    """Whole gradients: [examples, numbers]."""
+    return torch.cat([one.flatten(1) for one in gradients_of(model, *data).values()], 1)
+
+
+def metric_of(rows, damping):
+    """(F + lambda I)^-1, written out, and lambda."""
+    gram = rows @ rows.T
+    off = gram - torch.diag(gram.diagonal())
+    amount = damping * off.square().sum() / gram.trace() / (len(rows) - 1)
+    fisher = rows.T @ rows / len(rows)
+    return torch.linalg.inv(fisher + amount * torch.eye(rows.shape[1])), amount
+
+
+@pytest.mark.parametrize("kind", nets())
+@pytest.mark.parametrize("damping", [0.1, 3.0])
+def test_scores_are_those_of_a_matrix_that_is_written_out(kind, damping):
+    model, shape = nets()[kind]
+    train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    fit = data_for(shape, 11, seed=3)
+
+    found = run_of(model, tracin.Kernel(damping, fit=fit)).influence(train, queries)
+
+    metric, _ = metric_of(rows_of(model, fit), damping)
+    expected = rows_of(model, train) @ metric @ rows_of(model, queries).T
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", nets())
+def test_a_landmark_scores_under_the_curvature_of_the_others(kind):
+    model, shape = nets()[kind]
+    train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    run = run_of(model, tracin.Kernel(0.5))
+
+    found, own = run.influence(train, queries), run.self_influence(train)
+
+    rows, asked = rows_of(model, train), rows_of(model, queries)
+    _, amount = metric_of(rows, 0.5)
+    for at in (0, 7, EXAMPLES - 1):
+        others = torch.cat([rows[:at], rows[at + 1 :]])
+        fisher = others.T @ others / EXAMPLES
+        metric = torch.linalg.inv(fisher + amount * torch.eye(rows.shape[1]))
+        torch.testing.assert_close(found[at], asked @ metric @ rows[at], rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(own[at], rows[at] @ metric @ rows[at], rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", nets())
+def test_self_influence_is_the_diagonal_and_no_direction_is_negative(kind):
+    model, shape = nets()[kind]
+    train = data_for(shape)
+    run = run_of(model, tracin.Kernel(fit=data_for(shape, 12, seed=3)))
+
+    scores = run.influence(train, train)
+
+    torch.testing.assert_close(scores, scores.T, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(run.self_influence(train), scores.diagonal(), rtol=1e-7, atol=1e-7)
+    assert torch.linalg.eigvalsh((scores + scores.T) / 2).min() > -1e-9 * scores.max()
+    chosen = run_of(model, tracin.Kernel(landmarks=10))
+    own = chosen.influence(train, train).diagonal()
+    torch.testing.assert_close(chosen.self_influence(train), own, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", nets())
+def test_batches_and_order_do_not_matter(kind):
+    model, shape = nets()[kind]
+    train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    run, order = run_of(model, tracin.Kernel()), torch.randperm(EXAMPLES)
+    whole = run.influence(train, queries)
+
+    for size in (1, 7):
+        torch.testing.assert_close(
+            run.influence(train, queries, batch_size=size), whole, rtol=1e-7, atol=1e-7
+        )
+    moved = run.influence((train[0][order], train[1][order]), queries)
+    torch.testing.assert_close(moved, whole[order], rtol=1e-7, atol=1e-7)
+
+
+def test_a_sum_of_queries_is_the_sum_of_their_scores_and_cosines_stay_within_one():
+    model, shape = nets()["one position"]
+    train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    run = run_of(model, tracin.Kernel(fit=data_for(shape, 12, seed=3)))
+    scores = run.influence(train, queries)
+
+    top = run.explain(train, queries, k=3, group="sum")
+    cosine = run.explain(train, queries, k=3, normalise="cosine")
+
+    found = torch.tensor([each.score for each in top[0].proponents])
+    torch.testing.assert_close(found, scores.sum(1).topk(3).values, rtol=1e-6, atol=1e-6)
+    lengths = run.self_influence(train)[:, None] * run.self_influence(queries)
+    expected = (scores / lengths.sqrt()).topk(3, 0).values
+    for at in range(QUERIES):
+        found = torch.tensor([each.score for each in cosine[at].proponents])
+        torch.testing.assert_close(found, expected[:, at], rtol=1e-6, atol=1e-6)
+        assert found.abs().max() <= 1 + 1e-9
+
+
+def test_any_layer_and_loss_will_do():
+    torch.manual_seed(0)
+
+    class Odd(nn.Module):
+        """A weight that meets data in a way that no rule reads."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, CLASSES))
+
+        def forward(self, x):
+            return torch.einsum("ni,ij,nk->nj", x, self.weight.sin(), x)
+
+    model = Odd()
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none") ** 2
+
+    train, queries = data_for((4,)), data_for((4,), 2, seed=2)
+    run = tracin.TracIn(model, loss, [model.state_dict()], preconditioner=tracin.Kernel(0.5))
+
+    def rows(data):
+        found = []
+        for x, y in zip(*data, strict=True):
+            value = loss(model, (x[None], y[None])).sum()
+            found.append(torch.autograd.grad(value, model.weight)[0].flatten())
+        return torch.stack(found)
+
+    _, amount = metric_of(rows(train), 0.5)
+    others = rows(train)[1:]
+    metric = torch.linalg.inv(others.T @ others / EXAMPLES + amount * torch.eye(12))
+    expected = rows(queries) @ metric @ rows(train)[0]
+    torch.testing.assert_close(run.influence(train, queries)[0], expected, rtol=1e-7, atol=1e-8)
+
+
+def test_the_landmarks_follow_the_seed():
+    model, shape = nets()["one position"]
+    train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+
+    def scores(seed):
+        return run_of(model, tracin.Kernel(landmarks=9, seed=seed)).influence(train, queries)
+
+    torch.testing.assert_close(scores(1), scores(1))
+    assert not torch.allclose(scores(1), scores(2))
+
+
+def test_weights_multiply_and_differing_ones_are_refused():
+    model, shape = nets()["one position"]
+    train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    once = run_of(model, tracin.Kernel())
+    twice = run_of(model, tracin.Kernel(), learning_rates=[2.0])
+
+    torch.testing.assert_close(
+        twice.influence(train, queries), 2 * once.influence(train, queries), rtol=1e-9, atol=1e-9
+    )
+    torch.testing.assert_close(twice.self_influence(train), 2 * once.self_influence(train))
+    rates = {name: 0.1 + at for at, name in enumerate(model.state_dict())}
+    checkpoint = tracin.Checkpoint(model.state_dict(), rates)
+    apart = tracin.TracIn(
+        model, "cross_entropy", [checkpoint], preconditioner=tracin.Kernel(), learning_rates=[rates]
+    )
+    with pytest.raises(PreconditionerError, match=r"one weight.*learning_rates=.equal."):
+        apart.influence(train, queries)
+
+
+@pytest.mark.parametrize("damping", [0, -1, float("nan"), float("inf"), "0.3", True])
+def test_damping_that_makes_no_sense_is_refused(damping):
+    with pytest.raises(PreconditionerError, match=r"damping is a number above 0"):
+        tracin.Kernel(damping)
+
+
+def test_other_arguments_that_make_no_sense_are_refused():
+    with pytest.raises(PreconditionerError, match="landmarks"):
+        tracin.Kernel(landmarks=0)
+    with pytest.raises(PreconditionerError, match="seed is a whole number"):
+        tracin.Kernel(seed=-1)
+
+
+def test_gradients_that_are_all_zero_are_said():
+    model = nn.Linear(4, CLASSES)
+
+    def loss(model, batch):
+        return (0 * model(batch[0])).sum(1)
+
+    run = tracin.TracIn(model, loss, [model.state_dict()], preconditioner=tracin.Kernel())
+    with pytest.raises(PreconditionerError, match=r"are all zero.*no curvature"):
+        run.self_influence(data_for((4,)))
+
+
+def test_landmarks_that_do_not_fit_are_refused(monkeypatch):
+    model, shape = nets()["one position"]
+    monkeypatch.setattr("tracin.preconditioners.landmarks.MOST", 100)
+    with pytest.raises(PreconditionerError, match=r"landmarks take .* at most 100 .*Use fewer"):
+        run_of(model, tracin.Kernel()).self_influence(data_for(shape))
+
+
+def test_labels_are_not_judged_under_it():
+    model, shape = nets()["one position"]
+    with pytest.raises(PreconditionerError, match=r"mixes all parameters.*find_mislabelled"):
+        run_of(model, tracin.Kernel()).find_mislabelled(data_for(shape))
