@@ -13,7 +13,7 @@ from tracin.errors import RunFileError
 from tracin.plain_text import a_kind
 
 NEEDED = ("model", "loss", "train", "checkpoints")
-OPTIONAL = ("queries", "pool", "optimizer", "training_loss")
+OPTIONAL = ("queries", "pool", "optimizer", "training_loss", "fit", "texts", "query_texts")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Task:
         optimizer: As it trained the model, for a replay.
         training_loss: (model, batch) -> what was differentiated, for a replay; None for the mean
             of `loss`.
+        fit: Trains a new model on a part of the training data, for `evaluate`: fit(data) -> model,
+            or a `tracin.evaluate.StackedFit`.
+        texts: The training examples' texts, for `evaluate`.
+        query_texts: The queries' texts, for `evaluate`.
     """
 
     model: Any
@@ -40,6 +44,9 @@ class Task:
     pool: Any = None
     optimizer: Any = None
     training_loss: Any = None
+    fit: Any = None
+    texts: Any = None
+    query_texts: Any = None
 
 
 def load_task(function: str, run: Path) -> Task:
