@@ -128,13 +128,13 @@ def sources_of(sources: Any, values: Tensor) -> Tensor:
         mask = torch.zeros(examples, queries, dtype=torch.bool)
         for query, each in enumerate(sources):
             at = torch.atleast_1d(cpu_tensor(each))
-            whole = at.dtype == torch.int64 and at.ndim == 1
+            whole = at.ndim == 1 and (at.dtype == torch.int64 or not len(at))
             if not whole or (len(at) and not 0 <= int(at.min()) <= int(at.max()) < examples):
                 raise DataError(
                     f"The sources of query {query} are positions in train, from 0 to "
                     f"{examples - 1}; {at.tolist()} came."
                 )
-            mask[at, query] = True
+            mask[at.long(), query] = True
     without = (~mask.any(0)).nonzero()
     if len(without):
         raise DataError(
