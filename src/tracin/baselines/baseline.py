@@ -21,8 +21,8 @@ class Baseline(Protocol):
         ...
 
 
-class ExplainingBaseline(Baseline, Protocol):
-    """Also says which training examples matter to a query."""
+class HasInfluence(Protocol):
+    """Says which training examples matter to a query, as `tracin.TracIn` does."""
 
     def influence(
         self,
@@ -32,8 +32,12 @@ class ExplainingBaseline(Baseline, Protocol):
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Tensor:
-        """The influence of each training example on each query: [train, queries], float64."""
+        """The influence of each training example on each query: [train, queries]."""
         ...
+
+
+class ExplainingBaseline(Baseline, HasInfluence, Protocol):
+    """Also says which training examples matter to a query."""
 
 
 def check_run(run: Any, name: str) -> None:

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from tracin.baselines.baseline import check_run
 from tracin.baselines.forward import forward_steps
 from tracin.baselines.suspect_scores import SuspectScores
+from tracin.data import open_examples
 from tracin.guards import guarded
 from tracin.run import Run, open_data
 from tracin.scoring.batch_size import BatchSize
@@ -63,3 +65,28 @@ class Loss:
         ):
             total[step.rows] += step.losses.cpu().double()
         return SuspectScores("Loss", examples.ids, (total / len(numbers)).numpy())
+
+    def influence(
+        self,
+        train: Any,
+        queries: Any,
+        *,
+        batch_size: BatchSize = "auto",
+        progress: bool | None = None,
+    ) -> Tensor:
+        """The mean loss of each example, whatever the query: [train, queries], float64.
+
+        What explains every query alike explains none: a floor for what measures report.
+
+        Args:
+            train: The training examples.
+            queries: The queries.
+            batch_size: "auto", or how many examples go through the model at once.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
+        """
+        many = len(open_examples(queries, name="queries"))
+        values = self.scores(train, batch_size=batch_size, progress=progress).values
+        return torch.from_numpy(values)[:, None].repeat(1, many)

@@ -307,6 +307,20 @@ def replay(
 
 
 @app.command()
+def evaluate(run: RunFile, sets: Set = None, out: Out = None) -> None:
+    """Compare ways of scoring on the task's queries, and recommend one.
+
+    With the task's 'fit', models are trained on halves of the data: only that says which scores
+    predict retraining. Trainings are kept in the results' folder; a re-run continues.
+    """
+    opened = opened_run(run, sets, out)
+    from tracin.cli.evaluated import evaluated
+
+    evaluation, arguments = evaluated(opened, run)
+    _finish(opened, str(evaluation), evaluation.save, "evaluate", **arguments)
+
+
+@app.command()
 def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
     """Measure the gradients against plain autograd; exits with 1 if they are not exact.
 

@@ -76,6 +76,17 @@ class ReplayTable(_Table):
     every: PositiveInt = 1
 
 
+class EvaluateTable(_Table):
+    """What `evaluate` takes."""
+
+    k: PositiveInt = 10
+    queries: PositiveInt = 100
+    subsets: NonNegativeInt = 50
+    seeds: PositiveInt = 2
+    first_seed: NonNegativeInt = 1000
+    resamples: PositiveInt = 1000
+
+
 class IndexTable(_Table):
     """What `index` takes; the folder is relative to the RUN.toml, or a URL."""
 
@@ -102,6 +113,7 @@ class Settings(_Table):
     mislabelled: MislabelledTable = Field(default_factory=MislabelledTable)
     select: SelectTable = Field(default_factory=SelectTable)
     replay: ReplayTable = Field(default_factory=ReplayTable)
+    evaluate: EvaluateTable = Field(default_factory=EvaluateTable)
     index: IndexTable = Field(default_factory=IndexTable)
     output: OutputTable = Field(default_factory=OutputTable)
 

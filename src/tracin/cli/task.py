@@ -13,7 +13,16 @@ from tracin.errors import RunFileError
 from tracin.plain_text import a_kind
 
 NEEDED = ("model", "loss", "train", "checkpoints")
-OPTIONAL = ("queries", "pool", "validation", "optimizer", "training_loss")
+OPTIONAL = (
+    "queries",
+    "pool",
+    "validation",
+    "optimizer",
+    "training_loss",
+    "fit",
+    "texts",
+    "query_texts",
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,10 @@ class Task:
         optimizer: As it trained the model, for a replay.
         training_loss: (model, batch) -> what was differentiated, for a replay; None for the mean
             of `loss`.
+        fit: Trains a new model on a part of the training data, for `evaluate`: fit(data) -> model,
+            or a `tracin.evaluate.StackedFit`.
+        texts: The training examples' texts, for `evaluate`.
+        query_texts: The queries' texts, for `evaluate`.
     """
 
     model: Any
@@ -42,6 +55,9 @@ class Task:
     validation: Any = None
     optimizer: Any = None
     training_loss: Any = None
+    fit: Any = None
+    texts: Any = None
+    query_texts: Any = None
 
 
 def load_task(function: str, run: Path) -> Task:

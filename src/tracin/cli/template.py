@@ -38,6 +38,13 @@ function = "task.py:task"
 # start = 0                    # steps; stop = 50 ends before step 50
 # every = 1                    # trace each n-th step
 
+[evaluate]
+# k = 10                       # proponents to look at
+# queries = 100                # the first ones of the task's "queries"
+# subsets = 50                 # halves of the data to train on, with the task's "fit"; 0 for none
+# seeds = 2                    # trainings per half
+# first_seed = 1000            # other seeds than that of the model itself
+
 [index]
 # folder = "index"             # relative to this file, or a URL such as "s3://bucket/index"
 # dim = 2048                   # numbers kept of each gradient
@@ -52,6 +59,7 @@ function = "task.py:task"
 TASK = '''\
 """The task that run.toml names: put your own model, loss, data and checkpoints here."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,6 +67,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tracin
+from tracin.evaluate import StackedFit
 
 FOLDER = Path(__file__).parent / "checkpoints"
 EPOCHS = 5
@@ -73,12 +82,19 @@ def data(examples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return points, torch.where(wrong, 1 - labels, labels)
 
 
+def network() -> nn.Module:
+    """A new model."""
+    return nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2))
+
+
 def task() -> dict[str, object]:
     """What tracin needs to know."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2))
+    model = network()
     train = data(300, seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    sgd = partial(torch.optim.SGD, lr=0.5)
+    refit = StackedFit(network, "cross_entropy", sgd, epochs=EPOCHS, batch_size=30)
     if len(list(FOLDER.glob("*.safetensors"))) <= EPOCHS:
         fit(model, optimizer, train)
     return {
@@ -88,6 +104,7 @@ def task() -> dict[str, object]:
         "queries": data(20, seed=2),
         "checkpoints": FOLDER,  # a Recorder's folder, a glob, or a list of files
         "optimizer": optimizer,  # for tracin replay alone
+        "fit": refit,  # for tracin evaluate alone: fit(data) -> a model trained on it
     }
 
 
