@@ -66,9 +66,11 @@ class KFAC:
         examples: How many of them, evenly spread; None for as many as the widest side needs: four
             per entry, and 2,000 at least.
         at: Whether curvature is computed at each checkpoint, or at the last one for all.
+        row_damping: In an index alone, of columns that are no factors of a layer: in units of the
+            mean eigenvalue of the gradients' Fisher matrix, as far as the rows can fill it.
 
     Raises:
-        PreconditionerError: `damping` is negative or not finite, or another argument makes no
+        PreconditionerError: A damping is negative or not finite, or another argument makes no
             sense.
 
     Example:
@@ -86,17 +88,22 @@ class KFAC:
     fit: Any = field(default=None, repr=False)
     examples: int | None = None
     at: Literal["each", "last"] = "each"
+    row_damping: float = 1.0
 
     follows_training: ClassVar[bool] = False
     fits_sketches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        is_number = isinstance(self.damping, int | float) and not isinstance(self.damping, bool)
-        if not (is_number and 0 <= self.damping < float("inf")):
+        if not _is_from_zero_on(self.damping):
             raise PreconditionerError(
                 f"damping is a number from 0 on, in units of a side's mean eigenvalue; "
                 f"{self.damping!r} was given. 0.3 suits most."
+            )
+        if not _is_from_zero_on(self.row_damping):
+            raise PreconditionerError(
+                f"row_damping is a number from 0 on, in units of the mean eigenvalue of an index's "
+                f"columns; {self.row_damping!r} was given. 1.0 suits most."
             )
         if self.examples is not None:
             positive_int(self.examples, "examples", PreconditionerError)
@@ -127,14 +134,21 @@ class KFAC:
         place.read(self._chosen(data, place.parameters), moments.batch)
         return moments.metric(self.damping, place.checkpoint.name)
 
+    def places(self, total: int, widest: int) -> list[int]:
+        """Which of `total` examples curvature is computed from, rising.
+
+        Args:
+            total: How many there are.
+            widest: The numbers of the widest side.
+        """
+        count = max(FEWEST, ENOUGH * widest) if self.examples is None else self.examples
+        count = min(count, total)
+        return [at * total // count for at in range(count)]
+
     def _chosen(self, data: Examples, parameters: Mapping[str, Tensor]) -> Examples:
-        count = self.examples
-        if count is None:
-            widest = max((max(one.shape, default=1) for one in parameters.values()), default=1)
-            count = max(FEWEST, ENOUGH * widest)
-        if count >= len(data):
-            return data
-        return data.subset([at * len(data) // count for at in range(count)])
+        widest = max((max(one.shape, default=1) for one in parameters.values()), default=1)
+        places = self.places(len(data), widest)
+        return data if len(places) == len(data) else data.subset(places)
 
 
 @final
@@ -297,6 +311,11 @@ class CurvatureMetric:
         if not layer.fits(form):
             raise PreconditionerError(_UNLIKE.format(name))
         return layer
+
+
+def _is_from_zero_on(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 <= value < float("inf")
 
 
 def _moments_of(form: PerExampleGradient) -> LayerMoments:

@@ -88,8 +88,12 @@ class CheckpointPass:
         batch_size: int | None,
         progress: bool | None,
         what: str,
+        fit: Examples | None = None,
     ) -> Iterator[BatchScores]:
         """The scores of every batch of `span` at every checkpoint, in order.
+
+        A preconditioner that needs training data is made from `fit`, where that is given: `train`
+        may be a few candidates of all.
 
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite.
@@ -97,12 +101,13 @@ class CheckpointPass:
             SteppedDownError: An audit failed: drop the scores so far and begin again, as
                 `until_settled` does.
         """
-        metric, is_made = self._metric_of_all(train, batch_size)
+        fit = train if fit is None else fit
+        metric, is_made = self._metric_of_all(fit, batch_size)
         with bar(len(self._checkpoints) * len(span), what, progress) as shown:
             for number, checkpoint in enumerate(self._checkpoints):
                 with self.at(number) as device:
                     if not is_made:
-                        metric = self.metric_at(number, train, batch_size, device)
+                        metric = self.metric_at(number, fit, batch_size, device)
                     reader = self.reader(train, span, batch_size, device)
                     queries = self._queries(number, request, reader, metric)
                     score = partial(self._scores, number, queries, request, metric)
@@ -165,7 +170,8 @@ class CheckpointPass:
             raise PreconditionerError(
                 f"An index keeps sketches of plain gradients: under {self._preconditioner!r} their "
                 "noise is larger than the products. Use run.influence(train, queries) or "
-                "run.explain(train, queries), or open the index without the preconditioner."
+                "run.explain(train, queries), or a run with tracin.KFAC(), whose curvature an "
+                "index computes from its own rows."
             )
 
     def _metric_of_all(
