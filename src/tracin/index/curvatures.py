@@ -58,8 +58,8 @@ class Curvatures:
             progress: None shows a bar on a terminal alone.
 
         Raises:
-            PreconditionerError: A side is singular without damping, or columns are too many; or
-                the last checkpoint's curvature is asked for where that has other columns.
+            PreconditionerError: There is no damping, or columns are too many; or the last
+                checkpoint's curvature is asked for where that has other columns.
             IndexingError: The index is incomplete, or a file is damaged.
         """
         if self._kfac.is_made_once:
@@ -74,8 +74,7 @@ class Curvatures:
         kfac, columns = self._kfac, self._plan.columns
         refuse_too_wide(columns)
         moments = self._of_rows(key, progress) if kfac.fit is None else self._of_data(number, maker)
-        name = self._run.checkpoints[number].name
-        return RowCurvature.of(columns, moments, kfac.damping, kfac.row_damping, name)
+        return RowCurvature.of(columns, moments, kfac.damping, kfac.row_damping)
 
     def _of_rows(self, key: str, progress: bool | None) -> ColumnMoments:
         store, columns = self._store, self._plan.columns

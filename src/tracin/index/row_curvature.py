@@ -40,7 +40,6 @@ class RowCurvature:
         moments: ColumnMoments,
         damping: float,
         row_damping: float,
-        checkpoint: str,
     ) -> "RowCurvature":
         """Invert the moments.
 
@@ -50,25 +49,25 @@ class RowCurvature:
             damping: Of sides of layers, in units of the mean eigenvalue of the whole side.
             row_damping: Of all other columns, in units of the mean eigenvalue of the gradients'
                 own Fisher matrix, as far as the rows can have filled it.
-            checkpoint: Its name, for errors.
 
         Raises:
-            PreconditionerError: A side is singular, and there is no damping.
+            PreconditionerError: There is no damping: rows are rounded, so that a direction without
+                gradients would be one of noise.
         """
+        _refuse_no_damping(columns, damping, row_damping)
         inverses: dict[Side, DampedInverse | None] = {}
         for block in columns.blocks:
             if isinstance(block, Dot):
-                inverses[block.side] = _inverse_of_dot(block.side, moments, row_damping, checkpoint)
+                inverses[block.side] = _inverse_of_dot(block.side, moments, row_damping)
                 continue
             inverses[block.left] = _inverse(
-                moments.of[block.left], moments.rows, damping, block.left, checkpoint
+                moments.of[block.left], moments.rows, damping, block.left
             )
             inverses[block.right] = _inverse(
                 moments.of[block.right],
                 moments.rows,
                 damping,
                 block.right,
-                checkpoint,
                 has_constant=block.has_bias,
             )
         return cls(columns, inverses)
@@ -141,9 +140,7 @@ def _of(rows: Tensor, side: Side) -> Tensor:
     return rows[:, side.start : side.stop]
 
 
-def _inverse_of_dot(
-    side: Side, moments: ColumnMoments, damping: float, checkpoint: str
-) -> DampedInverse | None:
+def _inverse_of_dot(side: Side, moments: ColumnMoments, damping: float) -> DampedInverse | None:
     """The inverse for the columns of a dot product.
 
     The mean eigenvalue is that of the gradients' own matrix of [numbers, numbers], whose trace a
@@ -151,7 +148,9 @@ def _inverse_of_dot(
     """
     filled = min(side.numbers, moments.rows)
     damping = damping * side.width / max(1, filled)
-    return _checked(side, moments.of[side], moments.rows, damping, checkpoint, has_constant=False)
+    return DampedInverse.of(
+        moments.of[side], moments.rows, damping, torch.float64, has_constant=False
+    )
 
 
 def _inverse(
@@ -159,7 +158,6 @@ def _inverse(
     rows: int,
     damping: float,
     side: Side,
-    checkpoint: str,
     *,
     has_constant: bool = False,
 ) -> DampedInverse | None:
@@ -167,23 +165,21 @@ def _inverse(
     constant = int(has_constant)
     whole = max(side.numbers, side.width) + constant
     damping = damping * (side.width + constant) / whole
-    return _checked(side, moments, rows, damping, checkpoint, has_constant=has_constant)
+    return DampedInverse.of(moments, rows, damping, torch.float64, has_constant=has_constant)
 
 
-def _checked(
-    side: Side,
-    moments: Moments,
-    rows: int,
-    damping: float,
-    checkpoint: str,
-    *,
-    has_constant: bool,
-) -> DampedInverse | None:
-    found = DampedInverse.of(moments, rows, damping, torch.float64, has_constant=has_constant)
-    if found is None and damping == 0:
-        raise PreconditionerError(
-            f"The curvature of columns {side.start} to {side.stop - 1} of the rows at checkpoint "
-            f"'{checkpoint}' is singular, so it has no inverse without damping. Use "
-            "tracin.KFAC(damping=0.3, row_damping=1.0), or an index of more examples."
+def _refuse_no_damping(columns: Columns, damping: float, row_damping: float) -> None:
+    is_asked = {type(block) for block in columns.blocks}
+    lacking = [
+        name
+        for name, value, kind in (
+            ("damping", damping, Product),
+            ("row_damping", row_damping, Dot),
         )
-    return found
+        if value == 0 and kind in is_asked
+    ]
+    if lacking:
+        raise PreconditionerError(
+            f"The rows of an index are rounded numbers, and {lacking[0]}=0 would divide by their "
+            "noise. Use tracin.KFAC(damping=0.3, row_damping=1.0), or run.explain(train, queries)."
+        )
