@@ -133,7 +133,7 @@ def compare_found(curves: Mapping[str, FoundCurve | Sequence[FoundCurve]]) -> Fo
         best possible  1.0000   0.9000  1.0000  1.0000                 1
     """
     listed = {
-        name: tuple(each) if isinstance(each, list | tuple) else (each,)
+        name: tuple(each) if isinstance(each, Sequence) else (each,)
         for name, each in curves.items()
     }
     if not listed or not all(listed.values()):

@@ -180,12 +180,11 @@ def retrained_losses(
     per_example, each_seed = open_loss(loss), checked_seeds(seeds)
     chosen = _checked_subsets(subsets, len(opened))
     about = {
-        **(settings or {}),
         "loss": loss if isinstance(loss, str) else "a callable",
         "train": train_fingerprint(train),
         "queries": train_fingerprint(queries),
     }
-    cells = FinishedCells(folder, "retrained_losses", about)
+    cells = FinishedCells(folder, "retrained_losses", about, settings)
     names = [fingerprint([bytes_of(kept)]) for kept in chosen]
     jobs = [(at, seed) for at in range(len(chosen)) for seed in each_seed]
     found: dict[tuple[int, int], list[float]] = {}

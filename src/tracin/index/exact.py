@@ -11,6 +11,7 @@ from torch import Tensor
 from tracin.data import Examples
 from tracin.results.explanations import TopInfluences
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.ranking import Ranking
 from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.top_k import top_k
@@ -57,7 +58,13 @@ def exact_scores(
         some = train.subset(union.tolist())
         scores = torch.zeros(walk.checkpoints, len(union), len(span))
         for step in walk.steps(
-            some, range(len(some)), ScoreRequest(queries, span), batch_size, progress, "rescoring"
+            some,
+            range(len(some)),
+            ScoreRequest(queries, span),
+            batch_size,
+            progress,
+            "rescoring",
+            fitted_on=train,
         ):
             if step.scores is not None:
                 rows = slice(step.positions.start, step.positions.stop)
@@ -142,6 +149,44 @@ def rescored(
         for chosen, found, sign, bound in zip(sides, scores, (1, -1), bounds, strict=True)
     )
     return proponents, opponents
+
+
+@settled
+def strongest_of_all(
+    walk: CheckpointPass,
+    train: Examples,
+    queries: Examples,
+    k: int,
+    memory: int,
+    batch_size: int | None,
+    progress: bool | None,
+) -> tuple[TopInfluences, TopInfluences]:
+    """The k strongest of all training examples on each side, by the model: a pass over them all.
+
+    Args:
+        walk: The model with its weighted checkpoints.
+        train: All training examples.
+        queries: A few, whose gradients are kept together.
+        k: Results per query and side.
+        memory: Bytes that scores may take, about.
+        batch_size: Examples per model call; None finds the size.
+        progress: None shows a bar on a terminal alone.
+
+    Raises:
+        NonFiniteError: A loss or gradient is NaN or infinite.
+    """
+    ranking = Ranking(train.ids, k, None, drop_misclassified=False)
+    step = max(k, memory // (4 * walk.checkpoints * len(queries)))
+    for start in range(0, len(train), step):
+        block = range(start, min(start + step, len(train)))
+        ranking.open(block, len(queries), walk.checkpoints, torch.float32)
+        request = ScoreRequest(queries, range(len(queries)))
+        for each in walk.steps(
+            train, block, request, batch_size, progress, "scoring all rows", fitted_on=train
+        ):
+            ranking.take(each, 1.0)
+        ranking.close()
+    return ranking.proponents(), ranking.opponents()
 
 
 def _best(

@@ -10,6 +10,7 @@ import torch
 from tracin.engines import Gatherer
 from tracin.engines.shares import stretches
 from tracin.index.bounds import LimitSearch
+from tracin.index.exact import Candidates
 from tracin.index.row_scan import RowScan
 from tracin.index.search import Best, Search, best
 from tracin.index.strongest import Strongest
@@ -58,6 +59,21 @@ def strongest(task: SearchTask, engine: Gatherer | None) -> tuple[Strongest, Str
             values, positions, *shares = (torch.from_numpy(one) for one in arrays)
             side.merge(values, positions, shares[0] if shares else None)
     return top, bottom
+
+
+def estimated_candidates(scan: RowScan, count: int, engine: Gatherer | None) -> Candidates:
+    """The rows with the highest and lowest scores; what all others may reach is not known.
+
+    Curvature of sketched columns is not that of the model, so that no bound of the model's own
+    scores follows from them.
+    """
+    sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for _, part in scan.parts(Search.smallest(scan.queries)):
+        found = strongest(SearchTask(Search, part, count), engine)
+        for pieces, side in zip(sides, found, strict=True):
+            pieces.append(side.positions.numpy())
+    proponents, opponents = (np.concatenate(pieces) for pieces in sides)
+    return Candidates(proponents, opponents)
 
 
 def best_of_all(scan: RowScan, k: int, engine: Gatherer | None) -> tuple[Best, Best]:

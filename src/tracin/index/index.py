@@ -14,11 +14,12 @@ from tracin.index.bounds import LimitSearch, is_narrow
 from tracin.index.candidates import best_proposed, finder_recall, proposed
 from tracin.index.contents import plan_in
 from tracin.index.exact import Candidates, rescored
-from tracin.index.fan_out import SearchTask, best_of_all, strongest
+from tracin.index.fan_out import SearchTask, best_of_all, estimated_candidates, strongest
 from tracin.index.finder import Finder
 from tracin.index.info import described
 from tracin.index.matched_run import MatchedRun
 from tracin.index.measure_recall import HITS, QUERIES, RecallRequest, known_recall, measured
+from tracin.index.row_curvature import curvature_in_words
 from tracin.index.row_scan import RowScan
 from tracin.index.search import scores_of
 from tracin.index.store import Removed, Report, Store, delete_stale, verify_files
@@ -162,7 +163,7 @@ class Index:
         _check_scanner(finder, engine)
         train = matched.examples() if exact else None
         given = open_data(matched.run, queries, "queries")
-        sketched = matched.sketched(given, batch_size)
+        sketched = matched.sketched(given, batch_size, progress)
         scan = RowScan(self.store, self.plan, sketched, memory, listed, progress)
         notes: list[str] = []
         recall, proposals = None, None
@@ -178,7 +179,7 @@ class Index:
             chosen = (
                 Candidates(*proposals)
                 if proposals is not None
-                else self._bounded_candidates(scan, min(count, k * candidates), engine)
+                else self._candidates(scan, min(count, k * candidates), engine)
             )
             size = checked_size(batch_size)
             walk = matched.checkpoint_pass()
@@ -196,6 +197,8 @@ class Index:
                 recall = recall or known
                 notes.append(note)
             else:
+                if matched.has_row_curvature:
+                    notes.append(curvature_in_words(self.plan.columns))
                 notes.append(
                     "recall: unknown under a preconditioner; index.measure_recall() measures it"
                 )
@@ -272,7 +275,7 @@ class Index:
             one_of(group, ("sum", "mean"), "group", QueryError, also="None")
         matched = self._needed_run()
         given = open_data(matched.run, queries, "queries")
-        sketched = matched.sketched(given, batch_size)
+        sketched = matched.sketched(given, batch_size, progress)
         if group is not None:
             sketched = sketched.summed(1 / len(given) if group == "mean" else 1.0)
         scores = scores_of(RowScan(self.store, self.plan, sketched, memory, progress=progress))
@@ -367,7 +370,9 @@ class Index:
             )
         return self._matched
 
-    def _bounded_candidates(self, scan: RowScan, count: int, engine: Gatherer | None) -> Candidates:
+    def _candidates(self, scan: RowScan, count: int, engine: Gatherer | None) -> Candidates:
+        if self._needed_run().has_row_curvature:
+            return estimated_candidates(scan, count, engine)
         found = [
             strongest(SearchTask(LimitSearch, part, count + 1), engine)
             for _, part in scan.parts(LimitSearch.smallest(scan.queries))

@@ -3,14 +3,18 @@
 from functools import partial
 from typing import Any, final
 
+from torch import Tensor
+
 from tracin.data import Examples, open_examples
 from tracin.errors import IndexingError, QueryError
 from tracin.index.contents import checkpoint_keys, refuse_other_parameters
+from tracin.index.curvatures import Curvatures
 from tracin.index.data import losses_at, refuse_changed_losses, refuse_other_data
 from tracin.index.row_scan import SketchedQueries
 from tracin.index.rows import RowMaker, group_weights
 from tracin.index.store import Store
-from tracin.index.table import add_weights
+from tracin.index.table import add_weights, sketched_squared_norms
+from tracin.preconditioners import KFAC
 from tracin.run import Run, rows_pass
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
@@ -37,6 +41,16 @@ class MatchedRun:
         self.run = run
         self._store, self._plan, self._train = store, plan, train
         self._is_checked = is_checked
+        kfac = run.preconditioner
+        self._curvatures = Curvatures(store, plan, run, kfac) if isinstance(kfac, KFAC) else None
+
+    @property
+    def has_row_curvature(self) -> bool:
+        """Whether queries are multiplied by curvature that comes from the index's rows.
+
+        Their products are then no estimates of the model's own scores under the preconditioner.
+        """
+        return self._curvatures is not None
 
     def checkpoint_pass(self) -> CheckpointPass:
         """A pass over the run's checkpoints."""
@@ -79,10 +93,13 @@ class MatchedRun:
             add_weights(found, key, weights)
         return found
 
-    def sketched(self, queries: Examples, batch_size: BatchSize) -> SketchedQueries:
-        """The queries' rows at each checkpoint, and the weights there.
+    def sketched(
+        self, queries: Examples, batch_size: BatchSize, progress: bool | None = None
+    ) -> SketchedQueries:
+        """The queries' rows at each checkpoint, under the run's preconditioner, and the weights.
 
         Raises:
+            PreconditionerError: The preconditioner does not go with an index, or cannot be made.
             IndexingError: The index is of other checkpoints, parameters, data or another loss.
             NonFiniteError: A query's loss or gradient is NaN or infinite.
         """
@@ -95,16 +112,33 @@ class MatchedRun:
         size = checked_size(batch_size)
         with RowMaker(self.checkpoint_pass(), self._plan, draws, names, size) as maker:
             by_key = {
-                key: maker.sketched_queries(keys.index(key), queries) for key in dict.fromkeys(keys)
+                key: self._under(maker, keys, keys.index(key), queries, progress)
+                for key in dict.fromkeys(keys)
             }
         found = [by_key[key] for key in keys]
         return SketchedQueries(
             tuple(keys),
             tuple(range(len(keys))),
-            tuple(one.rows for one in found),
+            tuple(rows for rows, _ in found),
             tuple(weights),
-            tuple(one.squared_norms for one in found),
+            tuple(squared_norms for _, squared_norms in found),
         )
+
+    def _under(
+        self,
+        maker: RowMaker,
+        keys: list[str],
+        number: int,
+        queries: Examples,
+        progress: bool | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The queries' rows under the preconditioner, and their squared lengths by group."""
+        if self._curvatures is None:
+            found = maker.sketched_queries(number, queries)
+            return found.rows, found.squared_norms
+        plain = maker.sketched(number, queries, range(len(queries)), "query").rows
+        rows = self._curvatures.times(keys, number, maker, plain, progress)
+        return rows, sketched_squared_norms(self._plan.columns, rows)
 
     def examples(self) -> Examples:
         """The training data, compared with the index on a few examples.

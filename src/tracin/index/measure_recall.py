@@ -8,7 +8,8 @@ import numpy as np
 
 from tracin.errors import IndexingError
 from tracin.index.bounds import LimitSearch, is_narrow
-from tracin.index.exact import Candidates, rescored
+from tracin.index.exact import Candidates, rescored, strongest_of_all
+from tracin.index.fan_out import estimated_candidates
 from tracin.index.matched_run import MatchedRun
 from tracin.index.row_scan import RowScan
 from tracin.index.store import Manifest, Store, sealed_json
@@ -148,6 +149,25 @@ def without(positions: np.ndarray, own: np.ndarray) -> np.ndarray:
     return positions[~is_own].reshape(len(positions), -1)
 
 
+def _bounded(scan: RowScan, k: int, each: int) -> tuple[Candidates, list[np.ndarray]]:
+    """Candidates by their bounds, `each` per result, and the estimated k strongest on each side."""
+    count = min(scan.store.manifest.rows, k * each)
+    found = [
+        LimitSearch(part, count + 1).with_estimates(k)
+        for _, part in scan.parts(LimitSearch.smallest(scan.queries))
+    ]
+    candidates = Candidates.bounded(
+        [(top, bottom) for top, bottom, _, _ in found],
+        count,
+        is_sure=not is_narrow(scan.plan.columns),
+    )
+    estimated = [
+        np.concatenate([side.positions.numpy() for side in sides])
+        for sides in list(zip(*found, strict=True))[2:]
+    ]
+    return candidates, estimated
+
+
 @final
 @dataclass(frozen=True)
 class RecallRequest:
@@ -176,30 +196,18 @@ def measured(store: Store, plan: Plan, run: MatchedRun, request: RecallRequest) 
     k, rows = request.k, store.manifest.rows
     own = chosen_rows(plan.seed, rows, request.queries)
     some = examples.subset(own.tolist())
-    queries = run.sketched(some, request.batch_size)
+    queries = run.sketched(some, request.batch_size, request.progress)
     scan = RowScan(store, plan, queries, request.memory, progress=request.progress)
-    count = min(rows, (k + 1) * request.candidates)
-    found = [
-        LimitSearch(part, count + 1).with_estimates(k + 1)
-        for _, part in scan.parts(LimitSearch.smallest(queries))
-    ]
-    candidates = Candidates.bounded(
-        [(top, bottom) for top, bottom, _, _ in found], count, is_sure=not is_narrow(plan.columns)
-    )
-    true = rescored(
-        run.checkpoint_pass(),
-        examples,
-        some,
-        candidates,
-        k + 1,
-        request.memory,
-        checked_size(request.batch_size),
-        request.progress,
-    )
-    estimated = (
-        np.concatenate([side.positions.numpy() for side in sides])
-        for sides in list(zip(*found, strict=True))[2:]
-    )
+    memory, size = request.memory, checked_size(request.batch_size)
+    walk, progress = run.checkpoint_pass(), request.progress
+    if run.has_row_curvature:
+        # No bound says which rows may be left out, so that the model scores them all.
+        found = estimated_candidates(scan, k + 1, None)
+        estimated = [found.proponents, found.opponents]
+        true = strongest_of_all(walk, examples, some, k + 1, memory, size, progress)
+    else:
+        candidates, estimated = _bounded(scan, k + 1, request.candidates)
+        true = rescored(walk, examples, some, candidates, k + 1, memory, size, progress)
     shares, certain = [], []
     for rough, exact in zip(estimated, true, strict=True):
         shares.append(share_found(without(rough, own), without(exact.positions, own)))

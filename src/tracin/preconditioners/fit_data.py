@@ -17,16 +17,37 @@ def check_fit(damping: Any, examples: Any, at: Any, *, usual: float) -> None:
     Raises:
         PreconditionerError: One does not.
     """
-    is_number = isinstance(damping, int | float) and not isinstance(damping, bool)
-    if not (is_number and 0 <= damping < float("inf")):
-        raise PreconditionerError(
-            "damping is a number from 0 on, in units of the mean eigenvalue; "
-            f"{damping!r} was given. {usual} suits most."
-        )
+    check_damping(damping, "damping", usual=usual)
     if examples is not None:
         positive_int(examples, "examples", PreconditionerError)
     if at not in ("each", "last"):
         raise PreconditionerError(f'at is "each" or "last"; {at!r} was given.')
+
+
+def check_damping(damping: Any, name: str, *, usual: float) -> None:
+    """Refuse what is no amount of damping.
+
+    Raises:
+        PreconditionerError: It is none.
+    """
+    is_number = isinstance(damping, int | float) and not isinstance(damping, bool)
+    if not (is_number and 0 <= damping < float("inf")):
+        raise PreconditionerError(
+            f"{name} is a number from 0 on, in units of the mean eigenvalue; "
+            f"{damping!r} was given. {usual} suits most."
+        )
+
+
+def spread_evenly(total: int, examples: int | None, widest: int) -> list[int]:
+    """The positions that curvature is computed from, rising.
+
+    Args:
+        total: How many examples there are.
+        examples: How many of them to take; None for as many as the widest side needs.
+        widest: The numbers of the widest side.
+    """
+    count = min(total, max(FEWEST, ENOUGH * widest) if examples is None else examples)
+    return [at * total // count for at in range(count)]
 
 
 def fit_data(who: str, fit: Any, examples: int | None, place: Place) -> Examples:
@@ -41,9 +62,6 @@ def fit_data(who: str, fit: Any, examples: int | None, place: Place) -> Examples
             f"tracin.{who}() computes curvature from training data, and none are at hand here. "
             f"Pass some: tracin.{who}(fit=train)."
         )
-    if examples is None:
-        widest = max((max(one.shape, default=1) for one in place.parameters.values()), default=1)
-        examples = max(FEWEST, ENOUGH * widest)
-    if examples >= len(data):
-        return data
-    return data.subset([at * len(data) // examples for at in range(examples)])
+    widest = max((max(one.shape, default=1) for one in place.parameters.values()), default=1)
+    chosen = spread_evenly(len(data), examples, widest)
+    return data if len(chosen) == len(data) else data.subset(chosen)

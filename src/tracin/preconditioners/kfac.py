@@ -12,7 +12,7 @@ from tracin.checkpoints import Checkpoint
 from tracin.data import Examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import Dense, PerExampleGradient, SparseRows
-from tracin.preconditioners.fit_data import check_fit, fit_data
+from tracin.preconditioners.fit_data import check_damping, check_fit, fit_data
 from tracin.preconditioners.layer_metrics import (
     FactorMoments,
     KroneckerMetric,
@@ -63,9 +63,11 @@ class KFAC:
         examples: How many of them, evenly spread; None for as many as the widest side needs: four
             per entry, and 2,000 at least.
         at: Whether curvature is computed at each checkpoint, or at the last one for all.
+        row_damping: In an index alone, of columns that are no factors of a layer: in units of the
+            mean eigenvalue of the gradients' Fisher matrix, as far as the rows can fill it.
 
     Raises:
-        PreconditionerError: `damping` is negative or not finite, or another argument makes no
+        PreconditionerError: A damping is negative or not finite, or another argument makes no
             sense.
 
     Example:
@@ -83,10 +85,12 @@ class KFAC:
     fit: Any = field(default=None, repr=False)
     examples: int | None = None
     at: Literal["each", "last"] = "each"
+    row_damping: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
         check_fit(self.damping, self.examples, self.at, usual=KFAC.damping)
+        check_damping(self.row_damping, "row_damping", usual=KFAC.row_damping)
 
     @property
     def follows_training(self) -> bool:

@@ -206,7 +206,8 @@ class CheckpointPass:
             raise PreconditionerError(
                 f"An index keeps sketches of plain gradients: under {self._preconditioner!r} their "
                 "noise is larger than the products. Use run.influence(train, queries) or "
-                "run.explain(train, queries), or open the index without the preconditioner."
+                "run.explain(train, queries), or a run with tracin.KFAC(), whose curvature an "
+                "index computes from its own rows."
             )
 
     def _refuse_apart(self, number: int, request: ScoreRequest) -> None:

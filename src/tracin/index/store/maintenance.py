@@ -11,6 +11,7 @@ from tracin.index.store.checksums import body_of
 from tracin.index.store.ids import ids_file, read_ids
 from tracin.index.store.manifest import FILE, Manifest
 from tracin.index.store.manifest_file import manifest_at
+from tracin.index.store.moments_file import FOLDER, moments_file
 from tracin.index.store.parquet import read_parquet
 from tracin.index.store.storage import UNFINISHED, File, is_abandoned
 from tracin.index.store.store import RECALL, TABLE, Store
@@ -98,7 +99,7 @@ def _checks(store: Store, files: Mapping[str, File]) -> dict[str, Callable[[], o
         FILE: partial(Manifest.from_bytes, where=FILE),
         TABLE: read_parquet,
         RECALL: sealed_json.unsealed,
-        **{name: body_of for name in files if name.startswith("candidates/")},
+        **{name: body_of for name in files if name.startswith(("candidates/", FOLDER))},
     }
     found: dict[str, Callable[[], object]] = {
         name: partial(_read_by, store, name, read)
@@ -123,6 +124,7 @@ def stale_files(store: Store, abandoned: float = ABANDONED) -> dict[str, int]:
     known = {unit.file for unit in manifest.units()}
     spans = zip(manifest.spans(), manifest.added, strict=True)
     known |= {ids_file(span, added.ids) for span, added in spans}
+    known |= {moments_file(key) for key in manifest.keys}
     return {
         name: file.size
         for name, file in sorted(files.items())
@@ -131,7 +133,7 @@ def stale_files(store: Store, abandoned: float = ABANDONED) -> dict[str, int]:
             if name.endswith(UNFINISHED)
             # Ids come before their manifest.
             else name not in known
-            and (name.startswith("rows/") or (name.startswith("ids/") and is_old(file)))
+            and (name.startswith(("rows/", FOLDER)) or (name.startswith("ids/") and is_old(file)))
         )
     }
 
