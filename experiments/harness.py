@@ -198,7 +198,8 @@ class Experiment:
         name = f"{self.name}-{file}.png"
         with replacing(self.options.folder / name) as unfinished:
             drawn = io.BytesIO()
-            figure.savefig(drawn, format="png", facecolor="white", dpi=100)
+            dots = 50 if self.options.is_quick else 100
+            figure.savefig(drawn, format="png", facecolor="white", dpi=dots)
             # A palette takes a third of the bytes, so that figures may contain photographs.
             with Image.open(drawn) as image:
                 image.convert("RGB").quantize(256).save(unfinished, format="png", optimize=True)

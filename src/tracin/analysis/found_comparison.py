@@ -132,8 +132,8 @@ def compare_found(curves: Mapping[str, FoundCurve | Sequence[FoundCurve]]) -> Fo
         random         0.2000   0.5000  0.5000  0.3715                 1
         best possible  1.0000   0.9000  1.0000  1.0000                 1
     """
-    listed = {
-        name: tuple(each) if isinstance(each, Sequence) else (each,)
+    listed: dict[str, tuple[Any, ...]] = {
+        name: tuple(each) if isinstance(each, list | tuple) else (each,)
         for name, each in curves.items()
     }
     if not listed or not all(listed.values()):

@@ -268,7 +268,7 @@ def checked_positions(examples: Sequence[int] | None, count: int) -> list[int]:
         raise QueryError(f"train holds {count} example: without it there is nothing to train on.")
     if examples is None:
         return list(range(count))
-    given: list[Any] = cpu_tensor(examples).flatten().tolist()
+    given: list[int] = cpu_tensor(examples).reshape(-1).tolist()
     if not given or not all(is_int(each, 0, count - 1) for each in given):
         raise QueryError(
             f"examples holds positions in train, from 0 to {count - 1}; {given!r} was given."

@@ -198,7 +198,7 @@ def select(
         picked, nearest = order[:budget], torch.full((min(budget, len(order)),), torch.nan)
         dropped: tuple[tuple[Any, str], ...] = ()
     else:
-        sizes = squared_lengths(run, asked, batch_size)
+        sizes = target_lengths(run, asked, batch_size)
         least = limit - ROUNDING * torch.finfo(score_dtype(run)).eps
         walk = Deduplicated(run, examples, asked, sizes, least, batch_size)
         with bar(min(budget, len(order)), "near-duplicates", progress) as shown:
@@ -357,7 +357,7 @@ def sizes_of_means(
 
 
 @settled
-def squared_lengths(run: Run, examples: Examples, batch_size: BatchSize) -> Tensor:
+def target_lengths(run: Run, examples: Examples, batch_size: BatchSize) -> Tensor:
     """The squared lengths of gradients, without the preconditioner: [examples], float64."""
     found = torch.zeros(len(examples), dtype=torch.float64)
     request = ScoreRequest(norms=True)
