@@ -184,3 +184,20 @@ def test_a_pool_that_does_not_help_is_said():
 
     with pytest.raises(QueryError, match="None of the 2 examples of the pool has a positive"):
         select(run, (torch.ones(2, 1), torch.tensor([-1.0, -2.0])), target)
+
+
+def test_all_curvature_of_a_selection_is_that_of_the_pool(task, monkeypatch):
+    run, pool, targets = task
+    kfac = tracin.KFAC()
+    under = tracin.TracIn(run.model, "cross_entropy", run.checkpoints, preconditioner=kfac)
+    fitted = []
+    metric = tracin.KFAC.metric
+    monkeypatch.setattr(
+        tracin.KFAC,
+        "metric",
+        lambda self, place: fitted.append(len(place.train)) or metric(self, place),
+    )
+
+    select(under, pool, targets, budget=6, normalise="cosine")
+
+    assert set(fitted) == {40}

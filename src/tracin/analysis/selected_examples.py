@@ -169,7 +169,7 @@ def select(
         one_of(normalise, ("cosine",), "normalise", QueryError, also="None")
     limit = checked_cosine(duplicates)
     names, members = grouped(groups, len(asked))
-    kernel = products(run, asked, asked, batch_size)
+    kernel = products(run, asked, asked, batch_size, fit=examples)
     scores, squares = group_influence(run, examples, asked, members, batch_size, progress)
     if normalise is not None:
         sizes = torch.stack([kernel[one][:, one].mean().clamp(min=0).sqrt() for one in members])
@@ -254,7 +254,7 @@ class Deduplicated:
 
     def _take_block(self, block: list[int], budget: int) -> None:
         mine = self._pool.subset(block)
-        own = products(self._run, mine, mine, self._batch_size)
+        own = products(self._run, mine, mine, self._batch_size, fit=self._pool)
         lengths = own.diagonal()
         known = [self._cosines(mine, lengths, self._targets, self._target_lengths)]
         names = [f"target {each}" for each in self._targets.ids]
@@ -281,7 +281,8 @@ class Deduplicated:
             self._picked_lengths.append(float(lengths[at]))
 
     def _cosines(self, mine: Examples, own: Tensor, other: Examples, sizes: Tensor) -> Tensor:
-        return cosines(products(self._run, mine, other, self._batch_size), own, sizes)
+        product = products(self._run, mine, other, self._batch_size, fit=self._pool)
+        return cosines(product, own, sizes)
 
 
 def cosines(product: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -297,14 +298,19 @@ def cosines(product: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 @settled
-def products(run: Run, train: Examples, queries: Examples, batch_size: BatchSize) -> Tensor:
-    """The influence of some examples on others, float64 on the CPU: [train, queries]."""
+def products(
+    run: Run, train: Examples, queries: Examples, batch_size: BatchSize, *, fit: Examples
+) -> Tensor:
+    """The influence of some examples on others, float64 on the CPU: [train, queries].
+
+    Curvature, where the run has any, is that of `fit`: all calls of one question share it.
+    """
     found = torch.zeros(len(train), len(queries), dtype=torch.float64)
     walk = checkpoint_pass(run)
     for span in query_spans(run, len(queries)):
         request = ScoreRequest(queries, span)
         for step in walk.steps(
-            train, range(len(train)), request, checked_size(batch_size), False, "products"
+            train, range(len(train)), request, checked_size(batch_size), False, "products", fit=fit
         ):
             if step.scores is not None:
                 rows = slice(step.positions.start, step.positions.stop)
