@@ -226,3 +226,20 @@ def test_groups_are_named_alike(task):
 
     with pytest.raises(DataError, match="groups holds names of one kind"):
         select(run, pool, targets, groups=["a", None, "b", "a", "b"])
+
+
+def test_all_curvature_of_a_selection_is_that_of_the_pool(task, monkeypatch):
+    run, pool, targets = task
+    kfac = tracin.KFAC()
+    under = tracin.TracIn(run.model, "cross_entropy", run.checkpoints, preconditioner=kfac)
+    fitted = []
+    metric = tracin.KFAC.metric
+    monkeypatch.setattr(
+        tracin.KFAC,
+        "metric",
+        lambda self, place: fitted.append(len(place.train)) or metric(self, place),
+    )
+
+    select(under, pool, targets, budget=6, normalise="cosine")
+
+    assert set(fitted) == {40}

@@ -127,7 +127,8 @@ class Index:
         estimates. With `exact`, the rows that may be among the strongest are scored again by the
         model. `TopInfluences.is_certain` then says whether the k-th exact score is beyond every
         other row's estimate and three standard errors, so that no other row is expected to belong
-        in the list.
+        in the list. Under `tracin.KFAC()` the queries are multiplied by curvature that is computed
+        from the rows (docs/kfac.md), and nothing is called certain.
 
         Args:
             queries: The examples whose loss is explained.
@@ -154,6 +155,7 @@ class Index:
             QueryError: k is out of range, `where` is not a boolean per row, the index has no run
                 or, for `exact`, no training data, or the finder returned too few candidates.
             NonFiniteError: A query's loss or gradient is NaN or infinite.
+            PreconditionerError: The run's preconditioner does not go with the rows.
         """
         matched = self._needed_run()
         listed = rows_where(where, self.table, len(self))
