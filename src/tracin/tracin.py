@@ -316,13 +316,16 @@ class TracIn(Run):
             walk.gradients.check(few)
             walk.gradients.begin(length(few), is_checked=True)
             held = self.preconditioner
-            if not isinstance(held, HasDescribedFit):
-                walk.gradients.visit(few, lambda name, form, row: None, is_last=True)
-                return self._covered(walk)
-            fit = held.described_fit(walk.gradients.parameters)
-            seen = fit.batch(length(few))
-            walk.gradients.visit(few, seen.visit, is_last=True)
-            seen.commit()
+            fit = None
+            if isinstance(held, HasDescribedFit):
+                fit = held.described_fit(walk.gradients.parameters)
+            seen = None if fit is None else fit.batch(length(few))
+            visit = (lambda name, form, row: None) if seen is None else seen.visit
+            walk.gradients.visit(few, visit, is_last=True)
+            if seen is not None:
+                seen.commit()
+        if fit is None:
+            return self._covered(walk)
         entries = dict(self._covered(walk).entries)
         for name, curvature in fit.described().items():
             reason = f"{entries[name].reason}; curvature: {curvature}"
