@@ -16,6 +16,7 @@ from tracin.guards import guarded
 from tracin.index.build import begun, finished
 from tracin.index.index import Index
 from tracin.losses import TargetOutcome
+from tracin.preconditioners import HasDescribedFit
 from tracin.results.explanations import Explanations
 from tracin.results.suspects import OF_CLASSES, OF_TARGETS, Suspects, check_ranking
 from tracin.results.verification import Verification
@@ -70,7 +71,8 @@ class TracIn(Run):
             "span" (the recorded rates of all steps that a checkpoint stands for).
         device: Where to compute; by default where the model is.
         preconditioner: What multiplies a query's gradient: None for nothing, as in equation 1;
-            `tracin.Adam()` for the factors of Adam's steps. Scores, self-influence and lengths are
+            `tracin.Adam()` for the factors of Adam's steps; `tracin.KFAC()`, `tracin.EKFAC()` and
+            `tracin.Kernel()` for the inverse of curvature. Scores, self-influence and lengths are
             all under it.
 
     Raises:
@@ -327,7 +329,8 @@ class TracIn(Run):
     def coverage(self, batch: Any) -> Coverage:
         """How each parameter's gradients are computed, and why, on the first examples of `batch`.
 
-        Every parameter of the model is listed; those that are not traced are "excluded".
+        Every parameter of the model is listed; those that are not traced are "excluded". With a
+        preconditioner that computes curvature, the reason also says in what form it is held.
 
         Args:
             batch: The same kinds of data as elsewhere; its first four examples are used.
@@ -338,8 +341,22 @@ class TracIn(Run):
             few = move(examples.few(range(min(COVERED, len(examples)))), device)
             walk.gradients.check(few)
             walk.gradients.begin(length(few), is_checked=True)
-            walk.gradients.visit(few, lambda name, form, row: None, is_last=True)
-        return self._covered(walk)
+            held = self.preconditioner
+            fit = None
+            if isinstance(held, HasDescribedFit):
+                fit = held.described_fit(walk.gradients.parameters)
+            seen = None if fit is None else fit.batch(length(few))
+            visit = (lambda name, form, row: None) if seen is None else seen.visit
+            walk.gradients.visit(few, visit, is_last=True)
+            if seen is not None:
+                seen.commit()
+        if fit is None:
+            return self._covered(walk)
+        entries = dict(self._covered(walk).entries)
+        for name, curvature in fit.described().items():
+            reason = f"{entries[name].reason}; curvature: {curvature}"
+            entries[name] = Covered(entries[name].method, reason)
+        return Coverage(entries)
 
     @guarded
     @settled

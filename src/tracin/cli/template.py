@@ -12,8 +12,8 @@ function = "task.py:task"
 [tracin]
 # parameters = "last"          # all trainable ones if left out; "last" layer; or ["head.*", ...]
 # learning_rates = "span"      # the recorded ones if left out; "equal"; "span"; or [0.1, 0.1]
-# preconditioner = "kfac"      # scores that predict retraining; or "adam", which
-                               # needs Recorder(..., optimizer_state=True)
+# preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or "adam",
+                               # which needs Recorder(..., optimizer_state=True)
 # batch_size = "auto"          # or a number
 # device = "cuda"              # where the model is if left out
 

@@ -6,7 +6,7 @@ from tracin.data.batches import copied as copied
 from tracin.data.batches import length as length
 from tracin.data.batches import move as move
 from tracin.data.batches import part as part
-from tracin.data.contents import content_fingerprint as content_fingerprint
+from tracin.data.contents import examples_fingerprint as examples_fingerprint
 from tracin.data.examples import Examples as Examples
 from tracin.data.examples import open_examples as open_examples
 from tracin.data.ids import WithIds as WithIds

@@ -11,7 +11,7 @@ from tracin.random_state import RandomState
 AT_ONCE = 1024  # examples
 
 
-def content_fingerprint(examples: Examples) -> str | None:
+def examples_fingerprint(examples: Examples) -> str | None:
     """Equal for equal examples in the same order; None where some hold what cannot be compared.
 
     All examples are read once. A dataset that draws random numbers has another one each time.
@@ -20,7 +20,7 @@ def content_fingerprint(examples: Examples) -> str | None:
         >>> import torch
         >>> from tracin.data import open_examples
         >>> one, other = (open_examples(torch.arange(4.0)) for _ in range(2))
-        >>> content_fingerprint(one) == content_fingerprint(other)
+        >>> examples_fingerprint(one) == examples_fingerprint(other)
         True
     """
     state = RandomState.now()

@@ -6,6 +6,7 @@ from tracin.preconditioners.kept_metrics import KeptMetrics as KeptMetrics
 from tracin.preconditioners.kernel import Kernel as Kernel
 from tracin.preconditioners.kfac import KFAC as KFAC
 from tracin.preconditioners.preconditioner import BatchFit as BatchFit
+from tracin.preconditioners.preconditioner import HasDescribedFit as HasDescribedFit
 from tracin.preconditioners.preconditioner import JointMetric as JointMetric
 from tracin.preconditioners.preconditioner import Metric as Metric
 from tracin.preconditioners.preconditioner import Place as Place

@@ -23,7 +23,7 @@ from tracin.preconditioners.second_moments import Moments, mean_products
 
 @final
 @dataclass(frozen=True, eq=False)
-class Eigenbasis:
+class SideBasis:
     """The eigenvectors of one side's second moments.
 
     Attributes:
@@ -37,7 +37,7 @@ class Eigenbasis:
     @classmethod
     def of(
         cls, moments: Moments, per: Tensor | float, dtype: torch.dtype, *, has_constant: bool
-    ) -> "Eigenbasis":
+    ) -> "SideBasis":
         """The basis in the precision of the gradients; arguments as of `DampedInverse.of`."""
         if moments.is_diagonal:
             return cls(None, has_constant)
@@ -56,14 +56,14 @@ class Eigenbasis:
 class Bases:
     """Both sides of one weight."""
 
-    left: Eigenbasis
-    right: Eigenbasis
+    left: SideBasis
+    right: SideBasis
 
     @classmethod
     def of(cls, moments: FactorMoments, bias: str, dtype: torch.dtype) -> "Bases":
         """The bases of both sides; `bias` is the side that has a constant 1, or ""."""
         left, right = (
-            Eigenbasis.of(side, per, dtype, has_constant=has_constant)
+            SideBasis.of(side, per, dtype, has_constant=has_constant)
             for side, per, has_constant in moments.sides(bias)
         )
         return cls(left, right)
@@ -74,7 +74,7 @@ class Bases:
         for basis, side in ((self.left, form.left), (self.right, form.right)):
             one = basis
             if basis.vectors is not None and len(basis.vectors) > 1:
-                one = Eigenbasis(basis.vectors[group : group + 1], basis.has_constant)
+                one = SideBasis(basis.vectors[group : group + 1], basis.has_constant)
             moved = one.times(side.flatten(0, 1).unsqueeze(0))
             sides.append(moved[0].unflatten(0, side.shape[:2]))
         return OuterProduct(*sides)

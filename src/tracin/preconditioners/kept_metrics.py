@@ -8,7 +8,7 @@ from typing import Any, TypeVar, final
 
 from torch import Tensor
 
-from tracin.data import Examples, content_fingerprint
+from tracin.data import Examples, examples_fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class KeptMetrics:
             name: The checkpoint, for the log.
             make: Computes the metric.
         """
-        content = content_fingerprint(data)
+        content = examples_fingerprint(data)
         if content is None:
             return make()
         key = (about(), content)

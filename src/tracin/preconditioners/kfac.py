@@ -119,6 +119,10 @@ class KFAC:
         data = fit_data("KFAC", self.fit, self.examples, place)
         return place.metric_of(data, lambda: self._made(place, data))
 
+    def described_fit(self, parameters: Mapping[str, Tensor]) -> "CurvatureFit":
+        """A fit that says how it holds each parameter's curvature."""
+        return CurvatureFit(parameters)
+
     def _made(self, place: Place, data: Examples) -> "CurvatureMetric":
         moments = CurvatureFit(place.parameters)
         place.read(data, moments.batch)
@@ -174,6 +178,17 @@ class CurvatureFit:
             if isinstance(moments, FactorMoments)
         }
 
+    def described(self) -> dict[str, str]:
+        """Parameter -> in what form its curvature is held."""
+        found: dict[str, str] = {}
+        for name, moments in self._layers.items():
+            constant = self._constant(name)
+            found[name] = moments.described(constant)
+        for name, (_, constant) in self.factored.items():
+            if constant:
+                found[self._bias_of[name]] = f"with '{name}'"
+        return found
+
     def _constant(self, name: str) -> str:
         # The bias is what one side adds up to; its constant is an input, of the other.
         side = next((s for s in ("left", "right") if self._biases.get((name, s))), "")
@@ -208,6 +223,8 @@ class CurvatureFit:
                 found = moments.metric(damping, dtype)
             else:
                 found = moments.metric(damping, dtype, bias=self._constant(name))
+            if "diagonal" in (held := moments.described(self._constant(name))):
+                _log.info("a wide side of '%s' keeps its diagonal: %s", name, held)
             if found is None and damping == 0:
                 raise PreconditionerError(
                     f"The curvature of '{name}' at checkpoint '{checkpoint}' is singular, so it "

@@ -166,6 +166,12 @@ class FactorMoments:
         )
         return None if left is None or right is None else KroneckerMetric(left, right)
 
+    def described(self, bias: str) -> str:
+        """How the curvature is held; `bias` is the side whose vectors get a constant 1, or ""."""
+        groups = self.left.products.shape[0]
+        left, right = (one.described(has) for one, _, has in self.sides(bias))
+        return f"factors {left} x {right}" + (f", {groups} times" if groups > 1 else "")
+
     def sides(self, bias: str) -> list[tuple[Moments, Tensor | float, bool]]:
         """Left and right: moments, what they are divided by, whether a constant 1 is one entry."""
         inputs, outputs = (self.left, self.right) if bias == "left" else (self.right, self.left)
@@ -326,6 +332,10 @@ class RowMoments:
         self.right.products += other.right.products
         self.examples += other.examples
 
+    def described(self, bias: str) -> str:
+        """How the curvature is held."""
+        return f"factors frequencies of {len(self.counts):,} rows x {self.right.described(False)}"
+
     def metric(self, damping: float, dtype: torch.dtype) -> "TableMetric | None":
         """The inverse of both; None if one is singular."""
         share = self.counts / self.counts.sum().clamp(min=1)
@@ -390,6 +400,10 @@ class UnitMoments:
         """Add another batch's."""
         self.squares = self.squares + other.squares
         self.numbers += other.numbers
+
+    def described(self, bias: str) -> str:
+        """How the curvature is held."""
+        return "one number"
 
     def metric(self, damping: float) -> "UnitMetric":
         """What both sides would give if they were multiples of the identity."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, final
+from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -97,6 +97,27 @@ class BatchFit(Protocol):
 
     def commit(self) -> None:
         """The batch is done; before this, nothing of it counts."""
+        ...
+
+
+class DescribedFit(Protocol):
+    """A fit that says how it holds each parameter's curvature."""
+
+    def batch(self, examples: int) -> BatchFit:
+        """Begin a batch of so many examples."""
+        ...
+
+    def described(self) -> Mapping[str, str]:
+        """Parameter -> in what form its curvature is held."""
+        ...
+
+
+@runtime_checkable
+class HasDescribedFit(Protocol):
+    """A preconditioner that can say how it holds curvature, before a question is asked."""
+
+    def described_fit(self, parameters: Mapping[str, Tensor]) -> DescribedFit:
+        """A fit to see a few examples."""
         ...
 
 

@@ -42,6 +42,11 @@ class Moments:
         self.sums += rows.sum(1)
         self.count += rows.shape[1] if is_used is None else is_used.sum(1)
 
+    def described(self, has_constant: bool) -> str:
+        """Its width, and whether it is a diagonal."""
+        width = f"{self.sums.shape[1] + has_constant:,}"
+        return f"diagonal {width}" if self.is_diagonal else width
+
 
 @final
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.batch_sums import BatchSums
+from tracin.scoring.few_examples_left import warn_if_fitted
 from tracin.scoring.finite import check_finite, refuse_non_finite
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.padding import warn_if_padding_counts
@@ -154,19 +155,24 @@ class CheckpointPass:
         if self._preconditioner is None:
             return None
         name = self._checkpoints[number].name
+        is_alone = len(self._checkpoints) == 1 and not self._preconditioner.follows_training
 
         def read(examples: Examples, begin: Callable[[int], BatchFit]) -> None:
             span = range(len(examples))
             reader = BatchReader(self.gradients, examples, span, batch_size, device, span)
+            losses: list[Tensor] = []
 
             def take(positions: range, batch: Batch, is_last: bool) -> None:
                 fit = begin(length(batch))
                 result = self.gradients.visit(batch, fit.visit, is_last=is_last)
                 refuse_non_finite(result.losses, positions, examples.ids, name, "loss", "example")
                 fit.commit()
+                losses.append(result.losses.detach().double().cpu())
 
             for _ in reader.read(take):
                 pass
+            if is_alone:
+                warn_if_fitted(torch.cat(losses), name)
 
         parameters = self.gradients.parameters
         return self._preconditioner.metric(
