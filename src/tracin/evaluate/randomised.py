@@ -4,7 +4,7 @@ J. Adebayo et al., "Sanity checks for saliency maps", 2018, https://arxiv.org/ab
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from tracin.analysis.correlations import ranks
 from tracin.analysis.given_scores import as_numbers
 from tracin.checkpoints import Checkpoint, loaded
+from tracin.checkpoints.learning_rates import LearningRates
 from tracin.data import Examples
 from tracin.errors import QueryError
 from tracin.evaluate.query_mean import QueryMean, query_mean
@@ -89,12 +90,12 @@ def randomised_run(run: Run, seed: int = 0) -> TracIn:
 def run_like(
     run: Run,
     checkpoints: Sequence[Checkpoint],
-    learning_rates: Sequence[Any] | Literal["equal"],
+    learning_rates: LearningRates,
     preconditioner: Preconditioner | None,
     names: list[str],
 ) -> TracIn:
     """The same model, loss and parameters, with other checkpoints or another preconditioner."""
-    if not isinstance(learning_rates, str):
+    if isinstance(learning_rates, list):
         # A span may be empty; as a list, a weight of 0 is refused.
         kept = [pair for pair in zip(checkpoints, learning_rates, strict=True) if pair[1]]
         checkpoints, learning_rates = [each for each, _ in kept], [rate for _, rate in kept]
