@@ -17,8 +17,9 @@ torch.set_num_threads(1)
 SLOW_FILES = frozenset(
     f"test_{name}.py"
     for name in (
-        "adam", "adapters", "checkpoint_faults", "cli", "demo", "device_benchmark", "docs",
-        "engines", "engines_fan", "engines_ray", "index", "index_faults", "index_identity",
+        "adam", "adapters", "checkpoint_faults", "cli", "compare_methods", "demo",
+        "device_benchmark", "docs", "evaluate", "engines", "engines_fan", "engines_ray",
+        "index", "index_faults", "index_identity",
         "index_search", "integrations_faiss", "integrations_lightning",
         "integrations_transformers", "interrupts", "memory", "pretrained", "recorder_more",
         "recorder_safety", "replay", "selection", "sharded", "sketches", "slow_twin", "slow_ways",

@@ -82,11 +82,11 @@ def _truth(opened: Opened, queries: Any, run: Path) -> RetrainedLosses | None:
         half_subsets(examples, options.subsets),
         seeds=range(options.first_seed, options.first_seed + options.seeds),
         folder=opened.folder / TRAININGS,
-        settings={"fit": written(task.fit)},
+        settings={"fit": fit_fingerprint(task.fit)},
     )
 
 
-def written(fit: Any) -> str:
+def fit_fingerprint(fit: Any) -> str:
     """A fingerprint of how models are trained, as far as it can be seen.
 
     The source of a function; of a `StackedFit` its numbers and the source of what makes a model.

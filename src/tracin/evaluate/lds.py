@@ -24,6 +24,7 @@ from tracin.evaluate.retrained_losses import RetrainedLosses
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
 from tracin.statistics import pearson
 
+SPLITS = 50  # of the seeds into halves
 FEWEST = 5  # subsets below which a rank correlation says nothing
 
 
@@ -287,7 +288,7 @@ def _checked(scores: Any, name: str, truth: RetrainedLosses) -> Tensor:
 def _reliability(losses: Tensor) -> float:
     """How well two means over as many seeds correlate, from halves of the seeds.
 
-    The mean rank correlation over all ways to halve the seeds, then the Spearman-Brown formula for
+    The mean rank correlation over ways to halve the seeds, then the Spearman-Brown formula for
     halves: https://doi.org/10.1111/j.2044-8295.1910.tb00206.x. With an odd number of seeds one is
     left out of each split, and the formula is for the seeds there are.
     """
@@ -296,14 +297,25 @@ def _reliability(losses: Tensor) -> float:
         return math.nan
     size = seeds // 2
     found = []
-    for one in combinations(range(seeds), size):
-        rest = [at for at in range(seeds) if at not in one]
-        for other in combinations(rest, size):
-            if one < other:
-                halves = (ranks(losses[:, list(each)].mean(1)) for each in (one, other))
-                found.append(pearson(*halves).nan_to_num(0.0).mean())
+    for one, other in _splits(seeds, size):
+        halves = (ranks(losses[:, each].mean(1)) for each in (one, other))
+        found.append(pearson(*halves).nan_to_num(0.0).mean())
     half, times = float(torch.stack(found).mean()), seeds / size
     return times * half / (1 + (times - 1) * half)
+
+
+def _splits(seeds: int, size: int) -> list[tuple[list[int], list[int]]]:
+    """All pairs of disjoint groups of seeds, or as many random ones where there are too many."""
+    if math.comb(seeds, size) * math.comb(seeds - size, size) > 2 * SPLITS:
+        generator = torch.Generator().manual_seed(0)
+        orders = (torch.randperm(seeds, generator=generator).tolist() for _ in range(SPLITS))
+        return [(order[:size], order[size : 2 * size]) for order in orders]
+    return [
+        (list(one), list(other))
+        for one in combinations(range(seeds), size)
+        for other in combinations([at for at in range(seeds) if at not in one], size)
+        if one < other
+    ]
 
 
 def interval(draws: Tensor) -> tuple[float, float]:

@@ -95,7 +95,7 @@ def run_like(
     names: list[str],
 ) -> TracIn:
     """The same model, loss and parameters, with other checkpoints or another preconditioner."""
-    if learning_rates is not None and not isinstance(learning_rates, str):
+    if isinstance(learning_rates, list):
         # A span may be empty; as a list, a weight of 0 is refused.
         kept = [pair for pair in zip(checkpoints, learning_rates, strict=True) if pair[1]]
         checkpoints, learning_rates = [each for each, _ in kept], [rate for _, rate in kept]

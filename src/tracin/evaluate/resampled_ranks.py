@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-HELD = 1 << 22  # numbers of one block of resamples
+HELD = 1 << 19  # numbers of one block of resamples
 
 
 @final

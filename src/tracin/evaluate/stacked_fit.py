@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import Optimizer
 
+from tracin.analysis.arrays import cpu_tensor
 from tracin.analysis.seeded import seeded
 from tracin.checks import positive_int
 from tracin.data import Examples, content_of, length, move, open_examples
@@ -200,7 +201,7 @@ def _same_sizes(subsets: Sequence[Tensor] | Tensor, seeds: Sequence[int]) -> Ten
             f"the same steps; {len(subsets)} subsets of {sizes} examples and {len(seeds)} seeds "
             "were given."
         )
-    return torch.stack([torch.as_tensor(each) for each in subsets])
+    return torch.stack([cpu_tensor(each) for each in subsets])
 
 
 def _check_elementwise(optimizer: Optimizer) -> None:
