@@ -31,7 +31,7 @@ from tracin.evaluate import (
 
 NAME = "retraining"
 TRUTH = 1000  # the first seed of the models that are retrained: none of those that are explained
-OURS, PLAIN, RIVAL = "KFAC", "TracIn", "Kronfluence, EK-FAC, last checkpoint"
+OURS, PLAIN, RIVAL = "KFAC()", "TracIn", "Kronfluence, EK-FAC, last checkpoint"
 
 Scoring = Callable[[Problem, Path], Tensor]
 
@@ -175,6 +175,9 @@ METHODS: Mapping[str, Scoring] = {
     "KFAC(damping=0.1)": partial(traced, tracin.KFAC(damping=0.1)),
     OURS: partial(traced, tracin.KFAC()),
     "KFAC(damping=1.0)": partial(traced, tracin.KFAC(damping=1.0)),
+    "EKFAC(), last checkpoint": partial(traced, tracin.EKFAC(), only_last=True),
+    "EKFAC()": partial(traced, tracin.EKFAC()),
+    "Kernel()": partial(traced, tracin.Kernel()),
 }
 
 # Of the first training alone: each takes as long as all of ours.

@@ -15,7 +15,7 @@ def test_a_quick_run_compares_methods_with_retraining(data_folder, tmp_path):
 
     found = (tmp_path / "quick" / "findings.md").read_text()
     rows = [line.split(" | ")[0] for line in found.splitlines() if line.startswith("| ")]
-    assert {"| TracIn", "| KFAC", "| random"} <= set(rows)
+    assert {"| TracIn", "| KFAC()", "| random"} <= set(rows)
     assert "Ceiling" in found
 
 
