@@ -176,7 +176,7 @@ def test_without_pyarrow_the_way_out_is_told(suspects, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["file/within.parquet", "x" * 300, "a\0b"])
+@pytest.mark.parametrize("place", ["file/within.parquet", "x" * 300 + ".csv", "a\0b.html"])
 def test_a_place_that_cannot_be_written_to_is_named(suspects, explanations, tmp_path, place):
     (tmp_path / "file").write_text("")
 

@@ -1,6 +1,5 @@
 """How the influence of a sample changes with the choice of checkpoints."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +17,16 @@ from tracin.checkpoints.discover import identity
 from tracin.data import open_examples
 from tracin.errors import CheckpointWarning, LearningRateError, QueryError
 from tracin.losses import PerExampleLoss
-from tracin.results.table import aligned, arrow_table, save_parquet
+from tracin.results.table import aligned
+from tracin.results.tabular import Tabular
 from tracin.scoring.batch_size import BatchSize
 from tracin.scoring.parameters import Selection as Parameters
 from tracin.tracin import TracIn
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Agreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(Tabular):
     """How near each of several selections comes to a reference. Printing it gives a table.
 
     Attributes:
@@ -50,13 +50,6 @@ class Agreement:
             "mean per-query r": np.array([each.per_query for each in told]),
             "mean per-query rank r": np.array([each.ranks_per_query for each in told]),
         }
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         columns = self.columns()

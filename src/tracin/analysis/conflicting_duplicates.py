@@ -17,7 +17,8 @@ from tracin.data import Examples
 from tracin.errors import DataError, NonFiniteError, QueryError, UnsupportedModelError
 from tracin.guards import guarded
 from tracin.plain_text import a_kind
-from tracin.results.table import aligned, arrow_table, save_parquet
+from tracin.results.table import aligned
+from tracin.results.tabular import Tabular
 from tracin.run import Run, open_data, score_dtype
 from tracin.scoring.batch_size import BatchSize
 
@@ -28,8 +29,8 @@ SHOWN = 10
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ConflictingDuplicates:
+@dataclass(frozen=True, eq=False, repr=False)
+class ConflictingDuplicates(Tabular):
     """Pairs of examples that look alike under different labels, the most alike first.
 
     polars, pandas and pyarrow take it as it is. Printing it gives a table.
@@ -60,13 +61,6 @@ class ConflictingDuplicates:
             f"{name}_{side + 1}": each[:, side] for side in range(2) for name, each in sides.items()
         }
         return {**both, "cosine": self.cosines}
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         head = (

@@ -1,6 +1,5 @@
 """What each checkpoint adds to the scores, and which examples it ranks first (figure 8)."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,7 +10,8 @@ from torch import Tensor
 from tracin.data import open_examples
 from tracin.errors import QueryError
 from tracin.guards import guarded
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 from tracin.run import Run, checkpoint_pass, open_data, query_spans, score_dtype
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.score_request import ScoreRequest
@@ -19,8 +19,8 @@ from tracin.scoring.settled import settled
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Contributions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Contributions(Tabular):
     """What each checkpoint adds to the scores, and which examples it ranks first.
 
     polars, pandas and pyarrow take it as it is, one row a checkpoint.
@@ -61,13 +61,6 @@ class Contributions:
         for at, each in enumerate(self.classes):
             columns[f"class {each}"] = self.mix[:, at]
         return columns
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         columns = self.columns()

@@ -10,12 +10,13 @@ from typing import final
 from torch import Tensor
 
 from tracin.errors import QueryError
+from tracin.printed import Printed
 from tracin.statistics import pearson, ranks
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Correlations:
+@dataclass(frozen=True, eq=False, repr=False)
+class Correlations(Printed):
     """How well some scores agree with others, both [train, queries].
 
     Attributes:

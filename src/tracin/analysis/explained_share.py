@@ -12,15 +12,16 @@ from tracin.analysis.given_scores import as_numbers
 from tracin.analysis.plotting import as_percent, axes_for
 from tracin.checks import is_int
 from tracin.errors import DataError, NonFiniteError, QueryError
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 
 SHARES = (0.5, 0.8, 0.9)
 SHOWN = 10
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ExplainedShare:
+@dataclass(frozen=True, eq=False, repr=False)
+class ExplainedShare(Tabular):
     """How much of each query's influence the first k examples hold. Printing it gives a table.
 
     Attributes:
@@ -96,13 +97,6 @@ class ExplainedShare:
             for share in SHARES:
                 columns[f"{side} for {100 * share:g} %"] = numbers(needed(share))
         return columns
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the mean share over queries by the number of examples; returns the axes.

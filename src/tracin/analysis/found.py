@@ -12,14 +12,15 @@ from tracin.analysis.arrays import cpu_tensor
 from tracin.analysis.given_scores import given_scores
 from tracin.analysis.plotting import as_percent, axes_for
 from tracin.errors import DataError, QueryError
-from tracin.results.table import aligned, arrow_table, numbers
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 
 INSPECTED = (0.05, 0.1, 0.2, 0.3)
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class FoundCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class FoundCurve(Tabular):
     """What inspecting a ranking from its top finds (paper, section 4.1).
 
     Equal scores have no order, so every figure is its mean over all orders of the ties: the same
@@ -63,9 +64,6 @@ class FoundCurve:
             "inspected": np.linspace(0, 1, self.examples + 1),
             "found": numbers(self.curve),
         }
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the curve, with random and best possible; returns the matplotlib axes.

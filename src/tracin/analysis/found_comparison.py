@@ -12,12 +12,13 @@ from tracin.analysis.intervals import SeedInterval, seed_interval
 from tracin.analysis.plotting import axes_for
 from tracin.errors import QueryError
 from tracin.plain_text import a_kind
-from tracin.results.table import aligned, arrow_table, save_parquet
+from tracin.results.table import aligned
+from tracin.results.tabular import Tabular
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class FoundComparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class FoundComparison(Tabular):
     """How much each of several rankings finds. Printing it gives a table.
 
     Every figure is a mean over seeds with a 95 % interval by Student's t; with one seed there is no
@@ -63,13 +64,6 @@ class FoundComparison:
             columns[f"{title} +-"] = np.array([float(one.half) for one in each])
         columns["seeds"] = np.array([len(each) for each in whole.curves.values()])
         return columns
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw every ranking's mean curve with its interval; returns the matplotlib axes.

@@ -28,7 +28,8 @@ from tracin.guards import untouched
 from tracin.guards.new_models import NewModels
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.progress import bar
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 from tracin.scoring.named_examples import examples_named
 from tracin.sharding import device_of
 
@@ -37,8 +38,8 @@ SHOWN = 10
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LeaveOneOut:
+@dataclass(frozen=True, eq=False, repr=False)
+class LeaveOneOut(Tabular):
     """How the queries' losses change when examples are left out. Printing it gives a table.
 
     Attributes:
@@ -90,13 +91,6 @@ class LeaveOneOut:
             "change": numbers(self.change.mean.flatten()),
             "change +-": numbers(self.change.half.flatten()),
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw each query's changes by decreasing size, with intervals; returns the axes.

@@ -12,7 +12,8 @@ from tracin.analysis.arrays import cpu_tensor
 from tracin.analysis.edited_data import relabelled_examples, whole_labels
 from tracin.checks import is_int
 from tracin.errors import DataError, LabelError, NonFiniteError, QueryError
-from tracin.results.table import aligned, arrow_table
+from tracin.results.table import aligned
+from tracin.results.tabular import Tabular
 
 
 class Noise(ABC):
@@ -144,8 +145,8 @@ class ConfusionNoise(Noise):
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class NoisyLabels:
+@dataclass(frozen=True, eq=False, repr=False)
+class NoisyLabels(Tabular):
     """Labels of which some were made wrong, with the truth and a record of what was done.
 
     Attributes:
@@ -195,9 +196,6 @@ class NoisyLabels:
             "noisy": kinds[:, 1].numpy(),
             "examples": counts.numpy(),
         }
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         columns = self.columns()

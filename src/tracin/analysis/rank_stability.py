@@ -15,13 +15,14 @@ from tracin.analysis.intervals import t_quantile
 from tracin.analysis.plotting import axes_for
 from tracin.checks import count_within
 from tracin.errors import DataError, QueryError
-from tracin.results.table import aligned, arrow_table, save_parquet
+from tracin.results.table import aligned
+from tracin.results.tabular import Tabular
 from tracin.statistics import pearson, ranks
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class RankStability:
+@dataclass(frozen=True, eq=False, repr=False)
+class RankStability(Tabular):
     """How well the rankings of several runs agree, pair by pair. Printing it gives a table.
 
     Attributes:
@@ -66,13 +67,6 @@ class RankStability:
             "spearman": self.spearman.numpy()[one, other],
             f"top {self.k} in common": self.overlap.numpy()[one, other],
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the rank correlations as a grid of runs; returns the matplotlib axes.

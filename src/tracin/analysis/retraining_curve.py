@@ -13,12 +13,13 @@ from tracin.analysis.given_scores import given_scores
 from tracin.analysis.intervals import SeedInterval, seed_interval, seeds_in_words
 from tracin.analysis.plotting import as_percent, axes_for
 from tracin.errors import DataError, QueryError
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class RetrainingCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class RetrainingCurve(Tabular):
     """What trainings on changed data reach. Printing it gives a table.
 
     Means are over seeds, with 95 % intervals by Student's t; with one seed there is no interval.
@@ -71,13 +72,6 @@ class RetrainingCurve:
             "metric +-": numbers(interval.half.flatten()),
             "seeds": np.full(len(self.names) * len(self.fractions), len(self.seeds)),
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the metric by fraction, with intervals; returns the matplotlib axes.

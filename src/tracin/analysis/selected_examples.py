@@ -14,7 +14,8 @@ from tracin.data import Examples, open_examples
 from tracin.errors import DataError, QueryError
 from tracin.guards import guarded
 from tracin.progress import bar
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 from tracin.run import (
     Run,
     checkpoint_pass,
@@ -35,8 +36,8 @@ SHOWN = 10
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class SelectedExamples:
+@dataclass(frozen=True, eq=False, repr=False)
+class SelectedExamples(Tabular):
     """Examples of a pool that help with some targets, the best first. Printing it gives a table.
 
     Attributes:
@@ -74,13 +75,6 @@ class SelectedExamples:
             "group": self.groups,
             "nearest": numbers(self.nearest),
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the scores by rank; returns the matplotlib axes.

@@ -14,6 +14,7 @@ from tracin.checkpoints.discover import Checkpoints
 from tracin.checks import is_int, one_of
 from tracin.errors import CheckpointWarning, LearningRateError, QueryError
 from tracin.plain_text import listed
+from tracin.printed import Printed
 from tracin.results.table import aligned
 
 By: TypeAlias = Literal["even", "middle", "loss_drop", "equal_drop", "log", "quadratic"]
@@ -31,8 +32,8 @@ HOW_TO_GET_LOSSES = (
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Selection:
+@dataclass(frozen=True, eq=False, repr=False)
+class Selection(Printed):
     """Some checkpoints of a training, and how much each weighs. Printing it gives a table.
 
     `tracin.TracIn(model, loss, selection.checkpoints, learning_rates=selection.weights)` takes it

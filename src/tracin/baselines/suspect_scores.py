@@ -1,6 +1,5 @@
 """One number per example, high for a suspect label: what every baseline returns."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,14 +8,15 @@ import numpy as np
 
 from tracin.checks import count_within
 from tracin.errors import QueryError
-from tracin.results.table import aligned, arrow_table, save_parquet
+from tracin.results.table import aligned
+from tracin.results.tabular import Tabular
 
 SHOWN = 10
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class SuspectScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class SuspectScores(Tabular):
     """One number per example, in the data's order; of `top` the most suspect first.
 
     polars, pandas and pyarrow take it as it is, and `numpy.asarray(scores)` gives the values.
@@ -59,13 +59,6 @@ class SuspectScores:
     def columns(self) -> dict[str, np.ndarray]:
         """The table, column by column."""
         return {"ids": self.ids, "values": self.values}
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         first = self.top(min(SHOWN, len(self)))

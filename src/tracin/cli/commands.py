@@ -386,9 +386,9 @@ def _positions(text: str, examples: int, where: str) -> list[int]:
 
 def _saving(columns: "Mapping[str, np.ndarray]") -> Callable[[Path], None]:
     """What saves a table of columns to a path."""
-    from tracin.results.table import save_parquet
+    from tracin.results.saving import save_columns
 
-    return lambda path: save_parquet(columns, path)
+    return lambda path: save_columns(columns, path)
 
 
 def _finish(

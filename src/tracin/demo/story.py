@@ -17,8 +17,8 @@ from tracin.demo.threads import one_thread
 from tracin.demo.training import accuracy, emptied, trained
 from tracin.errors import TracInError
 from tracin.results.explanations import Explanations
+from tracin.results.saving import save_columns
 from tracin.results.suspects import Suspects
-from tracin.results.table import save_parquet
 from tracin.tracin import TracIn
 
 Say = Callable[[str], None]
@@ -121,7 +121,7 @@ def _run(folder: Path, say: Say, repeats: int) -> None:
         rows.append(story.row())
         found = explanation.columns()
         positions = found["position"]
-        save_parquet(
+        save_columns(
             {
                 **found,
                 "query": np.full(len(positions), query),
@@ -131,11 +131,11 @@ def _run(folder: Path, say: Say, repeats: int) -> None:
             folder / "explanation.parquet",
         )
 
-    save_parquet(_found_columns(curves), folder / "found.parquet")
-    save_parquet(
+    save_columns(_found_columns(curves), folder / "found.parquet")
+    save_columns(
         {**suspects.columns(), **noisy.truth(suspects.positions)}, folder / "suspects.parquet"
     )
-    save_parquet(
+    save_columns(
         {name: np.array(values) for name, values in accuracies.items()}, folder / "accuracy.parquet"
     )
     draw(

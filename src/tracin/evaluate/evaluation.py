@@ -15,7 +15,8 @@ from tracin.evaluate.query_mean import QueryMean
 from tracin.evaluate.recommendation import recommended
 from tracin.evaluate.retrieval import Retrieval
 from tracin.evaluate.tail_patch import TailPatch
-from tracin.results.table import aligned, arrow_table, save_parquet
+from tracin.results.table import aligned
+from tracin.results.tabular import Tabular
 
 
 @final
@@ -46,8 +47,8 @@ class MethodResult:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Tabular):
     """Methods side by side. Printing it gives a table and a recommendation.
 
     Attributes:
@@ -89,13 +90,6 @@ class Evaluation:
             name: np.array(values, dtype=object if name == "method" else np.float64)
             for name, values in found.items()
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the linear datamodelling scores; returns the matplotlib axes.

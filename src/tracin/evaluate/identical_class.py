@@ -15,12 +15,13 @@ from tracin.analysis.rank_stability import chance_in_top
 from tracin.checks import count_within
 from tracin.errors import DataError, QueryError
 from tracin.evaluate.query_mean import QueryMean, query_mean
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class IdenticalClass:
+@dataclass(frozen=True, eq=False, repr=False)
+class IdenticalClass(Tabular):
     """How many of the first proponents are of the query's class. Printing it gives a table.
 
     Attributes:
@@ -42,13 +43,6 @@ class IdenticalClass:
             "first": numbers(self.first.by_query),
             f"top {self.k}": numbers(self.top.by_query),
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         rows = [("first proponent", self.first), (f"first {self.k}", self.top)]

@@ -21,7 +21,8 @@ from tracin.checks import positive_int
 from tracin.errors import QueryError
 from tracin.evaluate.resampled_ranks import Resamples, Sorted
 from tracin.evaluate.retrained_losses import RetrainedLosses
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 from tracin.statistics import pearson
 
 SPLITS = 50  # of the seeds into halves
@@ -29,8 +30,8 @@ FEWEST = 5  # subsets below which a rank correlation says nothing
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LDS:
+@dataclass(frozen=True, eq=False, repr=False)
+class LDS(Tabular):
     """How well sums of scores predict the losses of retrained models. Printing it gives a line.
 
     Attributes:
@@ -67,13 +68,6 @@ class LDS:
         """One row per query."""
         return {"query": np.arange(len(self.by_query)), "lds": numbers(self.by_query)}
 
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
-
     def plot(self, ax: Any = None) -> Any:
         """Draw how the correlation is spread over queries; returns the matplotlib axes.
 
@@ -98,8 +92,8 @@ class LDS:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class LDSComparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class LDSComparison(Tabular):
     """The linear datamodelling scores of several methods, compared on the same resamples.
 
     Attributes:
@@ -146,13 +140,6 @@ class LDSComparison:
             "from best low": np.array([each[1] for each in behind]),
             "from best high": np.array([each[2] for each in behind]),
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def plot(self, ax: Any = None) -> Any:
         """Draw each method's score with its interval, and the ceiling; returns the axes.

@@ -11,12 +11,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tracin.printed import Printed
+
 RESAMPLES = 1000
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class QueryMean:
+@dataclass(frozen=True, eq=False, repr=False)
+class QueryMean(Printed):
     """A mean over queries with its 95 % interval. Printing it gives both.
 
     Attributes:

@@ -21,7 +21,8 @@ from tracin.errors import NonFiniteError, QueryError
 from tracin.files import bytes_of, fingerprint
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.progress import bar
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 
 SHOWN = 5
 
@@ -40,8 +41,8 @@ class FitsMany(Protocol):
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class RetrainedLosses:
+@dataclass(frozen=True, eq=False, repr=False)
+class RetrainedLosses(Tabular):
     """The queries' losses in models trained on subsets. Printing it gives a table.
 
     Losses that were computed elsewhere come in as they are:
@@ -102,13 +103,6 @@ class RetrainedLosses:
         names = ("subset", "seed", "query")
         found = {name: each.ravel() for name, each in zip(names, places, strict=True)}
         return {**found, "loss": numbers(self.losses.flatten())}
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         subsets, seeds, queries = self.losses.shape

@@ -14,12 +14,13 @@ from tracin.analysis.rank_stability import chance_in_top
 from tracin.checks import count_within
 from tracin.errors import DataError, QueryError
 from tracin.evaluate.query_mean import QueryMean, query_mean
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Retrieval:
+@dataclass(frozen=True, eq=False, repr=False)
+class Retrieval(Tabular):
     """How near the top each query's sources stand. Printing it gives a table.
 
     Attributes:
@@ -45,13 +46,6 @@ class Retrieval:
             "rank": numbers(self.ranks),
             **{f"recall@{k}": numbers(each.by_query) for k, each in self.recall.items()},
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         rows: list[tuple[str, object]] = [("MRR", self.mrr)]

@@ -24,14 +24,15 @@ from tracin.evaluate.randomised import traced_names
 from tracin.guards import untouched
 from tracin.losses import PerExampleLoss
 from tracin.progress import bar
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 from tracin.run import Run
 from tracin.sharding import device_of
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class TailPatch:
+@dataclass(frozen=True, eq=False, repr=False)
+class TailPatch(Tabular):
     """The drop of each query's loss after one step. Printing it gives a table.
 
     Attributes:
@@ -57,13 +58,6 @@ class TailPatch:
             "drop": numbers(self.drop.by_query),
             "random": numbers(self.random.by_query),
         }
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         rows = [

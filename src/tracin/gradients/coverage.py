@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import final
 
 from tracin.plain_text import plain
+from tracin.printed import Printed
 
 
 class GradientMethod(StrEnum):
@@ -30,8 +31,8 @@ class Covered:
 
 
 @final
-@dataclass(frozen=True)
-class Coverage:
+@dataclass(frozen=True, repr=False)
+class Coverage(Printed):
     """Every parameter of the model by name, with its method.
 
     Printing it gives a table; `entries` is the mapping behind it.

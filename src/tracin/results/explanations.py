@@ -1,19 +1,20 @@
 """What explains each query: its strongest proponents and opponents."""
 
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, final
+from dataclasses import dataclass, replace
+from typing import Any, final, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.checks import count_within
+from tracin.checks import count_within, one_of
 from tracin.errors import QueryError
 from tracin.plain_text import plain
+from tracin.printed import Printed
 from tracin.results.recall import Recall
-from tracin.results.table import aligned, arrow_table, distinct, numbers, save_parquet
+from tracin.results.table import aligned, distinct, numbers
+from tracin.results.tabular import Tabular
 
 
 @final
@@ -87,6 +88,19 @@ class TopInfluences:
             None if self.places is None else self.places[:, :k],
         )
 
+    def rows(self, queries: slice) -> "TopInfluences":
+        """Those of some queries."""
+        # Tensors know no negative steps.
+        chosen = torch.tensor(range(len(self.ids))[queries], dtype=torch.int64)
+        options = self.errors, self.bounds, self.sure, self.places
+        return TopInfluences(
+            self.ids[queries],
+            self.positions[queries],
+            self.scores[chosen],
+            self.by_checkpoint[chosen],
+            *(None if each is None else each[chosen] for each in options),
+        )
+
     def of(self, query: int) -> list[Influence]:
         """One query's results, strongest first."""
         scores, shares = self.scores[query].tolist(), self.by_checkpoint[query].tolist()
@@ -108,8 +122,8 @@ class TopInfluences:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Explanation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Printed):
     """What explains one query. Printing it gives a table."""
 
     id: Any
@@ -134,8 +148,8 @@ class Explanation:
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Explanations:
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanations(Tabular):
     """The strongest proponents and opponents of each query.
 
     polars, pandas and pyarrow take it as it is: `polars.DataFrame(explanations)`.
@@ -173,10 +187,29 @@ class Explanations:
     def __len__(self) -> int:
         return len(self.query_ids)
 
-    def __getitem__(self, query: int) -> Explanation:
-        return Explanation(
-            self.query_ids[query], self.proponents.of(query), self.opponents.of(query)
-        )
+    @overload
+    def __getitem__(self, query: int) -> Explanation: ...
+    @overload
+    def __getitem__(self, query: slice) -> "Explanations": ...
+    @overload
+    def __getitem__(self, query: str) -> np.ndarray: ...
+    def __getitem__(self, query: int | slice | str) -> "Explanation | Explanations | np.ndarray":
+        """What explains one query, or some of them; or a column of the table by its name."""
+        if isinstance(query, str):
+            columns = self.columns()
+            one_of(query, columns, "A column of explanations", QueryError)
+            return columns[query]
+        if isinstance(query, slice):
+            sides = (side.rows(query) for side in (self.proponents, self.opponents))
+            proponents, opponents = sides
+            return replace(
+                self,
+                query_ids=self.query_ids[query],
+                proponents=proponents,
+                opponents=opponents,
+            )
+        at = range(len(self))[query]
+        return Explanation(self.query_ids[at], self.proponents.of(at), self.opponents.of(at))
 
     def __iter__(self) -> Iterator[Explanation]:
         return (self[query] for query in range(len(self)))
@@ -186,12 +219,24 @@ class Explanations:
         below = [*self._certainty(), *map(plain, self.notes)]
         return "\n\n".join([*tables, "\n".join(below)] if below else tables)
 
-    def top(self, k: int) -> TopInfluences:
-        """The k strongest proponents of each query. Raises QueryError beyond what was kept."""
+    def head(self, n: int = 5) -> "Explanations":
+        """Those of the first n queries; all, if there are fewer."""
+        return self[: max(0, n)]
+
+    def top(self, k: int | None = None) -> TopInfluences:
+        """The k strongest proponents of each query; None for all that were kept.
+
+        Raises:
+            QueryError: More were not kept.
+        """
         return self.proponents.cut(self._held(k))
 
-    def bottom(self, k: int) -> TopInfluences:
-        """The k strongest opponents of each query. Raises QueryError beyond what was kept."""
+    def bottom(self, k: int | None = None) -> TopInfluences:
+        """The k strongest opponents of each query; None for all that were kept.
+
+        Raises:
+            QueryError: More were not kept.
+        """
         return self.opponents.cut(self._held(k))
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -231,13 +276,6 @@ class Explanations:
             columns[f"score at {name}"] = shares[:, at]
         return columns
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
-
     def _certainty(self) -> list[str]:
         """In words, where it is known."""
         of_proponents, of_opponents = self.proponents.is_certain, self.opponents.is_certain
@@ -249,8 +287,10 @@ class Explanations:
             f"opponents: top {k} certain for {int(of_opponents.sum())} of {queries} queries",
         ]
 
-    def _held(self, k: int) -> int:
+    def _held(self, k: int | None) -> int:
         most = self.proponents.ids.shape[1]
+        if k is None:
+            return most
         count = int(k) if isinstance(k, np.integer) else k
         available = f"{most} were kept per query"
         way_out = ", or explain again with a larger k"

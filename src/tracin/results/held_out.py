@@ -5,14 +5,15 @@ from typing import final
 
 import numpy as np
 
+from tracin.printed import Printed
 from tracin.results.table import aligned
 
 BEST = 3  # checkpoints that are averaged over
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class HeldOut:
+@dataclass(frozen=True, eq=False, repr=False)
+class HeldOut(Printed):
     """How well each checkpoint does on data that it was not trained on. Printing it gives a table.
 
     Attributes:

@@ -5,10 +5,12 @@ from typing import final
 
 import numpy as np
 
+from tracin.printed import Printed
+
 
 @final
-@dataclass(frozen=True)
-class Recall:
+@dataclass(frozen=True, repr=False)
+class Recall(Printed):
     """The share of the true k strongest that were found.
 
     Attributes:

@@ -16,7 +16,8 @@ import numpy as np
 
 from tracin.checks import count_within, is_int
 from tracin.errors import QueryError
-from tracin.results.table import Columns, aligned, arrow_table, save_parquet
+from tracin.results.table import Columns, aligned
+from tracin.results.tabular import Tabular
 
 STRATA = 7  # the first is 1/64 of the ranking, the last one half
 FEWEST = 2 * STRATA  # so that each stratum shows how much its rows differ
@@ -28,8 +29,8 @@ SHOWN = 10
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class ReviewSample:
+@dataclass(frozen=True, eq=False, repr=False)
+class ReviewSample(Tabular):
     """Rows of a ranking to look at, in random order, so that the first of them are a sample, too.
 
     polars, pandas and pyarrow take it as it is. Printing it gives a table.
@@ -60,13 +61,6 @@ class ReviewSample:
     def columns(self) -> dict[str, np.ndarray]:
         """The table, column by column."""
         return dict(self.table)
-
-    def save(self, path: Any) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         names = ("ids", "given_labels", "suggested_labels")
@@ -116,8 +110,8 @@ class ReviewedStratum:
 
 
 @final
-@dataclass(frozen=True)
-class WrongLabels:
+@dataclass(frozen=True, repr=False)
+class WrongLabels(Tabular):
     """How many labels are wrong, estimated from a reviewed sample, with a 95 % interval.
 
     Attributes:
@@ -158,9 +152,6 @@ class WrongLabels:
             name: np.array([getattr(each, name) for each in self.strata])
             for name in ("first", "stop", "reviewed", "wrong", "estimate")
         }
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         return (

@@ -1,9 +1,8 @@
 """Training examples ranked by how likely their label is wrong."""
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, final, overload
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from tracin.errors import QueryError
 from tracin.plain_text import plain
 from tracin.results.held_out import HeldOut
 from tracin.results.review import ReviewSample, WrongLabels, drawn, estimated
-from tracin.results.table import aligned, arrow_table, numbers, save_parquet
+from tracin.results.table import aligned, numbers
+from tracin.results.tabular import Tabular
 from tracin.statistics import ranks
 
 # What may lead a ranking, and how suspicious its values are.
@@ -60,8 +60,28 @@ SHOWN = 10
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Suspects:
+@dataclass(frozen=True)
+class Suspect:
+    """One training example of the table.
+
+    Attributes:
+        id: Its id: the position in train, unless a `tracin.WithIds` has others.
+        position: Its position in train.
+        given_label: The label in the data.
+        suggested_label: As in `Suspects`.
+        scores: The scores by name.
+    """
+
+    id: Any
+    position: int
+    given_label: Any
+    suggested_label: Any
+    scores: Mapping[str, float]
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Suspects(Tabular):
     """Every training example, the most suspicious label first. All columns are [train].
 
     polars, pandas and pyarrow take it as it is: `polars.DataFrame(suspects)`. Labels that are
@@ -184,6 +204,36 @@ class Suspects:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @overload
+    def __getitem__(self, key: int) -> Suspect: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Suspects": ...
+    @overload
+    def __getitem__(self, key: str) -> np.ndarray: ...
+    def __getitem__(self, key: int | slice | str) -> "Suspect | Suspects | np.ndarray":
+        """A row by its place in the ranking, some of the rows, or a column by its name."""
+        if isinstance(key, str):
+            columns = self.columns()
+            one_of(key, columns, "A column of suspects", QueryError)
+            return columns[key]
+        if isinstance(key, slice):
+            return self._picked(torch.tensor(range(len(self))[key], dtype=torch.int64))
+        at = range(len(self))[key]
+        return Suspect(
+            id=self.ids[at],
+            position=int(self.positions[at]),
+            given_label=self.given_labels[at],
+            suggested_label=self.suggested_labels[at],
+            scores={name: float(each[at]) for name, each in self.scores.items()},
+        )
+
+    def __iter__(self) -> Iterator[Suspect]:
+        return (self[at] for at in range(len(self)))
+
+    def head(self, n: int = SHOWN) -> "Suspects":
+        """The n most suspicious; all, if there are fewer."""
+        return self[: max(0, n)]
+
     def ranked(self, by: str) -> "Suspects":
         """The same examples, led by another column; equal values keep the data's order.
 
@@ -196,8 +246,8 @@ class Suspects:
         order = back[values.argsort(dim=0, descending=True, stable=True)]
         return replace(self._picked(order), ranked_by=by)
 
-    def top(self, k: int) -> "Suspects":
-        """The k most suspicious."""
+    def top(self, k: int = SHOWN) -> "Suspects":
+        """The k most suspicious. Raises QueryError where there are fewer; `head` does not."""
         return self._picked(torch.arange(self._held(k)))
 
     def bottom(self, k: int) -> "Suspects":
@@ -260,13 +310,6 @@ class Suspects:
         """The table, column by column."""
         labels = {name: getattr(self, name) for name in LABELS}
         return {**labels, **{name: numbers(values) for name, values in self.scores.items()}}
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `columns` to a Parquet file: whole, or not at all."""
-        save_parquet(self.columns(), path)
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
 
     def __str__(self) -> str:
         columns = self.top(min(SHOWN, len(self))).columns()

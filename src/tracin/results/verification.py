@@ -7,6 +7,7 @@ from typing import final
 from tracin.gradients import Coverage
 from tracin.plain_text import plain
 from tracin.precision import FLOAT64, Precision
+from tracin.printed import Printed
 
 
 def allowed(precision: Precision) -> float:
@@ -15,8 +16,8 @@ def allowed(precision: Precision) -> float:
 
 
 @final
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Printed):
     """How far gradients and scores are from one ordinary backward pass per example.
 
     Errors are relative to the length of the example's whole gradient, over all traced parameters:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tracin.errors import QueryError
+from tracin.printed import Printed
 from tracin.results.table import aligned
 from tracin.statistics import pearson
 from tracin.tracing.paths import Quadrature
@@ -23,8 +24,8 @@ NOTICED = 0.01
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class TraceDiagnostics:
+@dataclass(frozen=True, eq=False, repr=False)
+class TraceDiagnostics(Printed):
     """Predicted against real loss drops, per step and query; printing it gives a verdict.
 
     The prediction of a step is the sum of its examples' scores, weight decay, momentum, and what
