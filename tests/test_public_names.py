@@ -22,6 +22,8 @@ PUBLIC = [
     "CurvatureWarning",
     "DataError",
     "DataWarning",
+    "DecisionError",
+    "Decisions",
     "DeviceError",
     "Explanations",
     "Finder",

@@ -21,6 +21,7 @@ from .checkpoints import Visits as Visits
 from .checkpoints import open_checkpoints as open_checkpoints
 from .data import WithIds as WithIds
 from .data import with_ids as with_ids
+from .decisions.decisions import Decisions as Decisions
 from .errors import CheckpointError as CheckpointError
 from .errors import CheckpointWarning as CheckpointWarning
 from .errors import CoupledExamplesError as CoupledExamplesError
@@ -28,6 +29,7 @@ from .errors import CurvatureError as CurvatureError
 from .errors import CurvatureWarning as CurvatureWarning
 from .errors import DataError as DataError
 from .errors import DataWarning as DataWarning
+from .errors import DecisionError as DecisionError
 from .errors import DeviceError as DeviceError
 from .errors import IndexingError as IndexingError
 from .errors import LabelError as LabelError
