@@ -72,7 +72,7 @@ PUBLIC = [
     "with_ids",
 ]
 
-SUBPACKAGES = {"analysis", "baselines", "engines", "integrations", "tracing"}
+SUBPACKAGES = {"analysis", "baselines", "engines", "integrations", "tracing", "view"}
 TRACING = [
     "Quadrature",
     "Replay",
@@ -117,7 +117,7 @@ def test_every_public_name_has_a_docstring():
 def test_using_the_library_imports_nothing_heavier_than_torch():
     heavy = (
         "pyarrow typer pydantic transformers peft accelerate lightning sklearn matplotlib pandas "
-        "polars torchvision"
+        "polars torchvision starlette uvicorn PIL"
     )
     code = (
         "import sys, tracin\n"

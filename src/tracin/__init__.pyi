@@ -3,6 +3,7 @@ from . import baselines as baselines
 from . import engines as engines
 from . import integrations as integrations
 from . import tracing as tracing
+from . import view as view
 from .analysis.agreement import Agreement as Agreement
 from .analysis.agreement import compare_selections as compare_selections
 from .analysis.contributions import Contributions as Contributions

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -61,7 +62,7 @@ class RankedTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = _opened(path)
+        self._file, self._lock = _opened(path), threading.Lock()
         there = dict(zip(self._file.schema_arrow.names, self._file.schema_arrow.types, strict=True))
         kind = ROWS if "ids" not in there and "id" in there else SUSPECTS
         self._names = NAMES[kind]
@@ -131,7 +132,9 @@ class RankedTable:
         import pyarrow
 
         try:
-            return Cells.of(self._file.read([name])[name])
+            with self._lock:
+                column = self._file.read([name])[name]
+            return Cells.of(column)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DecisionError(
                 f"Column {name!r} of {self.path} cannot be read: {error}."
