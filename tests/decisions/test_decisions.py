@@ -208,7 +208,7 @@ def test_an_index_is_a_table_too(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"positions": [0] * 8}, "lists a position twice"),
+        ({"positions": [0] * 8}, "must give each example a position of its own"),
         ({"ids": None}, r"has no column 'ids'"),
     ],
 )

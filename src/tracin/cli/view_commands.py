@@ -60,8 +60,9 @@ def view(
             )
         typer.echo(plain(meaning), err=True)
     names = _names(labels) if labels is not None else ()
-    from tracin.view.viewer import Viewer
+    from tracin.view.viewer import Viewer, give_memory_back
 
+    give_memory_back()
     viewer = Viewer(folder, index, names)
     try:
         options = ServerOptions(host, port, tuple(allow_host or ()), browser)
@@ -96,9 +97,9 @@ def apply_decisions(
     try:
         columns = mended_columns(table, log)
         write_bytes(out, writer(columns))
-        counts = {
-            kind: int((columns["decision"] == kind).sum()) for kind in ("wrong", "relabelled")
-        }
+        wrong, relabelled = (
+            int((columns["decision"] == kind).sum()) for kind in ("wrong", "relabelled")
+        )
     finally:
         log.close()
     typer.echo(

@@ -42,9 +42,11 @@ class Cells:
         if types.is_boolean(kind):
             column, kind = column.cast(pyarrow.int8()), pyarrow.int8()
         if types.is_integer(kind) and column.null_count == 0:
-            return cls(column.to_numpy().astype(np.int64, copy=False))
-        if types.is_floating(kind) or (types.is_integer(kind) and column.null_count):
-            return cls(np.asarray(column.to_numpy(), dtype=_floats(column.to_numpy())))
+            return cls(_numbers(column).astype(np.int64, copy=False))
+        if types.is_integer(kind) or types.is_floating(kind):
+            is_short = types.is_float32(kind) or types.is_float16(kind)
+            floats = column.cast(pyarrow.float32() if is_short else pyarrow.float64())
+            return cls(_numbers(floats.fill_null(float("nan")) if floats.null_count else floats))
         if not (types.is_string(kind) or types.is_large_string(kind)):
             texts = [None if one is None else str(one) for one in column.to_pylist()]
             column = pyarrow.chunked_array([pyarrow.array(texts, pyarrow.string())])
@@ -181,9 +183,14 @@ def as_label(value: Any, like: Cells) -> Cell:
     raise DecisionError(f"A new label is {kind}, as those of the data are; got {value!r:.60}.")
 
 
-def _floats(values: np.ndarray) -> type:
-    return np.float32 if values.dtype == np.float32 else np.float64
-
-
 def _bools(found: Any) -> np.ndarray:
-    return np.asarray(found.fill_null(False).to_numpy(zero_copy_only=False), dtype=bool)
+    import pyarrow
+
+    return np.from_dlpack(found.fill_null(False).cast(pyarrow.uint8())).view(bool)
+
+
+def _numbers(column: "pyarrow.ChunkedArray") -> np.ndarray:
+    """A column of numbers without gaps; Arrow's own `to_numpy` imports pandas where it is there."""
+    whole = column.combine_chunks()
+    chunks = [whole] if not hasattr(whole, "chunks") else whole.chunks
+    return np.concatenate([np.from_dlpack(one) for one in chunks]) if chunks else np.empty(0)

@@ -81,11 +81,13 @@ class RankedTable:
         name = self._names.get("position", "")
         if name in there:
             positions = self._read(name)
-            back = np.argsort(positions.array(), kind="stable").astype(np.int32)
-            self.positions = positions.array(back)
-            if not positions.is_whole or (np.diff(self.positions) < 1).any():
-                raise DecisionError(f"{path} lists a position twice: {name!r} must name each once.")
+            back = None if not positions.is_whole else _order_of(positions.array())
+            if back is None:
+                raise DecisionError(
+                    f"{path}: {name!r} must give each example a position of its own."
+                )
             self._back = back
+            self.positions = positions.array(back)
             self.ranked = _inverse(back)
         self.ids = self._column("id")
         self.given = self._column("given")
@@ -108,16 +110,22 @@ class RankedTable:
         """Where decisions about this table are kept."""
         return self.path.with_name(LOG)
 
+    @property
+    def file(self) -> "ParquetFile":
+        """The open file; for one thread at a time."""
+        return self._file
+
+    @property
+    def file_rows(self) -> np.ndarray:
+        """[rows]: where each row is in the file."""
+        return np.arange(len(self), dtype=np.int32) if self._back is None else self._back
+
     def score(self, name: str) -> np.ndarray:
         """One score: [rows], float32; kept."""
         if name not in self._scores:
             values = self._in_order(self._read(name)).array()
             self._scores[name] = np.ascontiguousarray(values, dtype=np.float32)
         return self._scores[name]
-
-    def text(self, name: str) -> Cells:
-        """One column of texts: [rows]; read anew."""
-        return self._in_order(self._read(name))
 
     def fingerprint(self) -> str:
         """Equal for the same examples under the same labels, however they are ranked."""
@@ -133,7 +141,7 @@ class RankedTable:
 
         try:
             with self._lock:
-                column = self._file.read([name])[name]
+                column = self._file.read([name], use_threads=False)[name]
             return Cells.of(column)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise DecisionError(
@@ -196,11 +204,24 @@ def _opened(path: Path) -> "ParquetFile":
         ) from error
     try:
         # Not mapped: a file replaced under a running viewer would end it.
-        return parquet.ParquetFile(path, memory_map=False)
+        return parquet.ParquetFile(path, memory_map=False, pre_buffer=False)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DecisionError(
             f"{path} cannot be read as a Parquet file: {error}. Write it again."
         ) from error
+
+
+def _order_of(positions: np.ndarray) -> np.ndarray | None:
+    """The order that sorts the positions; None where one comes twice, or is below 0."""
+    if int(positions.min()) < 0:
+        return None
+    if int(positions.max()) == len(positions) - 1:
+        # All of them, so that nothing needs to be sorted.
+        order = np.full(len(positions), -1, dtype=np.int32)
+        order[positions] = np.arange(len(positions), dtype=np.int32)
+        return None if int(order.min()) < 0 else order
+    order = np.argsort(positions, kind="stable").astype(np.int32)
+    return None if bool((np.diff(positions[order]) < 1).any()) else order
 
 
 def _inverse(order: np.ndarray) -> np.ndarray:

@@ -104,14 +104,14 @@ class _Routes:
         found = viewer.ranking.view(wanted, viewer.log.kinds)
         start = whole(asked, "start", 0, 0, len(viewer.table))
         shown = found[start : start + whole(asked, "n", 100, 1, MOST_ROWS)].tolist()
-        return JSONResponse(
-            {
-                "found": len(found),
-                "start": start,
-                "rows": [viewer.row(row) for row in shown],
-                **viewer.progress(),
-            }
-        )
+        answer = {
+            "found": len(found),
+            "start": start,
+            "rows": [viewer.row(row) for row in shown],
+            **viewer.progress(),
+        }
+        viewer.prepare()  # after the first page, which must not share the processor with it
+        return JSONResponse(answer)
 
     def example(self, request: Request) -> Response:
         return JSONResponse(self._viewer.example(self._row(request)))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 FILE = "examples.parquet"
 SIZES = (64, 256)  # pixels of a side: in the table, and of the example that is looked at
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # none that is script or reaches other files
-_GROUP = 256  # rows that are read at once
+# Rows that are read at once: few where they have pictures.
+_OF_PICTURES, _OF_TEXTS = 256, 4096
 _GREY = (128, 128, 128)
 
 
@@ -75,8 +76,8 @@ def save_examples(
     try:
         with replacing(path) as unfinished:
             table = pyarrow.table({"position": at, **columns})
-            # Few rows each, so that one picture is read without thousands of others.
-            parquet.write_table(table, unfinished, row_group_size=_GROUP)
+            size = _OF_TEXTS if pictures is None else _OF_PICTURES
+            parquet.write_table(table, unfinished, row_group_size=size)
     except OSError as error:
         raise OutputError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
     return path
@@ -91,65 +92,87 @@ class ShownExamples:
             texts is shown.
 
     Attributes:
-        texts: [rows]; None where there are none. Read when first asked for.
-        has_pictures: Whether there are any.
+        has_texts: Whether there are texts.
+        has_pictures: Whether there are pictures.
 
     Raises:
         DecisionError: The file is damaged.
     """
 
     def __init__(self, table: RankedTable) -> None:
-        self._table = table
+        path = table.path.with_name(FILE)
         self._lock = threading.Lock()
-        self._file = _pack(table.path.with_name(FILE))
-        names = [] if self._file is None else self._file.schema_arrow.names
-        self._has_texts = "text" in names
-        self.has_pictures = "image" in names
+        self._column = "text"
+        if path.is_file():
+            self._file = _pack(path)
+            self._places = _places(self._file, table)
+        else:
+            self._file, self._places = _opened(table.path), table.file_rows
+            self._column = table.texts[0] if table.texts else ""
+        names = self._file.schema_arrow.names
+        self.has_texts = self._column in names
+        self.has_pictures = path.is_file() and "image" in names
+        groups = range(self._file.num_row_groups)
+        self._ends = np.cumsum([self._file.metadata.row_group(at).num_rows for at in groups])
         self.picture = functools.lru_cache(maxsize=4000)(self._picture)
-        self._group = functools.lru_cache(maxsize=4)(self._read_group)
-        if self._file is not None:
-            self._places = _places(self._file, table, table.path.with_name(FILE))
+        self._group = functools.lru_cache(maxsize=128)(self._read_group)
 
-    @functools.cached_property
-    def texts(self) -> Cells | None:
-        """[rows]."""
-        if self._file is not None and self._has_texts:
-            import pyarrow
-
-            with self._lock:
-                column = self._file.read(["text"])["text"].cast(pyarrow.large_string())
-            places = pyarrow.array(self._places, mask=self._places < 0)
-            return Cells.of(pyarrow.chunked_array([column.combine_chunks().take(places)]))
-        return self._table.text(self._table.texts[0]) if self._table.texts else None
+    def load(self) -> None:
+        """Read all texts, so that nobody waits for them later."""
+        if self.has_texts:
+            _ = self._texts
 
     def text(self, row: int) -> str | None:
         """The text of a row, if it has one."""
-        value = None if self.texts is None else self.texts[row]
+        place = int(self._places[row])
+        if not self.has_texts or place < 0:
+            return None
+        # The first page must not wait for a million texts.
+        is_loaded = "_texts" in self.__dict__
+        value = self._texts[place] if is_loaded else self._at(place, self._column)
         return None if value is None else str(value)
+
+    def containing(self, words: str) -> np.ndarray:
+        """Whether the text of each row contains the words, in any case: [rows], bool."""
+        if not self.has_texts:
+            return np.zeros(len(self._places), dtype=bool)
+        return self._by_row(self._texts.containing(words))
 
     def alike(self, row: int, most: int) -> list[int]:
         """Other rows with the same text, letter by letter; the first so many."""
         text = self.text(row)
-        if text is None or self.texts is None:
+        if not text:
             return []
-        found = np.flatnonzero(self.texts.equal(text))
+        found = np.flatnonzero(self._by_row(self._texts.equal(text)))
         return found[found != row][:most].tolist()
 
     def has_picture(self, row: int) -> bool:
         """Whether a row has a picture."""
         return self.has_pictures and self._places[row] >= 0
 
+    @functools.cached_property
+    def _texts(self) -> Cells:
+        """All texts, in the order of the file."""
+        with self._lock:
+            column = self._file.read([self._column], use_threads=False)[self._column]
+        return Cells.of(column)
+
+    def _by_row(self, found: np.ndarray) -> np.ndarray:
+        return found[self._places] & (self._places >= 0)
+
     def _picture(self, row: int, side: int) -> bytes:
         """A row's picture as WebP, at most `side` pixels wide and high: never the bytes given."""
         place = int(self._places[row])
-        content = self._group(place // _GROUP)[place % _GROUP] if place >= 0 else None
-        return shown_picture(content, side)
+        return shown_picture(self._at(place, "image") if place >= 0 else None, side)
 
-    def _read_group(self, number: int) -> list[bytes | None]:
-        if self._file is None:
-            raise RuntimeError("there are no pictures")
+    def _at(self, place: int, column: str) -> Any:
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        first = int(self._ends[number - 1]) if number else 0
+        return self._group(number, column)[place - first].as_py()
+
+    def _read_group(self, number: int, column: str) -> Any:
         with self._lock:
-            return self._file.read_row_group(number, ["image"])["image"].to_pylist()
+            return self._file.read_row_group(number, [column])[column]
 
 
 def shown_picture(content: bytes | None, side: int) -> bytes:
@@ -215,14 +238,11 @@ def _from_array(picture: Any) -> "Image":
     return Image.fromarray(values.astype(np.uint8))
 
 
-def _pack(path: Path) -> "ParquetFile | None":
-    if not path.is_file():
-        return None
+def _pack(path: Path) -> "ParquetFile":
     import pyarrow
-    from pyarrow import parquet
 
     try:
-        found = parquet.ParquetFile(path)
+        found = _opened(path)
         if "position" not in found.schema_arrow.names:
             raise ValueError("it has no column 'position'")
         return found
@@ -233,14 +253,20 @@ def _pack(path: Path) -> "ParquetFile | None":
         ) from error
 
 
-def _places(file: "ParquetFile", table: RankedTable, path: Path) -> np.ndarray:
-    """[rows]: where each row of the table is in the pack; -1 where it is not."""
-    groups = [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)]
-    if any(rows != _GROUP for rows in groups[:-1]):
-        raise DecisionError(f"{path} was not written by tracin.view.save_examples. Do so.")
-    positions = file.read(["position"])["position"].to_numpy()
-    order = np.argsort(positions, kind="stable")
-    at = np.minimum(np.searchsorted(positions[order], table.positions), max(len(order) - 1, 0))
-    if len(order) == 0:
-        return np.full(len(table), -1)
-    return np.where(positions[order][at] == table.positions, order[at], -1)
+def _opened(path: Path) -> "ParquetFile":
+    from pyarrow import parquet
+
+    return parquet.ParquetFile(path, pre_buffer=False)
+
+
+def _places(file: "ParquetFile", table: RankedTable) -> np.ndarray:
+    """[rows]: where each row of the table is in the file; -1 where it is not."""
+    positions = Cells.of(file.read(["position"], use_threads=False)["position"]).array()
+    if len(positions) == 0:
+        return np.full(len(table), -1, dtype=np.int32)
+    if np.array_equal(positions, table.positions):
+        return np.arange(len(table), dtype=np.int32)
+    order = np.argsort(positions, kind="stable").astype(np.int32)
+    rising = positions[order]
+    at = np.minimum(np.searchsorted(rising, table.positions), len(order) - 1)
+    return np.where(rising[at] == table.positions, order[at], np.int32(-1))

@@ -90,8 +90,7 @@ class Ranking:
             found = table.ids.containing(request.words)
             if table.given.is_text:
                 found = found | table.given.containing(request.words)
-            texts = self._examples.texts
-            yield found if texts is None else found | texts.containing(request.words)
+            yield found | self._examples.containing(request.words)
         if request.decided:
             yield kinds == KINDS.index(request.decided)
 

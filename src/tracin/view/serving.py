@@ -4,12 +4,14 @@ import html
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -66,6 +68,7 @@ def serve(viewer: Viewer, options: ServerOptions, say: Callable[[str], object]) 
     Raises:
         OutputError: The port is taken.
     """
+    _end_in_order()
     token = secrets.token_urlsafe(32)
     with _listening(options) as listener, _address_file(options, listener, token) as (url, file):
         # The token goes to a terminal, or to a file that this user alone may read; never into
@@ -78,7 +81,6 @@ def serve(viewer: Viewer, options: ServerOptions, say: Callable[[str], object]) 
         say("Ctrl-C ends it. Decisions are kept as they are made.")
         if options.opens_browser:
             webbrowser.open(file.as_uri())
-        viewer.prepare()
         hosts = (*options.allowed_hosts, *_own_name(options.host))
         config = uvicorn.Config(
             application(viewer, token, hosts),
@@ -93,7 +95,18 @@ def serve(viewer: Viewer, options: ServerOptions, say: Callable[[str], object]) 
             limit_concurrency=64,
             timeout_graceful_shutdown=2,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # how it ends
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+def _end_in_order() -> None:
+    """Let a SIGTERM, which uvicorn raises again at its end, run what tidies up."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 @contextmanager
@@ -103,6 +116,7 @@ def _listening(options: ServerOptions) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((options.host, options.port))
+            listener.listen()  # the address holds from the moment that it is shown
         except OSError as error:
             raise OutputError(
                 f"Cannot listen at {options.host}, port {options.port}: {error.strerror or error}. "

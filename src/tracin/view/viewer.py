@@ -39,16 +39,16 @@ class Viewer:
         self.log = DecisionLog(self.table.log, self.table)
         self.examples = ShownExamples(self.table)
         self.ranking = Ranking(self.table, self.examples)
-        self._names = tuple(names)
+        self._names, self._is_prepared = tuple(names), False
         where = found_index(self.table) if index is None else index
         self.explainer = None if where is None else Explainer(where, self.table)
         self.title = plain(self.table.path.absolute().parent.name)
 
-    def prepare(self) -> threading.Thread:
-        """Read and sort what the next clicks will need, on a thread of its own."""
-        thread = threading.Thread(target=self._prepared, name="tracin ranking", daemon=True)
-        thread.start()
-        return thread
+    def prepare(self) -> None:
+        """Begin to read and sort, on a thread of its own, what the next clicks will need."""
+        if not self._is_prepared:
+            self._is_prepared = True
+            threading.Thread(target=self._prepared, name="tracin ranking", daemon=True).start()
 
     def close(self) -> None:
         """End the search that is going on, and close the log."""
@@ -153,8 +153,17 @@ class Viewer:
         return {"value": value, "shown": shown}
 
     def _prepared(self) -> None:
+        import pyarrow.compute  # noqa: F401  # imported here, so that the first search does not wait
+
         self.ranking.prepare()
-        _ = self.examples.texts
+        self.examples.load()
+
+
+def give_memory_back() -> None:
+    """Let Arrow return what it read to the system: its own pool keeps 100 MB of a million rows."""
+    import pyarrow
+
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
 
 
 def found_index(table: RankedTable) -> str | None:
