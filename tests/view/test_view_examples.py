@@ -43,8 +43,10 @@ RED = np.zeros((4, 6, 3), np.uint8) + np.array([200, 0, 0], np.uint8)
 )
 def test_pictures_come_out_as_they_went_in(tmp_path, opened, picture):
     save_examples(saved(tmp_path), pictures=[picture] * 8)
-    viewer = opened(tmp_path).viewer
+    client = opened(tmp_path)
+    viewer = client.viewer
 
+    assert client.rows()["rows"][0]["picture"] is True
     shown = decoded(viewer.examples.picture(3, 64)).convert("RGB")
 
     assert shown.size == (64, 43)

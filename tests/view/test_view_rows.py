@@ -253,5 +253,21 @@ def test_ids_beyond_what_a_page_can_count_stay_whole(tmp_path, opened):
     assert client.positions(words=str(2**63 - 4)) == [3]
 
 
+def test_a_suggestion_less_likely_than_the_given_label_is_no_disagreement(tmp_path, opened):
+    likely = [0.9, 0.2, 0.9, 0.9, 0.5, 0.1, 0.9, 0.9]
+    suggested = [(one + 1) % 3 for one in GIVEN]
+    client = opened(
+        saved(
+            tmp_path,
+            suggested_labels=suggested,
+            given_probability=likely,
+            suggested_probability=[1 - one for one in likely],
+        )
+    )
+
+    assert sorted(client.positions(differs=1)) == [1, 5]
+    assert [row["row"] for row in client.rows()["rows"] if row["disagrees"]] == [1, 5]
+
+
 def test_suggestions_are_as_saved(client):
     assert [client.viewer.row(at)["suggested"]["value"] for at in range(8)] == SUGGESTED

@@ -148,7 +148,7 @@ class ShownExamples:
 
     def has_picture(self, row: int) -> bool:
         """Whether a row has a picture."""
-        return self.has_pictures and self._places[row] >= 0
+        return self.has_pictures and bool(self._places[row] >= 0)
 
     @functools.cached_property
     def _texts(self) -> Cells:

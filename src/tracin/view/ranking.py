@@ -1,5 +1,6 @@
 """A million rows, sorted and filtered in memory: a view is a fixed array of row numbers."""
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tracin.view.row_request import RowRequest
 # Scores of which low values are suspicious, and those that are so far from 0; see `Suspects`.
 LOW = frozenset({"margin", "final_margin", "aum", "given_probability"})
 FAR = frozenset({"residual", "final_residual"})
+PROBABILITIES = ("given_probability", "suggested_probability")
 VIEWS = 8
 _LOOKED_AT = 2000  # rows that say which score leads
 
@@ -49,6 +51,20 @@ class Ranking:
                     self._views.popitem(last=False)
             self._views.move_to_end(request)
             return self._views[request]
+
+    @functools.cached_property
+    def disagreeing(self) -> np.ndarray:
+        """Whether the model would say otherwise: [rows], bool; all False without suggestions.
+
+        A table with probabilities suggests another label for every example, however unlikely.
+        """
+        table = self._table
+        if table.suggested is None:
+            return np.zeros(len(table), dtype=bool)
+        found = table.given.differing(table.suggested)
+        if set(PROBABILITIES) <= set(table.scores):
+            found &= table.score(PROBABILITIES[1]) > table.score(PROBABILITIES[0])
+        return found
 
     def prepare(self) -> None:
         """Sort by every score, so that nobody waits for it later."""
@@ -85,7 +101,7 @@ class Ranking:
             if request.suggested is not None:
                 yield table.suggested.equal(request.suggested)
             if request.differs:
-                yield table.given.differing(table.suggested)
+                yield self.disagreeing
         if request.words:
             found = table.ids.containing(request.words)
             if table.given.is_text:

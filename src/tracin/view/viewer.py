@@ -16,6 +16,7 @@ from tracin.view.ranking import LOW, Ranking
 CLASSES = 1000  # more labels than that are typed, not chosen from a list
 EXCERPT, WHOLE = 300, 5000  # letters of a text in the table, and of the example looked at
 LAST = 50
+ORDINARY = ("results", "index")  # names of folders that say nothing of a run
 ALIKE = 100
 
 
@@ -42,7 +43,8 @@ class Viewer:
         self._names, self._is_prepared = tuple(names), False
         where = found_index(self.table) if index is None else index
         self.explainer = None if where is None else Explainer(where, self.table)
-        self.title = plain(self.table.path.absolute().parent.name)
+        places = [each.name for each in self.table.path.absolute().parents]
+        self.title = plain(next((one for one in places if one not in ORDINARY), places[0]))
 
     def prepare(self) -> None:
         """Begin to read and sort, on a thread of its own, what the next clicks will need."""
@@ -96,6 +98,7 @@ class Viewer:
             "id": plain(table.ids[row])[:200],
             "given": self._label(table.given[row]),
             "suggested": None if table.suggested is None else self._label(table.suggested[row]),
+            "disagrees": bool(self.ranking.disagreeing[row]),
             "scores": {name: _finite(table.score(name)[row]) for name in table.scores},
             "text": None if text is None else plain(text[:EXCERPT]),
             "picture": self.examples.has_picture(row),

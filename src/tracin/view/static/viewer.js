@@ -36,7 +36,7 @@ async function api(path, { body, signal, raw } = {}) {
 }
 
 const picture = (row, side) => row.picture ? el("img", { src: `media/${about.media}/${row.row}-${side > 64 ? 256 : 64}.webp`, width: side, height: side, alt: "", loading: "lazy", decoding: "async" }) : null;
-const differs = row => row.suggested && row.suggested.value !== row.given.value;
+const differs = row => row.disagrees;
 // On what explains another example the suggestion is a fact like any other: no colour, no alarm.
 const label = (row, alarm = true) => [data(row.given.shown, differs(row) && alarm ? "chip differs" : "chip"), differs(row) ? [" → ", data(row.suggested.shown)] : []].flat();
 const decision = row => row.kind === "undecided" ? el("span") : el("span", { class: row.kind }, row.kind, row.label ? [" ", data(row.label.shown)] : []);
@@ -112,7 +112,7 @@ function show(row) {
   const choice = about.labels
     ? el("select", { id: "relabel", onkeydown: entered }, about.labels.map(one => el("option", { value: JSON.stringify(one.value), selected: one.value === row.suggested?.value }, one.shown)))
     : el("input", { id: "relabel", size: 8, maxlength: 200, autocomplete: "off", onkeydown: entered });
-  const facts = [["given label", data(row.given.shown)], ...(row.suggested ? [["the model would say", data(row.suggested.shown)]] : []), ["position", whole(row.position)], ...Object.entries(row.scores).map(([name, value]) => [words(name), number(value)])];
+  const facts = [["given label", data(row.given.shown)], ...(row.suggested ? [["suggested label", data(row.suggested.shown)]] : []), ["position", whole(row.position)], ...Object.entries(row.scores).map(([name, value]) => [words(name), number(value)])];
   $("detail").replaceChildren(
     el("div", { class: "head" }, picture(row, 160), el("div", {}, el("strong", {}, "Example ", data(row.id)), el("dl", {}, facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)])))),
     el("div", { class: "acts", role: "group", "aria-label": "Decide" },
@@ -151,7 +151,7 @@ async function explain(row) {
       el("span", {}, el("strong", { class: one.score < 0 ? "down" : "up" }, (one.score > 0 ? "+" : "") + number(one.score)), one.error ? el("span", { class: "soft small" }, " ± " + number(one.error)) : "", el("br"), one.of ? label(one.of, false) : "", " ", data(one.id, "soft small"), one.of?.text ? [el("br"), data(one.of.text, "small")] : ""),
       bars(one.by_checkpoint, most)));
     const side = (title, hits) => el("div", {}, el("h2", {}, title), el("ol", { class: "hits" }, hits.map(hit)));
-    why.replaceChildren(el("div", { class: "sides" }, side("Proponents: speak for its label", answer.proponents), side("Opponents: speak against it", answer.opponents)),
+    why.replaceChildren(el("div", { class: "sides" }, side("Proponents: for its label", answer.proponents), side("Opponents: against it", answer.opponents)),
       el("p", { class: "soft small" }, `Estimated from the index, with one standard deviation; bars by checkpoint (${answer.checkpoints.length}). ${answer.note}.`));
     document.body.dataset.why = row.row;
   } catch (error) { if (error.name !== "AbortError" && error.message !== "lost" && still()) why.replaceChildren(el("p", { class: "soft" }, "Not explained: " + error.message)); }
