@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 import tracin
 from tracin import DecisionError, OutputError
 from tracin.decisions.cells import Cells, as_label
-from tracin.decisions.ranked_table import found_table
+from tracin.decisions.ranked_table import ranked_table_in
 
 TRAIN = torch.arange(8.0)[:, None], torch.tensor(GIVEN)
 
@@ -177,12 +177,14 @@ def test_a_position_that_is_not_there_is_refused(folder):
 def test_a_run_folder_and_its_results_are_the_same(tmp_path, name):
     saved(tmp_path / "results")
 
-    assert found_table(tmp_path / name).path.name == "mislabelled.parquet"
-    assert found_table(tmp_path / "results" / "mislabelled.parquet").log.parent.name == "results"
+    assert ranked_table_in(tmp_path / name).path.name == "mislabelled.parquet"
+    assert (
+        ranked_table_in(tmp_path / "results" / "mislabelled.parquet").log.parent.name == "results"
+    )
 
 
 def test_the_order_of_the_file_is_the_ranking(tmp_path):
-    table = found_table(saved(tmp_path, positions=[7, 6, 5, 4, 3, 2, 1, 0]))
+    table = ranked_table_in(saved(tmp_path, positions=[7, 6, 5, 4, 3, 2, 1, 0]))
 
     assert table.positions.tolist() == list(range(8))
     assert table.score("loss")[table.ranked].tolist() == pytest.approx(
@@ -200,7 +202,7 @@ def test_an_index_is_a_table_too(tmp_path):
 
     tracin.Decisions.decide(tmp_path, 4, "relabelled", 1)
 
-    assert found_table(tmp_path).suggested is None
+    assert ranked_table_in(tmp_path).suggested is None
     assert tracin.Decisions.open(tmp_path).relabelled(train)[1][4] == 1
     assert tracin.Index.open(tmp_path / "index").verify().is_sound
 
@@ -214,7 +216,7 @@ def test_an_index_is_a_table_too(tmp_path):
 )
 def test_a_table_of_something_else_is_explained(tmp_path, changed, words):
     with pytest.raises(DecisionError, match=words):
-        found_table(saved(tmp_path, **changed))
+        ranked_table_in(saved(tmp_path, **changed))
 
 
 def test_a_folder_without_a_ranking_says_what_makes_one(tmp_path):

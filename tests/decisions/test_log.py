@@ -11,11 +11,11 @@ from ranking import saved
 
 from tracin import DecisionError
 from tracin.decisions.log import DecidedElsewhereError, DecisionLog
-from tracin.decisions.ranked_table import found_table
+from tracin.decisions.ranked_table import ranked_table_in
 
 
 def opened(folder):
-    table = found_table(folder)
+    table = ranked_table_in(folder)
     return DecisionLog(table.log, table)
 
 
@@ -208,9 +208,9 @@ def test_a_log_of_a_later_format_is_refused(tmp_path):
 WRITER = """
 import sys
 from tracin.decisions.log import DecisionLog
-from tracin.decisions.ranked_table import found_table
+from tracin.decisions.ranked_table import ranked_table_in
 
-table = found_table(sys.argv[1])
+table = ranked_table_in(sys.argv[1])
 log = DecisionLog(table.log, table)
 for turn in range(500):
     log.decide([turn % 8], ("wrong", "right")[turn // 8 % 2], None, "a")

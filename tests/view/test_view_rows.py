@@ -9,12 +9,12 @@ from ranking import GIVEN, LOSS, SUGGESTED
 from served import saved, saved_many
 
 import tracin
-from tracin.decisions.ranked_table import found_table
+from tracin.decisions.ranked_table import ranked_table_in
 from tracin.results.suspects import RANKINGS
 from tracin.view import save_examples
 from tracin.view.examples import ShownExamples
-from tracin.view.ranking import Ranking, suspicion_of
 from tracin.view.row_request import RowRequest
+from tracin.view.row_views import RowViews, suspicion_of
 
 RANKED = sorted(range(8), key=lambda at: -LOSS[at])
 
@@ -196,14 +196,14 @@ def test_what_cannot_be_asked_is_answered_in_words(client, asked):
 
 
 def test_old_views_are_forgotten(tmp_path):
-    table = found_table(saved_many(tmp_path, 50))
-    ranking = Ranking(table, ShownExamples(table))
+    table = ranked_table_in(saved_many(tmp_path, 50))
+    views = RowViews(table, ShownExamples(table))
     kinds = np.zeros(50, np.int8)
 
     for at in range(30):
-        ranking.view(RowRequest(given=at), kinds)
+        views.view(RowRequest(given=at), kinds)
 
-    assert len(ranking._views) == 8
+    assert len(views._views) == 8
 
 
 HOSTILE = [

@@ -10,7 +10,7 @@ from served import saved
 
 import tracin
 from tracin import IndexingError
-from tracin.decisions.ranked_table import found_table
+from tracin.decisions.ranked_table import ranked_table_in
 from tracin.view.explainer import Explainer
 from tracin.view.viewer import found_index
 
@@ -40,14 +40,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def explainer(folder):
-    explainer = Explainer(str(folder / "index"), found_table(folder))
+    explainer = Explainer(str(folder / "index"), ranked_table_in(folder))
     yield explainer
     explainer.close()
 
 
 def test_the_index_beside_the_results_is_found(folder):
-    assert found_index(found_table(folder)) == str(folder / "index")
-    assert found_index(found_table(folder / "index")) == str(folder / "index")
+    assert found_index(ranked_table_in(folder)) == str(folder / "index")
+    assert found_index(ranked_table_in(folder / "index")) == str(folder / "index")
 
 
 def test_a_page_explains_a_row_as_the_scores_do(folder, opened):
@@ -158,7 +158,7 @@ def test_of_many_that_ask_at_once_the_latest_are_answered(explainer, monkeypatch
 
 def test_closing_ends_the_search(folder, monkeypatch):
     held = Held(monkeypatch)
-    explainer = Explainer(str(folder / "index"), found_table(folder))
+    explainer = Explainer(str(folder / "index"), ranked_table_in(folder))
     explainer.ahead([1])
     held.begun.acquire()
     waiting = explainer.explained(30)
@@ -179,7 +179,7 @@ def test_an_index_of_other_examples_is_refused_and_said_so(folder, tmp_path, ope
 
 
 def test_a_damaged_index_is_said_so_each_time(folder, tmp_path):
-    missing = Explainer(str(tmp_path), found_table(folder))
+    missing = Explainer(str(tmp_path), ranked_table_in(folder))
     try:
         for row in (1, 2):
             with pytest.raises(IndexingError, match="holds no index"):
@@ -190,7 +190,7 @@ def test_a_damaged_index_is_said_so_each_time(folder, tmp_path):
 
 def test_an_index_alone_is_shown_and_explained(folder, opened):
     client = opened(folder / "index")
-    table = found_table(folder / "index")
+    table = ranked_table_in(folder / "index")
 
     page = client.rows(sort="self_influence")
     values = table.score("self_influence")
@@ -213,4 +213,4 @@ def test_settings_that_name_a_url_make_no_request(tmp_path):
     saved(tmp_path)
     (tmp_path / "mislabelled.settings.json").write_text('{"index": {"folder": "s3://bucket/x"}}')
 
-    assert found_index(found_table(tmp_path)) is None
+    assert found_index(ranked_table_in(tmp_path)) is None

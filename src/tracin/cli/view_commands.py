@@ -83,12 +83,12 @@ def apply_decisions(
     from tracin.decisions.decided import mended_columns
     from tracin.decisions.exports import write_bytes, writer_for
     from tracin.decisions.log import DecisionLog
-    from tracin.decisions.ranked_table import found_table
+    from tracin.decisions.ranked_table import ranked_table_in
 
     writer = writer_for(out)
     if out.exists():
         raise OutputError(f"{out} is already there and is not overwritten; name a new file.")
-    table = found_table(folder)
+    table = ranked_table_in(folder)
     if not table.log.is_file():
         raise RunFileError(
             f"{table.path} was not decided about: {table.log} is not there. Run tracin view first."

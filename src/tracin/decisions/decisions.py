@@ -12,7 +12,7 @@ from tracin.analysis.edited_data import kept_examples, label_column, relabelled_
 from tracin.decisions.decided import decided_columns, mended_columns
 from tracin.decisions.exports import label_studio_bytes, write_bytes, writer_for
 from tracin.decisions.log import DecisionLog
-from tracin.decisions.ranked_table import found_table
+from tracin.decisions.ranked_table import ranked_table_in
 from tracin.errors import DecisionError
 from tracin.plain_text import plain
 from tracin.results.table import aligned, arrow_table
@@ -77,7 +77,7 @@ class Decisions:
         Raises:
             DecisionError: There is no ranking, or a file cannot be read.
         """
-        table = found_table(folder)
+        table = ranked_table_in(folder)
         log = DecisionLog(table.log, table)
         try:
             columns = decided_columns(table, log)
@@ -100,7 +100,7 @@ class Decisions:
         Raises:
             DecisionError: There is no such position or kind, or a label where none belongs.
         """
-        table = found_table(folder)
+        table = ranked_table_in(folder)
         row = int(np.searchsorted(table.positions, position))
         if row == len(table) or table.positions[row] != position:
             raise DecisionError(

@@ -152,7 +152,7 @@ class RankedTable:
         return cells if self._back is None else cells.taken(self._back)
 
 
-def found_table(folder: str | os.PathLike[str]) -> RankedTable:
+def ranked_table_in(folder: str | os.PathLike[str]) -> RankedTable:
     """The table in a folder: of wrong labels, in it or in its `results`, or of an index.
 
     Args:

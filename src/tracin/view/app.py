@@ -27,7 +27,7 @@ from tracin.errors import DecisionError, TracInError
 from tracin.view.examples import SIZES
 from tracin.view.explainer import BATCH
 from tracin.view.guard import Guard, media_key
-from tracin.view.row_request import MOST_ROWS, RowRequest, whole
+from tracin.view.row_request import MOST_ROWS, RowRequest, number_within
 from tracin.view.viewer import Viewer
 
 STATIC = Path(__file__).parent / "static"
@@ -101,9 +101,9 @@ class _Routes:
     def rows(self, request: Request) -> Response:
         asked, viewer = request.query_params, self._viewer
         wanted = RowRequest.parsed(asked, viewer.table)
-        found = viewer.ranking.view(wanted, viewer.log.kinds)
-        start = whole(asked, "start", 0, 0, len(viewer.table))
-        shown = found[start : start + whole(asked, "n", 100, 1, MOST_ROWS)].tolist()
+        found = viewer.views.view(wanted, viewer.log.kinds)
+        start = number_within(asked, "start", 0, 0, len(viewer.table))
+        shown = found[start : start + number_within(asked, "n", 100, 1, MOST_ROWS)].tolist()
         answer = {
             "found": len(found),
             "start": start,
@@ -117,7 +117,7 @@ class _Routes:
         return JSONResponse(self._viewer.example(self._row(request)))
 
     async def why(self, request: Request) -> Response:
-        row, k = self._row(request), whole(request.query_params, "k", 6, 1, 50)
+        row, k = self._row(request), number_within(request.query_params, "k", 6, 1, 50)
         if self._viewer.explainer is None:
             return JSONResponse({"error": "There is no index that explains rows."}, 404)
         asked = self._viewer.explainer.explained(row)
@@ -130,7 +130,7 @@ class _Routes:
         return JSONResponse(await run_in_threadpool(self._viewer.explanation, row, found, k))
 
     def changes(self, request: Request) -> Response:
-        since = whole(request.query_params, "since", 0, 0, 1 << 53)
+        since = number_within(request.query_params, "since", 0, 0, 1 << 53)
         rows = self._viewer.log.since(since)[:MOST_ROWS]
         changed = [self._viewer.row(row) for row in rows]
         return JSONResponse({"rows": changed, **self._viewer.progress()})

@@ -62,18 +62,18 @@ class RowRequest:
             asked.get("differs") == "1",
             asked.get("words", "")[:_LONGEST].strip(),
             decided,
-            whole(asked, "of", 0, 0, _LARGEST) if decided else 0,
+            number_within(asked, "of", 0, 0, _LARGEST) if decided else 0,
         )
 
 
-def whole(asked: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+def number_within(asked: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
     """A whole number of a URL, moved into the range.
 
     Raises:
         QueryError: It is no number.
 
     Example:
-        >>> whole({"n": "500"}, "n", 100, 1, 200)
+        >>> number_within({"n": "500"}, "n", 100, 1, 200)
         200
     """
     text = asked.get(name, str(default))

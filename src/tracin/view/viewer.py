@@ -7,11 +7,11 @@ from typing import Any, final
 
 from tracin.decisions.cells import Cell
 from tracin.decisions.log import DecisionLog
-from tracin.decisions.ranked_table import ROWS, RankedTable, found_table, settings_of
+from tracin.decisions.ranked_table import ROWS, RankedTable, ranked_table_in, settings_of
 from tracin.plain_text import plain
 from tracin.view.examples import ShownExamples
 from tracin.view.explainer import Explainer, Hit, RowExplanation
-from tracin.view.ranking import LOW, Ranking
+from tracin.view.row_views import LOW, RowViews
 
 CLASSES = 1000  # more labels than that are typed, not chosen from a list
 EXCERPT, WHOLE = 300, 5000  # letters of a text in the table, and of the example looked at
@@ -36,10 +36,10 @@ class Viewer:
     def __init__(
         self, folder: str | Path, index: str | None = None, names: Sequence[str] = ()
     ) -> None:
-        self.table = found_table(folder)
+        self.table = ranked_table_in(folder)
         self.log = DecisionLog(self.table.log, self.table)
         self.examples = ShownExamples(self.table)
-        self.ranking = Ranking(self.table, self.examples)
+        self.views = RowViews(self.table, self.examples)
         self._names, self._is_prepared = tuple(names), False
         where = found_index(self.table) if index is None else index
         self.explainer = None if where is None else Explainer(where, self.table)
@@ -70,7 +70,7 @@ class Viewer:
             "title": self.title,
             "total": len(table),
             "sorts": [{"name": name, "low": name in LOW} for name in table.scores],
-            "leading": self.ranking.leading,
+            "leading": self.views.leading,
             "labels": None if distinct is None else [self._label(one) for one in distinct],
             "suggests": table.suggested is not None,
             "pictures": self.examples.has_pictures,
@@ -98,7 +98,7 @@ class Viewer:
             "id": plain(table.ids[row])[:200],
             "given": self._label(table.given[row]),
             "suggested": None if table.suggested is None else self._label(table.suggested[row]),
-            "disagrees": bool(self.ranking.disagreeing[row]),
+            "disagrees": bool(self.views.disagreeing[row]),
             "scores": {name: _finite(table.score(name)[row]) for name in table.scores},
             "text": None if text is None else plain(text[:EXCERPT]),
             "picture": self.examples.has_picture(row),
@@ -158,7 +158,7 @@ class Viewer:
     def _prepared(self) -> None:
         import pyarrow.compute  # noqa: F401  # imported here, so that the first search does not wait
 
-        self.ranking.prepare()
+        self.views.prepare()
         self.examples.load()
 
 

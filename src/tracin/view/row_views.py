@@ -22,7 +22,7 @@ _LOOKED_AT = 2000  # rows that say which score leads
 
 
 @final
-class Ranking:
+class RowViews:
     """Sorts and filters the rows of a table, and keeps what was asked last.
 
     Args:
