@@ -23,7 +23,8 @@ SLOW_FILES = frozenset(
         "index_search", "integrations_faiss", "integrations_lightning",
         "integrations_transformers", "interrupts", "memory", "pretrained", "recorder_more",
         "recorder_safety", "replay", "selection", "sharded", "sketches", "slow_twin", "slow_ways",
-        "store", "store_urls", "threads", "trace_safety", "wrappers",
+        "store", "store_urls", "threads", "trace_safety", "view_browser", "view_process",
+        "wrappers",
         # tests/tracing
         "accumulate", "gradient_use", "paths", "resume", "trace", "traced_parameters",
         "traced_self_influence", "training_untouched", "updates",

@@ -23,6 +23,8 @@ PUBLIC = [
     "CurvatureWarning",
     "DataError",
     "DataWarning",
+    "DecisionError",
+    "Decisions",
     "DeviceError",
     "EKFAC",
     "Explanations",
@@ -80,7 +82,15 @@ PUBLIC = [
     "with_ids",
 ]
 
-SUBPACKAGES = {"analysis", "baselines", "engines", "evaluate", "integrations", "tracing"}
+SUBPACKAGES = {
+    "analysis",
+    "baselines",
+    "engines",
+    "evaluate",
+    "integrations",
+    "tracing",
+    "view",
+}
 TRACING = [
     "Quadrature",
     "Replay",
@@ -125,7 +135,7 @@ def test_every_public_name_has_a_docstring():
 def test_using_the_library_imports_nothing_heavier_than_torch():
     heavy = (
         "pyarrow typer pydantic transformers peft accelerate lightning sklearn matplotlib pandas "
-        "polars torchvision"
+        "polars torchvision starlette uvicorn PIL"
     )
     code = (
         "import sys, tracin\n"

@@ -4,6 +4,7 @@ from . import engines as engines
 from . import evaluate as evaluate
 from . import integrations as integrations
 from . import tracing as tracing
+from . import view as view
 from .analysis.agreement import Agreement as Agreement
 from .analysis.agreement import compare_selections as compare_selections
 from .analysis.conflicting_duplicates import ConflictingDuplicates as ConflictingDuplicates
@@ -26,6 +27,7 @@ from .checkpoints import Visits as Visits
 from .checkpoints import open_checkpoints as open_checkpoints
 from .data import WithIds as WithIds
 from .data import with_ids as with_ids
+from .decisions.decisions import Decisions as Decisions
 from .errors import CheckpointError as CheckpointError
 from .errors import CheckpointWarning as CheckpointWarning
 from .errors import CoupledExamplesError as CoupledExamplesError
@@ -33,6 +35,7 @@ from .errors import CurvatureError as CurvatureError
 from .errors import CurvatureWarning as CurvatureWarning
 from .errors import DataError as DataError
 from .errors import DataWarning as DataWarning
+from .errors import DecisionError as DecisionError
 from .errors import DeviceError as DeviceError
 from .errors import IndexingError as IndexingError
 from .errors import LabelError as LabelError

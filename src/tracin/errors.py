@@ -94,6 +94,10 @@ class IndexingError(TracInError):
     """An index that cannot be built, opened, or searched as asked."""
 
 
+class DecisionError(TracInError):
+    """Decisions about labels, or the ranking they are about, cannot be read, kept or applied."""
+
+
 class TracInWarning(UserWarning):
     """The base of every warning that tracin gives."""
 

@@ -15,14 +15,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tracin.errors import CheckpointError, TracInError
 from tracin.plain_text import a_kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIX = ".unfinished"
 # The safetensors library writes to names such as .tmpAb12Cd, and a killed process leaves them.
@@ -229,8 +230,11 @@ def ids_fingerprint(ids: np.ndarray) -> str:
     return fingerprint(["\n".join(map(str, ids.tolist()))])
 
 
-def bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: "Tensor") -> memoryview:
     """A tensor's numbers as they lie in memory; not copied where that is the CPU's."""
+    # Imported late: `tracin view` writes files, and starts without waiting for torch.
+    import torch
+
     flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 

@@ -1,1 +1,1 @@
-"""The command line: tracin demo, init, self-influence, mislabelled, explain, evaluate, verify."""
+"""The command line: tracin demo, init, mislabelled, explain, evaluate, verify, view, ..."""

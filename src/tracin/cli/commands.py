@@ -24,6 +24,7 @@ from tracin.cli.results import check_writable, write
 from tracin.cli.settings import read_settings
 from tracin.cli.task import Task
 from tracin.cli.template import RUN, TASK
+from tracin.cli.view_commands import apply_decisions, view
 from tracin.errors import QueryError, RunFileError
 from tracin.plain_text import a_kind, plain
 
@@ -42,6 +43,8 @@ app = typer.Typer(
 )
 
 app.add_typer(index_commands.app, name="index")
+app.command()(view)
+app.command("apply")(apply_decisions)
 
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[

@@ -1,6 +1,7 @@
 """The gradient index: training gradients, sketched once, for any number of queries."""
 
 import os
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -21,6 +22,7 @@ from tracin.index.matched_run import MatchedRun
 from tracin.index.measure_recall import HITS, QUERIES, RecallRequest, known_recall, measured
 from tracin.index.row_curvature import curvature_in_words
 from tracin.index.row_scan import RowScan
+from tracin.index.rows_explained import checked_rows, rows_explained
 from tracin.index.search import scores_of
 from tracin.index.store import Removed, Report, Store, delete_stale, verify_files
 from tracin.index.table import exact_self_influence, table_of
@@ -206,6 +208,48 @@ class Index:
                 )
         names = tuple(matched.run.checkpoints[number].name for number in sketched.numbers)
         return Explanations(given.ids, *sides, names, recall, tuple(notes))
+
+    def explain_rows(
+        self,
+        positions: Sequence[int] | np.ndarray | Tensor,
+        k: int = 10,
+        *,
+        memory: int = MEMORY,
+        is_stopped: Callable[[], bool] | None = None,
+        progress: bool | None = None,
+    ) -> Explanations | None:
+        """The k strongest proponents and opponents of some of the index's own rows.
+
+        It needs no run and no data: the stored rows are the queries, with the weights of the
+        build. A row is left out of its own lists. Many rows at once cost little more than one:
+        the index is read once for all of them.
+
+        Args:
+            positions: [queries]; which rows to explain, each once.
+            k: Results per query and side.
+            memory: Approximate limit, in bytes, for blocks of scores and rows.
+            is_stopped: Asked before each block of rows; once it is true, the call returns None.
+            progress: True or False; None shows a bar on terminals only.
+
+        Returns:
+            Per row, the strongest other rows on both sides; None if it was stopped.
+
+        Raises:
+            IndexingError: The index is incomplete, or a file is damaged.
+            QueryError: A position is no row or comes twice, or k is out of range.
+
+        Example:
+            >>> import tempfile, torch, tracin
+            >>> model = torch.nn.Linear(3, 2)
+            >>> run = tracin.TracIn(model, "mse", [model.state_dict()], learning_rates=[1.0])
+            >>> train, folder = (torch.randn(50, 3), torch.randn(50, 2)), tempfile.mkdtemp()
+            >>> index = run.index(train, folder, tracin.Projection(dim=64))
+            >>> tracin.Index.open(folder).explain_rows([7, 3], k=2).query_ids.tolist()
+            [7, 3]
+        """
+        _check_k(k, len(self) - 1)
+        rows = checked_rows(positions, len(self))
+        return rows_explained(self.store, self.plan, rows, k, memory, is_stopped, progress)
 
     @guarded
     def measure_recall(

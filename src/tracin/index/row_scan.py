@@ -1,6 +1,6 @@
 """A scan of an index's rows, block by block, for a set of queries."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -95,6 +95,10 @@ class Block:
             yield slice(start - self.start, stop - self.start), range(start, stop)
 
 
+class ScanStoppedError(Exception):
+    """A scan whose answer nobody waits for any more."""
+
+
 @final
 @dataclass(frozen=True)
 class RowScan:
@@ -107,6 +111,7 @@ class RowScan:
         memory: Bytes that a block, and what is made of it, may take, about.
         keep: [rows], bool: which may be found; None for all.
         progress: None shows a bar on a terminal alone.
+        is_stopped: Asked before each block; once it is true, the scan raises ScanStoppedError.
     """
 
     store: Store
@@ -115,6 +120,7 @@ class RowScan:
     memory: int
     keep: Tensor | None = None
     progress: bool | None = None
+    is_stopped: Callable[[], bool] | None = None
 
     def blocks(
         self, each: int, near: int, ranges: Sequence[range] | None = None
@@ -125,6 +131,9 @@ class RowScan:
             each: Bytes that a row takes.
             near: A block is whole blocks of so many rows, one at least.
             ranges: Of the manifest's; None for all.
+
+        Raises:
+            ScanStoppedError: `is_stopped` said so.
         """
         ranges = self.store.manifest.ranges() if ranges is None else ranges
         keys = self.queries.keys
@@ -133,6 +142,8 @@ class RowScan:
             for span in ranges:
                 shards = [self.store.read_range(key, span) for key in keys]
                 for start in range(0, len(span), step):
+                    if self.is_stopped is not None and self.is_stopped():
+                        raise ScanStoppedError
                     block = Block(shards, start, min(start + step, len(span)), span.start + start)
                     yield block
                     shown.update(len(block) * len(keys))

@@ -1,17 +1,19 @@
 """Results as columns, aligned on a screen."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from tracin.plain_text import plain
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Columns = Mapping[str, np.ndarray]
 
 
-def numbers(values: Tensor) -> np.ndarray:
+def numbers(values: "Tensor") -> np.ndarray:
     """A tensor as a NumPy array on the CPU."""
     return values.detach().cpu().numpy()
 

@@ -1,0 +1,1 @@
+"""What a person decided about labels: kept for good, exported, and applied to the data."""
