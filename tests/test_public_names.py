@@ -47,6 +47,7 @@ PUBLIC = [
     "RunFileError",
     "SelectedExamples",
     "Selection",
+    "Shown",
     "Suspects",
     "TargetOutcome",
     "TracIn",
@@ -68,6 +69,7 @@ PUBLIC = [
     "select_checkpoints",
     "training_losses",
     "with_ids",
+    "write_report",
 ]
 
 SUBPACKAGES = {"analysis", "baselines", "engines", "integrations", "tracing"}

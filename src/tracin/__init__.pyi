@@ -55,8 +55,10 @@ from .losses import TargetOutcome as TargetOutcome
 from .preconditioners import KFAC as KFAC
 from .preconditioners import Adam as Adam
 from .preconditioners import Preconditioner as Preconditioner
+from .report.write import write_report as write_report
 from .results.explanations import Explanations as Explanations
 from .results.recall import Recall as Recall
+from .results.shown import Shown as Shown
 from .results.suspects import Suspects as Suspects
 from .results.verification import Verification as Verification
 from .sketches import Projection as Projection

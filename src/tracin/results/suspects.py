@@ -1,7 +1,7 @@
 """Training examples ranked by how likely their label is wrong."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tracin.checks import count_within, one_of
 from tracin.errors import QueryError
+from tracin.results.shown import Showing, Shown
+from tracin.results.shown_rows import shown_rows
 from tracin.results.table import aligned, arrow_table, numbers, save_parquet
 
 # What may lead a ranking, and how suspicious its values are.
@@ -119,6 +121,28 @@ class Suspects:
     def bottom(self, k: int) -> "Suspects":
         """The k least suspicious, in the same order."""
         return self._picked(torch.arange(len(self) - self._held(k), len(self)))
+
+    def show(
+        self,
+        train: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        show: Callable[[Any], Shown | str] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> list[Shown]:
+        """What each row's example is: picture, text, columns, label. Call it on a few: `top(20)`.
+
+        Args:
+            train: The training data that was ranked.
+            labels: The classes' names, by class.
+            show: Makes a `tracin.Shown` (or a text) of an example; None goes by its type.
+            decode: Makes a text of a list of token ids, such as `tokenizer.decode`.
+
+        Raises:
+            DataError: `train` is not the data that was ranked.
+        """
+        how = Showing(labels, decode, show)
+        return shown_rows(train, self.positions.tolist(), self.ids.tolist(), how)
 
     def columns(self) -> dict[str, np.ndarray]:
         """The table, column by column."""
