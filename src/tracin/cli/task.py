@@ -14,6 +14,7 @@ from tracin.plain_text import a_kind
 
 NEEDED = ("model", "loss", "train", "checkpoints")
 OPTIONAL = ("queries", "pool", "optimizer", "training_loss")
+SHOWING = ("labels", "show", "decode")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Task:
         optimizer: As it trained the model, for a replay.
         training_loss: (model, batch) -> what was differentiated, for a replay; None for the mean
             of `loss`.
+        labels: The classes' names, for a report.
+        show: Makes a `tracin.Shown` of an example, for a report; None goes by its type.
+        decode: Makes a text of token ids, for a report.
     """
 
     model: Any
@@ -40,6 +44,9 @@ class Task:
     pool: Any = None
     optimizer: Any = None
     training_loss: Any = None
+    labels: Any = None
+    show: Any = None
+    decode: Any = None
 
 
 def load_task(function: str, run: Path) -> Task:
@@ -78,12 +85,12 @@ def load_task(function: str, run: Path) -> Task:
 def _checked(returned: Any, function: str, run: Path) -> Task:
     promised = (
         f"{run}: {function!r} must return a dict with {_listed(NEEDED)} and, where they "
-        f"are needed, {_listed(OPTIONAL)}"
+        f"are needed, {_listed(OPTIONAL + SHOWING)}"
     )
     if not isinstance(returned, Mapping):
         raise RunFileError(f"{promised}; it returned {a_kind(returned)}.")
     missing = [key for key in NEEDED if key not in returned]
-    unknown = [key for key in returned if key not in NEEDED + OPTIONAL]
+    unknown = [key for key in returned if key not in NEEDED + OPTIONAL + SHOWING]
     gaps = [f"{_listed(missing)} missing"] if missing else []
     gaps += [f"{_listed(unknown)} not known"] if unknown else []
     if gaps:
