@@ -32,13 +32,11 @@ def report(
     A folder alone shows ids. With a RUN.toml the page also shows what the examples are: the task is
     run for its train and queries and, if it returns them, 'labels', 'show' and 'decode'.
     """
-    folder, examples = source, {}
-    if source.suffix == ".toml":
-        settings = read_settings(source, sets or [])
-        folder = source.parent / settings.output.folder
-    elif sets:
+    settings = read_settings(source, sets or []) if source.suffix == ".toml" else None
+    folder = source if settings is None else source.parent / settings.output.folder
+    if settings is None and sets:
         raise RunFileError("--set changes a setting of a RUN.toml; give one in place of a folder.")
-    if source.suffix == ".toml" and not folder.is_dir():
+    if settings is not None and not folder.is_dir():
         raise RunFileError(
             f"{source}: there are no results in {folder} yet. 'tracin mislabelled {source}' and "
             f"'tracin explain {source} --query 0' write some."
@@ -49,8 +47,8 @@ def report(
     from tracin.results.shown import Showing
 
     saved = saved_results(folder)
-    if source.suffix == ".toml":
-        examples = _examples(settings.task.function, source)
+    # Results first: a task may take long, and nothing to show is reported at once.
+    examples = {} if settings is None else _examples(settings.task.function, source)
     made = written(
         folder / NAME if out is None else out,
         saved.results,

@@ -37,7 +37,7 @@ def html(
 
     Args:
         title: On top.
-        parts: (section, its name among the links), in the order of the page.
+        parts: (section, its name among others of its kind or ""), in the order of the page.
         facts: (name, value), under the title.
         left_out: What the page does not show, below everything.
     """

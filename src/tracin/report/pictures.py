@@ -70,7 +70,7 @@ def scaled(image: Tensor, side: int) -> Tensor:
     height, width = image.shape[1:]
     larger = max(height, width)
     if larger > side:
-        size = [max(1, round(each * side / larger)) for each in (height, width)]
+        size = max(1, round(height * side / larger)), max(1, round(width * side / larger))
         smaller = F.adaptive_avg_pool2d(image.float()[None], size)[0]
         return smaller.round().to(torch.uint8)
     times = max(1, side // larger)

@@ -101,7 +101,7 @@ def why_section(
     found = [one for each in shown for one in _all(each, hits)]
     seen.fetch((one.position for one in found), (one.id for one in found))
     known = judged(suspects, (one.position for one in found))
-    cards = seen.queries(explanations.query_ids[:queries])
+    cards = seen.queries(explanations.query_ids[:queries].tolist())
     sure = [
         [_sure(side, at, hits) for side in (explanations.proponents, explanations.opponents)]
         for at in range(queries)

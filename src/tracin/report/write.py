@@ -174,8 +174,7 @@ def _parts(results: Sequence[NamedResult], seen: Seen, limits: Limits) -> list[t
     made = []
     for at, one in enumerate(results):
         section = _section(one.result, f"part-{at + 1}", seen, suspects, limits)
-        heading = f"{section.short_title}: {one.name}" if one.name else section.short_title
-        made.append((section, heading))
+        made.append((section, one_line(one.name)))
     return sorted(made, key=lambda each: ORDER.index(type(each[0])))
 
 
@@ -198,8 +197,10 @@ def _section(
 
 
 def _facts(parts: Sequence[tuple[Section, str]]) -> list[tuple[str, str]]:
-    """What holds for the whole page, each once."""
-    return list(dict(fact for part, _ in parts for fact in part.facts).items())
+    """What holds for the whole page: facts that no two parts tell differently."""
+    facts = list(dict.fromkeys(fact for part, _ in parts for fact in part.facts))
+    names = [name for name, _ in facts]
+    return [(name, value) for name, value in facts if names.count(name) == 1]
 
 
 def _write(target: Path, text: str) -> None:
