@@ -85,9 +85,8 @@ def test_token_ids_are_decoded_where_a_tokenizer_is_given():
 def test_labels_have_names_where_there_are_some():
     how = Showing(labels=["cat", "dog"])
 
-    assert [how.label(each) for each in (0, torch.tensor(1), np.int64(1), 7, -1, None, "x", True)] == [
-        "cat", "dog", "dog", 7, -1, None, "x", True
-    ]  # fmt: skip
+    given = [0, torch.tensor(1), np.int64(1), 7, -1, None, "x", True]
+    assert list(map(how.label, given)) == ["cat", "dog", "dog", 7, -1, None, "x", True]
 
 
 @pytest.mark.parametrize(
@@ -146,12 +145,11 @@ def test_suspects_show_their_rows():
         {"loss": torch.tensor([2.0, 1.0])},
         "loss",
     )
-    train = tracin.WithIds((["x", "y"], [1, 0]), ["a", "b"])
+    train = tracin.WithIds([("x", 1), ("y", 0)], ["a", "b"])
 
-    assert [str(each) for each in suspects.show(train, labels=["no", "yes"])] == [
-        "[no] y",
-        "[yes] x",
-    ]
+    rows = suspects.show(train, labels=["no", "yes"])
+
+    assert list(map(str, rows)) == ["[no] y", "[yes] x"]
 
 
 def test_other_data_is_refused():

@@ -62,7 +62,7 @@ def saved_results(folder: Path) -> SavedResults:
             continue
         if result is None:
             notes.append(
-                f"{plain(path.name)} holds neither explanations, suspects nor found curves"
+                f"{plain(path.name)} is no table of explanations, suspects or found curves"
             )
         else:
             results.append(NamedResult(result, path.stem))

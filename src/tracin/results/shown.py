@@ -16,6 +16,7 @@ from torch import Tensor
 from tracin.plain_text import a_kind, first_line, plain
 
 MOST = 300  # characters of a text on a screen or in a report
+LABEL = 60  # characters of a label, at most
 COLUMNS = 12  # of an example, in a report
 PICTURE_SIDE = 4  # pixels: what is smaller is a table of numbers
 FLATTEST = 8  # how many times as wide as high a picture may be
@@ -182,10 +183,12 @@ class Showing:
 
 
 def is_label(value: Any) -> bool:
-    """Whether a value is a single number or text, as labels are."""
+    """Whether a value is a single number or a short text, as labels are."""
     if isinstance(value, Tensor | np.ndarray):
         return value.ndim == 0 or (value.ndim == 1 and len(value) == 1)
-    return isinstance(value, str | bool | int | float | np.generic)
+    if isinstance(value, str):
+        return len(value) <= LABEL
+    return isinstance(value, bool | int | float | np.generic)
 
 
 def is_numbers(value: Any) -> bool:
