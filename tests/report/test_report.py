@@ -16,7 +16,7 @@ from reported_results import explanations_of, suspects_of
 from tracin import DataError, OutputError, QueryError, Shown
 from tracin.analysis import compare_found, found_curve
 from tracin.report import write
-from tracin.report.limits import Limits
+from tracin.report.limits import PageLimits
 from tracin.results.recall import Recall
 from tracin.tracing import Quadrature, TraceDiagnostics
 
@@ -295,7 +295,7 @@ def test_a_file_that_would_be_too_large_shows_half_as_much(tmp_path, monkeypatch
 
 
 def test_halving_ends_with_one_of_each():
-    limits = Limits()
+    limits = PageLimits()
     for _ in range(9):
         limits = limits.halved()
 
@@ -360,3 +360,11 @@ def test_a_file_that_cannot_be_written_is_reported(tmp_path, suspects):
         tracin.write_report(tmp_path / "file" / "page.html", suspects)
     with pytest.raises(OutputError, match=r"Expected a path such as 'why\.html'"):
         tracin.write_report(3, suspects)  # type: ignore[arg-type]
+
+
+def test_names_in_a_sentence_keep_its_words_in_order(tmp_path):
+    hebrew = [f"\u05e9\u05dc\u05d5\u05dd {at}" for at in range(4)]
+
+    page = page_of(tmp_path, suspects_of([0] * 4, [1] * 4, hebrew))
+
+    assert all(f"\u2068{each}\u2069" in page.text for each in hebrew[:3])

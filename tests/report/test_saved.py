@@ -12,7 +12,7 @@ import torch
 import tracin
 from reported_results import explanations_of, suspects_of
 from tracin import QueryError
-from tracin.report.found_labels import Ranking
+from tracin.report.found_labels import FoundRanking
 from tracin.report.saved import saved_results
 from tracin.results.table import save_parquet
 
@@ -70,7 +70,7 @@ def test_found_curves_come_back_by_name(tmp_path):
     (one,) = saved_results(tmp_path).results
 
     loss, chance = one.result
-    assert isinstance(loss, Ranking)
+    assert isinstance(loss, FoundRanking)
     assert (loss.name, loss.at(0.25), chance.at(0.5)) == ("loss", 0.5, 0.5)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 import tracin
 from tracin import DataError, Explanations, Suspects
 from tracin.results.explanations import TopInfluences
-from tracin.results.shown import Showing, short
+from tracin.results.shown import Showing, brief
 
 PICTURE = torch.rand(3, 32, 32)
 
@@ -115,7 +115,7 @@ def test_what_has_no_text_of_its_own_is_named(value):
 def test_the_text_of_huge_values_stays_short():
     values = ["a" * 10**6, list(range(10**6)), {at: at for at in range(10**5)}, 10**4000]
 
-    assert max(len(short(value)) for value in values) < 400
+    assert max(len(brief(value)) for value in values) < 400
 
 
 def test_explanations_show_what_the_examples_are():

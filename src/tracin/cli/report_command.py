@@ -43,13 +43,13 @@ def report(
         )
     # Imported late: torch is slow to import, and a missing file is reported at once.
     from tracin.report.saved import saved_results
-    from tracin.report.write import written
+    from tracin.report.write import write_page
     from tracin.results.shown import Showing
 
     saved = saved_results(folder)
     # Results first: a task may take long, and nothing to show is reported at once.
     examples = {} if settings is None else _examples(settings.task.function, source)
-    made = written(
+    made = write_page(
         folder / NAME if out is None else out,
         saved.results,
         train=examples.get("train"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from tracin.report.numbers import number
+from tracin.report.numbers import readable
 
 WIDTH, HEIGHT = 96, 30
 MOST = 24  # bars: more of them are too thin to see
@@ -27,11 +27,11 @@ class Bars:
     words: str
 
 
-def grouped(shares: Sequence[float], most: int = MOST) -> list[float]:
+def summed_neighbours(shares: Sequence[float], most: int = MOST) -> list[float]:
     """Shares of neighbouring checkpoints added up, so that there are at most `most`.
 
     Example:
-        >>> grouped([1.0, 2.0, 3.0, 4.0, 5.0], most=3)
+        >>> summed_neighbours([1.0, 2.0, 3.0, 4.0, 5.0], most=3)
         [3.0, 7.0, 5.0]
     """
     each = max(1, math.ceil(len(shares) / most))
@@ -54,5 +54,5 @@ def bars(shares: Sequence[float], largest: float) -> Bars:
         back = "" if share >= 0 else "-"
         path = f"M{at * width:.3g},15v{sign}{length:.3g}h{width - 1:.3g}v{back}{length:.3g}z"
         paths[share >= 0] += path
-    words = ", ".join(map(number, shares))
+    words = ", ".join(map(readable, shares))
     return Bars(paths[True], paths[False], f"by checkpoint: {words}")

@@ -5,7 +5,7 @@ from typing import Any, final
 
 from tracin.plain_text import first_line
 from tracin.report.pictures import data_uri
-from tracin.results.shown import Shown, one_line, short
+from tracin.results.shown import Shown, brief, one_line
 
 
 @final
@@ -56,4 +56,13 @@ def card_of(shown: Shown | None, name: str, side: int) -> Card:
 
 def label_text(label: Any) -> str:
     """A label, or an id, in few characters that a page only shows."""
-    return one_line(short(label, 60), 60)
+    return one_line(brief(label, 60), 60)
+
+
+def isolated(text: str) -> str:
+    """A text within a sentence of ours: Hebrew or Arabic in it cannot reorder the words around it.
+
+    Unicode's first strong isolate, https://www.unicode.org/reports/tr9/, does in plain text what
+    `<bdi>` does in HTML.
+    """
+    return text if text.isascii() else f"\N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"

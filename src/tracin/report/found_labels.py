@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from tracin.analysis import FoundComparison, FoundCurve
-from tracin.report.card import label_text
+from tracin.report.card import isolated, label_text
 from tracin.report.chart import Chart, Line, chart
 from tracin.report.numbers import percent
 
@@ -19,7 +19,7 @@ LOOKED_AT = (0.05, 0.1, 0.2, 0.3)
 
 @final
 @dataclass(frozen=True, eq=False)
-class Ranking:
+class FoundRanking:
     """How much one ranking finds.
 
     Attributes:
@@ -58,7 +58,7 @@ class FoundSection:
     facts: tuple[tuple[str, str], ...] = ()
 
 
-def rankings_of(result: FoundCurve | FoundComparison) -> list[Ranking]:
+def rankings_of(result: FoundCurve | FoundComparison) -> list[FoundRanking]:
     """Found curves as the page draws them; of several seeds the mean."""
     curves = {"this ranking": (result,)} if isinstance(result, FoundCurve) else result.curves
     rankings = []
@@ -66,11 +66,11 @@ def rankings_of(result: FoundCurve | FoundComparison) -> list[Ranking]:
         mean = np.mean([one.curve.cpu().numpy() for one in each], axis=0)
         auroc = float(np.mean([one.auroc for one in each]))
         wrong = float(np.mean([one.wrong / one.examples for one in each]))
-        rankings.append(Ranking(name, np.linspace(0, 1, len(mean)), mean, auroc, wrong))
+        rankings.append(FoundRanking(name, np.linspace(0, 1, len(mean)), mean, auroc, wrong))
     return rankings
 
 
-def found_section(rankings: Sequence[Ranking], key: str) -> FoundSection:
+def found_section(rankings: Sequence[FoundRanking], key: str) -> FoundSection:
     """Make the part on what some rankings find."""
     shown = rankings[:STYLES]
     end = next(
@@ -106,12 +106,12 @@ def found_section(rankings: Sequence[Ranking], key: str) -> FoundSection:
         for each in rankings
     )
     best = max(shown, key=lambda each: each.at(LOOKED_AT[1]))
+    name, some, more = isolated(label_text(best.name)), LOOKED_AT[1], LOOKED_AT[2]
     say = (
-        f"Look through the first {percent(LOOKED_AT[1])} of the ranking by "
-        f"{label_text(best.name)}: it holds {percent(best.at(LOOKED_AT[1]))} of the labels known "
-        "to be wrong, where as many examples "
-        f"in random order would hold {percent(LOOKED_AT[1])}. The first "
-        f"{percent(LOOKED_AT[2])} holds {percent(best.at(LOOKED_AT[2]))}."
+        f"Look through the first {percent(some)} of the ranking by {name}: it holds "
+        f"{percent(best.at(some))} of the labels known to be wrong, where as many examples in "
+        f"random order would hold {percent(some)}. The first {percent(more)} holds "
+        f"{percent(best.at(more))}."
     )
     left_out = ()
     if len(rankings) > len(shown):

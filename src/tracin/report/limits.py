@@ -8,7 +8,7 @@ LARGEST = 10_000_000  # bytes of a report
 
 @final
 @dataclass(frozen=True)
-class Limits:
+class PageLimits:
     """The most that a report shows of each kind.
 
     Attributes:
@@ -23,10 +23,10 @@ class Limits:
     suspects: int = 300
     side: int = 64
 
-    def halved(self) -> "Limits":
+    def halved(self) -> "PageLimits":
         """Half as many of each, and at least one; pictures stay as large."""
         halves = (max(1, each // 2) for each in (self.queries, self.hits, self.suspects))
-        return Limits(*halves, side=self.side)
+        return PageLimits(*halves, side=self.side)
 
     @property
     def is_least(self) -> bool:

@@ -5,11 +5,11 @@ import math
 MINUS, TIMES = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 
 
-def number(value: float) -> str:
+def readable(value: float) -> str:
     """Three significant figures, with a minus as long as a plus; words where it is no number.
 
     Example:
-        >>> number(1234.5), number(0.01234), number(float("nan"))
+        >>> readable(1234.5), readable(0.01234), readable(float("nan"))
         ('1,234', '0.0123', 'not a number')
     """
     value = float(value)

@@ -11,7 +11,7 @@ import torch
 from tracin.errors import QueryError, TracInError
 from tracin.files import read_json
 from tracin.plain_text import first_line, plain
-from tracin.report.found_labels import Ranking
+from tracin.report.found_labels import FoundRanking
 from tracin.report.write import NamedResult
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.suspects import Suspects
@@ -179,11 +179,11 @@ def _leading(scores: Mapping[str, torch.Tensor]) -> str:
     return next(iter(scores))
 
 
-def _curves(columns: Columns) -> tuple[Ranking, ...]:
+def _curves(columns: Columns) -> tuple[FoundRanking, ...]:
     names = list(dict.fromkeys(columns["score"].tolist()))
     rows = {name: columns["score"] == name for name in names}
     return tuple(
-        Ranking(str(name), columns["inspected"][each] * 1.0, columns["found"][each] * 1.0)
+        FoundRanking(str(name), columns["inspected"][each] * 1.0, columns["found"][each] * 1.0)
         for name, each in rows.items()
     )
 

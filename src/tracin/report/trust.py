@@ -6,7 +6,7 @@ from typing import final
 import numpy as np
 
 from tracin.report.chart import BOTTOM, HEIGHT, TOP, WIDTH, Chart, Line, chart
-from tracin.report.numbers import many, number
+from tracin.report.numbers import many, readable
 from tracin.results.shown import one_line
 from tracin.tracing import TraceDiagnostics
 
@@ -82,7 +82,7 @@ def _so_far(diagnostics: TraceDiagnostics) -> Chart:
         (float(both.min()), float(both.max())),
         x_label="step",
         x_text=lambda step: f"{step:,.0f}",
-        y_text=number,
+        y_text=readable,
     )
 
 
@@ -90,9 +90,9 @@ def _figures(diagnostics: TraceDiagnostics) -> tuple[tuple[str, str], ...]:
     steps, queries = diagnostics.predicted.shape
     return (
         ("traced", f"{many(steps, 'step')}, {many(queries, 'query')}, {diagnostics.path.value}"),
-        ("Pearson, all steps and queries", number(diagnostics.pearson)),
-        ("slope, real over predicted", number(diagnostics.slope)),
-        ("conservation ratio", number(diagnostics.conservation_ratio)),
-        ("Pearson of the queries' totals", number(diagnostics.pearson_of_totals)),
-        ("real loss drop, all queries", number(float(diagnostics.actual.sum()))),
+        ("Pearson, all steps and queries", readable(diagnostics.pearson)),
+        ("slope, real over predicted", readable(diagnostics.slope)),
+        ("conservation ratio", readable(diagnostics.conservation_ratio)),
+        ("Pearson of the queries' totals", readable(diagnostics.pearson_of_totals)),
+        ("real loss drop, all queries", readable(float(diagnostics.actual.sum()))),
     )

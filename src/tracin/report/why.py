@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from tracin.report.bars import Bars, bars, grouped
-from tracin.report.card import Card, card_of, label_text
+from tracin.report.bars import Bars, bars, summed_neighbours
+from tracin.report.card import Card, card_of, isolated, label_text
 from tracin.report.judged import Judged, judged
-from tracin.report.limits import Limits
-from tracin.report.numbers import many, number
+from tracin.report.limits import PageLimits
+from tracin.report.numbers import many, readable
 from tracin.report.seen import Seen
 from tracin.results.explanations import Explanation, Explanations, Influence, TopInfluences
 from tracin.results.shown import one_line
@@ -84,7 +84,7 @@ class WhySection:
 
 
 def why_section(
-    explanations: Explanations, key: str, seen: Seen, suspects: Suspects | None, limits: Limits
+    explanations: Explanations, key: str, seen: Seen, suspects: Suspects | None, limits: PageLimits
 ) -> WhySection:
     """Make the part on some explanations.
 
@@ -115,7 +115,7 @@ def why_section(
         left_out.append(f"{queries} of {many(len(explanations), 'query')} are shown")
     if hits < k:
         left_out.append(f"{hits} of {k} proponents and opponents of each query are shown")
-    groups = len(grouped([0.0] * len(explanations.checkpoints)))
+    groups = len(summed_neighbours([0.0] * len(explanations.checkpoints)))
     names = _from_to(explanations.checkpoints)
     if groups < len(explanations.checkpoints):
         names += f", neighbours added up to {groups} bars"
@@ -167,7 +167,7 @@ def _query(
     side: int,
 ) -> QueryView:
     sides = [explanation.proponents[:hits], explanation.opponents[:hits]]
-    shares = [[grouped(one.by_checkpoint) for one in each] for each in sides]
+    shares = [[summed_neighbours(one.by_checkpoint) for one in each] for each in sides]
     sizes = [abs(v) for each in shares for one in each for v in one if math.isfinite(v)]
     largest = max(sizes, default=0.0)
     id_ = label_text(explanation.id)
@@ -200,12 +200,12 @@ def _hit(
         given, other = seen.label(judgement.given), seen.label(judgement.suggested)
         card = card if card.label is not None else _labelled(card, given)
         suggested = other if judgement.disagrees else None
-        loss = None if judgement.loss is None else number(judgement.loss)
+        loss = None if judgement.loss is None else readable(judgement.loss)
     sign = "+" if one.score > 0 else ""
-    error = number(one.error) if one.error else None
+    error = readable(one.error) if one.error else None
     drawn = bars(shares, largest)
     return HitView(
-        card, sign + number(one.score), one.score >= 0, error, suggested, loss, drawn,
+        card, sign + readable(one.score), one.score >= 0, error, suggested, loss, drawn,
         is_last_certain,
     )  # fmt: skip
 
@@ -259,15 +259,16 @@ def _labels(query: Card, views: Sequence[Sequence[HitView]], against: Sequence[H
     if query.label is None or None in proponents or not proponents:
         return ""
     same = sum(label == query.label for label in proponents)
-    text = f" {same} of {many(len(proponents), 'proponent')} are labelled {query.label}, as it is"
+    own = isolated(query.label)
+    text = f" {same} of {many(len(proponents), 'proponent')} are labelled {own}, as it is"
     if opponents:
         (label, count), *_ = opponents.most_common(1)
-        text += f"; {count} of {many(len(against), 'opponent')} are labelled {label}"
+        text += f"; {count} of {many(len(against), 'opponent')} are labelled {isolated(label)}"
     return f"{text}."
 
 
 def _ids(hits: Sequence[Influence]) -> str:
-    names = [label_text(one.id) for one in hits[:NAMED]]
+    names = [isolated(label_text(one.id)) for one in hits[:NAMED]]
     listed = ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
     more = f" (and {len(hits) - NAMED} more)" if len(hits) > NAMED else ""
     return f"{'example' if len(hits) == 1 else 'examples'} {listed}{more}"

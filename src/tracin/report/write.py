@@ -10,9 +10,9 @@ from tracin.analysis import FoundComparison, FoundCurve
 from tracin.errors import OutputError, QueryError
 from tracin.files import replacing
 from tracin.plain_text import a_kind, plain
-from tracin.report.found_labels import FoundSection, Ranking, found_section, rankings_of
+from tracin.report.found_labels import FoundRanking, FoundSection, found_section, rankings_of
 from tracin.report.html import html
-from tracin.report.limits import LARGEST, Limits
+from tracin.report.limits import LARGEST, PageLimits
 from tracin.report.seen import Seen
 from tracin.report.trust import TrustSection, trust_section
 from tracin.report.why import WhySection, why_section
@@ -58,7 +58,7 @@ class WrittenReport:
 class NamedResult:
     """A result with the name that it has among others of its kind; "" for none."""
 
-    result: Result | Sequence[Ranking]
+    result: Result | Sequence[FoundRanking]
     name: str = ""
 
 
@@ -122,10 +122,10 @@ def write_report(
             )
     how = Showing(labels, decode, show)
     named = [NamedResult(each) for each in results]
-    return written(path, named, train=train, queries=queries, how=how, title=title)
+    return write_page(path, named, train=train, queries=queries, how=how, title=title)
 
 
-def written(
+def write_page(
     path: str | os.PathLike[str],
     results: Sequence[NamedResult],
     *,
@@ -153,7 +153,7 @@ def written(
         )
     if not isinstance(path, str | os.PathLike):
         raise OutputError(f"Expected a path such as 'why.html' to write a report to; got {path!r}.")
-    limits = Limits()
+    limits = PageLimits()
     seen = Seen(train, queries, how, limits.side)
     while True:
         parts = _parts(results, seen, limits)
@@ -169,7 +169,9 @@ def written(
     return WrittenReport(target, size, tuple(left_out))
 
 
-def _parts(results: Sequence[NamedResult], seen: Seen, limits: Limits) -> list[tuple[Section, str]]:
+def _parts(
+    results: Sequence[NamedResult], seen: Seen, limits: PageLimits
+) -> list[tuple[Section, str]]:
     suspects = next((one.result for one in results if isinstance(one.result, Suspects)), None)
     made = []
     for at, one in enumerate(results):
@@ -179,11 +181,11 @@ def _parts(results: Sequence[NamedResult], seen: Seen, limits: Limits) -> list[t
 
 
 def _section(
-    result: Result | Sequence[Ranking],
+    result: Result | Sequence[FoundRanking],
     key: str,
     seen: Seen,
     suspects: Suspects | None,
-    limits: Limits,
+    limits: PageLimits,
 ) -> Section:
     if isinstance(result, Explanations):
         return why_section(result, key, seen, suspects, limits)

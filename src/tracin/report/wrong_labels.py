@@ -7,10 +7,10 @@ from typing import final
 
 import numpy as np
 
-from tracin.report.card import Card, label_text
+from tracin.report.card import Card, isolated, label_text
 from tracin.report.judged import are_classes, disagreements
-from tracin.report.limits import Limits
-from tracin.report.numbers import MINUS, many, number, percent
+from tracin.report.limits import PageLimits
+from tracin.report.numbers import MINUS, many, percent, readable
 from tracin.report.seen import Seen
 from tracin.results.suspects import Suspects
 
@@ -82,7 +82,9 @@ class SuspectsSection:
     facts: tuple[tuple[str, str], ...]
 
 
-def suspects_section(suspects: Suspects, key: str, seen: Seen, limits: Limits) -> SuspectsSection:
+def suspects_section(
+    suspects: Suspects, key: str, seen: Seen, limits: PageLimits
+) -> SuspectsSection:
     """Make the part on a ranking of suspects.
 
     Args:
@@ -157,18 +159,18 @@ def _row(
         suggested=seen.label(suspects.suggested_labels[at]),
         disagrees=disagrees,
         chances=chances,
-        values=tuple((value, number(value)) for value in values),
+        values=tuple((value, readable(value)) for value in values),
     )
 
 
 def _say(suspects: Suspects, disagrees: np.ndarray, seen: Seen, has_classes: bool) -> str:
     if not len(suspects):
         return "There are no suspects: the table is empty."
-    first = ", ".join(label_text(each) for each in suspects.ids[:NAMED])
+    first = ", ".join(isolated(label_text(each)) for each in suspects.ids[:NAMED])
     start = f"Look at the rows from the top (ids {first}, ...) and decide about each."
     if not has_classes:
-        given = seen.label(suspects.given_labels[0])
-        predicted = seen.label(suspects.suggested_labels[0])
+        given = isolated(seen.label(suspects.given_labels[0]))
+        predicted = isolated(seen.label(suspects.suggested_labels[0]))
         return (
             f"{start} The first has the target {given}, and the model predicts {predicted}. A gap "
             "alone does not make a target wrong."

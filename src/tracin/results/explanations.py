@@ -12,7 +12,7 @@ from tracin.checks import count_within
 from tracin.errors import QueryError
 from tracin.plain_text import plain
 from tracin.results.recall import Recall
-from tracin.results.shown import Showing, Shown, cut
+from tracin.results.shown import Showing, Shown, shortened
 from tracin.results.shown_rows import shown_queries, shown_rows
 from tracin.results.table import aligned, arrow_table, distinct, numbers, save_parquet
 
@@ -136,13 +136,13 @@ class ShownExplanation:
             "opponent": (self.explanation.opponents, self.opponents),
         }
         rows = [
-            (kind, one.id, one.score, cut(str(shown), SHOWN))
+            (kind, one.id, one.score, shortened(str(shown), SHOWN))
             for kind, (influences, shown_ones) in sides.items()
             for one, shown in zip(influences, shown_ones, strict=True)
         ]
         query = f"query {plain(self.explanation.id)}"
         if self.query is not None:
-            query += f": {cut(str(self.query), SHOWN)}"
+            query += f": {shortened(str(self.query), SHOWN)}"
         return f"{query}\n{aligned(('kind', 'id', 'score', 'example'), rows)}"
 
 
@@ -235,10 +235,10 @@ class Explanations:
             >>> train = torch.ones(3, 1), torch.tensor([1.0, 2.0, -1.0])
             >>> query = torch.ones(1, 1), torch.ones(1)
             >>> print(run.explain(train, query, k=1).show(train, query)[0])
-            query 0: [1.0] 1
+            query 0: [1] 1
             kind       id  score  example
-            proponent   1      4  [2.0] 1
-            opponent    2     -2  [-1.0] 1
+            proponent   1      4  [2] 1
+            opponent    2     -2  [-1] 1
         """
         how = Showing(labels, decode, show)
         asked: list[Shown | None] = [None] * len(self)

@@ -54,7 +54,7 @@ class Shown:
     note: str | None = None
 
     def __str__(self) -> str:
-        parts = [] if self.label is None else [f"[{plain(short(self.label, 40))}]"]
+        parts = [] if self.label is None else [f"[{plain(brief(self.label, 40))}]"]
         if self.image is not None:
             parts.append("(a picture)")
         parts += [one_line(part) for part in (self.words, self.columns_in_words, self.note) if part]
@@ -64,7 +64,7 @@ class Shown:
     def words(self) -> str | None:
         """The text, or the tokens one after the other; None where there are neither."""
         if self.text is not None:
-            return self.text if isinstance(self.text, str) else short(self.text)
+            return self.text if isinstance(self.text, str) else brief(self.text)
         return " ".join(map(str, self.tokens)) if len(self.tokens) else None
 
     @property
@@ -72,7 +72,7 @@ class Shown:
         """The first columns, such as "age: 31, income: 20000"."""
         listed = list(self.columns.items())
         more = f", and {len(listed) - COLUMNS} more" if len(listed) > COLUMNS else ""
-        return ", ".join(f"{name}: {short(value, 80)}" for name, value in listed[:COLUMNS]) + more
+        return ", ".join(f"{name}: {brief(value, 80)}" for name, value in listed[:COLUMNS]) + more
 
 
 @final
@@ -105,7 +105,7 @@ class Showing:
             return replace(made, label=self.label(made.label))
         except Exception as error:  # the user's data and functions may raise anything
             reason = f"{type(error).__name__}: {first_line(error)}"
-            return Shown(text=short(example), note=f"cannot be shown otherwise: {reason}")
+            return Shown(text=brief(example), note=f"cannot be shown otherwise: {reason}")
 
     def label(self, label: Any) -> Any:
         """A label as it is read: the name of the class where there are names."""
@@ -144,7 +144,7 @@ class Showing:
 
     def _of_mapping(self, example: Mapping[Any, Any]) -> Shown:
         if not example:
-            return Shown(text=short(example))
+            return Shown(text=brief(example))
         shown, columns = Shown(), {}
         for key, value in example.items():
             name = str(key)
@@ -179,7 +179,7 @@ class Showing:
             return Shown(image=value)
         if self.decode is not None and is_token_ids(value):
             return self._with_tokens(Shown(), value, None)
-        return Shown(text=short(value))
+        return Shown(text=brief(value))
 
 
 def is_label(value: Any) -> bool:
@@ -231,25 +231,25 @@ def picture_size(shape: tuple[int, ...]) -> tuple[int, int] | None:
     return None
 
 
-def short(value: Any, most: int = MOST) -> str:
+def brief(value: Any, most: int = MOST) -> str:
     """A value in few characters, whatever it is: never raises, never runs long.
 
     Example:
-        >>> short(0.123456), short(torch.zeros(2)), short(torch.zeros(100, 3))
+        >>> brief(0.123456), brief(torch.zeros(2)), brief(torch.zeros(100, 3))
         ('0.1235', '0, 0', 'numbers [100, 3] of float32, from 0 to 0')
     """
     try:
         text = _short(value, most)
     except Exception as error:  # a repr may raise anything
         text = f"{a_kind(value)} whose text cannot be made ({type(error).__name__})"
-    return cut(text, most)
+    return shortened(text, most)
 
 
-def cut(text: str, most: int = MOST) -> str:
+def shortened(text: str, most: int = MOST) -> str:
     """The first characters of a text, and how many it has where it has more.
 
     Example:
-        >>> cut("a" * 1000, 5)
+        >>> shortened("a" * 1000, 5)
         'aaaaa… (1,000 characters)'
     """
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
@@ -262,7 +262,7 @@ def one_line(text: str, most: int = MOST) -> str:
         >>> print(one_line("two\nlines\x1b[2J"))
         two ⏎ lines\x1b[2J
     """
-    joined = " ⏎ ".join(cut(text, most).replace("\t", " ").splitlines())
+    joined = " ⏎ ".join(shortened(text, most).replace("\t", " ").splitlines())
     return plain(joined)
 
 
@@ -276,9 +276,9 @@ def _short(value: Any, most: int) -> str:
         return _of_tensor(value)
     if isinstance(value, np.ndarray) and value.dtype.kind in "buif":
         return _of_tensor(torch.from_numpy(np.ascontiguousarray(value)))
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = brief.maxlong = most
-    return brief.repr(value)
+    writer = reprlib.Repr()
+    writer.maxstring = writer.maxother = writer.maxlong = most
+    return writer.repr(value)
 
 
 def _of_tensor(value: Tensor) -> str:
