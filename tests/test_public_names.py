@@ -56,6 +56,7 @@ PUBLIC = [
     "RunFileError",
     "SelectedExamples",
     "Selection",
+    "Shown",
     "Suspects",
     "TargetOutcome",
     "TracIn",
@@ -80,6 +81,7 @@ PUBLIC = [
     "select_checkpoints",
     "training_losses",
     "with_ids",
+    "write_report",
 ]
 
 SUBPACKAGES = {

@@ -66,11 +66,13 @@ from .preconditioners import KFAC as KFAC
 from .preconditioners import Adam as Adam
 from .preconditioners import Kernel as Kernel
 from .preconditioners import Preconditioner as Preconditioner
+from .report.write import write_report as write_report
 from .results.explanations import Explanations as Explanations
 from .results.held_out import HeldOut as HeldOut
 from .results.recall import Recall as Recall
 from .results.review import ReviewSample as ReviewSample
 from .results.review import WrongLabels as WrongLabels
+from .results.shown import Shown as Shown
 from .results.suspects import Suspects as Suspects
 from .results.verification import Verification as Verification
 from .sketches import Projection as Projection

@@ -746,3 +746,35 @@ def test_a_pager_that_is_closed_ends_the_command_quietly():
         said = process.stderr.read()
 
     assert (process.returncode, said) == (1, "")
+
+
+def test_report_shows_saved_results_with_the_runs_own_examples(begun, capsys, tmp_path):
+    text = (begun.parent / "task.py").read_text()
+    text = text.replace('"optimizer"', '"labels": ["inner", "<outer>"],\n        "optimizer"')
+    run = altered(begun, tmp_path, task=text)
+    nothing, _, missing = call(capsys, "report", run)
+    call(capsys, "mislabelled", run)
+    call(capsys, "explain", run, "--query", "0,3", "-k", 2)
+    call(capsys, "self-influence", run)
+
+    code, out, _ = call(capsys, "report", run, "--title", "Rings")
+    other, _, _ = call(capsys, "report", tmp_path / "results", "--out", tmp_path / "ids.html")
+
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert (nothing, code, other) == (2, 0, 0)
+    assert "'tracin mislabelled" in missing
+    assert "<title>Rings</title>" in page
+    assert "&lt;outer&gt;" in page
+    assert "<outer>" not in page
+    assert "results/report.html" in out
+    assert "self-influence.parquet is no table of" in out
+    assert "outer" not in (tmp_path / "ids.html").read_text()
+
+
+def test_report_refuses_what_holds_no_results(begun, capsys, tmp_path):
+    code, _, err = call(capsys, "report", tmp_path)
+    settings, _, about_set = call(capsys, "report", tmp_path, "--set", "output.folder=x")
+
+    assert (code, settings) == (2, 2)
+    assert "holds no results that a report can show" in err
+    assert "--set changes a setting of a RUN.toml" in about_set

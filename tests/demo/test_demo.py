@@ -34,9 +34,19 @@ def test_it_leaves_a_figure_tables_and_checkpoints(ran):
     names = sorted(path.name for path in folder.iterdir())
 
     tables = ["accuracy.parquet", "explanation.parquet", "found.parquet", "suspects.parquet"]
-    assert names == sorted(["checkpoints", "digits.png", *tables])
+    assert names == sorted(["checkpoints", "digits.png", "report.html", *tables])
     assert (folder / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((folder / "checkpoints").glob("*.safetensors"))) == 12
+
+
+def test_its_report_shows_the_digits_and_what_was_found(ran):
+    page = (ran[0] / "report.html").read_text()
+
+    assert page.count("data:image/png;base64,") > 300
+    assert "Which labels are wrong?" in page
+    assert "How much is found by looking?" in page
+    assert "Why did the model say this?" in page
+    assert any("report.html" in passage for passage in ran[1])
 
 
 def test_the_ranking_finds_far_more_wrong_labels_than_chance(ran):

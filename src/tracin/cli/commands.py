@@ -20,6 +20,7 @@ from tracin.cli.index_commands import (
 )
 from tracin.cli.keep import keep_of
 from tracin.cli.opened import Opened, opened_run
+from tracin.cli.report_command import report
 from tracin.cli.results import check_writable, write
 from tracin.cli.settings import read_settings
 from tracin.cli.task import Task
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.add_typer(index_commands.app, name="index")
 app.command()(view)
 app.command("apply")(apply_decisions)
+app.command("report")(report)
 
 Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[

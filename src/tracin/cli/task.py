@@ -23,6 +23,7 @@ OPTIONAL = (
     "texts",
     "query_texts",
 )
+SHOWING = ("labels", "show", "decode")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Task:
             or a `tracin.evaluate.StackedFit`.
         texts: The training examples' texts, for `evaluate`.
         query_texts: The queries' texts, for `evaluate`.
+        labels: The classes' names, for a report.
+        show: Makes a `tracin.Shown` of an example, for a report; None goes by its type.
+        decode: Makes a text of token ids, for a report.
     """
 
     model: Any
@@ -58,6 +62,9 @@ class Task:
     fit: Any = None
     texts: Any = None
     query_texts: Any = None
+    labels: Any = None
+    show: Any = None
+    decode: Any = None
 
 
 def load_task(function: str, run: Path) -> Task:
@@ -96,12 +103,12 @@ def load_task(function: str, run: Path) -> Task:
 def _checked(returned: Any, function: str, run: Path) -> Task:
     promised = (
         f"{run}: {function!r} must return a dict with {_listed(NEEDED)} and, where they "
-        f"are needed, {_listed(OPTIONAL)}"
+        f"are needed, {_listed(OPTIONAL + SHOWING)}"
     )
     if not isinstance(returned, Mapping):
         raise RunFileError(f"{promised}; it returned {a_kind(returned)}.")
     missing = [key for key in NEEDED if key not in returned]
-    unknown = [key for key in returned if key not in NEEDED + OPTIONAL]
+    unknown = [key for key in returned if key not in NEEDED + OPTIONAL + SHOWING]
     gaps = [f"{_listed(missing)} missing"] if missing else []
     gaps += [f"{_listed(unknown)} not known"] if unknown else []
     if gaps:

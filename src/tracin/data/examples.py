@@ -56,6 +56,10 @@ class Examples:
             raise DataError(f"At least one position in {self.name} is needed to make a batch.")
         return self._source.take(chosen)
 
+    def example(self, position: int) -> Any:
+        """The example at a position, as the data gives it: neither collated nor in a batch."""
+        return self._source.example(position)
+
     @property
     def is_stored(self) -> bool:
         """Whether batches are cut from columns in memory, the same ones each time."""

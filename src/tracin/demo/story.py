@@ -1,7 +1,7 @@
 """The demo from start to end: plant wrong labels, find them, correct them, explain."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracin.analysis import FoundCurve, HighestWrong, found_curve, noisy_labels
+from tracin.analysis import FoundCurve, HighestWrong, compare_found, found_curve, noisy_labels
 from tracin.demo.digits import Digits, open_digits
 from tracin.demo.figure import Row, draw
 from tracin.demo.pictures import Picture, a_digit, side_by_side
 from tracin.demo.threads import one_thread
 from tracin.demo.training import accuracy, emptied, trained
 from tracin.errors import TracInError
+from tracin.report import write_report
 from tracin.results.explanations import Explanations
 from tracin.results.saving import save_columns
 from tracin.results.suspects import Suspects
@@ -33,8 +34,8 @@ SEED = 0
 def run(folder: Path, say: Say, *, repeats: int = 3) -> None:
     """Find planted wrong labels among real digits, correct them, and explain one mistake.
 
-    Writes `digits.png`, four Parquet tables and the checkpoints into `folder`; files that an
-    earlier run left there are replaced.
+    Writes `report.html`, `digits.png`, four Parquet tables and the checkpoints into `folder`;
+    files that an earlier run left there are replaced.
 
     Args:
         folder: Where to write; created if missing.
@@ -106,6 +107,7 @@ def _run(folder: Path, say: Say, repeats: int) -> None:
     accuracies = _accuracies(noisy, relabelled, repeats)
     say(_accuracies_in_words(noisy, relabelled, accuracies))
 
+    explained = None
     query = _worst_mistake(model, clean, digits)
     if query is None:
         say("The net reads every test digit right, so there is no mistake to explain.")
@@ -116,6 +118,7 @@ def _run(folder: Path, say: Say, repeats: int) -> None:
             k=SHOWN,
             progress=False,
         )
+        explained = replace(explanation, query_ids=np.array([query]))
         story = Mistake(model, noisy, query, explanation)
         say(story.in_words(clean, trained(digits.train_images, relabelled, SEED)))
         rows.append(story.row())
@@ -145,6 +148,16 @@ def _run(folder: Path, say: Say, repeats: int) -> None:
         NOISE,
         rows,
     )
+    page = write_report(
+        folder / "report.html",
+        *([] if explained is None else [explained]),
+        suspects,
+        compare_found(curves),
+        train=(digits.train_images, labels),
+        queries=(digits.test_images, digits.test_labels),
+        title=f"{int(is_flipped.sum())} wrong labels among {train:,} digits, and one mistake",
+    )
+    say(f"Open {page.path} in a browser: all of this with pictures, to sort and filter.")
     say(
         f"Done in {perf_counter() - started:.0f} s. In {folder}: digits.png (the curves and the "
         "images), found, suspects, accuracy and explanation (.parquet), and the checkpoints."

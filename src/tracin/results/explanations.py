@@ -1,6 +1,6 @@
 """What explains each query: its strongest proponents and opponents."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final, overload
 
@@ -13,8 +13,12 @@ from tracin.errors import QueryError
 from tracin.plain_text import plain
 from tracin.printed import Printed
 from tracin.results.recall import Recall
+from tracin.results.shown import Showing, Shown, shortened
+from tracin.results.shown_rows import shown_queries, shown_rows
 from tracin.results.table import aligned, distinct, numbers
 from tracin.results.tabular import Tabular
+
+SHOWN = 60  # characters of an example in a table
 
 
 @final
@@ -149,6 +153,39 @@ class Explanation(Printed):
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
+class ShownExplanation(Printed):
+    """What explains one query, with what the examples are. Printing it gives a table.
+
+    Attributes:
+        explanation: The influences.
+        query: The query; None where its data was not given.
+        proponents: What each proponent is.
+        opponents: What each opponent is.
+    """
+
+    explanation: Explanation
+    query: Shown | None
+    proponents: list[Shown]
+    opponents: list[Shown]
+
+    def __str__(self) -> str:
+        sides = {
+            "proponent": (self.explanation.proponents, self.proponents),
+            "opponent": (self.explanation.opponents, self.opponents),
+        }
+        rows = [
+            (kind, one.id, one.score, shortened(str(shown), SHOWN))
+            for kind, (influences, shown_ones) in sides.items()
+            for one, shown in zip(influences, shown_ones, strict=True)
+        ]
+        query = f"query {plain(self.explanation.id)}"
+        if self.query is not None:
+            query += f": {shortened(str(self.query), SHOWN)}"
+        return f"{query}\n{aligned(('kind', 'id', 'score', 'example'), rows)}"
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
 class Explanations(Tabular):
     """The strongest proponents and opponents of each query.
 
@@ -238,6 +275,58 @@ class Explanations(Tabular):
             QueryError: More were not kept.
         """
         return self.opponents.cut(self._held(k))
+
+    def show(
+        self,
+        train: Any,
+        queries: Any = None,
+        *,
+        labels: Sequence[str] | None = None,
+        show: Callable[[Any], Shown | str] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> list[ShownExplanation]:
+        """Each query with what its proponents and opponents are: text, label, columns, picture.
+
+        Args:
+            train: The training data that was explained by.
+            queries: The data of the queries; None for their ids alone.
+            labels: The classes' names, by class.
+            show: Makes a `tracin.Shown` (or a text) of an example; None goes by its type.
+            decode: Makes a text of a list of token ids, such as `tokenizer.decode`.
+
+        Raises:
+            DataError: `train` is not the data that these explanations are about.
+
+        Example:
+            >>> import torch, tracin
+            >>> model = torch.nn.Linear(1, 1, bias=False)
+            >>> weights = {"weight": torch.zeros(1, 1)}
+            >>> run = tracin.TracIn(model, "mse", [weights], learning_rates=[0.5])
+            >>> train = torch.ones(3, 1), torch.tensor([1.0, 2.0, -1.0])
+            >>> query = torch.ones(1, 1), torch.ones(1)
+            >>> print(run.explain(train, query, k=1).show(train, query)[0])
+            query 0: [1] 1
+            kind       id  score  example
+            proponent   1      4  [2] 1
+            opponent    2     -2  [-1] 1
+        """
+        how = Showing(labels, decode, show)
+        asked: list[Shown | None] = [None] * len(self)
+        if queries is not None:
+            asked = shown_queries(queries, self.query_ids.tolist(), how)
+        k = self.proponents.ids.shape[1]
+        sides = (self.proponents, self.opponents)
+        positions = np.concatenate([side.positions.reshape(-1) for side in sides]).tolist()
+        ids = np.concatenate([side.ids.reshape(-1) for side in sides]).tolist()
+        rows = shown_rows(train, positions, ids, how)
+        half = len(self) * k
+        return [
+            ShownExplanation(
+                self[at], asked[at], rows[at * k : (at + 1) * k],
+                rows[half + at * k : half + (at + 1) * k],
+            )
+            for at in range(len(self))
+        ]  # fmt: skip
 
     def columns(self) -> dict[str, np.ndarray]:
         """One row per result: query, kind, rank, id, position, score, each checkpoint's share.

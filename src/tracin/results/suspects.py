@@ -1,6 +1,6 @@
 """Training examples ranked by how likely their label is wrong."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final, overload
 
@@ -13,6 +13,8 @@ from tracin.errors import QueryError
 from tracin.plain_text import plain
 from tracin.results.held_out import HeldOut
 from tracin.results.review import ReviewSample, WrongLabels, drawn, estimated
+from tracin.results.shown import Showing, Shown
+from tracin.results.shown_rows import shown_rows
 from tracin.results.table import aligned, numbers
 from tracin.results.tabular import Tabular
 from tracin.statistics import ranks
@@ -305,6 +307,28 @@ class Suspects(Tabular):
                 of this ranking.
         """
         return estimated({each: row for row, each in enumerate(self.ids.tolist())}, reviewed)
+
+    def show(
+        self,
+        train: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        show: Callable[[Any], Shown | str] | None = None,
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> list[Shown]:
+        """What each row's example is: picture, text, columns, label. Call it on a few: `top(20)`.
+
+        Args:
+            train: The training data that was ranked.
+            labels: The classes' names, by class.
+            show: Makes a `tracin.Shown` (or a text) of an example; None goes by its type.
+            decode: Makes a text of a list of token ids, such as `tokenizer.decode`.
+
+        Raises:
+            DataError: `train` is not the data that was ranked.
+        """
+        how = Showing(labels, decode, show)
+        return shown_rows(train, self.positions.tolist(), self.ids.tolist(), how)
 
     def columns(self) -> dict[str, np.ndarray]:
         """The table, column by column."""

@@ -1,0 +1,38 @@
+"""Results to report: small, made by hand."""
+
+import numpy as np
+import torch
+
+from tracin import Explanations, Suspects
+from tracin.results.explanations import TopInfluences
+
+
+def explanations_of(
+    queries: int = 2, k: int = 3, train: int = 12, checkpoints: int = 2
+) -> Explanations:
+    """Proponents 0, 1, ... and opponents k, k + 1, ... of every query."""
+
+    def side(sign: int, start: int) -> TopInfluences:
+        positions = (np.tile(np.arange(k), (queries, 1)) + start) % train
+        shares = sign * torch.arange(k, 0, -1.0)[None, :, None].expand(queries, k, checkpoints)
+        return TopInfluences(positions, positions, shares.sum(2), shares.clone())
+
+    names = tuple(f"step-{at}" for at in range(checkpoints))
+    return Explanations(np.arange(queries), side(1, 0), side(-1, k), names)
+
+
+def suspects_of(given: list, suggested: list, ids: list | None = None) -> Suspects:
+    """Suspects in the order of the data, each a little less suspicious than the one before."""
+    train = len(given)
+    kind = object if isinstance(given[0], str) else None
+    return Suspects(
+        ids=np.arange(train) if ids is None else np.array(ids, dtype=object),
+        positions=np.arange(train),
+        given_labels=np.array(given, dtype=kind),
+        suggested_labels=np.array(suggested, dtype=kind),
+        scores={
+            "self_influence": torch.arange(train, 0, -1.0),
+            "loss": torch.linspace(3, 0.1, train),
+        },
+        ranked_by="self_influence",
+    )
