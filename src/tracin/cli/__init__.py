@@ -1,1 +1,1 @@
-"""The command line: tracin demo, init, self-influence, mislabelled, explain, verify."""
+"""The command line: tracin demo, init, self-influence, mislabelled, explain, verify, report."""
