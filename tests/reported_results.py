@@ -6,6 +6,23 @@ import torch
 from tracin import Explanations, Suspects
 from tracin.results.explanations import TopInfluences
 
+# Texts that a page, a screen or a template could obey.
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "{{ 7*7 }}{% raw %}",
+    "\u202egnp.exe",
+    "\x1b[2J\x1b]0;title\x07",
+    "nul\x00and\x08",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f466",
+    "half \ud800 character",
+    "a" * 1_000_000,
+    "=1+1",
+    "]]><!-- &amp;",
+]
+
 
 def explanations_of(
     queries: int = 2, k: int = 3, train: int = 12, checkpoints: int = 2

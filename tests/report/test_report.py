@@ -12,29 +12,13 @@ import pytest
 import torch
 
 import tracin
-from reported_results import explanations_of, suspects_of
+from reported_results import HOSTILE, explanations_of, suspects_of
 from tracin import DataError, OutputError, QueryError, Shown
 from tracin.analysis import compare_found, found_curve
 from tracin.report import write
 from tracin.report.limits import PageLimits
 from tracin.results.recall import Recall
 from tracin.tracing import Quadrature, TraceDiagnostics
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    "</script><img src=x onerror=alert(1)>",
-    '" onmouseover="alert(1)',
-    "{{ 7*7 }}{% raw %}",
-    "\u202egnp.exe",
-    "\x1b[2J\x1b]0;title\x07",
-    "nul\x00and\x08",
-    "\u05e9\u05dc\u05d5\u05dd",
-    "\U0001f469\u200d\U0001f469\u200d\U0001f466",
-    "half \ud800 character",
-    "a" * 1_000_000,
-    "=1+1",
-    "]]><!-- &amp;",
-]
 
 
 class Tags(HTMLParser):

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import tracin
-from tracin import DataError, Explanations, Suspects
+from tracin import DataError, Explanations, Shown, Suspects
 from tracin.results.explanations import TopInfluences
 from tracin.results.shown import Showing, brief
 
@@ -94,6 +94,8 @@ def test_labels_have_names_where_there_are_some():
     [
         (lambda example: 1 / 0, "ZeroDivisionError: division by zero"),
         (lambda example: 3, r"show= returned an int, not a tracin.Shown"),
+        (lambda example: Shown(columns=["age"]), "AttributeError"),  # type: ignore[arg-type]
+        (lambda example: Shown(tokens=5), "TypeError"),  # type: ignore[arg-type]
     ],
 )
 def test_a_function_that_fails_is_said_and_the_example_is_shown_all_the_same(show, words):

@@ -1,1 +1,1 @@
-"""The command line: tracin demo, init, mislabelled, explain, evaluate, verify, view, ..."""
+"""The command line: tracin demo, init, mislabelled, explain, evaluate, report, view, ..."""

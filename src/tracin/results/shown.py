@@ -102,6 +102,7 @@ class Showing:
         """The example as a person sees it; a short form of its repr, and why, where that fails."""
         try:
             made = self._made(example)
+            str(made)  # a Shown of the user's own may hold anything
             return replace(made, label=self.label(made.label))
         except Exception as error:  # the user's data and functions may raise anything
             reason = f"{type(error).__name__}: {first_line(error)}"
