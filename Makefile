@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TRACIN_DATA ?=
 
-.PHONY: demo test test-fast test-floor mnist paper bench bench-device docs lint types imports clean help
+.PHONY: demo test test-fast test-floor test-browser mnist paper bench bench-device docs lint types imports clean help
 
 help: ## what can be made here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -50,6 +50,10 @@ test-floor: ## the engine's tests on the oldest torch that pyproject.toml allows
 	.venv-floor/bin/python -m pip install --quiet --editable '.[index]' torch==2.6.0 hypothesis pytest pytest-timeout pytest-xdist
 	.venv-floor/bin/python -m pytest $(FLOOR_TESTS) -k "not (lora or gpt2 or llama or bert or vit)" \
 		--numprocesses logical --maxprocesses 8 --dist worksteal
+
+test-browser: .venv/dev.stamp ## the viewer in a real browser (needs a chromium on the path)
+	$(pip) playwright
+	$(BIN)/python -m pytest tests/view/test_view_browser.py
 
 lint: .venv/dev.stamp ## style
 	$(BIN)/ruff check .

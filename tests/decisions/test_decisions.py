@@ -45,6 +45,17 @@ def test_decisions_are_columns_in_the_order_of_the_data(folder):
     assert polars.DataFrame(decisions)["given_label"].to_list() == [1, 0, 0]
 
 
+def test_where_nothing_was_decided_nothing_is_written(tmp_path):
+    before = sorted(saved(tmp_path).iterdir())
+
+    decisions = tracin.Decisions.open(tmp_path)
+
+    assert len(decisions) == 0
+    assert decisions.relabelled(TRAIN)[1].tolist() == GIVEN
+    assert decisions.columns()["id"].tolist() == []
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_relabelled_data_has_the_new_labels_and_lacks_what_is_wrong(folder):
     decisions = tracin.Decisions.open(folder)
 

@@ -79,7 +79,9 @@ class Decisions:
             DecisionError: There is no ranking, or a file cannot be read.
         """
         table = ranked_table_in(folder)
-        log = DecisionLog(table.log, table)
+        # Nothing is written: not even an empty log where none is.
+        path = table.log if table.log.is_file() else Path(":memory:")
+        log = DecisionLog(path, table)
         try:
             columns = decided_columns(table, log)
             return cls(*columns.values(), mended=mended_columns(table, log), others=log.others)

@@ -85,13 +85,29 @@ def exact_self_influence(store: Store, weights: Mapping[str, list[float]] | None
     Raises:
         IndexingError: The index is incomplete, or a file is damaged.
     """
+    weights = build_weights(store.manifest) if weights is None else weights
+    return _weighted_sums(store, weights, "squared_norms")
+
+
+def sketched_self_influence(store: Store) -> Tensor:
+    """The same as the rows themselves say, with the weights of the build: [rows].
+
+    The score of two rows by the product of the roots of these is the cosine of the two.
+
+    Raises:
+        IndexingError: The index is incomplete, or a file is damaged.
+    """
+    return _weighted_sums(store, build_weights(store.manifest), "sketched_squared_norms")
+
+
+def _weighted_sums(store: Store, weights: Mapping[str, list[float]], name: str) -> Tensor:
     store.refuse_missing()
     total = torch.zeros(store.manifest.rows, dtype=torch.float64)
-    for key, each in (build_weights(store.manifest) if weights is None else weights).items():
+    for key, each in weights.items():
         factors = torch.tensor(each, dtype=torch.float64)
         for span in store.manifest.ranges():
             found = store.columns(Unit(key, span.start, span.stop))
-            total[span.start : span.stop] += found["squared_norms"].double() @ factors
+            total[span.start : span.stop] += found[name].double() @ factors
     return total.float()
 
 

@@ -202,12 +202,13 @@ class Explainer:
             import torch
 
             from tracin.index.index import Index
+            from tracin.index.table import sketched_self_influence
 
             # Two threads that wait for each other on a busy machine cost ten times the CPU.
             torch.set_num_threads(1)
             index = Index.open(self._folder)
             self._refuse_other(index.ids)
-            self._lengths = index.table()["self_influence_sketched"].astype(np.float64)
+            self._lengths = sketched_self_influence(index.store).numpy()
             self._index = index
         return self._index
 

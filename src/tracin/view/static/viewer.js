@@ -30,7 +30,7 @@ async function api(path, { body, signal, raw } = {}) {
   const got = await fetch("api/" + path, { method: body ? "POST" : "GET", body: body && JSON.stringify(body), signal, headers: { authorization: "Bearer " + (sessionStorage.token ?? ""), ...(body && { "content-type": "application/json" }) } });
   if (got.status === 401) lost("This page needs its token", "Open the address that tracin view printed. It changes each time it is started.");
   if (raw && got.ok) return got.blob();
-  const told = await got.json();
+  const told = await got.json().catch(() => ({ error: "the server failed (" + got.status + ")" }));
   if (!got.ok && got.status !== 409) throw new Error(told.error);
   return told;
 }
