@@ -2,7 +2,7 @@
 
 python -m experiments.california               # reads TRACIN_DATA, or downloads 0.4 MB
 python -m experiments.california --scale 0.5   # half the epochs
-python -m experiments.california --quick       # seconds: 500 homes, few epochs
+python -m experiments.california --quick       # seconds: 1,000 homes, few epochs
 """
 
 import sys
@@ -28,7 +28,7 @@ from tracin.statistics import pearson
 SIZES = (8, 512, 256, 128, 1)  # 168,961 parameters; the paper says "168K" and no widths
 RATE, QUICK_RATE, BATCH, EPOCHS, CHECKPOINTS = 1e-5, 1e-3, 512, 200, 10
 TEST_SHARE, TYPOS, UNIT = 0.2, 0.04, 100_000.0
-SHOWN, EXTREME, QUICK_HOMES = 20, 0.01, 500
+SHOWN, EXTREME, QUICK_HOMES = 20, 0.01, 1000
 RAW_RATE = 1e-3  # features as they come; the smaller rate would hardly move
 INSPECTED = (0.02, 0.04, 0.1, 0.2)
 BAY = ("Palo Alto", "San Francisco", "rest of the Bay Area")

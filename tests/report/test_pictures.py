@@ -90,7 +90,7 @@ def test_arrays_of_any_kind_of_number_are_drawn(dtype):
         torch.zeros(4, 4, dtype=torch.complex64),
         torch.zeros(1, 1).expand(20_000, 20_000),
     ],
-    ids=str,
+    ids=range(9),
 )
 def test_what_is_no_picture_becomes_a_note(image):
     card = card_of(Shown(image=image), "example 1", 64)

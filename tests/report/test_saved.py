@@ -14,7 +14,7 @@ from reported_results import explanations_of, suspects_of
 from tracin import QueryError
 from tracin.report.found_labels import FoundRanking
 from tracin.report.saved import saved_results
-from tracin.results.table import save_parquet
+from tracin.results.saving import save_columns
 
 
 def test_explanations_come_back_as_they_were_saved(tmp_path):
@@ -45,7 +45,7 @@ def test_explanations_come_back_as_they_were_saved(tmp_path):
 
 def test_suspects_come_back_with_the_score_that_leads(tmp_path):
     whole = suspects_of([0, 1, 2], [1, 1, 1]).ranked("loss")
-    save_parquet({**whole.columns(), "is_flipped": np.ones(3, bool)}, tmp_path / "any.parquet")
+    save_columns({**whole.columns(), "is_flipped": np.ones(3, bool)}, tmp_path / "any.parquet")
 
     (one,) = saved_results(tmp_path).results
     (tmp_path / "any.settings.json").write_text(json.dumps({"mislabelled": {"rank_by": "loss"}}))
@@ -58,7 +58,7 @@ def test_suspects_come_back_with_the_score_that_leads(tmp_path):
 
 def test_found_curves_come_back_by_name(tmp_path):
     share = np.linspace(0, 1, 5)
-    save_parquet(
+    save_columns(
         {
             "score": np.repeat(["loss", "chance"], 5),
             "inspected": np.tile(share, 2),

@@ -61,7 +61,7 @@ def explanations(train: int = 3) -> Explanations:
         (2**70, str(2**70)),
         (b"\x00", "b'\\\\x00'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_an_example_goes_by_its_type(example, words):
     assert str(Showing().of(example)).replace("\\", "") == words.replace("\\", "")
@@ -109,7 +109,9 @@ def test_a_function_may_return_a_text():
     assert Showing(show=lambda example: example.upper()).of("abc").text == "ABC"
 
 
-@pytest.mark.parametrize("value", [Broken(), (Broken(), 1), {"x": Broken()}, [Broken()]])
+@pytest.mark.parametrize(
+    "value", [Broken(), (Broken(), 1), {"x": Broken()}, [Broken()]], ids=range(4)
+)
 def test_what_has_no_text_of_its_own_is_named(value):
     assert "Broken" in str(Showing().of(value))
 
