@@ -15,6 +15,10 @@ from tracin.view.row_request import RowRequest
 
 # Scores of which low values are suspicious, and those that are so far from 0; see `Suspects`.
 LOW = frozenset({"margin", "final_margin", "aum", "given_probability"})
+USUAL = (
+    "loss_and_margin",
+    "residual",
+)  # what find_mislabelled ranks by unless it is told otherwise
 FAR = frozenset({"residual", "final_residual"})
 PROBABILITIES = ("given_probability", "suggested_probability")
 VIEWS = 8
@@ -113,7 +117,9 @@ class RowViews:
     def _leading(self) -> str:
         """The score that the file is ranked by, as far as its first rows say; "" for none."""
         first = self._table.ranked[:_LOOKED_AT]
-        for name in self._table.scores:
+        # With two classes several columns give the order of the usual one.
+        usual = [name for name in USUAL if name in self._table.scores]
+        for name in [*usual, *self._table.scores]:
             suspicion = suspicion_of(name, self._table.score(name)[first])
             if len(first) > 1 and bool((np.diff(suspicion) <= 0).all()):
                 return name
