@@ -24,8 +24,9 @@ from tracin.gradients.forms.form import blocks, by_blocks
 from tracin.gradients.forms.rows import met_products
 from tracin.preconditioners.second_moments import DampedInverse, Moments, sums_dtype
 
-# Positions of an image whose patches count, at most.
-POSITIONS = 64
+# Positions of an image whose patches count, at most. On a ResNet-20, a fit takes 3.5 plain passes
+# with 64, 2.3 with 32, and scores correlate with those of all positions at .999, .997 (16: .954).
+POSITIONS = 32
 
 
 def below(tensors: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
