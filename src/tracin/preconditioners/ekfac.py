@@ -37,8 +37,8 @@ class EKFAC:
     what is no matrix have K-FAC's curvature, in the same unit.
 
     It costs more than K-FAC: two passes over the data of the fit, and queries that are written
-    out. With 100 queries on an MLP of 109,386 numbers, a first call took 11 times a plain one and
-    the next 8 times, where K-FAC's took 3.3 and 1.2 times; its scores predicted how retrained
+    out. With 100 queries on an MLP of 109,386 numbers, a first call took 12 times a plain one and
+    the next 8 times, where K-FAC's took 3.6 and 1.2 times; its scores predicted how retrained
     models differ as well as K-FAC's (docs/kfac.md). Source: George et al.,
     2018, https://arxiv.org/abs/1806.03884; for influence: Grosse et al., 2023,
     https://arxiv.org/abs/2308.03296, there with sampled labels.
