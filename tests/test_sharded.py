@@ -181,6 +181,28 @@ def scores(build, folder):
     return own, run.influence(train, test, progress=False)
 
 
+CURVATURES = {
+    "KFAC": tracin.KFAC(),
+    "KFAC last": tracin.KFAC(at="last"),
+    "EKFAC": tracin.EKFAC(),
+    "Kernel": tracin.Kernel(0.1, landmarks=9),
+}
+
+
+def curved(run, build):
+    train, test = data(build, ROWS, 1), data(build, QUERIES, 2)
+    own = run.self_influence(train, batch_size=4, progress=False)
+    return own, run.influence(train, test, batch_size=4, progress=False)
+
+
+def under_curvature(build, folder):
+    """Scores under each preconditioner that is computed from data."""
+    found = {}
+    for name, one in CURVATURES.items():
+        found[name] = curved(run_of(divided(build), build, folder, preconditioner=one), build)
+    return found
+
+
 def mixed(folder):
     """Weights rounded to bfloat16 within passes."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -223,6 +245,8 @@ def refusals(folder):
         "whole", lambda: index_of(one, mlp, folder / f"whole{distributed.get_rank()}", engine=mesh)
     )
     refused("verify", lambda: run.verify(data(mlp, 4, 1)))
+    kept = run_of(model, mlp, folder, preconditioner=tracin.KFAC(folder=folder / "curvature"))
+    refused("folder", lambda: kept.self_influence(data(mlp, ROWS, 1), progress=False))
     refused("device", lambda: enter(loaded(model, mlp().state_dict(), "cpu")))
     refused("parts", lambda: enter(loaded(model, model.state_dict())))
 
@@ -265,6 +289,7 @@ def work(rank, port, folder, results):
         for build in (mlp, language):
             found["builds", build] = builds(build, folder)
             found["scores", build] = scores(build, folder)
+            found["curved", build] = under_curvature(build, folder)
         found["goes on"] = goes_on(mlp, folder)
         found["mixed"] = mixed(folder)
         found["refusals"] = refusals(folder)
@@ -296,7 +321,7 @@ def ranks(folder):
     ]
     for process in processes:
         process.start()
-    processes[0].join(120)
+    processes[0].join(240)
     processes[1].join(10)
     for process in processes:
         if process.is_alive():
@@ -353,6 +378,17 @@ def test_scores_without_an_index_are_those_of_the_whole_model(ranks, folder, bui
             torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", CURVATURES)
+@pytest.mark.parametrize("build", [mlp, language])
+def test_scores_under_curvature_are_those_of_the_whole_model(ranks, folder, build, name):
+    run = run_of(build(), build, folder, preconditioner=CURVATURES[name])
+    expected = curved(run, build)
+
+    for rank in ranks:
+        for found, one in zip(rank["curved", build][name], expected, strict=True):
+            torch.testing.assert_close(found, one, rtol=1e-3, atol=1e-4)
+
+
 def test_an_error_is_every_ranks_and_the_same_call_goes_on(ranks, folder):
     for rank in ranks:
         said, there = rank["goes on"]
@@ -377,6 +413,7 @@ def test_mixed_precision_is_as_near_as_its_numbers(ranks, folder):
         ("engine", "engine=tracin.engines.Mesh"),
         ("whole", "got Mesh for a model that is whole"),
         ("verify", "divided over ranks averages over them"),
+        ("folder", "keeps the curvature of whole models"),
         ("device", "stays on their devices"),
         ("parts", "every rank needs a whole checkpoint"),
         ("tensor parallel", "tensor parallel layers are not supported"),

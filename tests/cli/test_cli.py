@@ -76,6 +76,47 @@ def test_explain_writes_a_table_and_the_settings_that_made_it(begun, capsys, tmp
     ]
 
 
+@pytest.mark.parametrize("name", ["kfac", "ekfac", "kernel"])
+def test_explain_under_curvature_ranks_otherwise_than_plain(begun, capsys, tmp_path, name):
+    def explained(folder, *more):
+        code, _, err = call(capsys, "explain", begun, "--query", 0, "--out", folder, *more)
+        assert code == 0, err
+        return pq.read_table(folder / "explain.parquet")["score"].to_pylist()
+
+    found = explained(tmp_path / "curved", "--set", f"tracin.preconditioner={name}")
+
+    assert found != explained(tmp_path / "plain")
+    settings = json.loads((tmp_path / "curved" / "explain.settings.json").read_text())
+    assert settings["tracin"]["preconditioner"] == name
+
+
+@pytest.mark.parametrize("name", ["kfac", "ekfac"])
+def test_curvature_is_kept_next_to_the_run_file(begun, capsys, tmp_path, name):
+    sets = "--set", f"tracin.preconditioner={name}", "--set", "tracin.curvature_folder=kept"
+    run = altered(begun, tmp_path)
+    shutil.copytree(begun.parent, tmp_path, dirs_exist_ok=True)
+
+    first, second = (
+        call(capsys, "self-influence", run, "--out", tmp_path / out, *sets) for out in "ab"
+    )
+
+    assert first[0] == second[0] == 0
+    assert {each.suffix for each in (tmp_path / "kept").iterdir()} == {f".{name}"}
+    tables = [pq.read_table(tmp_path / out / "self-influence.parquet") for out in "ab"]
+    assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize("name", ["kernel", "adam"])
+def test_a_curvature_folder_without_curvature_to_keep_is_refused(begun, capsys, tmp_path, name):
+    sets = "--set", f"tracin.preconditioner={name}", "--set", "tracin.curvature_folder=kept"
+
+    code, _, err = call(capsys, "self-influence", begun, "--out", tmp_path, *sets)
+
+    assert code != 0
+    assert "'tracin.curvature_folder' keeps what preconditioner" in err
+    assert "Leave it out" in err
+
+
 def test_mislabelled_ranks_every_training_example(begun, capsys, tmp_path):
     code, out, _ = call(
         capsys, "mislabelled", begun, "--out", tmp_path, "--set", "mislabelled.rank_by=loss"

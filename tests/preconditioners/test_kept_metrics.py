@@ -23,6 +23,57 @@ def run_of(model, preconditioner, states=None):
     return tracin.TracIn(model, "cross_entropy", states, preconditioner=preconditioner())
 
 
+def test_landmarks_serve_the_next_question_wherever_they_lie(monkeypatch):
+    from tracin.preconditioners import kernel
+
+    made, own = [], kernel.Landmarks
+    monkeypatch.setattr(kernel, "Landmarks", lambda: made.append(1) or own())
+    model, shape = nets()["one position"]
+    (x, y), queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    run = run_of(model, lambda: tracin.Kernel(0.1))
+
+    first = run.influence((x, y), queries)
+    again = run.influence((x, y), queries)
+
+    assert len(made) == 1
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    moved = x.flip(0), y.flip(0)
+    torch.testing.assert_close(run.influence(moved, queries), first.flip(0))
+
+
+def test_landmarks_of_another_place_in_the_data_keep_their_shares():
+    model, shape = nets()["one position"]
+    (x, y), queries = data_for(shape), data_for(shape, QUERIES, seed=2)
+    # All are alike, but of more examples others are chosen.
+    x, y = x[:1].expand(30, *shape), y[:1].expand(30)
+    more = x[:1].expand(40, *shape), y[:1].expand(40)
+    run, fresh = (
+        tracin.TracIn(
+            model,
+            "cross_entropy",
+            [model.state_dict()],
+            preconditioner=tracin.Kernel(0.1, landmarks=10),
+        )
+        for _ in range(2)
+    )
+    run.influence((x, y), queries)
+
+    found = run.influence(more, queries)
+
+    torch.testing.assert_close(found, fresh.influence(more, queries))
+    assert len(run.kept) == 1
+
+
+def test_the_numbers_of_landmarks_count(monkeypatch):
+    model, shape = nets()["one position"]
+    run = run_of(model, lambda: tracin.Kernel(0.1))
+    run.kept = KeptMetrics(most=800)  # 30 landmarks of 9 + 8 numbers, and 900 of their inverse
+
+    run.self_influence(data_for(shape))
+
+    assert len(run.kept) == 0
+
+
 @pytest.fixture
 def fits(monkeypatch):
     """How often moments were added up: one entry per checkpoint."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracin.cli.results import check_writable
-from tracin.cli.settings import Settings, read_settings
+from tracin.cli.settings import Settings, TracInTable, read_settings
 from tracin.cli.task import Task, load_task
 from tracin.errors import DeviceError, RunFileError
 
@@ -33,11 +33,12 @@ def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
     task = load_task(settings.task.function, run)
     from tracin import EKFAC, KFAC, Adam, Kernel, TracIn
 
+    kept = _curvature_folder(options, run)
     preconditioners = {
         None: None,
         "adam": Adam(),
-        "kfac": KFAC(),
-        "ekfac": EKFAC(),
+        "kfac": KFAC(folder=kept),
+        "ekfac": EKFAC(folder=kept),
         "kernel": Kernel(),
     }
 
@@ -51,6 +52,21 @@ def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
         preconditioner=preconditioners[options.preconditioner],
     )
     return Opened(settings, task, tracer, folder)
+
+
+def _curvature_folder(options: TracInTable, run: Path) -> Path | None:
+    if options.curvature_folder is None:
+        return None
+    if options.preconditioner not in ("kfac", "ekfac"):
+        raise RunFileError(
+            f'{run}: \'tracin.curvature_folder\' keeps what preconditioner = "kfac" or "ekfac" '
+            f"computes, but the preconditioner is {options.preconditioner!r}. Leave it out."
+        )
+    if not options.curvature_folder:
+        raise RunFileError(
+            f"{run}: 'tracin.curvature_folder' is empty; it is the path of a folder."
+        )
+    return run.parent / options.curvature_folder
 
 
 def _check_device(device: str | None, run: Path) -> None:

@@ -3,8 +3,9 @@
 Source: George et al., 2018, https://arxiv.org/abs/1806.03884.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from tracin.gradients.forms import (
 )
 from tracin.gradients.forms.form import blocks, by_blocks
 from tracin.preconditioners.layer_metrics import FactorMoments, bias_of, is_factored
-from tracin.preconditioners.second_moments import Moments, mean_products
+from tracin.preconditioners.second_moments import Moments, mean_products, sums_dtype
 
 
 @final
@@ -126,6 +127,41 @@ class Eigenvalues:
         self.squares: Tensor | float = 0.0  # [groups, out, in]
         self.examples = 0
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Eigenvectors and sums by name, for a file."""
+        sides = {"left": self.bases.left.vectors, "right": self.bases.right.vectors}
+        found = {side: vectors for side, vectors in sides.items() if vectors is not None}
+        if isinstance(self.squares, Tensor):
+            found["squares"] = self.squares
+        return {**found, "examples": torch.tensor(self.examples)}
+
+    @classmethod
+    def of_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        sides: Sequence[tuple[Moments, Any, bool]],
+        device: torch.device,
+    ) -> "Eigenvalues":
+        """What `tensors` gave, on a device.
+
+        Args:
+            tensors: By name.
+            sides: What `FactorMoments.sides` gives of the weight.
+            device: Where they go.
+
+        Raises:
+            KeyError: Some are missing.
+        """
+        bases = [
+            SideBasis(None if moments.is_diagonal else tensors[side].to(device), has_constant)
+            for side, (moments, _, has_constant) in zip(("left", "right"), sides, strict=True)
+        ]
+        found = cls(Bases(*bases))
+        if "squares" in tensors:
+            found.squares = tensors["squares"].to(device, sums_dtype(device))
+        found.examples = int(tensors["examples"])
+        return found
+
     @staticmethod
     def fits(form: PerExampleGradient) -> bool:
         """Whether gradients in this form can be added."""
@@ -133,8 +169,7 @@ class Eigenvalues:
 
     def add(self, form: PerExampleGradient) -> None:
         """Add a batch."""
-        # Apple's GPUs have no float64.
-        dtype = torch.float32 if form.device.type == "mps" else torch.float64
+        dtype = sums_dtype(form.device)
         self.examples += form.examples
         if isinstance(form, OuterProduct) and form.positions == 1:
             moved = self.bases.outer(form)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -13,9 +14,16 @@ from tracin.errors import PreconditionerError
 from tracin.gradients.forms import PerExampleGradient
 from tracin.preconditioners.eigenbasis import Bases, Eigenvalues
 from tracin.preconditioners.fit_data import check_fit, fit_data
-from tracin.preconditioners.kfac import UNLIKE, CurvatureFit, CurvatureMetric, gradient_dtype
-from tracin.preconditioners.layer_metrics import LayerMetric, UnitMoments
+from tracin.preconditioners.kfac import (
+    UNLIKE,
+    CurvatureFit,
+    CurvatureMetric,
+    fitted_moments,
+    gradient_dtype,
+)
+from tracin.preconditioners.layer_metrics import LayerMetric, UnitMoments, below
 from tracin.preconditioners.preconditioner import Place
+from tracin.preconditioners.saved_moments import from_folder
 
 
 @final
@@ -29,8 +37,8 @@ class EKFAC:
     what is no matrix have K-FAC's curvature, in the same unit.
 
     It costs more than K-FAC: two passes over the data of the fit, and queries that are written
-    out. With 100 queries on an MLP of 109,386 numbers, a first call took 11 times a plain one and
-    the next 8 times, where K-FAC's took 3.3 and 1.2 times; its scores predicted how retrained
+    out. With 100 queries on an MLP of 109,386 numbers, a first call took 12 times a plain one and
+    the next 8 times, where K-FAC's took 3.6 and 1.2 times; its scores predicted how retrained
     models differ as well as K-FAC's (docs/kfac.md). Source: George et al.,
     2018, https://arxiv.org/abs/1806.03884; for influence: Grosse et al., 2023,
     https://arxiv.org/abs/2308.03296, there with sampled labels.
@@ -41,6 +49,7 @@ class EKFAC:
         examples: How many of them, evenly spread; None for as many as the widest side needs: four
             per entry, and 2,000 at least.
         at: Whether curvature is computed at each checkpoint, or at the last one for all.
+        folder: Where eigenvectors and moments are kept for other processes, as of `tracin.KFAC`.
 
     Raises:
         PreconditionerError: `damping` is negative or not finite, or another argument makes no
@@ -61,10 +70,11 @@ class EKFAC:
     fit: Any = field(default=None, repr=False)
     examples: int | None = None
     at: Literal["each", "last"] = "each"
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        check_fit(self.damping, self.examples, self.at, usual=EKFAC.damping)
+        check_fit(self.damping, self.examples, self.at, self.folder, usual=EKFAC.damping)
 
     @property
     def follows_training(self) -> bool:
@@ -98,17 +108,20 @@ class EKFAC:
         return CurvatureFit(parameters)
 
     def _made(self, place: Place, data: Examples) -> CurvatureMetric:
-        moments = CurvatureFit(place.parameters)
-        place.read(data, moments.batch)
-        with torch.no_grad():
-            bases = {
-                name: Bases.of(sides, bias, gradient_dtype(place.parameters[name]))
-                for name, (sides, bias) in moments.factored.items()
-            }
-        corrected = EigenvalueFit(bases)
-        place.read(data, corrected.batch)
+        if self.folder is None:
+            fit = CorrectedFit.of(place, data)
+        else:
+            fit = from_folder(
+                self.folder,
+                "ekfac",
+                place,
+                data,
+                summary=lambda few: fitted_moments(place, few).summary(),
+                make=lambda: CorrectedFit.of(place, data),
+                restore=lambda kept: CorrectedFit.of_tensors(place, kept),
+            )
         layers: dict[str, LayerMetric] = {}
-        for name, values in corrected.layers.items():
+        for name, values in fit.values.layers.items():
             found = values.metric(self.damping, gradient_dtype(place.parameters[name]))
             if found is None and self.damping == 0:
                 raise PreconditionerError(
@@ -120,7 +133,58 @@ class EKFAC:
             layers[name] = UnitMoments().metric(self.damping) if found is None else found
         # Of two sides that are multiples of the identity, (1 + each)^2 is 1 + damping.
         each = (1 + self.damping) ** 0.5 - 1
-        return moments.metric(each, place.checkpoint.name, layers)
+        return fit.moments.metric(each, place.checkpoint.name, layers)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class CorrectedFit:
+    """What two passes over data find.
+
+    Attributes:
+        moments: Of the sides.
+        values: The mean squares of gradients in their eigenbases.
+    """
+
+    moments: CurvatureFit
+    values: "EigenvalueFit"
+
+    @classmethod
+    def of(cls, place: Place, data: Examples) -> "CorrectedFit":
+        """Pass over data twice."""
+        moments = fitted_moments(place, data)
+        with torch.no_grad():
+            bases = {
+                name: Bases.of(sides, bias, gradient_dtype(place.parameters[name]))
+                for name, (sides, bias) in moments.factored.items()
+            }
+        values = EigenvalueFit({name: Eigenvalues(one) for name, one in bases.items()})
+        place.read(data, values.batch)
+        return cls(moments, values)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All by name, for a file."""
+        found = {f"moments|{key}": one for key, one in self.moments.tensors().items()}
+        for name, values in self.values.layers.items():
+            found |= {f"values|{name}|{part}": one for part, one in values.tensors().items()}
+        return found
+
+    @classmethod
+    def of_tensors(cls, place: Place, tensors: Mapping[str, Tensor]) -> "CorrectedFit":
+        """What `tensors` gave.
+
+        Raises:
+            KeyError: Some are missing.
+        """
+        kept = below(tensors, "moments|")
+        moments = CurvatureFit.of_tensors(place.parameters, kept, place.device)
+        values = {
+            name: Eigenvalues.of_tensors(
+                below(tensors, f"values|{name}|"), sides.sides(bias), place.device
+            )
+            for name, (sides, bias) in moments.factored.items()
+        }
+        return cls(moments, EigenvalueFit(values))
 
 
 @final
@@ -128,11 +192,11 @@ class EigenvalueFit:
     """Adds up squared gradients in the eigenbases, batch by batch.
 
     Args:
-        bases: Weight -> those of its sides.
+        layers: Weight -> those of its gradients.
     """
 
-    def __init__(self, bases: dict[str, Bases]) -> None:
-        self.layers = {name: Eigenvalues(one) for name, one in bases.items()}
+    def __init__(self, layers: dict[str, Eigenvalues]) -> None:
+        self.layers = layers
 
     def batch(self, examples: int) -> "BatchEigenvalues":
         """Begin a batch of so many examples."""

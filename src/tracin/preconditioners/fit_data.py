@@ -1,5 +1,6 @@
 """Which examples curvature is computed from, and the arguments that say so."""
 
+from pathlib import Path
 from typing import Any
 
 from tracin.checks import positive_int
@@ -11,7 +12,7 @@ ENOUGH = 4  # examples per entry of the widest side
 FEWEST = 2000
 
 
-def check_fit(damping: Any, examples: Any, at: Any, *, usual: float) -> None:
+def check_fit(damping: Any, examples: Any, at: Any, folder: Any, *, usual: float) -> None:
     """Refuse arguments that make no sense.
 
     Raises:
@@ -22,6 +23,11 @@ def check_fit(damping: Any, examples: Any, at: Any, *, usual: float) -> None:
         positive_int(examples, "examples", PreconditionerError)
     if at not in ("each", "last"):
         raise PreconditionerError(f'at is "each" or "last"; {at!r} was given.')
+    if not (folder is None or (isinstance(folder, str | Path) and str(folder))):
+        raise PreconditionerError(
+            "folder is the path of a folder, which is made if it is not there, or None; "
+            f"{folder!r} was given."
+        )
 
 
 def check_damping(damping: Any, name: str, *, usual: float) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from torch import Tensor
 
@@ -64,8 +64,20 @@ class KeptMetrics:
         return metric
 
 
+@runtime_checkable
+class CountsNumbers(Protocol):
+    """What knows how many numbers it holds."""
+
+    @property
+    def held(self) -> int:
+        """How many."""
+        ...
+
+
 def numbers_in(held: Any) -> int:
     """How many numbers the tensors in dataclasses, mappings and lists have together."""
+    if isinstance(held, CountsNumbers):
+        return held.held
     if isinstance(held, Tensor):
         return held.numel()
     if isinstance(held, Mapping):

@@ -32,7 +32,8 @@ class Kernel:
     shorten its score, and not those of the examples that are none. With `fit` all examples score
     alike, and the scores of two of them do not depend on which is the query.
 
-    Memory: the landmarks' gradients of one checkpoint, factored where that is cheaper (of a
+    Memory: the landmarks' gradients of one checkpoint, and of further ones up to 1 GiB that a run
+    keeps for its next question, factored where that is cheaper (of a
     linear layer with one position its inputs and output gradients; of a convolution the whole
     gradient), and [landmarks, landmarks] in float64. A pass over training data costs what
     `landmarks` further queries cost. Source: Singh and Alistarh, 2020,
@@ -110,8 +111,15 @@ class Kernel:
                 "Pass some: tracin.Kernel(fit=train)."
             )
         chosen = self._chosen(data)
+        landmarks = data.subset(chosen)
+        kernel = place.metric_of(landmarks, lambda: self._made(place, landmarks))
+        # Equal landmarks may lie at other positions of other data.
+        rows = {at: number for number, at in enumerate(chosen)} if self.fit is None else {}
+        return LandmarkMetric(kernel, rows)
+
+    def _made(self, place: Place, landmarks: Examples) -> "KernelInverse":
         held = Landmarks()
-        place.read(data.subset(chosen), held.batch)
+        place.read(landmarks, held.batch)
         held.join()
         with torch.no_grad():
             gram = held.gram()
@@ -124,9 +132,9 @@ class Kernel:
                     "zero, so that they have no curvature. Leave the checkpoint out, or pass fit= "
                     "data that the model does not fit perfectly."
                 )
-            eye = torch.eye(len(chosen), dtype=gram.dtype, device=gram.device)
+            eye = torch.eye(len(landmarks), dtype=gram.dtype, device=gram.device)
             factor, failed = torch.linalg.cholesky_ex(
-                (gram + gram.mT) / 2 + len(chosen) * damping * eye
+                (gram + gram.mT) / 2 + len(landmarks) * damping * eye
             )
             if bool(failed):
                 raise PreconditionerError(
@@ -134,9 +142,7 @@ class Kernel:
                     f"'{place.checkpoint.name}' is singular in the precision of its gradients. "
                     "Use more damping, or a model in float64."
                 )
-            inverse = torch.cholesky_inverse(factor)
-        rows = {at: number for number, at in enumerate(chosen)} if self.fit is None else {}
-        return LandmarkMetric(held, inverse, damping, rows)
+            return KernelInverse(held, torch.cholesky_inverse(factor), damping)
 
     def _chosen(self, data: Examples) -> list[int]:
         """The positions of the landmarks, ascending."""
@@ -157,23 +163,35 @@ def _typical(gram: Tensor) -> float:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class KernelInverse:
+    """What the landmarks give at one checkpoint.
+
+    Attributes:
+        landmarks: Their gradients.
+        inverse: (n lambda I + G G^T)^-1: [landmarks, landmarks].
+        damping: lambda.
+    """
+
+    landmarks: Landmarks
+    inverse: Tensor
+    damping: float
+
+
+@final
 class LandmarkMetric(JointMetric):
     """(F + lambda I)^-1 at one checkpoint, from products with landmarks.
 
     Args:
-        landmarks: Their gradients.
-        inverse: (n lambda I + G G^T)^-1: [landmarks, landmarks].
-        damping: lambda.
+        kernel: What the landmarks give.
         rows: Position in the training data -> landmark.
     """
 
-    def __init__(
-        self, landmarks: Landmarks, inverse: Tensor, damping: float, rows: dict[int, int]
-    ) -> None:
-        self._landmarks, self._inverse, self._damping = landmarks, inverse, damping
-        self._rows = rows
+    def __init__(self, kernel: KernelInverse, rows: dict[int, int]) -> None:
+        self._landmarks, self._inverse = kernel.landmarks, kernel.inverse
+        self._damping, self._rows = kernel.damping, rows
         # 1 - g (F + lambda I)^-1 g / n, which is below 1 for each landmark, and above 0.
-        own = len(inverse) * damping * inverse.diagonal()
+        own = len(kernel.inverse) * kernel.damping * kernel.inverse.diagonal()
         self._left = own.clamp(min=torch.finfo(own.dtype).eps)
 
     @property

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
 import torch
@@ -24,10 +25,15 @@ from tracin.preconditioners.layer_metrics import (
     sums_of_sides,
 )
 from tracin.preconditioners.preconditioner import Place
+from tracin.preconditioners.saved_moments import from_folder
 
 _log = logging.getLogger(__name__)
 
 LayerMoments: TypeAlias = FactorMoments | RowMoments | UnitMoments
+KINDS: Mapping[str, type[LayerMoments]] = {
+    each.KIND: each for each in (FactorMoments, RowMoments, UnitMoments)
+}
+_BIAS = "bias"  # in the place of a kind, in a file
 
 UNLIKE = (
     "The gradients of '{}' have factors in some batches and none in others, so that their "
@@ -65,6 +71,9 @@ class KFAC:
         at: Whether curvature is computed at each checkpoint, or at the last one for all.
         row_damping: In an index alone, of columns that are no factors of a layer: in units of the
             mean eigenvalue of the gradients' Fisher matrix, as far as the rows can fill it.
+        folder: Where moments are kept for other processes, one file per checkpoint; None keeps
+            them in memory alone. A file serves every damping, and the same weights and data only:
+            others get files of their own. An index keeps its own moments.
 
     Raises:
         PreconditionerError: A damping is negative or not finite, or another argument makes no
@@ -86,10 +95,11 @@ class KFAC:
     examples: int | None = None
     at: Literal["each", "last"] = "each"
     row_damping: float = 1.0
+    folder: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
-        check_fit(self.damping, self.examples, self.at, usual=KFAC.damping)
+        check_fit(self.damping, self.examples, self.at, self.folder, usual=KFAC.damping)
         check_damping(self.row_damping, "row_damping", usual=KFAC.row_damping)
 
     @property
@@ -124,9 +134,26 @@ class KFAC:
         return CurvatureFit(parameters)
 
     def _made(self, place: Place, data: Examples) -> "CurvatureMetric":
-        moments = CurvatureFit(place.parameters)
-        place.read(data, moments.batch)
+        if self.folder is None:
+            moments = fitted_moments(place, data)
+        else:
+            moments = from_folder(
+                self.folder,
+                "kfac",
+                place,
+                data,
+                summary=lambda few: fitted_moments(place, few).summary(),
+                make=lambda: fitted_moments(place, data),
+                restore=lambda kept: CurvatureFit.of_tensors(place.parameters, kept, place.device),
+            )
         return moments.metric(self.damping, place.checkpoint.name)
+
+
+def fitted_moments(place: Place, data: Examples) -> "CurvatureFit":
+    """The moments of data at a checkpoint."""
+    moments = CurvatureFit(place.parameters)
+    place.read(data, moments.batch)
+    return moments
 
 
 @final
@@ -177,6 +204,41 @@ class CurvatureFit:
             for name, moments in self._layers.items()
             if isinstance(moments, FactorMoments)
         }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All sums by name, for a file: "parameter|kind|sum"."""
+        found = {
+            f"{name}|{moments.KIND}|{part}": one
+            for name, moments in self._layers.items()
+            for part, one in moments.tensors().items()
+        }
+        sides = {f"{n}|{_BIAS}|{s}": torch.tensor(is_so) for (n, s), is_so in self._biases.items()}
+        return {**found, **sides}
+
+    @classmethod
+    def of_tensors(
+        cls, parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], device: torch.device
+    ) -> "CurvatureFit":
+        """What `tensors` gave, on a device.
+
+        Raises:
+            KeyError: A sum is missing, or of an unknown kind.
+        """
+        fit, layers = cls(parameters), {}
+        for key, one in tensors.items():
+            name, kind, part = key.rsplit("|", 2)
+            if kind == _BIAS:
+                fit._biases[name, part] = bool(one)
+            else:
+                layers.setdefault((name, kind), {})[part] = one
+        fit._layers = {
+            name: KINDS[kind].of_tensors(parts, device) for (name, kind), parts in layers.items()
+        }
+        return fit
+
+    def summary(self) -> dict[str, list[float]]:
+        """A few numbers per parameter, "parameter|kind", that other gradients would change."""
+        return {f"{n}|{one.KIND}": one.summary() for n, one in sorted(self._layers.items())}
 
     def described(self) -> dict[str, str]:
         """Parameter -> in what form its curvature is held."""
@@ -325,8 +387,8 @@ class CurvatureMetric:
 
 def _moments_of(form: PerExampleGradient) -> LayerMoments:
     if is_factored(form):
-        return FactorMoments(form)
-    return RowMoments(form) if isinstance(form, SparseRows) else UnitMoments()
+        return FactorMoments.like(form)
+    return RowMoments.like(form) if isinstance(form, SparseRows) else UnitMoments()
 
 
 def gradient_dtype(parameter: Tensor) -> torch.dtype:

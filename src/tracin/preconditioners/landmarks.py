@@ -23,11 +23,16 @@ MOST = 1 << 31
 
 @final
 class Landmarks:
-    """The gradients of all landmarks, by parameter: factors where these are cheaper."""
+    """The gradients of all landmarks, by parameter: factors where these are cheaper.
+
+    Attributes:
+        held: How many numbers they have together.
+        examples: How many landmarks there are.
+    """
 
     def __init__(self) -> None:
         self._forms: dict[str, list[tuple[int, PerExampleGradient]]] = {}
-        self._held = 0
+        self.held = 0
         self.examples = 0
 
     def batch(self, examples: int) -> "LandmarkBatch":
@@ -41,12 +46,12 @@ class Landmarks:
             PreconditionerError: The gradients of all do not fit.
         """
         for name, row, form in forms:
-            self._held += numbers_in(form)
+            self.held += numbers_in(form)
             self._forms.setdefault(name, []).append((self.examples + row, form))
         self.examples += examples
-        if self._held > MOST:
+        if self.held > MOST:
             raise PreconditionerError(
-                f"The gradients of {self.examples} landmarks take {self._held:,} numbers, and at "
+                f"The gradients of {self.examples} landmarks take {self.held:,} numbers, and at "
                 f"most {MOST:,} are held. Use fewer, tracin.Kernel(landmarks="
                 f"{max(1, self.examples // 2)}), trace fewer parameters, such as "
                 'parameters="last", or use tracin.KFAC().'

@@ -135,6 +135,7 @@ class Place:
             the number of its examples.
         about: A fingerprint of the weights in place, and of how gradients are computed.
         kept: Metrics of earlier questions; None where none are kept.
+        weights: A fingerprint of the weights in place alone; None where ranks hold parts of them.
     """
 
     checkpoint: HasOptimizerState
@@ -144,6 +145,7 @@ class Place:
     read: Callable[[Examples, Callable[[int], BatchFit]], None]
     about: Callable[[], str] = str
     kept: KeptMetrics | None = None
+    weights: Callable[[], str] | None = None
 
     def metric_of(self, data: Examples, make: Callable[[], T]) -> T:
         """What `make` computes from the data here, unless an earlier question has done so."""

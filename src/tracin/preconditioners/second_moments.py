@@ -1,5 +1,6 @@
 """One side of a layer's curvature: the second moments of its inputs, or of its output gradients."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -8,6 +9,11 @@ from torch import Tensor
 
 # Sides wider than this keep the diagonal alone: a matrix of 8,192 takes half a gigabyte.
 WIDEST = 8192
+
+
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """What sums over many examples are kept in: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @final
@@ -24,8 +30,7 @@ class Moments:
 
     def __init__(self, groups: int, width: int, device: torch.device) -> None:
         self.is_diagonal = width > WIDEST
-        # Apple's GPUs have no float64.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = sums_dtype(device)
         shape = (groups, width) if self.is_diagonal else (groups, width, width)
         self.products = torch.zeros(shape, dtype=dtype, device=device)
         self.sums = torch.zeros(groups, width, dtype=dtype, device=device)
@@ -41,6 +46,26 @@ class Moments:
             self.products += rows.mT @ rows
         self.sums += rows.sum(1)
         self.count += rows.shape[1] if is_used is None else is_used.sum(1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by name, for a file."""
+        return {"products": self.products, "sums": self.sums, "count": self.count}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device) -> "Moments":
+        """What `tensors` gave, on a device."""
+        groups, width = tensors["sums"].shape
+        found = cls(groups, width, device)
+        found.is_diagonal = tensors["products"].ndim == 2
+        found.products, found.sums, found.count = (
+            tensors[name].to(device, found.sums.dtype) for name in ("products", "sums", "count")
+        )
+        return found
+
+    def trace(self) -> float:
+        """The sum of all squares."""
+        squares = self.products
+        return float((squares if self.is_diagonal else squares.diagonal(dim1=1, dim2=2)).sum())
 
     def described(self, has_constant: bool) -> str:
         """Its width, and whether it is a diagonal."""

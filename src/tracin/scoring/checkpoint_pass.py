@@ -184,6 +184,7 @@ class CheckpointPass:
                 read,
                 self._fingerprint,
                 self._kept,
+                None if self.gradients.is_sharded else self._weights_fingerprint,
             )
         )
 
@@ -194,13 +195,16 @@ class CheckpointPass:
             f"{name} {methods[name].method if name in methods else ''};"
             for name in self.gradients.parameters
         ]
+        return fingerprint([*traced, self._weights_fingerprint()])
+
+    def _weights_fingerprint(self) -> str:
+        """Of all weights and buffers in place."""
         state = [*self._model.named_parameters(), *self._model.named_buffers()]
-        weights = (
+        return fingerprint(
             piece
             for name, one in state
             for piece in (f"{name} {one.dtype} {tuple(one.shape)}", bytes_of(one))
         )
-        return fingerprint([*traced, *weights])
 
     def refuse_unfit_for_sketches(self) -> None:
         """Refuse a preconditioner whose queries drown in the noise of sketched gradients.
