@@ -1,5 +1,6 @@
 """Passes over checkpoints and batches, with the weights in place, and the scores of each batch."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, by_parameter, loaded
+from tracin.code_fingerprint import code_fingerprint, settings_fingerprint
 from tracin.data import Batch, Examples, length, move
 from tracin.data.batches import structure
 from tracin.errors import PreconditionerError
@@ -21,6 +23,7 @@ from tracin.gradients.wording import worded
 from tracin.guards import untouched
 from tracin.plain_text import listed
 from tracin.preconditioners import BatchFit, JointMetric, KeptMetrics, Metric, Place, Preconditioner
+from tracin.preconditioners.fit_data import spread_evenly
 from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
@@ -32,6 +35,9 @@ from tracin.scoring.padding import warn_if_padding_counts
 from tracin.scoring.query_gradients import FEW, QueryGradients
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import device_of
+
+# Examples whose losses tell whether kept curvature is still that of the loss.
+FEW_LOSSES = 16
 
 
 @final
@@ -174,6 +180,9 @@ class CheckpointPass:
             if is_alone:
                 warn_if_fitted(torch.cat(losses), name)
 
+        def about(examples: Examples) -> str:
+            return fingerprint([self._fingerprint(), *self._few_losses(examples, device)])
+
         parameters = self.gradients.parameters
         return self._preconditioner.metric(
             Place(
@@ -182,13 +191,16 @@ class CheckpointPass:
                 train,
                 device,
                 read,
-                self._fingerprint,
+                about,
                 self._kept,
             )
         )
 
     def _fingerprint(self) -> str:
-        """Of all weights and buffers in place, and of the traced parameters' methods."""
+        """Of the loss, the preconditioner, the traced parameters' methods, and all of the model."""
+        compute = inspect.unwrap(self.gradients.compute)
+        code = code_fingerprint(getattr(compute, "__self__", compute))
+        settings = settings_fingerprint(self._model)
         methods = self.gradients.methods
         traced = [
             f"{name} {methods[name].method if name in methods else ''};"
@@ -200,7 +212,20 @@ class CheckpointPass:
             for name, one in state
             for piece in (f"{name} {one.dtype} {tuple(one.shape)}", bytes_of(one))
         )
-        return fingerprint([*traced, *weights])
+        return fingerprint([code, settings, repr(self._preconditioner), *traced, *weights])
+
+    def _few_losses(self, examples: Examples, device: torch.device) -> list[memoryview]:
+        """Those of a few examples: they tell when what is behind the loss's code has changed."""
+        chosen = examples.subset(spread_evenly(len(examples), FEW_LOSSES, 1))
+        reader = BatchReader(
+            self.gradients, chosen, range(len(chosen)), FEW_LOSSES, device, range(len(chosen))
+        )
+
+        def take(positions: range, batch: Batch, is_last: bool) -> Tensor:
+            result = self.gradients.visit(batch, lambda *_: None, is_last=is_last)
+            return result.losses
+
+        return [bytes_of(losses) for losses in reader.read(take)]
 
     def refuse_unfit_for_sketches(self) -> None:
         """Refuse a preconditioner whose queries drown in the noise of sketched gradients.
