@@ -106,9 +106,10 @@ def _all(things: Any, above: tuple[int, ...]) -> Iterator[str | bytes | memoryvi
 
 
 def _function(function: FunctionType, above: tuple[int, ...]) -> Iterator[str | bytes | memoryview]:
-    yield f"{function.__module__}.{function.__qualname__};"
     if _is_of_a_library(function.__module__):
+        yield f"{function.__module__}.{function.__qualname__};"
         return
+    yield f"{function.__qualname__};"  # a script's module may have another name the next time
     yield _source(function)
     cells = [_content(cell) for cell in function.__closure__ or ()]
     yield from _all([function.__defaults__, function.__kwdefaults__, cells], above)
@@ -120,9 +121,10 @@ def _function(function: FunctionType, above: tuple[int, ...]) -> Iterator[str | 
 
 def _class(kind: type, above: tuple[int, ...]) -> Iterator[str | bytes | memoryview]:
     for one in kind.__mro__:
-        yield f"class {one.__module__}.{one.__qualname__};"
         if _is_of_a_library(one.__module__):
+            yield f"class {one.__module__}.{one.__qualname__};"
             continue
+        yield f"class {one.__qualname__};"
         for name, value in vars(one).items():
             inner = getattr(value, "__func__", value)  # of a class method or a static one
             if isinstance(inner, FunctionType) or (

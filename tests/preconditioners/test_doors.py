@@ -209,3 +209,16 @@ def test_a_single_checkpoint_that_fits_nearly_all_examples_is_warned_of(checkpoi
         said = [str(each.message) for each in caught]
         is_expected = checkpoints == 1 and len(labels) == 600
         assert any("of 600 examples" in each for each in said) == is_expected
+
+
+@pytest.mark.parametrize("name", ["KFAC", "EKFAC", "Kernel"])
+@pytest.mark.parametrize(
+    "fit",
+    [TRAIN[0], (TRAIN[0][:, :3], TRAIN[1]), (TRAIN[0].half(), TRAIN[1]), (TRAIN[0], TRAIN[1] + 9)],
+    ids=["no labels", "other width", "other kind of number", "other classes"],
+)
+def test_fit_data_of_another_kind_are_refused_by_name(name, fit):
+    run = run_of(type(ALL[name])(fit=fit))
+
+    with pytest.raises(PreconditionerError, match=rf"from the data of {name}\(fit=.*same kind as"):
+        run.influence(TRAIN, ASKED)

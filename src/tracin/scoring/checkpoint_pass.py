@@ -14,13 +14,14 @@ from tracin.checkpoints import Checkpoint, by_parameter, loaded
 from tracin.code_fingerprint import code_fingerprint, settings_fingerprint
 from tracin.data import Batch, Examples, length, move
 from tracin.data.batches import structure
-from tracin.errors import PreconditionerError
+from tracin.errors import PreconditionerError, TracInError
 from tracin.files import bytes_of, fingerprint
-from tracin.gradients import Covered, Gradients
+from tracin.gradients import Covered, Gradients, SteppedDownError
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
+from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import listed
 from tracin.preconditioners import BatchFit, JointMetric, KeptMetrics, Metric, Place, Preconditioner
 from tracin.preconditioners.fit_data import spread_evenly
@@ -165,7 +166,8 @@ class CheckpointPass:
 
         def read(examples: Examples, begin: Callable[[int], BatchFit]) -> None:
             span = range(len(examples))
-            reader = BatchReader(self.gradients, examples, span, batch_size, device, span)
+            with _said_of_fit(self._preconditioner):
+                reader = BatchReader(self.gradients, examples, span, batch_size, device, span)
             losses: list[Tensor] = []
 
             def take(positions: range, batch: Batch, is_last: bool) -> None:
@@ -217,9 +219,9 @@ class CheckpointPass:
     def _few_losses(self, examples: Examples, device: torch.device) -> list[memoryview]:
         """Those of a few examples: they tell when what is behind the loss's code has changed."""
         chosen = examples.subset(spread_evenly(len(examples), FEW_LOSSES, 1))
-        reader = BatchReader(
-            self.gradients, chosen, range(len(chosen)), FEW_LOSSES, device, range(len(chosen))
-        )
+        span = range(len(chosen))
+        with _said_of_fit(self._preconditioner):
+            reader = BatchReader(self.gradients, chosen, span, FEW_LOSSES, device, span)
 
         def take(positions: range, batch: Batch, is_last: bool) -> Tensor:
             result = self.gradients.visit(batch, lambda *_: None, is_last=is_last)
@@ -320,3 +322,23 @@ class CheckpointPass:
             sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
             result = self.gradients.again(batch, sums.visit)
         return sums.scores(number, positions, result)
+
+
+@contextmanager
+def _said_of_fit(preconditioner: Preconditioner | None) -> Iterator[None]:
+    """An error of the data that a preconditioner was given says that it is of these.
+
+    Raises:
+        PreconditionerError: The model or the loss does not take them.
+    """
+    try:
+        yield
+    except (TracInError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        is_other = isinstance(error, SteppedDownError) or is_out_of_memory(error)
+        if getattr(preconditioner, "fit", None) is None or is_other:
+            raise
+        name = type(preconditioner).__name__
+        raise PreconditionerError(
+            f"Curvature cannot be computed from the data of {name}(fit=...): {error} Pass examples "
+            "of the same kind as train."
+        ) from error
