@@ -147,7 +147,7 @@ def test_runs_with_other_dampings_are_refused():
 
 
 def test_a_run_and_a_baseline_are_refused():
-    run = run_of(0)
+    run = run_of(0, learning_rates="equal")
 
     with pytest.raises(QueryError, match=r"no common unit.*NearestNeighbours, TracIn\."):
         tracin.mean([run, tracin.baselines.NearestNeighbours(run)])

@@ -222,3 +222,24 @@ def test_fit_data_of_another_kind_are_refused_by_name(name, fit):
 
     with pytest.raises(PreconditionerError, match=rf"from the data of {name}\(fit=.*same kind as"):
         run.influence(TRAIN, ASKED)
+
+
+@pytest.mark.parametrize("name", ["KFAC", "EKFAC"])
+def test_a_bias_with_another_rate_than_its_weight_is_refused(name):
+    model, _ = nets()["one position"]
+    names = [each for each, _ in model.named_parameters()]
+
+    def run(rates):
+        return tracin.TracIn(
+            model, "cross_entropy", [model.state_dict()], preconditioner=ALL[name],
+            learning_rates=[rates],
+        )  # fmt: skip
+
+    by_layer = run({each: 0.1 * (1 + int(each[0])) for each in names})
+    by_name = run({each: 0.2 if "bias" in each else 0.1 for each in names})
+
+    own = by_layer.self_influence(TRAIN)
+    torch.testing.assert_close(own, by_layer.influence(TRAIN, TRAIN).diagonal())
+    for ask in (by_name.self_influence, lambda data: by_name.influence(data, ASKED)):
+        with pytest.raises(PreconditionerError, match=r"bias' together with .* one learning rate"):
+            ask(TRAIN)

@@ -17,7 +17,7 @@ from tracin.data.batches import structure
 from tracin.errors import PreconditionerError, TracInError
 from tracin.files import bytes_of, fingerprint
 from tracin.gradients import Covered, Gradients, SteppedDownError
-from tracin.gradients.compute import Compute
+from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
@@ -25,6 +25,7 @@ from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import listed
 from tracin.preconditioners import BatchFit, JointMetric, KeptMetrics, Metric, Place, Preconditioner
 from tracin.preconditioners.fit_data import spread_evenly
+from tracin.preconditioners.kfac import CurvatureMetric
 from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
@@ -128,6 +129,8 @@ class CheckpointPass:
                         metric = self.metric_at(number, basis, batch_size, device)
                     if isinstance(metric, JointMetric):
                         self._refuse_apart(number, request)
+                    elif isinstance(metric, CurvatureMetric):
+                        self._refuse_parted(number, metric)
                     reader = self.reader(train, span, batch_size, device)
                     queries = self._queries(number, request, reader, metric)
                     score = partial(self._scores, number, queries, request, metric)
@@ -219,15 +222,13 @@ class CheckpointPass:
     def _few_losses(self, examples: Examples, device: torch.device) -> list[memoryview]:
         """Those of a few examples: they tell when what is behind the loss's code has changed."""
         chosen = examples.subset(spread_evenly(len(examples), FEW_LOSSES, 1))
-        span = range(len(chosen))
-        with _said_of_fit(self._preconditioner):
-            reader = BatchReader(self.gradients, chosen, span, FEW_LOSSES, device, span)
-
-        def take(positions: range, batch: Batch, is_last: bool) -> Tensor:
-            result = self.gradients.visit(batch, lambda *_: None, is_last=is_last)
-            return result.losses
-
-        return [bytes_of(losses) for losses in reader.read(take)]
+        found = []
+        with _said_of_fit(self._preconditioner), torch.enable_grad():  # a loss may take some
+            for positions, batch in chosen.batches(FEW_LOSSES):
+                with examples_named(chosen, positions, batch):
+                    outcome = self.gradients.compute(self._model, move(batch, device))
+                    found.append(bytes_of(checked_losses(outcome, len(positions))))
+        return found
 
     def refuse_unfit_for_sketches(self) -> None:
         """Refuse a preconditioner whose queries drown in the noise of sketched gradients.
@@ -258,6 +259,19 @@ class CheckpointPass:
                 f"at {self._checkpoints[number].name} they have {listed(map(str, weights))}. Pass "
                 'learning_rates="equal", or one number per checkpoint.'
             )
+
+    def _refuse_parted(self, number: int, metric: CurvatureMetric) -> None:
+        """A bias is multiplied together with its weight, so that neither has a share of its own."""
+        weights = by_parameter(self._weights[number], self.gradients.parameters)
+        for weight, bias in metric.biases.items():
+            if weights[weight] != weights[bias]:
+                raise PreconditionerError(
+                    f"{self._preconditioner!r} multiplies '{bias}' together with '{weight}', so "
+                    "that they need one learning rate, but at "
+                    f"{self._checkpoints[number].name} they have {weights[bias]:g} and "
+                    f'{weights[weight]:g}. Pass learning_rates="equal", or one number per '
+                    "checkpoint."
+                )
 
     def _metric_of_all(
         self, train: Examples | None, batch_size: int | None
