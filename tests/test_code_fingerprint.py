@@ -49,6 +49,8 @@ CHANGES = {
     "an attribute": (Loss(1.0), Loss(2.0)),
     "a tensor": (Loss(torch.tensor([1.0, 2.0])), Loss(torch.tensor([1.0, 3.0]))),
     "an array": (Loss(np.array([1.0, 2.0])), Loss(np.array([1.0, 3.0]))),
+    "a number of NumPy's": (Loss(np.longdouble(1)), Loss(np.longdouble(2))),
+    "texts": (Loss(np.array(["a"], dtype=object)), Loss(np.array(["b"], dtype=object))),
     "a bound method": (Loss(1.0).outcome, Loss(2.0).outcome),
     "a closure": (closed(1), closed(2)),
     "a default": (with_default(1), with_default(2)),

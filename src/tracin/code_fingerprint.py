@@ -71,15 +71,13 @@ def _pieces(
 
 
 def _value(thing: Any, above: tuple[int, ...]) -> Iterator[str | bytes | memoryview]:
-    if isinstance(thing, Tensor | np.ndarray):
+    if isinstance(thing, Tensor):
         yield f"{thing.dtype} {tuple(thing.shape)};"
-        tensor = (
-            torch.as_tensor(thing)
-            if isinstance(thing, Tensor) or thing.dtype.kind in "biuf"
-            else None
-        )
-        if tensor is not None and tensor.layout is torch.strided and not tensor.is_meta:
-            yield bytes_of(tensor)
+        if thing.layout is torch.strided and not thing.is_meta:
+            yield bytes_of(thing)
+    elif isinstance(thing, np.ndarray | np.generic):
+        yield f"{thing.dtype} {thing.shape};"
+        yield repr(thing.tolist()) if thing.dtype.hasobject else thing.tobytes()
     elif isinstance(thing, Mapping):
         for key, value in thing.items():
             yield f"{key!r}:" if isinstance(key, _PLAIN) else f"{type(key).__qualname__}:"
