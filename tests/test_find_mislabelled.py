@@ -60,6 +60,8 @@ def test_means_are_over_the_three_checkpoints_with_the_best_held_out_accuracy():
     expected = torch.stack([losses[at] for at in best]).mean(0)
     assert torch.allclose(in_data_order(table, "loss"), expected, rtol=1e-12)
     assert "means over the best checkpoints: checkpoint" in str(table)
+    of_all = str(table.ranked("self_influence"))
+    assert of_all.startswith("ranked by self_influence over all checkpoints, means over the best")
 
 
 def test_all_means_are_those_of_a_run_with_the_chosen_checkpoints_alone():

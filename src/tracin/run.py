@@ -92,7 +92,8 @@ class Run:
             chosen = f"{len(parameters)} parameters ({numbers:,} numbers)"
         where = self.device or next((each.device for each in self.model.parameters()), "cpu")
         checkpoints = f"{count} checkpoint{'s' if count > 1 else ''}"
-        return f"{type(self).__name__}({model}, {checkpoints}, {chosen}, on {where})"
+        under = "" if self.preconditioner is None else f", under {self.preconditioner!r}"
+        return f"{type(self).__name__}({model}, {checkpoints}, {chosen}, on {where}{under})"
 
     @property
     def parameters(self) -> dict[str, Parameter]:

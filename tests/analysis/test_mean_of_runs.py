@@ -133,8 +133,24 @@ def test_what_is_no_run_is_refused():
 
 
 def test_runs_with_other_preconditioners_are_refused():
-    with pytest.raises(QueryError, match=r"no common unit.*KFAC, NoneType"):
+    with pytest.raises(
+        QueryError, match=r"no common unit.*TracIn, TracIn under KFAC\(damping=0\.3\)"
+    ):
         tracin.mean([run_of(0, learning_rates="equal"), run_of(1, preconditioner=tracin.KFAC())])
+
+
+def test_runs_with_other_dampings_are_refused():
+    runs = [run_of(seed, preconditioner=tracin.KFAC(10.0**seed)) for seed in range(2)]
+
+    with pytest.raises(QueryError, match=r"no common unit.*damping=1\), .*damping=10\)"):
+        tracin.mean(runs)
+
+
+def test_a_run_and_a_baseline_are_refused():
+    run = run_of(0, learning_rates="equal")
+
+    with pytest.raises(QueryError, match=r"no common unit.*NearestNeighbours, TracIn\."):
+        tracin.mean([run, tracin.baselines.NearestNeighbours(run)])
 
 
 def test_baselines_without_self_influence_say_so():

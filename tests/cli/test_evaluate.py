@@ -70,7 +70,14 @@ def test_trainings_are_kept_and_others_refused(begun, capsys, tmp_path):
     code, _, err = call(capsys, "evaluate", other, "--out", tmp_path, *FEW)
     assert code == 2
     assert "Cannot continue the trainings in" in err
-    assert "fit changed" in err
+    assert "code of fit changed" in err
+
+    other = altered(
+        begun, tmp_path, "partial(torch.optim.SGD, lr=0.5)", "partial(torch.optim.SGD, lr=0.4)"
+    )
+    code, _, err = call(capsys, "evaluate", other, "--out", tmp_path, *FEW)
+    assert code == 2
+    assert "code of fit changed" in err
 
 
 def test_without_a_fit_nothing_is_retrained(begun, capsys, tmp_path):

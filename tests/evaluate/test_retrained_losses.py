@@ -119,22 +119,25 @@ def test_the_same_losses_however_the_models_are_trained():
     assert torch.get_rng_state().equal(before)
 
 
+# How many models were made, and may be: what a global holds is no setting of a fit.
+MADE = {"now": 0, "most": 0}
+
+
+def counted():
+    if MADE["now"] == MADE["most"]:
+        raise KeyboardInterrupt
+    MADE["now"] += 1
+    return mlp()
+
+
 @pytest.mark.parametrize("is_stacked", [False, True])
 def test_a_rerun_continues_where_it_was_broken_off(tmp_path, is_stacked):
     train, queries, subsets = points(30), points(5, seed=1), half_subsets(30, 4)
-    made = []
-
-    def model(limit):
-        def make():
-            if len(made) == limit:
-                raise KeyboardInterrupt
-            made.append(1)
-            return mlp()
-
-        return make
+    MADE["now"] = 0
 
     def asked(limit, seeds=(0, 1)):
-        fit = fit_of(model(limit), at_once=2)
+        MADE["most"] = limit
+        fit = fit_of(counted, at_once=2)
         return retrained_losses(
             train, queries, fit if is_stacked else lambda data: fit(data), "cross_entropy", subsets,
             seeds=seeds, folder=tmp_path, settings={"rate": 0.1},
@@ -143,10 +146,10 @@ def test_a_rerun_continues_where_it_was_broken_off(tmp_path, is_stacked):
     with pytest.raises(KeyboardInterrupt):
         asked(4)
     first = asked(99)
-    assert len(made) == 8
+    assert MADE["now"] == 8
     assert asked(8).losses.equal(first.losses)
     more = asked(99, seeds=(0, 1, 2))
-    assert len(made) == 12
+    assert MADE["now"] == 12
     assert more.losses[:, :2].equal(first.losses)
 
 
@@ -216,3 +219,77 @@ def test_what_cannot_be_trained_at_once_is_refused():
     )
     with pytest.raises(QueryError, match="batch_size is a whole number of at least 1; 0"):
         fit_of(batch_size=0)
+
+
+class Rows(torch.utils.data.Dataset):
+    """A dataset of the user's own."""
+
+    def __init__(self, inputs, labels):
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, at):
+        return self.inputs[at], self.labels[at]
+
+
+class Cropped(Rows):
+    """Another example each time, by torch's generator."""
+
+    def __getitem__(self, at):
+        return self.inputs[at] + 0.1 * torch.randn(3), self.labels[at]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 4},
+        {"batch_size": 4},
+        {"optimizer": OPTIMIZERS["Adam"]},
+        {"optimizer": partial(torch.optim.SGD, lr=0.2)},
+        {"model": normalised},
+        {"loss": "mse"},
+    ],
+    ids=str,
+)
+def test_a_stacked_fit_that_trains_otherwise_is_refused(tmp_path, change):
+    def ask(fit):
+        return retrained_losses(
+            points(12), points(2), fit, "cross_entropy", half_subsets(12, 2), folder=tmp_path
+        )
+
+    ask(fit_of())
+    ask(fit_of(at_once=1))
+
+    with pytest.raises(
+        OutputError, match=r"Cannot continue the trainings in .* stacked_fit changed"
+    ):
+        ask(fit_of(**change))
+
+
+def test_a_label_that_changed_in_a_dataset_is_seen(tmp_path):
+    inputs, labels = points(12)
+
+    def ask(train):
+        return retrained_losses(
+            train, points(2), fit_of(), "cross_entropy", half_subsets(12, 2), folder=tmp_path
+        )
+
+    ask(Rows(inputs, labels))
+    ask(Rows(inputs.clone(), labels.clone()))
+    labels[3] = (labels[3] + 1) % 3
+
+    with pytest.raises(OutputError, match="train changed"):
+        ask(Rows(inputs, labels))
+
+
+def test_trainings_on_a_dataset_that_draws_continue(tmp_path):
+    train = Cropped(*points(12))
+    subsets, states = half_subsets(12, 2), []
+    for _ in range(2):
+        states.append(torch.get_rng_state())
+        retrained_losses(train, points(2), fit_of(), "cross_entropy", subsets, folder=tmp_path)
+        torch.rand(3)
+
+    assert not torch.equal(*states)

@@ -16,6 +16,7 @@ from tracin.index.index import Index
 from tracin.index.row_curvature import RowCurvature
 from tracin.index.row_moments import ColumnMoments, count_of_numbers
 from tracin.index.store.shard import Shard
+from tracin.preconditioners.fit_data import spread_evenly
 from tracin.run import open_data
 from tracin.sketches import Columns, Dot, Product, Side
 
@@ -89,7 +90,7 @@ def inverse(vectors, added):
 
 
 def scores_of_block(block, rows, queries, damping, row_damping, examples):
-    fit = rows if examples is None else rows[[at * len(rows) // examples for at in range(examples)]]
+    fit = rows if examples is None else rows[spread_evenly(len(rows), examples, 1)]
     if isinstance(block, Dot):
         cut = slice(block.side.start, block.side.stop)
         trace = float(fit[:, cut].square().sum()) / len(fit)

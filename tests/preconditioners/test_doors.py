@@ -86,14 +86,19 @@ def test_baselines_take_the_run_and_not_its_preconditioner(curvature):
     )
 
 
+def test_an_index_is_built_of_plain_gradients(curvature, tmp_path):
+    index = run_of(curvature).index(TRAIN, tmp_path, tracin.Projection(64))
+
+    with pytest.raises(QueryError, match="norms of plain gradients"):
+        index.self_influence()
+
+
 @pytest.mark.parametrize("name", ["EKFAC", "Kernel"])
-def test_an_index_is_built_of_plain_gradients_and_refuses_the_query(name, tmp_path):
+def test_an_index_refuses_a_query_whose_curvature_rows_cannot_give(name, tmp_path):
     index = run_of(ALL[name]).index(TRAIN, tmp_path, tracin.Projection(64))
 
     with pytest.raises(PreconditionerError, match=r"sketches of plain gradients.*run\.influence"):
         index.explain(ASKED, 2)
-    with pytest.raises(QueryError, match="norms of plain gradients"):
-        index.self_influence()
 
 
 def test_processes_build_the_index_of_a_run_that_has_it(tmp_path):
@@ -103,9 +108,9 @@ def test_processes_build_the_index_of_a_run_that_has_it(tmp_path):
 
     index = run.index(TRAIN, tmp_path / "two", tracin.Projection(64), engine=engine)
 
-    one = run.index(TRAIN, tmp_path / "one", tracin.Projection(64))
+    found = index.explain(ASKED, 2, exact=True)
     torch.testing.assert_close(
-        index.explain(ASKED, 2).proponents.scores, one.explain(ASKED, 2).proponents.scores
+        found.proponents.scores, run.explain(TRAIN, ASKED, 2).proponents.scores
     )
 
 
@@ -204,3 +209,37 @@ def test_a_single_checkpoint_that_fits_nearly_all_examples_is_warned_of(checkpoi
         said = [str(each.message) for each in caught]
         is_expected = checkpoints == 1 and len(labels) == 600
         assert any("of 600 examples" in each for each in said) == is_expected
+
+
+@pytest.mark.parametrize("name", ["KFAC", "EKFAC", "Kernel"])
+@pytest.mark.parametrize(
+    "fit",
+    [TRAIN[0], (TRAIN[0][:, :3], TRAIN[1]), (TRAIN[0].half(), TRAIN[1]), (TRAIN[0], TRAIN[1] + 9)],
+    ids=["no labels", "other width", "other kind of number", "other classes"],
+)
+def test_fit_data_of_another_kind_are_refused_by_name(name, fit):
+    run = run_of(type(ALL[name])(fit=fit))
+
+    with pytest.raises(PreconditionerError, match=rf"from the data of {name}\(fit=.*same kind as"):
+        run.influence(TRAIN, ASKED)
+
+
+@pytest.mark.parametrize("name", ["KFAC", "EKFAC"])
+def test_a_bias_with_another_rate_than_its_weight_is_refused(name):
+    model, _ = nets()["one position"]
+    names = [each for each, _ in model.named_parameters()]
+
+    def run(rates):
+        return tracin.TracIn(
+            model, "cross_entropy", [model.state_dict()], preconditioner=ALL[name],
+            learning_rates=[rates],
+        )  # fmt: skip
+
+    by_layer = run({each: 0.1 * (1 + int(each[0])) for each in names})
+    by_name = run({each: 0.2 if "bias" in each else 0.1 for each in names})
+
+    own = by_layer.self_influence(TRAIN)
+    torch.testing.assert_close(own, by_layer.influence(TRAIN, TRAIN).diagonal())
+    for ask in (by_name.self_influence, lambda data: by_name.influence(data, ASKED)):
+        with pytest.raises(PreconditionerError, match=r"bias' together with .* one learning rate"):
+            ask(TRAIN)

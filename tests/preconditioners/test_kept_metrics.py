@@ -157,3 +157,84 @@ def test_a_run_in_another_process_takes_none_along(preconditioner):
 
     assert len(run.kept) == 1
     assert len(pickle.loads(pickle.dumps(run.kept))) == 0
+
+
+class Scaled:
+    """A loss with a setting that may change between two questions."""
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def __call__(self, model, batch):
+        logits = self.scale * model(batch[0])
+        return torch.nn.functional.cross_entropy(logits, batch[1], reduction="none")
+
+
+class Warm(torch.nn.Module):
+    """A model with a setting that is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.temperature = torch.nn.Linear(4, 3), 1.0
+
+    def forward(self, x):
+        return self.layer(x) / self.temperature
+
+
+def asked(model, loss, preconditioner):
+    run = tracin.TracIn(model, loss, [model.state_dict()], preconditioner=preconditioner)
+    return run, run.influence(data_for((4,)), data_for((4,), QUERIES, seed=2))
+
+
+def test_a_loss_that_changed_is_fitted_anew(preconditioner):
+    loss, model = Scaled(), nets()["one position"][0]
+    run, before = asked(model, loss, preconditioner())
+
+    loss.scale = 3.0
+
+    now = run.influence(data_for((4,)), data_for((4,), QUERIES, seed=2))
+    torch.testing.assert_close(now, asked(model, loss, preconditioner())[1], rtol=0, atol=0)
+    assert not torch.allclose(now, before)
+
+
+def test_a_loss_whose_settings_are_out_of_sight_is_fitted_anew(preconditioner):
+    held, model = [Scaled()], nets()["one position"][0]
+
+    def behind(model, batch):
+        return GLOBAL[0](model, batch)
+
+    GLOBAL[:] = held
+    run, _ = asked(model, behind, preconditioner())
+
+    held[0].scale = 3.0
+
+    now = run.influence(data_for((4,)), data_for((4,), QUERIES, seed=2))
+    torch.testing.assert_close(
+        now, asked(model, held[0], preconditioner())[1], rtol=1e-10, atol=1e-10
+    )
+
+
+GLOBAL = []
+
+
+def test_a_model_whose_settings_changed_is_fitted_anew(preconditioner):
+    model = Warm()
+    run, before = asked(model, "cross_entropy", preconditioner())
+
+    model.temperature = 0.25
+
+    now = run.influence(data_for((4,)), data_for((4,), QUERIES, seed=2))
+    new = asked(model, "cross_entropy", preconditioner())[1]
+    torch.testing.assert_close(now, new, rtol=0, atol=0)
+    assert not torch.allclose(now, before)
+
+
+def test_another_preconditioner_on_a_run_is_not_served_the_first_ones_curvature(preconditioner):
+    model = nets()["one position"][0]
+    run, _ = asked(model, "cross_entropy", preconditioner())
+
+    run.preconditioner = preconditioner(damping=7.0)
+
+    now = run.influence(data_for((4,)), data_for((4,), QUERIES, seed=2))
+    new = asked(model, "cross_entropy", preconditioner(damping=7.0))[1]
+    torch.testing.assert_close(now, new, rtol=0, atol=0)

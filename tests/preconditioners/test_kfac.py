@@ -19,6 +19,7 @@ from preconditioners.nets import (
     patches_of,
 )
 from tracin.errors import PreconditionerError
+from tracin.preconditioners.fit_data import spread_evenly
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -277,13 +278,41 @@ def test_one_fit_serves_all_checkpoints_or_each_has_its_own():
 def test_curvature_may_come_from_other_data_or_from_some():
     model, shape = nets()["one position"]
     train, queries = data_for(shape), data_for(shape, QUERIES, seed=2)
-    tenth = train[0][::3], train[1][::3]
+    rows = spread_evenly(EXAMPLES, 10, 4)
+    some = train[0][rows], train[1][rows]
 
-    fitted = run_of(model, fit=tenth).influence(train, queries)
+    fitted = run_of(model, fit=some).influence(train, queries)
     chosen = run_of(model, examples=10).influence(train, queries)
 
     torch.testing.assert_close(fitted, chosen)
     assert not torch.allclose(fitted, run_of(model).influence(train, queries))
+
+
+@pytest.mark.parametrize(("total", "count"), [(8000, 2000), (7, 3), (5, 5), (1, 1), (10, 9)])
+def test_the_examples_of_curvature_are_spread_and_the_same_each_time(total, count):
+    found = spread_evenly(total, count, 1)
+
+    assert found == spread_evenly(total, count, 1)
+    for at, position in enumerate(found):
+        assert at * total // count <= position < (at + 1) * total // count
+
+
+def test_curvature_of_some_examples_is_that_of_all_where_labels_alternate():
+    torch.manual_seed(0)
+    labels = torch.arange(1200) % CLASSES
+    inputs = torch.randn(1200, 4) + 3 * torch.eye(4)[labels]
+    model, queries = nn.Linear(4, CLASSES), (inputs[:4], labels[:4])
+    whole = run_of(model, examples=1200).influence((inputs, labels), queries)
+
+    part = run_of(model, examples=1200 // CLASSES).influence((inputs, labels), queries)
+
+    # Every third example is of one class: with these alone the scores differed by 60 %.
+    assert float((part - whole).abs().max()) < 0.2 * float(whole.abs().max())
+
+
+def test_damping_that_leaves_nothing_of_curvature_is_refused():
+    with pytest.raises(PreconditionerError, match=r"1e\+12 at most.*0\.3 suits"):
+        tracin.KFAC(damping=1e25)
 
 
 def test_checkpoints_weigh_the_same_unless_rates_are_given():

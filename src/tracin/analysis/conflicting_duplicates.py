@@ -64,7 +64,7 @@ class ConflictingDuplicates(Tabular):
 
     def __str__(self) -> str:
         head = (
-            f"{len(self)} pairs of near-duplicates with different labels among {self.total:,} "
+            f"{len(self):,} pairs of near-duplicates with different labels among {self.total:,} "
             f"examples (cosine of at least {self.limit:g})"
         )
         names = ("id_1", "label_1", "id_2", "label_2", "cosine")

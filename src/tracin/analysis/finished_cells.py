@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
+from tracin.analysis.seeded import seeded
 from tracin.checks import is_int
-from tracin.data import WithIds, open_examples
+from tracin.data import Examples, WithIds, examples_fingerprint, open_examples
 from tracin.data.batches import leaves
 from tracin.data.sources import ColumnSource, source_of
 from tracin.errors import NonFiniteError, OutputError, QueryError
@@ -24,6 +25,7 @@ from tracin.files import (
 from tracin.plain_text import a_kind
 
 FORMAT = 1
+FEW = 16  # examples that are read twice, to see whether they stay the same
 SETTINGS = "settings.json"
 
 
@@ -134,7 +136,11 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train_fingerprint(data: Any) -> str:
-    """Equal for equal tensors; for other datasets, for equal numbers of examples and equal ids."""
+    """Equal for equal examples; where these cannot be compared, for equal ids, and equally many.
+
+    They cannot if an example holds anything else than tensors, numbers and texts, or is another
+    one each time that it is read.
+    """
     examples = open_examples(data, name="train")
     while isinstance(data, WithIds):
         data = data.dataset
@@ -144,7 +150,20 @@ def train_fingerprint(data: Any) -> str:
         for path, leaf in leaves(source.columns):
             is_tensor = hasattr(leaf, "detach")
             pieces += [path, bytes_of(leaf) if is_tensor else repr(leaf)]
+    else:
+        pieces.append(_contents(examples))
     return fingerprint(pieces)
+
+
+def _contents(examples: Examples) -> str:
+    few = examples.subset(range(min(FEW, len(examples))))
+    one, other = _read(few), _read(few)
+    return _read(examples) or "" if one == other else ""
+
+
+def _read(examples: Examples) -> str | None:
+    with seeded(0):  # random crops and their kin are then the same each time
+        return examples_fingerprint(examples)
 
 
 def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

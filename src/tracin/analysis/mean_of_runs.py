@@ -47,8 +47,8 @@ def mean(runs: Iterable[Influencing]) -> "MeanOfRuns":
             baselines that explain queries.
 
     Raises:
-        QueryError: There are fewer than two, one is no run, one comes twice, or their
-            preconditioners are of several kinds, so that scores have no common unit.
+        QueryError: There are fewer than two, one is no run, one comes twice, or they are of several
+            kinds or have other preconditioners or dampings, so that scores have no common unit.
 
     Example:
         >>> import torch, tracin
@@ -198,13 +198,24 @@ def _checked(runs: Any) -> tuple[Influencing, ...]:
                 f"Run {at} is in the list twice. Give trainings with other seeds: one that counts "
                 "twice makes the mean look surer than it is."
             )
-    kinds = {type(getattr(run, "preconditioner", None)).__name__ for run in given}
+    kinds = sorted({_unit(run) for run in given})
     if len(kinds) > 1:
         raise QueryError(
-            "The runs have preconditioners of several kinds, so that their scores have no common "
-            f"unit and the largest would decide: {', '.join(sorted(kinds))}. Give all the same."
+            "The runs are of several kinds, so that their scores have no common unit and the "
+            f"largest would decide: {', '.join(kinds)}. Give all the same preconditioner and "
+            "damping, or take the mean of one kind alone."
         )
     return given
+
+
+def _unit(run: Influencing) -> str:
+    """What the unit of a run's scores depends on, in words."""
+    under = getattr(run, "preconditioner", None)
+    if under is None:
+        return type(run).__name__
+    damping = getattr(under, "damping", None)
+    own = "" if damping is None else f"damping={damping:g}"
+    return f"{type(run).__name__} under {type(under).__name__}({own})"
 
 
 def _opened(train: Any, queries: Any) -> tuple[Examples, Examples]:

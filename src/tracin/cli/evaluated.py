@@ -1,13 +1,12 @@
 """What `tracin evaluate` does: retrain where the task can, and compare methods."""
 
-import hashlib
-import inspect
 from pathlib import Path
 from typing import Any
 
 from tracin.analysis.edited_data import kept_examples
 from tracin.cli.opened import Opened
 from tracin.cli.task import Task
+from tracin.code_fingerprint import code_fingerprint
 from tracin.data import open_examples
 from tracin.errors import RunFileError
 from tracin.evaluate import (
@@ -82,29 +81,16 @@ def _truth(opened: Opened, queries: Any, run: Path) -> RetrainedLosses | None:
         half_subsets(examples, options.subsets),
         seeds=range(options.first_seed, options.first_seed + options.seeds),
         folder=opened.folder / TRAININGS,
-        settings={"fit": fit_fingerprint(task.fit)},
+        settings={
+            "code of fit": fit_fingerprint(task.fit),
+            "code of loss": code_fingerprint(task.loss),
+        },
     )
 
 
 def fit_fingerprint(fit: Any) -> str:
-    """A fingerprint of how models are trained, as far as it can be seen.
-
-    The source of a function; of a `StackedFit` its numbers and the source of what makes a model.
-    What these call in turn is not seen.
-    """
-    if isinstance(fit, StackedFit):
-        parts = [fit.epochs, fit.batch_size, repr(fit.optimizer).split(" at 0x")[0]]
-        text = f"{_source(fit.model)} {parts}"
-    else:
-        text = _source(fit)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _source(function: Any) -> str:
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return ""
+    """A fingerprint of how models are trained, as far as it can be seen."""
+    return fit.fingerprint if isinstance(fit, StackedFit) else code_fingerprint(fit)
 
 
 def _texts(task: Task, queries: int, run: Path) -> Texts | None:

@@ -18,6 +18,7 @@ from tracin.analysis.leave_one_out import query_losses
 from tracin.analysis.seeded import seeded
 from tracin.data import Examples, open_examples
 from tracin.errors import NonFiniteError, QueryError
+from tracin.evaluate.stacked_fit import StackedFit
 from tracin.files import bytes_of, fingerprint
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.progress import bar
@@ -149,7 +150,7 @@ def retrained_losses(
         folder: Where each finished training is written, so that a re-run continues; None for
             nowhere.
         settings: What `fit` depends on, such as the learning rate: a folder made with others is
-            refused.
+            refused. What a `StackedFit` was given is known without.
         progress: None shows a bar on a terminal alone.
 
     Raises:
@@ -178,6 +179,8 @@ def retrained_losses(
         "train": train_fingerprint(train),
         "queries": train_fingerprint(queries),
     }
+    if isinstance(fit, StackedFit):
+        about["stacked_fit"] = fit.fingerprint
     cells = FinishedCells(folder, "retrained_losses", about, settings)
     names = [fingerprint([bytes_of(kept)]) for kept in chosen]
     jobs = [(at, seed) for at in range(len(chosen)) for seed in each_seed]

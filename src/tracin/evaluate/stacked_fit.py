@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from tracin.analysis.arrays import cpu_tensor
 from tracin.analysis.seeded import seeded
 from tracin.checks import positive_int
+from tracin.code_fingerprint import code_fingerprint
 from tracin.data import Examples, content_of, length, move, open_examples
 from tracin.data.batches import leaves, mapped
 from tracin.errors import DataError, LossError, QueryError, UnsupportedModelError
@@ -82,6 +83,11 @@ class StackedFit:
         """Refuse numbers that make no training."""
         for name in ("epochs", "batch_size", "at_once"):
             positive_int(getattr(self, name), name, QueryError)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal where models are trained alike, as far as the code of what it was given tells."""
+        return code_fingerprint(self.model, self.loss, self.optimizer, self.epochs, self.batch_size)
 
     def __call__(self, train: Any) -> nn.Module:
         """Train one model on all of the data, by torch's generator as it is.

@@ -46,13 +46,13 @@ class EKFAC:
     Args:
         damping: In units of a layer's mean eigenvalue.
         fit: The data that curvature is computed from; None for the training data of the question.
-        examples: How many of them, evenly spread; None for as many as the widest side needs: four
+        examples: How many of them, spread over all; None for as many as the widest side needs: four
             per entry, and 2,000 at least.
         at: Whether curvature is computed at each checkpoint, or at the last one for all.
         folder: Where eigenvectors and moments are kept for other processes, as of `tracin.KFAC`.
 
     Raises:
-        PreconditionerError: `damping` is negative or not finite, or another argument makes no
+        PreconditionerError: `damping` is negative or above 1e12, or another argument makes no
             sense.
 
     Example:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tracin.checks import positive_int
 from tracin.data import Examples, open_examples
 from tracin.errors import PreconditionerError
@@ -10,6 +12,8 @@ from tracin.preconditioners.preconditioner import Place
 
 ENOUGH = 4  # examples per entry of the widest side
 FEWEST = 2000
+# From here on curvature has no say, and products with its inverse leave the range of float32.
+LARGEST = 1e12
 
 
 def check_fit(damping: Any, examples: Any, at: Any, folder: Any, *, usual: float) -> None:
@@ -37,9 +41,9 @@ def check_damping(damping: Any, name: str, *, usual: float) -> None:
         PreconditionerError: It is none.
     """
     is_number = isinstance(damping, int | float) and not isinstance(damping, bool)
-    if not (is_number and 0 <= damping < float("inf")):
+    if not (is_number and 0 <= damping <= LARGEST):
         raise PreconditionerError(
-            f"{name} is a number from 0 on, in units of the mean eigenvalue; "
+            f"{name} is a number from 0 on, {LARGEST:g} at most, in units of the mean eigenvalue; "
             f"{damping!r} was given. {usual} suits most."
         )
 
@@ -47,13 +51,18 @@ def check_damping(damping: Any, name: str, *, usual: float) -> None:
 def spread_evenly(total: int, examples: int | None, widest: int) -> list[int]:
     """The positions that curvature is computed from, rising.
 
+    One at random from each of as many equal parts: every k-th would be of one class alone where
+    labels alternate. The same numbers give the same positions.
+
     Args:
         total: How many examples there are.
         examples: How many of them to take; None for as many as the widest side needs.
         widest: The numbers of the widest side.
     """
     count = min(total, max(FEWEST, ENOUGH * widest) if examples is None else examples)
-    return [at * total // count for at in range(count)]
+    bounds = np.arange(count + 1) * total // max(1, count)
+    within = np.random.default_rng(0).random(count) * np.diff(bounds)
+    return (bounds[:-1] + within.astype(np.int64)).tolist()
 
 
 def fit_data(who: str, fit: Any, examples: int | None, place: Place) -> Examples:

@@ -21,8 +21,8 @@ T = TypeVar("T")
 class KeptMetrics:
     """The metrics of a run that were used last, by all that they depend on.
 
-    What is kept is known by the weights in place, the data of the fit, and how each parameter's
-    gradients are computed: where any of it differs, a metric is made anew.
+    What is kept is known by the weights in place, the preconditioner, the data of the fit, and how
+    losses and gradients are computed: where any of it differs, a metric is made anew.
 
     Args:
         most: How many numbers they have together, at most.
@@ -43,7 +43,7 @@ class KeptMetrics:
         """What `make` returns, or returned for the same weights, methods and data.
 
         Args:
-            about: A fingerprint of the weights and methods, which `make` may settle.
+            about: A fingerprint of weights, code and methods, which `make` may settle.
             data: What the metric is computed from.
             name: The checkpoint, for the log.
             make: Computes the metric.

@@ -12,6 +12,7 @@ from tracin.checks import is_int, positive_int
 from tracin.data import Examples, open_examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import PerExampleGradient, ProductCache
+from tracin.preconditioners.fit_data import LARGEST
 from tracin.preconditioners.landmarks import Landmarks
 from tracin.preconditioners.preconditioner import JointMetric, Place
 
@@ -67,10 +68,10 @@ class Kernel:
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
         is_number = isinstance(self.damping, int | float) and not isinstance(self.damping, bool)
-        if not (is_number and 0 < self.damping < float("inf")):
+        if not (is_number and 0 < self.damping <= LARGEST):
             raise PreconditionerError(
-                "damping is a number above 0, in units of the typical eigenvalue: without any, "
-                "what landmarks do not span has no inverse. "
+                f"damping is a number above 0, {LARGEST:g} at most, in units of the typical "
+                "eigenvalue: without any, what landmarks do not span has no inverse. "
                 f"{self.damping!r} was given; {Kernel.damping} suits most."
             )
         positive_int(self.landmarks, "landmarks", PreconditionerError)

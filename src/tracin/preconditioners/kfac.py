@@ -66,7 +66,7 @@ class KFAC:
     Args:
         damping: In units of each side's mean eigenvalue.
         fit: The data that curvature is computed from; None for the training data of the question.
-        examples: How many of them, evenly spread; None for as many as the widest side needs: four
+        examples: How many of them, spread over all; None for as many as the widest side needs: four
             per entry, and 2,000 at least.
         at: Whether curvature is computed at each checkpoint, or at the last one for all.
         row_damping: In an index alone, of columns that are no factors of a layer: in units of the
@@ -76,7 +76,7 @@ class KFAC:
             others get files of their own. An index keeps its own moments.
 
     Raises:
-        PreconditionerError: A damping is negative or not finite, or another argument makes no
+        PreconditionerError: A damping is negative or above 1e12, or another argument makes no
             sense.
 
     Example:

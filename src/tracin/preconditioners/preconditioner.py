@@ -133,7 +133,8 @@ class Place:
         device: Where the model is.
         read: Passes over examples: it calls its second argument at the begin of each batch, with
             the number of its examples.
-        about: A fingerprint of the weights in place, and of how gradients are computed.
+        about: A fingerprint of the weights in place, and of how gradients are computed, which may
+            look at some of the examples.
         kept: Metrics of earlier questions; None where none are kept.
         weights: A fingerprint of the weights in place alone; None where ranks hold parts of them.
     """
@@ -143,7 +144,7 @@ class Place:
     train: Examples | None
     device: torch.device
     read: Callable[[Examples, Callable[[int], BatchFit]], None]
-    about: Callable[[], str] = str
+    about: Callable[[Examples], str] = str
     kept: KeptMetrics | None = None
     weights: Callable[[], str] | None = None
 
@@ -151,7 +152,7 @@ class Place:
         """What `make` computes from the data here, unless an earlier question has done so."""
         if self.kept is None:
             return make()
-        return self.kept.get(self.about, data, self.checkpoint.name, make)
+        return self.kept.get(lambda: self.about(data), data, self.checkpoint.name, make)
 
 
 @final

@@ -343,7 +343,10 @@ class Suspects(Tabular):
         more = f"\n... {len(self) - SHOWN} more" if len(self) > SHOWN else ""
         chosen = ""
         if self.held_out is not None:
-            chosen = f", means over the best checkpoints: {', '.join(map(plain, self.checkpoints))}"
+            chosen = " over all checkpoints" if self.ranked_by.startswith("self_influence") else ""
+            chosen += (
+                f", means over the best checkpoints: {', '.join(map(plain, self.checkpoints))}"
+            )
         table = aligned([names[name] for name in shown], rows)
         return f"ranked by {self.ranked_by}{chosen}\n{table}{more}"
 

@@ -1,5 +1,6 @@
 """Passes over checkpoints and batches, with the weights in place, and the scores of each batch."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,17 +11,21 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, by_parameter, loaded
+from tracin.code_fingerprint import code_fingerprint, settings_fingerprint
 from tracin.data import Batch, Examples, length, move
 from tracin.data.batches import structure
-from tracin.errors import PreconditionerError
+from tracin.errors import PreconditionerError, TracInError
 from tracin.files import bytes_of, fingerprint
-from tracin.gradients import Covered, Gradients
-from tracin.gradients.compute import Compute
+from tracin.gradients import Covered, Gradients, SteppedDownError
+from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
+from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import listed
 from tracin.preconditioners import BatchFit, JointMetric, KeptMetrics, Metric, Place, Preconditioner
+from tracin.preconditioners.fit_data import spread_evenly
+from tracin.preconditioners.kfac import CurvatureMetric
 from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader, spread
 from tracin.scoring.batch_scores import BatchScores
@@ -32,6 +37,9 @@ from tracin.scoring.padding import warn_if_padding_counts
 from tracin.scoring.query_gradients import FEW, QueryGradients
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import device_of
+
+# Examples whose losses tell whether kept curvature is still that of the loss.
+FEW_LOSSES = 16
 
 
 @final
@@ -121,6 +129,8 @@ class CheckpointPass:
                         metric = self.metric_at(number, basis, batch_size, device)
                     if isinstance(metric, JointMetric):
                         self._refuse_apart(number, request)
+                    elif isinstance(metric, CurvatureMetric):
+                        self._refuse_parted(number, metric)
                     reader = self.reader(train, span, batch_size, device)
                     queries = self._queries(number, request, reader, metric)
                     score = partial(self._scores, number, queries, request, metric)
@@ -159,7 +169,8 @@ class CheckpointPass:
 
         def read(examples: Examples, begin: Callable[[int], BatchFit]) -> None:
             span = range(len(examples))
-            reader = BatchReader(self.gradients, examples, span, batch_size, device, span)
+            with _said_of_fit(self._preconditioner):
+                reader = BatchReader(self.gradients, examples, span, batch_size, device, span)
             losses: list[Tensor] = []
 
             def take(positions: range, batch: Batch, is_last: bool) -> None:
@@ -174,6 +185,9 @@ class CheckpointPass:
             if is_alone:
                 warn_if_fitted(torch.cat(losses), name)
 
+        def about(examples: Examples) -> str:
+            return fingerprint([self._fingerprint(), *self._few_losses(examples, device)])
+
         parameters = self.gradients.parameters
         return self._preconditioner.metric(
             Place(
@@ -182,20 +196,24 @@ class CheckpointPass:
                 train,
                 device,
                 read,
-                self._fingerprint,
+                about,
                 self._kept,
                 None if self.gradients.is_sharded else self._weights_fingerprint,
             )
         )
 
     def _fingerprint(self) -> str:
-        """Of all weights and buffers in place, and of the traced parameters' methods."""
+        """Of the loss, the preconditioner, the traced parameters' methods, and all of the model."""
+        compute = inspect.unwrap(self.gradients.compute)
+        code = code_fingerprint(getattr(compute, "__self__", compute))
+        settings = settings_fingerprint(self._model)
         methods = self.gradients.methods
         traced = [
             f"{name} {methods[name].method if name in methods else ''};"
             for name in self.gradients.parameters
         ]
-        return fingerprint([*traced, self._weights_fingerprint()])
+        weights = self._weights_fingerprint()
+        return fingerprint([code, settings, repr(self._preconditioner), *traced, weights])
 
     def _weights_fingerprint(self) -> str:
         """Of all weights and buffers in place."""
@@ -205,6 +223,17 @@ class CheckpointPass:
             for name, one in state
             for piece in (f"{name} {one.dtype} {tuple(one.shape)}", bytes_of(one))
         )
+
+    def _few_losses(self, examples: Examples, device: torch.device) -> list[memoryview]:
+        """Those of a few examples: they tell when what is behind the loss's code has changed."""
+        chosen = examples.subset(spread_evenly(len(examples), FEW_LOSSES, 1))
+        found = []
+        with _said_of_fit(self._preconditioner), torch.enable_grad():  # a loss may take some
+            for positions, batch in chosen.batches(FEW_LOSSES):
+                with examples_named(chosen, positions, batch):
+                    outcome = self.gradients.compute(self._model, move(batch, device))
+                    found.append(bytes_of(checked_losses(outcome, len(positions))))
+        return found
 
     def refuse_unfit_for_sketches(self) -> None:
         """Refuse a preconditioner whose queries drown in the noise of sketched gradients.
@@ -235,6 +264,19 @@ class CheckpointPass:
                 f"at {self._checkpoints[number].name} they have {listed(map(str, weights))}. Pass "
                 'learning_rates="equal", or one number per checkpoint.'
             )
+
+    def _refuse_parted(self, number: int, metric: CurvatureMetric) -> None:
+        """A bias is multiplied together with its weight, so that neither has a share of its own."""
+        weights = by_parameter(self._weights[number], self.gradients.parameters)
+        for weight, bias in metric.biases.items():
+            if weights[weight] != weights[bias]:
+                raise PreconditionerError(
+                    f"{self._preconditioner!r} multiplies '{bias}' together with '{weight}', so "
+                    "that they need one learning rate, but at "
+                    f"{self._checkpoints[number].name} they have {weights[bias]:g} and "
+                    f'{weights[weight]:g}. Pass learning_rates="equal", or one number per '
+                    "checkpoint."
+                )
 
     def _metric_of_all(
         self, train: Examples | None, batch_size: int | None
@@ -299,3 +341,23 @@ class CheckpointPass:
             sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
             result = self.gradients.again(batch, sums.visit)
         return sums.scores(number, positions, result)
+
+
+@contextmanager
+def _said_of_fit(preconditioner: Preconditioner | None) -> Iterator[None]:
+    """An error of the data that a preconditioner was given says that it is of these.
+
+    Raises:
+        PreconditionerError: The model or the loss does not take them.
+    """
+    try:
+        yield
+    except (TracInError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        is_other = isinstance(error, SteppedDownError) or is_out_of_memory(error)
+        if getattr(preconditioner, "fit", None) is None or is_other:
+            raise
+        name = type(preconditioner).__name__
+        raise PreconditionerError(
+            f"Curvature cannot be computed from the data of {name}(fit=...): {error} Pass examples "
+            "of the same kind as train."
+        ) from error

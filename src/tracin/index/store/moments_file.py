@@ -15,7 +15,7 @@ from tracin.index.store.storage import Storage
 from tracin.schema import parsed
 
 FOLDER = "curvature/"
-FORMAT = 1
+FORMAT = 2  # 1 was of every k-th row
 _log = logging.getLogger(__name__)
 
 
