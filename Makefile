@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TRACIN_DATA ?=
 
-.PHONY: demo test test-fast test-floor test-browser mnist paper bench bench-device docs lint types imports clean help
+.PHONY: demo test test-fast test-floor test-browser mnist paper quality bench bench-device docs lint types imports clean help
 
 help: ## what can be made here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -68,15 +68,18 @@ imports: .venv/dev.stamp ## the layers: imports point down
 mnist: .venv/demo.stamp ## the paper's MNIST experiment on all 60,000 images (reads TRACIN_DATA)
 	$(BIN)/python -m experiments.mnist
 
-# Each writes its part of docs/results.md or docs/quality.md; what was broken off continues where it
-# stopped. Shares of the full size, for two hours on two cores: --scale 1 is the paper's own.
-paper: .venv/dev.stamp ## the paper's experiments, into docs/results.md and docs/quality.md (hours)
+# Each writes its part of docs/results.md; what was broken off continues where it stopped. Shares of
+# the full size, for two hours on two cores: --scale 1 is the paper's own.
+paper: .venv/dev.stamp ## the paper's experiments, into docs/results.md (two hours)
 	$(BIN)/python -m experiments.mnist --docs --scale 0.2
 	$(BIN)/python -m experiments.approximations --docs --scale 0.1
 	$(BIN)/python -m experiments.california --docs --scale 0.5
 	$(BIN)/python -m experiments.dbpedia --docs
 	$(BIN)/python -m experiments.imagenet --docs --scale 0.1
 	$(BIN)/python -m experiments.cifar10 --docs
+
+quality: .venv/dev.stamp ## which scores predict retraining, into docs/quality.md (an hour)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement experiments/rivals.txt
 	$(BIN)/python -m experiments.retraining --docs
 
 bench: .venv/bench.stamp ## ratios to a plain forward and backward pass

@@ -819,3 +819,11 @@ def test_report_refuses_what_holds_no_results(begun, capsys, tmp_path):
     assert (code, settings) == (2, 2)
     assert "holds no results that a report can show" in err
     assert "--set changes a setting of a RUN.toml" in about_set
+
+
+def test_the_package_runs_as_the_command():
+    command = [sys.executable, "-m", "tracin", "--version"]
+
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert ran.stdout.startswith("tracin ")
