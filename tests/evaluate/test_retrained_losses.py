@@ -251,7 +251,7 @@ class Cropped(Rows):
         {"model": normalised},
         {"loss": "mse"},
     ],
-    ids=str,
+    ids=["epochs", "batch size", "kind of optimizer", "rate", "model", "loss"],
 )
 def test_a_stacked_fit_that_trains_otherwise_is_refused(tmp_path, change):
     def ask(fit):
