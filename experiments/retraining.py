@@ -19,7 +19,7 @@ from torch import Tensor
 import tracin
 from experiments.harness import DOCS, Experiment, Options, parsed
 from experiments.retraining_problems import PROBLEMS, Problem, losses, trained
-from experiments.retraining_rivals import is_here, kronfluence, trak
+from experiments.retraining_rivals import captum_arnoldi, is_here, kronfluence, trak
 from tracin.evaluate import (
     LDSComparison,
     RetrainedLosses,
@@ -32,6 +32,7 @@ from tracin.evaluate import (
 NAME = "retraining"
 TRUTH = 1000  # the first seed of the models that are retrained: none of those that are explained
 OURS, PLAIN, RIVAL = "KFAC()", "TracIn", "Kronfluence, EK-FAC, last checkpoint"
+CAPTUM = "Captum, Arnoldi influence functions, last checkpoint"
 
 Scoring = Callable[[Problem, Path], Tensor]
 
@@ -71,6 +72,8 @@ def show(experiment: Experiment, problem: Problem) -> None:
             ]
     if has_rivals(options):
         for method, scoring in RIVALS.items():
+            if method == CAPTUM and problem.name != "digits":
+                continue  # texts have a label per position; the ResNet takes too long
             work = partial(timed, scoring, problem, folders[0])
             found[method] = [experiment.step(f"{problem.name}/{method}/0", work)]
     report(experiment, problem, truth, found)
@@ -80,7 +83,7 @@ def has_rivals(options: Options) -> bool:
     """Whether other libraries are to be compared with; a line says so where they are not there."""
     if options.own.without_rivals or options.is_quick:
         return False
-    missing = [name for name in ("kronfluence", "dattri") if not is_here(name)]
+    missing = [name for name in ("kronfluence", "dattri", "captum") if not is_here(name)]
     if missing:
         print(
             f"{' and '.join(missing)} cannot be imported, so other libraries are left out: "
@@ -164,6 +167,12 @@ def by_trak(checkpoints: int, problem: Problem, folder: Path) -> Tensor:
     return trak(problem.model(), states(folder)[-checkpoints:], problem.train, problem.queries, 0)
 
 
+def by_captum(problem: Problem, folder: Path) -> Tensor:
+    """Influence functions by Arnoldi iterations at the last checkpoint."""
+    last = states(folder)[-1]
+    return captum_arnoldi(problem.model(), last, problem.train, problem.queries, 0)
+
+
 METHODS: Mapping[str, Scoring] = {
     "random": at_random,
     "TracIn, last checkpoint": partial(traced, None, only_last=True),
@@ -186,6 +195,7 @@ RIVALS: Mapping[str, Scoring] = {
     "the same, its default damping of 1e-8": partial(by_kronfluence, 1e-8),
     "dattri, TRAK of 1,024 numbers, last checkpoint": partial(by_trak, 1),
     "the same, last three checkpoints": partial(by_trak, 3),
+    CAPTUM: by_captum,
 }
 
 

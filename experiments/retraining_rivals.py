@@ -121,3 +121,33 @@ def trak(
     attributor.cache(batches(train))
     with torch.no_grad():
         return attributor.attribute(batches(queries)).double()
+
+
+def captum_arnoldi(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    train: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    seed: int,
+) -> Tensor:
+    """Captum's influence functions by Arnoldi iterations, its own settings: [train, queries].
+
+    Its arguments take one label per example, so that texts are left out.
+    """
+    from captum.influence._core.arnoldi_influence_function import ArnoldiInfluenceFunction
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/last.pt"
+        torch.save(dict(state), path)
+        found = ArnoldiInfluenceFunction(
+            model,
+            TensorDataset(*train),
+            path,
+            lambda net, where: float(bool(net.load_state_dict(torch.load(where)))),
+            loss_fn=nn.CrossEntropyLoss(reduction="none"),
+            batch_size=BATCH,
+            seed=seed,
+        )
+        scores = found.influence((queries[0], queries[1]))
+        assert isinstance(scores, Tensor)  # k= would give another result
+        return scores.T.double()
