@@ -135,7 +135,7 @@ MISUSES = {
     "top: none": (lambda: run().find_mislabelled(TRAIN).top(0), "0"),
     "top: a fraction": (lambda: run().find_mislabelled(TRAIN).top(1.5), "1.5"),
     "top: a text": (lambda: run().find_mislabelled(TRAIN).top("2"), "'2'"),
-    "top: none of hits": (lambda: run().explain(TRAIN, TRAIN, k=1).top(None), "None"),
+    "top: half a hit": (lambda: run().explain(TRAIN, TRAIN, k=1).top(0.5), "0.5"),
     "ids: too few": (lambda: tracin.WithIds(TRAIN, [1]), "one id"),
     "ids: twice": (lambda: tracin.WithIds(TRAIN, [1] * 6), "twice"),
     "ids: mixed": (lambda: tracin.WithIds(TRAIN, [1, "a", 2, 3, 4, 5]), "one kind"),

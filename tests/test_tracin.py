@@ -623,7 +623,7 @@ def test_a_run_shows_what_it_is_made_of():
     assert repr(last) == "TracIn(Linear, 1 checkpoint, the last layer, on cpu)"
     curved = tracin.TracIn(model, "mse", [model.state_dict()], preconditioner=tracin.KFAC(0.5))
     assert repr(curved).endswith(
-        "on cpu, under KFAC(damping=0.5, examples=None, at='each', row_damping=1.0))"
+        "on cpu, under KFAC(damping=0.5, examples=None, at='each', row_damping=1.0, folder=None))"
     )
 
 

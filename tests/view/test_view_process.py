@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,18 @@ class Served:
             return json.loads(answer.read())
 
 
+def ended(process):
+    """End it by Ctrl-C: pressed again where Python lost it in a destructor, as it may."""
+    for _ in range(12):
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+            return
+    process.kill()
+    pytest.fail("Ctrl-C does not end the viewer.")
+
+
 @contextmanager
 def served(folder, place, *arguments):
     place.mkdir(exist_ok=True)
@@ -55,9 +67,7 @@ def served(folder, place, *arguments):
         try:
             yield Served(process, place)
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-            process.wait(60)
+            ended(process)
 
 
 def everyones_command_lines() -> str:

@@ -12,6 +12,7 @@ from tracin.checks import count_within
 from tracin.data import Examples, open_examples
 from tracin.errors import QueryError
 from tracin.plain_text import a_kind
+from tracin.precision import in_double
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.run import HELD
 from tracin.scoring.batch_size import BatchSize
@@ -129,7 +130,7 @@ class MeanOfRuns:
                     f"self_influence needs runs that have one, such as tracin.TracIn; run {at} is "
                     f"{a_kind(run)}."
                 )
-            total += ask(examples, batch_size=batch_size, progress=progress).double().cpu()
+            total += in_double(ask(examples, batch_size=batch_size, progress=progress)).cpu()
         return total / len(self.runs)
 
     def explain(
@@ -225,7 +226,7 @@ def _opened(train: Any, queries: Any) -> tuple[Examples, Examples]:
 def _scores(
     run: Influencing, train: Examples, queries: Examples, size: BatchSize, progress: bool | None
 ) -> Tensor:
-    return run.influence(train, queries, batch_size=size, progress=progress).double().cpu()
+    return in_double(run.influence(train, queries, batch_size=size, progress=progress)).cpu()
 
 
 def _strongest(scores: Tensor, k: int, sign: int, ids: np.ndarray) -> TopInfluences:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tracin.plain_text import a_kind, first_line, plain
+from tracin.precision import in_double
 
 MOST = 300  # characters of a text on a screen or in a report
 LABEL = 60  # characters of a label, at most
@@ -286,7 +287,7 @@ def _of_tensor(value: Tensor) -> str:
     name = str(value.dtype).removeprefix("torch.")
     if value.numel() == 0 or value.is_complex() or value.is_sparse:
         return f"numbers {list(value.shape)} of {name}"
-    numbers = value.detach().double().cpu()
+    numbers = in_double(value.detach()).cpu()
     if value.ndim == 1 and len(value) <= 2 * COLUMNS:
         return ", ".join(f"{number:.4g}" for number in numbers.tolist())
     low, high = float(numbers.min()), float(numbers.max())

@@ -23,6 +23,7 @@ from tracin.gradients.wording import worded
 from tracin.guards import untouched
 from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import listed
+from tracin.precision import in_double
 from tracin.preconditioners import BatchFit, JointMetric, KeptMetrics, Metric, Place, Preconditioner
 from tracin.preconditioners.fit_data import spread_evenly
 from tracin.preconditioners.kfac import CurvatureMetric
@@ -178,7 +179,7 @@ class CheckpointPass:
                 result = self.gradients.visit(batch, fit.visit, is_last=is_last)
                 refuse_non_finite(result.losses, positions, examples.ids, name, "loss", "example")
                 fit.commit()
-                losses.append(result.losses.detach().double().cpu())
+                losses.append(in_double(result.losses.detach()).cpu())
 
             for _ in reader.read(take):
                 pass
