@@ -502,7 +502,7 @@ def main(arguments: list[str] | None = None) -> None:
         "queries": QUERIES,
     }
     experiment = Experiment(NAME, options, settings)
-    data = open_imagenette(every=120 if options.is_quick else 1)
+    data = open_imagenette(every=240 if options.is_quick else 1)
     order = torch.randperm(len(data.val_images), generator=torch.Generator().manual_seed(0))[:VAL]
     train = features_of(experiment, "train", data.train_images), data.train_labels
     val = features_of(experiment, "val", data.val_images[order]), data.val_labels[order]
