@@ -134,7 +134,9 @@ def captum_arnoldi(
 
     Its arguments take one label per example, so that texts are left out.
     """
-    from captum.influence._core.arnoldi_influence_function import ArnoldiInfluenceFunction
+    from captum.influence._core.arnoldi_influence_function import (  # pyright: ignore[reportMissingImports]
+        ArnoldiInfluenceFunction,
+    )
 
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/last.pt"
