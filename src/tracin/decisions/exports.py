@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from tracin.errors import OutputError
-from tracin.files import replacing
-from tracin.results.saving import arrow_table
+from tracin.results.saving import arrow_table, write_whole
 
 Columns = Mapping[str, np.ndarray]
 
@@ -109,16 +108,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OutputError: The disk refuses.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(content)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f"Cannot write {str(path)!r}: {reason}. No partial file is left; free some space, or "
-            "use another path."
-        ) from error
+    write_whole(path, lambda unfinished: unfinished.write_bytes(content))
 
 
 def _choice(name: str, value: str) -> dict[str, Any]:

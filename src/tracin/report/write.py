@@ -8,7 +8,6 @@ from typing import Any, TypeAlias, final
 
 from tracin.analysis import FoundComparison, FoundCurve
 from tracin.errors import OutputError, QueryError
-from tracin.files import replacing
 from tracin.plain_text import a_kind, plain
 from tracin.report.found_labels import FoundRanking, FoundSection, found_section, rankings_of
 from tracin.report.html import html
@@ -18,6 +17,7 @@ from tracin.report.trust import TrustSection, trust_section
 from tracin.report.why import WhySection, why_section
 from tracin.report.wrong_labels import SuspectsSection, suspects_section
 from tracin.results.explanations import Explanations
+from tracin.results.saving import write_whole
 from tracin.results.shown import Showing, Shown, one_line
 from tracin.results.suspects import Suspects
 from tracin.tracing import TraceDiagnostics
@@ -165,7 +165,7 @@ def write_page(
             break
         limits = limits.halved()
     target = Path(path)
-    _write(target, text)
+    write_whole(target, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
     return WrittenReport(target, size, tuple(left_out))
 
 
@@ -203,16 +203,3 @@ def _facts(parts: Sequence[tuple[Section, str]]) -> list[tuple[str, str]]:
     facts = list(dict.fromkeys(fact for part, _ in parts for fact in part.facts))
     names = [name for name, _ in facts]
     return [(name, value) for name, value in facts if names.count(name) == 1]
-
-
-def _write(target: Path, text: str) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    except (OSError, ValueError) as error:  # a ValueError where the name holds a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(
-            f"Cannot write {str(target)!r}: {reason}. No partial file is left; free some space, or "
-            "use another path."
-        ) from error

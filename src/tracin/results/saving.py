@@ -62,7 +62,7 @@ def save_columns(columns: Columns, path: str | os.PathLike[str]) -> None:
     write_whole(target, lambda unfinished: write(columns, unfinished))
 
 
-def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     """Make the folder, and write the file: whole, or not at all.
 
     Raises:
