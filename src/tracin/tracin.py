@@ -17,7 +17,7 @@ from tracin.index.build import begun, finished
 from tracin.index.index import Index
 from tracin.losses import TargetOutcome
 from tracin.preconditioners import HasDescribedFit
-from tracin.results.explanations import Explanations
+from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.suspects import OF_CLASSES, OF_TARGETS, Suspects, check_ranking
 from tracin.results.verification import Verification
 from tracin.run import (
@@ -244,8 +244,8 @@ class TracIn(Run):
         names = tuple(checkpoint.name for checkpoint in self.checkpoints)
         return Explanations(
             ids,
-            Ranking.joined([ranking.proponents() for ranking in rankings]),
-            Ranking.joined([ranking.opponents() for ranking in rankings]),
+            TopInfluences.joined([ranking.proponents() for ranking in rankings]),
+            TopInfluences.joined([ranking.opponents() for ranking in rankings]),
             names,
         )
 

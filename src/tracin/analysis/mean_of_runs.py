@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.baselines.baseline import HasInfluence
 from tracin.checks import count_within
 from tracin.data import Examples, open_examples
 from tracin.errors import QueryError
@@ -19,22 +20,7 @@ from tracin.scoring.batch_size import BatchSize
 from tracin.scoring.top_k import top_k
 
 
-class Influencing(Protocol):
-    """A run, or anything else that scores training examples for queries."""
-
-    def influence(
-        self,
-        train: Any,
-        queries: Any,
-        *,
-        batch_size: BatchSize = "auto",
-        progress: bool | None = None,
-    ) -> Tensor:
-        """[train, queries]."""
-        ...
-
-
-def mean(runs: Iterable[Influencing]) -> "MeanOfRuns":
+def mean(runs: Iterable[HasInfluence]) -> "MeanOfRuns":
     """Ask several independently trained runs one question, and average their scores.
 
     A single training has the luck of its initial weights and of its order of examples; what would
@@ -76,7 +62,7 @@ class MeanOfRuns:
         runs: In the order given.
     """
 
-    def __init__(self, runs: Iterable[Influencing]) -> None:
+    def __init__(self, runs: Iterable[HasInfluence]) -> None:
         self.runs = _checked(runs)
 
     def __repr__(self) -> str:
@@ -175,12 +161,12 @@ class MeanOfRuns:
             )  # [runs, queries, train]
             for side, sign in zip(sides, (1, -1), strict=True):
                 side.append(_strongest(scores, k, sign, examples.ids))
-        proponents, opponents = (_joined(side) for side in sides)
+        proponents, opponents = (TopInfluences.joined(side) for side in sides)
         names = tuple(f"run {at}" for at in range(len(self.runs)))
         return Explanations(query_set.ids, proponents, opponents, names)
 
 
-def _checked(runs: Any) -> tuple[Influencing, ...]:
+def _checked(runs: Any) -> tuple[HasInfluence, ...]:
     if not isinstance(runs, Iterable):
         raise QueryError(f"tracin.mean takes a list of runs; {a_kind(runs)} was given.")
     given = tuple(runs)
@@ -209,7 +195,7 @@ def _checked(runs: Any) -> tuple[Influencing, ...]:
     return given
 
 
-def _unit(run: Influencing) -> str:
+def _unit(run: HasInfluence) -> str:
     """What the unit of a run's scores depends on, in words."""
     under = getattr(run, "preconditioner", None)
     if under is None:
@@ -224,7 +210,7 @@ def _opened(train: Any, queries: Any) -> tuple[Examples, Examples]:
 
 
 def _scores(
-    run: Influencing, train: Examples, queries: Examples, size: BatchSize, progress: bool | None
+    run: HasInfluence, train: Examples, queries: Examples, size: BatchSize, progress: bool | None
 ) -> Tensor:
     return in_double(run.influence(train, queries, batch_size=size, progress=progress)).cpu()
 
@@ -245,16 +231,4 @@ def _strongest(scores: Tensor, k: int, sign: int, ids: np.ndarray) -> TopInfluen
         chosen.movedim(0, 2) / runs,
         errors=chosen.std(0) / math.sqrt(runs),
         places=torch.stack([places.amin(0), places.amax(0)], 2),
-    )
-
-
-def _joined(parts: list[TopInfluences]) -> TopInfluences:
-    """The results of several lots of queries, one after the other."""
-    return TopInfluences(
-        np.concatenate([each.ids for each in parts]),
-        np.concatenate([each.positions for each in parts]),
-        torch.cat([each.scores for each in parts]),
-        torch.cat([each.by_checkpoint for each in parts]),
-        errors=torch.cat([each.errors for each in parts if each.errors is not None]),
-        places=torch.cat([each.places for each in parts if each.places is not None]),
     )

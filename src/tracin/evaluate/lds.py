@@ -19,6 +19,7 @@ from tracin.analysis.given_scores import as_numbers
 from tracin.analysis.plotting import axes_for
 from tracin.checks import positive_int
 from tracin.errors import QueryError
+from tracin.evaluate.query_mean import interval
 from tracin.evaluate.resampled_ranks import Resamples, Sorted
 from tracin.evaluate.retrained_losses import RetrainedLosses
 from tracin.results.table import aligned, numbers
@@ -303,12 +304,6 @@ def _splits(seeds: int, size: int) -> list[tuple[list[int], list[int]]]:
         for other in combinations([at for at in range(seeds) if at not in one], size)
         if one < other
     ]
-
-
-def interval(draws: Tensor) -> tuple[float, float]:
-    """The middle 95 % of resampled values."""
-    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
-    return low, high
 
 
 def with_interval(found: LDS) -> str:

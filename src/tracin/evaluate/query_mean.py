@@ -57,6 +57,11 @@ def query_mean(values: Tensor) -> QueryMean:
         return QueryMean(math.nan, math.nan, math.nan, values)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(len(known), (RESAMPLES, len(known)), generator=generator)
-    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    low, high = torch.quantile(known[drawn].mean(1), ends).tolist()
+    low, high = interval(known[drawn].mean(1))
     return QueryMean(float(known.mean()), low, high, values)
+
+
+def interval(draws: Tensor) -> tuple[float, float]:
+    """The middle 95 % of resampled values."""
+    low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
+    return low, high

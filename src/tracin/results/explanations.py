@@ -92,6 +92,22 @@ class TopInfluences:
             None if self.places is None else self.places[:, :k],
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence["TopInfluences"]) -> "TopInfluences":
+        """Those of several sets of queries, one after the other."""
+
+        def all_of(name: str) -> Tensor | None:
+            found = [getattr(each, name) for each in parts]
+            return None if any(one is None for one in found) else torch.cat(found)
+
+        return cls(
+            np.concatenate([each.ids for each in parts]),
+            np.concatenate([each.positions for each in parts]),
+            torch.cat([each.scores for each in parts]),
+            torch.cat([each.by_checkpoint for each in parts]),
+            *(all_of(name) for name in ("errors", "bounds", "sure", "places")),
+        )
+
     def rows(self, queries: slice) -> "TopInfluences":
         """Those of some queries."""
         # Tensors know no negative steps.

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tracin.errors import OutputError, QueryError
 from tracin.files import replacing
 from tracin.results.html_table import html_page
@@ -115,8 +113,3 @@ WRITERS: Mapping[str, Callable[[Columns, Path], None]] = {
     ".json": _json,
     ".html": _html,
 }
-
-
-def rows_of(columns: Columns, chosen: Any) -> dict[str, np.ndarray]:
-    """Some rows of all columns."""
-    return {name: values[chosen] for name, values in columns.items()}

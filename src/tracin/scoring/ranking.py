@@ -72,16 +72,6 @@ class Ranking:
         """The strongest opponents found: scores ascending."""
         return self._hits(1)
 
-    @staticmethod
-    def joined(hits: list[TopInfluences]) -> TopInfluences:
-        """The hits of several sets of queries, one after the other."""
-        return TopInfluences(
-            np.concatenate([each.ids for each in hits]),
-            np.concatenate([each.positions for each in hits]),
-            torch.cat([each.scores for each in hits]),
-            torch.cat([each.by_checkpoint for each in hits]),
-        )
-
     def _scale(self) -> Tensor | None:
         """What the scores are multiplied by: [block or 1, queries]."""
         if self._normalise is None:
