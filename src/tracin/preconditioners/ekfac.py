@@ -1,6 +1,6 @@
 """EK-FAC on the query: K-FAC's eigenbasis, with the gradients' own second moments in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
@@ -8,12 +8,12 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from tracin.checkpoints import Checkpoint
 from tracin.data import Examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import PerExampleGradient
 from tracin.preconditioners.eigenbasis import Bases, Eigenvalues
 from tracin.preconditioners.fit_data import check_fit, fit_data
+from tracin.preconditioners.fitted import Fitted
 from tracin.preconditioners.kfac import (
     UNLIKE,
     CurvatureFit,
@@ -28,7 +28,7 @@ from tracin.preconditioners.saved_moments import from_folder
 
 @final
 @dataclass(frozen=True, eq=False)
-class EKFAC:
+class EKFAC(Fitted):
     """A query's gradient times the inverse of EK-FAC's curvature.
 
     As `tracin.KFAC`, but the eigenvalues are not products of those of two sides: in the sides'
@@ -77,22 +77,9 @@ class EKFAC:
         check_fit(self.damping, self.examples, self.at, self.folder, usual=EKFAC.damping)
 
     @property
-    def follows_training(self) -> bool:
-        """Whether checkpoints weigh by their learning rates by default."""
-        return False
-
-    @property
-    def fits_sketches(self) -> bool:
-        """Whether its queries can be multiplied with sketches of plain gradients."""
-        return False
-
-    @property
     def is_made_once(self) -> bool:
         """Whether the metric of the last checkpoint serves all."""
         return self.at == "last"
-
-    def check(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Any checkpoint will do."""
 
     def metric(self, place: Place) -> CurvatureMetric:
         """Pass over the data at a checkpoint twice, and invert.

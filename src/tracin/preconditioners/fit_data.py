@@ -71,12 +71,28 @@ def fit_data(who: str, fit: Any, examples: int | None, place: Place) -> Examples
     Raises:
         PreconditionerError: There are no data.
     """
-    data = place.train if fit is None else open_examples(fit, name="fit")
-    if data is None:
-        raise PreconditionerError(
-            f"tracin.{who}() computes curvature from training data, and none are at hand here. "
-            f"Pass some: tracin.{who}(fit=train)."
-        )
+    data = data_at_hand(f"tracin.{who}() computes curvature", who, fit, place)
     widest = max((max(one.shape, default=1) for one in place.parameters.values()), default=1)
     chosen = spread_evenly(len(data), examples, widest)
     return data if len(chosen) == len(data) else data.subset(chosen)
+
+
+def data_at_hand(does: str, who: str, fit: Any, place: Place) -> Examples:
+    """The data that were given, or the training data of the question.
+
+    Args:
+        does: What is done from them, for the error.
+        who: The preconditioner.
+        fit: The data that were given; None for none.
+        place: The question's.
+
+    Raises:
+        PreconditionerError: There are none.
+    """
+    data = place.train if fit is None else open_examples(fit, name="fit")
+    if data is None:
+        raise PreconditionerError(
+            f"{does} from training data, and none are at hand here. Pass some: "
+            f"tracin.{who}(fit=train)."
+        )
+    return data

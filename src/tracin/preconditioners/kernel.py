@@ -1,25 +1,24 @@
 """The empirical Fisher's kernel: curvature from products of gradients alone, for any layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from tracin.checkpoints import Checkpoint
 from tracin.checks import is_int, positive_int
-from tracin.data import Examples, open_examples
+from tracin.data import Examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import PerExampleGradient, ProductCache
-from tracin.preconditioners.fit_data import LARGEST
+from tracin.preconditioners.fit_data import LARGEST, data_at_hand
+from tracin.preconditioners.fitted import Fitted
 from tracin.preconditioners.landmarks import Landmarks
 from tracin.preconditioners.preconditioner import JointMetric, Place
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class Kernel:
+class Kernel(Fitted):
     """A query's gradient times (F + lambda I)^-1, with F the second moments of whole gradients.
 
     F is the mean of g g^T over `landmarks` training examples. It is never written out: by
@@ -81,22 +80,9 @@ class Kernel:
             )
 
     @property
-    def follows_training(self) -> bool:
-        """Whether checkpoints weigh by their learning rates by default."""
-        return False
-
-    @property
-    def fits_sketches(self) -> bool:
-        """Whether its queries can be multiplied with sketches of plain gradients."""
-        return False
-
-    @property
     def is_made_once(self) -> bool:
         """Whether the metric of the last checkpoint serves all."""
         return False
-
-    def check(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Any checkpoint will do."""
 
     def metric(self, place: Place) -> "LandmarkMetric":
         """Pass over the landmarks at a checkpoint, and invert.
@@ -105,12 +91,7 @@ class Kernel:
             PreconditionerError: There are no data, or the landmarks' gradients are all zero or do
                 not fit.
         """
-        data = place.train if self.fit is None else open_examples(self.fit, name="fit")
-        if data is None:
-            raise PreconditionerError(
-                "tracin.Kernel() takes landmarks from training data, and none are at hand here. "
-                "Pass some: tracin.Kernel(fit=train)."
-            )
+        data = data_at_hand("tracin.Kernel() takes landmarks", "Kernel", self.fit, place)
         chosen = self._chosen(data)
         landmarks = data.subset(chosen)
         kernel = place.metric_of(landmarks, lambda: self._made(place, landmarks))

@@ -1,7 +1,7 @@
 """K-FAC on the query: curvature from the gradients that TracIn computes anyway."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
@@ -9,11 +9,11 @@ from typing import Any, Literal, TypeAlias, final
 import torch
 from torch import Tensor
 
-from tracin.checkpoints import Checkpoint
 from tracin.data import Examples
 from tracin.errors import PreconditionerError
 from tracin.gradients.forms import Dense, PerExampleGradient, SparseRows
 from tracin.preconditioners.fit_data import check_damping, check_fit, fit_data
+from tracin.preconditioners.fitted import Fitted
 from tracin.preconditioners.layer_metrics import (
     FactorMoments,
     KroneckerMetric,
@@ -46,7 +46,7 @@ _SAME = 1e-3
 
 @final
 @dataclass(frozen=True, eq=False)
-class KFAC:
+class KFAC(Fitted):
     """A query's gradient times the inverse of K-FAC's curvature: scores that predict retraining.
 
     Per weight matrix, A are the second moments of the layer's inputs (with a constant 1 for the
@@ -103,22 +103,9 @@ class KFAC:
         check_damping(self.row_damping, "row_damping", usual=KFAC.row_damping)
 
     @property
-    def follows_training(self) -> bool:
-        """Whether checkpoints weigh by their learning rates by default."""
-        return False
-
-    @property
-    def fits_sketches(self) -> bool:
-        """Whether its queries can be multiplied with sketches of plain gradients."""
-        return False
-
-    @property
     def is_made_once(self) -> bool:
         """Whether the metric of the last checkpoint serves all."""
         return self.at == "last"
-
-    def check(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Any checkpoint will do."""
 
     def metric(self, place: Place) -> "CurvatureMetric":
         """Pass over the data at a checkpoint, and invert.
