@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import slow_twin
 import tracin
+from tracin.gradients.forms.summed_products import multiplied
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -115,6 +116,40 @@ def test_autocast_and_half_models_are_as_near_as_their_numbers(dtype: torch.dtyp
     half = copy.deepcopy(model).to(dtype)
     found = traced(half).self_influence((train[0].to(dtype), train[1]))
     assert worst(torch.as_tensor(found), wanted) < 0.1
+
+
+def test_products_of_half_numbers_are_summed_in_float32() -> None:
+    torch.manual_seed(0)
+    for shape in ((64, 2048), (3, 64, 2048)):
+        one, other = (torch.randn(shape, device="cuda").bfloat16() for _ in range(2))
+        found, wanted = multiplied(one, other.mT), one.double() @ other.double().mT
+        assert found.dtype == torch.float32
+        assert worst(found, wanted.cpu()) < 1e-5
+
+
+def test_allowing_tf32_costs_what_verify_says() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        found = traced(convnet().cuda(), allow_tf32=True).verify(images())
+        exact = traced(convnet().cuda()).verify(images())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert "TF32" in str(found)
+    assert exact.worst < 1e-5 < found.worst < 0.02
+
+
+@pytest.mark.parametrize(
+    "made", [tracin.KFAC, tracin.EKFAC, tracin.Kernel], ids=lambda m: m.__name__
+)
+def test_curvature_on_a_gpu_is_that_of_a_cpu(made: type) -> None:
+    model, train, queries = convnet(), images(), images(2)
+    found = {}
+    for device in ("cpu", "cuda"):
+        run = traced(copy.deepcopy(model).double(), device=device, preconditioner=made())
+        doubled = [(each[0].double(), each[1]) for each in (train, queries)]
+        found[device] = torch.as_tensor(run.influence(*doubled))
+    assert worst(found["cuda"], found["cpu"].double()) < 1e-8
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])

@@ -441,3 +441,40 @@ def test_an_autocast_around_the_call_keeps_no_cast_of_a_checkpoint(used_before: 
         assert torch.equal(model(inputs), own)
         assert torch.is_autocast_cache_enabled()
     torch.testing.assert_close(found, wanted)
+
+
+def test_a_layer_under_autocast_is_read_in_the_numbers_that_it_multiplied() -> None:
+    """Its inputs are float32 and its products bfloat16: rounding the inputs is part of the layer."""
+    torch.manual_seed(0)
+    model, inputs = torch.nn.Linear(300, 7), torch.randn(4, 5, 300)
+
+    def loss(model: torch.nn.Module, batch: tuple[Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(batch[0]).float().square().mean((1, 2))
+
+    found = tracin.TracIn(model, loss, [model.state_dict()], learning_rates="equal")
+    scores = found.self_influence((inputs,))
+    rounded = inputs.bfloat16().double()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(inputs)
+    deltas = (2 * outputs.float() / 35).bfloat16().double()
+    weight = torch.einsum("eto,eti->eoi", deltas, rounded)
+    wanted = weight.square().sum((1, 2)) + deltas.sum(1).square().sum(1)
+    torch.testing.assert_close(scores.double(), wanted, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_products_follow_torchs_settings_where_a_run_allows_tf32(allowed: bool) -> None:
+    model, seen = torch.nn.Linear(2, 2), set()
+
+    def loss(model: torch.nn.Module, batch: tuple[Tensor]) -> Tensor:
+        seen.add(torch.get_float32_matmul_precision())
+        return model(batch[0]).square().sum(1)
+
+    torch.set_float32_matmul_precision("high")
+    run = tracin.TracIn(
+        model, loss, [model.state_dict()], learning_rates="equal", allow_tf32=allowed
+    )
+    run.self_influence((torch.ones(3, 2),))
+    assert seen == {"high" if allowed else "highest"}
+    assert torch.get_float32_matmul_precision() == "high"

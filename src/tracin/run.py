@@ -49,6 +49,7 @@ class Run:
         weights: What each checkpoint weighs.
         device: Where to compute; None for where the model is.
         preconditioner: What multiplies a query's gradient; None for nothing.
+        allow_tf32: Whether products of float32 numbers follow torch's settings.
         methods: How each parameter's gradients are computed, as far as passes have settled it.
         kept: The metrics that the preconditioner computed, for the next question.
     """
@@ -63,6 +64,7 @@ class Run:
         learning_rates: LearningRates = None,
         device: torch.device | str | None = None,
         preconditioner: Preconditioner | None = None,
+        allow_tf32: bool = False,
     ) -> None:
         self.model = unwrapped(model)
         self.loss = open_loss(loss)
@@ -80,6 +82,7 @@ class Run:
         if preconditioner is not None:
             preconditioner.check(self.checkpoints)
         self.preconditioner = preconditioner
+        self.allow_tf32 = allow_tf32
         self.methods: dict[str, Covered] = {}
         self.kept = KeptMetrics()
 
@@ -187,6 +190,7 @@ def computing_pass(
         None if is_plain else run.preconditioner,
         run.methods,
         run.kept,
+        allow_tf32=run.allow_tf32,
     )
 
 

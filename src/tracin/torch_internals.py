@@ -82,6 +82,13 @@ def set_fp32_precision(backend: str, operator: str, value: str) -> None:
         set_(backend, operator, value)
 
 
+# Devices whose products of half-precision numbers can be asked for in float32 (`out_dtype`, which
+# torch has since 2.8, for NVIDIA's GPUs alone).
+HALF_PRODUCTS_ON = (
+    ("cuda",) if "dtype" in torch.ops.aten.mm.overloads() and torch.version.cuda else ()
+)
+
+
 def graph_dtypes(node: Any) -> Iterator[torch.dtype]:
     """The kinds of numbers that a node of autograd's graph takes gradients of: its outputs'.
 

@@ -74,6 +74,10 @@ class TracIn(Run):
             `tracin.Adam()` for the factors of Adam's steps; `tracin.KFAC()`, `tracin.EKFAC()` and
             `tracin.Kernel()` for the inverse of curvature. Scores, self-influence and lengths are
             all under it.
+        allow_tf32: Leave it to torch's own settings, such as
+            `torch.set_float32_matmul_precision("high")`, whether products of float32 numbers are
+            made in TF32: several times as fast on NVIDIA's GPUs, with 10 bits of mantissa.
+            `verify` shows what that costs. By default they are exact, whatever those settings say.
 
     Raises:
         CheckpointError: No checkpoint, one that cannot be read, one without Adam's moments

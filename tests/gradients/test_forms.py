@@ -169,3 +169,27 @@ def test_a_shared_product_is_not_mistaken_for_another_layers():
     assert torch.equal(memo.product(first, query), first @ query.T)
     assert torch.equal(memo.product(second, query), second @ query.T)
     assert torch.equal(memo.product(second, other), second @ other.T)
+
+
+@pytest.mark.parametrize("positions", [1, 4, 40])
+def test_sides_in_half_precision_are_multiplied_as_float32(positions: int) -> None:
+    """Products of bfloat16 numbers are exact in float32, so only the order of sums may differ."""
+
+    def halves(examples: int, seed: int) -> OuterProduct:
+        form = outer(examples, positions, seed)
+        return OuterProduct(form.left.bfloat16(), form.right.bfloat16())
+
+    half, query = halves(EXAMPLES, 1), halves(QUERIES, 2)
+    full, full_query = (OuterProduct(each.left, each.right) for each in (half, query))
+    weights = rand(EXAMPLES).float()
+    for one, other in (
+        (half.dense(), full.dense()),
+        (half.squared_norm(), full.squared_norm()),
+        (half.weighted_sum(weights), full.weighted_sum(weights)),
+        (forms.pairs(half, query), forms.pairs(full, full_query)),
+        (forms.pairs(half, query, ProductCache()), forms.pairs(full, full_query)),
+        (forms.pairs(half, forms.as_query(query)), forms.pairs(full, full_query)),
+        (forms.total([half, half]).squared_norm(), 4 * full.squared_norm()),
+    ):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """Leave the user's model, and how the process is set, as they were found."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.nn import Module
@@ -14,13 +14,14 @@ from tracin.recurrent import differentiable_recurrence
 
 
 @contextmanager
-def untouched(model: Module) -> Iterator[Module]:
+def untouched(model: Module, *, allow_tf32: bool = False) -> Iterator[Module]:
     """On leaving, also by an exception or Ctrl-C, the model and torch's settings are as they were.
 
     `tracin.guards.Guard` lists what is restored. Within, `.grad` is None, so that nothing adds to
     the user's own, no other thread can use the model, products of float32 numbers are not made in
-    TF32, and nothing compiled runs. The numbers in the user's own memory are not restored: put a
-    checkpoint's in their place by `tracin.checkpoints.loaded`.
+    TF32 (unless `allow_tf32` leaves that to torch's settings), and nothing compiled runs. The
+    numbers in the user's own memory are not restored: put a checkpoint's in their place by
+    `tracin.checkpoints.loaded`.
 
     Raises:
         LossError: Called inside `torch.inference_mode()`, where nothing has a gradient.
@@ -43,7 +44,8 @@ def untouched(model: Module) -> Iterator[Module]:
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             # An autocast around the call keeps casts of weights, which would outlive a checkpoint.
             torch.set_autocast_cache_enabled(False)
-        with exact_matmuls(), eagerly(), differentiable_recurrence(model):
+        products = nullcontext() if allow_tf32 else exact_matmuls()
+        with products, eagerly(), differentiable_recurrence(model):
             yield model
 
 

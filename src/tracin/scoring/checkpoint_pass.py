@@ -70,12 +70,15 @@ class CheckpointPass:
         preconditioner: Preconditioner | None = None,
         methods: dict[str, Covered] | None = None,
         kept: KeptMetrics | None = None,
+        *,
+        allow_tf32: bool = False,
     ) -> None:
         self.gradients = Gradients(model, worded(compute), parameters, methods)
         self._model = model
         self._checkpoints = checkpoints
         self._weights = weights
         self._device = device
+        self._allow_tf32 = allow_tf32
         self._preconditioner = preconditioner
         # Ranks of a sharded model hold parts of the weights.
         self._kept = None if self.gradients.is_sharded else kept
@@ -95,7 +98,7 @@ class CheckpointPass:
     def at(self, number: int) -> Iterator[torch.device]:
         """Put a checkpoint in place, ready for gradients; leave the model as it was."""
         with (
-            untouched(self._model),
+            untouched(self._model, allow_tf32=self._allow_tf32),
             loaded(self._model, self._checkpoints[number], self._device),
             self.gradients.tracing(),
         ):

@@ -15,9 +15,11 @@ from tracin.gradients.forms.scaled_entries import ScaledEntries
 from tracin.gradients.forms.scaled_rows import ScaledRows
 from tracin.gradients.forms.slot import Slot
 from tracin.gradients.forms.stacked import Stacked
+from tracin.gradients.forms.summed_products import HALF, full
 from tracin.gradients.forms.total import SumOf, total
 
 __all__ = [
+    "HALF",
     "Computed",
     "ConvFactors",
     "Dense",
@@ -36,6 +38,7 @@ __all__ = [
     "as_query",
     "cancelled",
     "checked_squared_norm",
+    "full",
     "in_real_numbers",
     "is_complex",
     "pairs",

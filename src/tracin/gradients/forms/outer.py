@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.form import PerExampleGradient, by_blocks, squared_lengths
+from tracin.gradients.forms.summed_products import full, multiplied
 
 # Numbers in one block of Gram matrices: small enough for a core's own cache.
 GRAM = 1 << 17
@@ -20,42 +21,60 @@ CROSSING = 1.3
 @final
 @dataclass(frozen=True, eq=False)
 class OuterProduct(PerExampleGradient):
-    """Gradient i is the sum over positions of left[i, t] (x) right[i, t]: [out, in]."""
+    """Gradient i is the sum over positions of left[i, t] (x) right[i, t]: [out, in].
 
-    left: Tensor  # [examples, positions, out]
-    right: Tensor  # [examples, positions, in]
+    Sides may be kept in half precision, in which a layer multiplied them.
+    """
+
+    kept_left: Tensor  # [examples, positions, out]
+    kept_right: Tensor  # [examples, positions, in]
+
+    @property
+    def left(self) -> Tensor:
+        """In at least float32: [examples, positions, out]."""
+        return full(self.kept_left)
+
+    @property
+    def right(self) -> Tensor:
+        """In at least float32: [examples, positions, in]."""
+        return full(self.kept_right)
 
     @property
     def examples(self) -> int:
-        return self.left.shape[0]
+        return self.kept_left.shape[0]
 
     @property
     def positions(self) -> int:
-        return self.left.shape[1]
+        return self.kept_left.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of one example's matrix: out, in."""
+        return self.kept_left.shape[2], self.kept_right.shape[2]
 
     @property
     def device(self) -> torch.device:
-        return self.left.device
+        return self.kept_left.device
 
     @property
     def numbers(self) -> int:
-        return self.left.shape[2] * self.right.shape[2]
+        out, inner = self.shape
+        return out * inner
 
     @property
     def is_thin(self) -> bool:
         """Whether products of factors cost less than writing the matrices out."""
-        sides = self.left.shape[2] + self.right.shape[2]
-        return self.positions * sides < CROSSING * self.numbers
+        return self.positions * sum(self.shape) < CROSSING * self.numbers
 
     def part(self, start: int, stop: int) -> "OuterProduct":
-        return OuterProduct(self.left[start:stop], self.right[start:stop])
+        return OuterProduct(self.kept_left[start:stop], self.kept_right[start:stop])
 
     def transposed(self) -> "OuterProduct":
         """The gradient of the transpose."""
-        return OuterProduct(self.right, self.left)
+        return OuterProduct(self.kept_right, self.kept_left)
 
     def dense(self) -> Tensor:
-        return torch.bmm(self.left.mT, self.right).flatten(1)
+        return multiplied(self.kept_left.mT, self.kept_right).flatten(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         left = (self.left * weights.to(self.left).view(-1, 1, 1)).flatten(0, 1)
@@ -91,12 +110,13 @@ class OuterProduct(PerExampleGradient):
 def _gram_norm(form: OuterProduct) -> Tensor:
     """The sum over pairs of positions; a pair counts both ways, so a quarter need not be made."""
     half = form.positions // 2
-    first = OuterProduct(form.left[:, :half], form.right[:, :half])
-    second = OuterProduct(form.left[:, half:], form.right[:, half:])
+    left, right = form.kept_left, form.kept_right
+    first = OuterProduct(left[:, :half], right[:, :half])
+    second = OuterProduct(left[:, half:], right[:, half:])
     return _gram(first, first) + _gram(second, second) + 2 * _gram(first, second)
 
 
 def _gram(form: OuterProduct, other: OuterProduct) -> Tensor:
-    lefts = torch.bmm(form.left, other.left.mT)
-    rights = torch.bmm(form.right, other.right.mT)
+    lefts = multiplied(form.kept_left, other.kept_left.mT)
+    rights = multiplied(form.kept_right, other.kept_right.mT)
     return torch.linalg.vecdot(lefts.flatten(1), rights.flatten(1))

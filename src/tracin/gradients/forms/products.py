@@ -13,6 +13,7 @@ from tracin.gradients.forms.patches import ConvFactors
 from tracin.gradients.forms.rows import SparseRows
 from tracin.gradients.forms.scaled_entries import ScaledEntries
 from tracin.gradients.forms.stacked import Stacked
+from tracin.gradients.forms.summed_products import multiplied
 from tracin.gradients.forms.total import SumOf
 
 # One query's product as a convolution costs about one forward convolution, writing the gradients
@@ -44,7 +45,7 @@ class ProductCache:
         if of is None or not (_is_same(of[0], rows) and _is_same(of[1], queries)):
             self._of, self._product = (rows, queries), None
         if self._product is None:
-            self._product = _matmul(rows, queries.mT)
+            self._product = multiplied(rows, queries.mT)
         return self._product
 
 
@@ -95,8 +96,7 @@ def as_query(form: PerExampleGradient) -> PerExampleGradient:
     if terms is not None and bool(cancelled(form.squared_norm(), terms).any()):
         return Dense(form.dense())
     if isinstance(form, OuterProduct):
-        sides = form.left.shape[2] + form.right.shape[2]
-        factored = form.examples * form.positions**2 * sides
+        factored = form.examples * form.positions**2 * sum(form.shape)
         written = (form.positions + form.examples) * form.numbers
         return form if factored < written else Dense(form.dense())
     if isinstance(form, Stacked):
@@ -130,27 +130,19 @@ def _shared(
         return None
     if (form.positions, query.positions) != (1, 1):
         return None
-    product = cache.product(form.left[:, 0], query.left[:, 0])
-    right = _matmul(form.right[:, 0], query.right[:, 0].mT)
+    product = cache.product(form.kept_left[:, 0], query.kept_left[:, 0])
+    right = multiplied(form.kept_right[:, 0], query.kept_right[:, 0].mT)
     return right.mul_(product) if right.dtype == product.dtype else right * product
-
-
-def _matmul(one: Tensor, other: Tensor) -> Tensor:
-    """A product of gradients by methods that may keep them in other precisions."""
-    if one.dtype == other.dtype:
-        return one @ other
-    dtype = torch.promote_types(one.dtype, other.dtype)
-    return one.to(dtype) @ other.to(dtype)
 
 
 def _outer_outer(form: OuterProduct, query: OuterProduct) -> Tensor:
     queries, there = query.examples, query.positions
-    lefts, rights = query.left.flatten(0, 1).mT, query.right.flatten(0, 1).mT
+    lefts, rights = query.kept_left.flatten(0, 1).mT, query.kept_right.flatten(0, 1).mT
     out = []
     for at in blocks(form.examples, form.positions * queries * there, form.device):
         each = form.part(*at)
-        products = _matmul(each.left.flatten(0, 1), lefts)
-        products = products.mul_(_matmul(each.right.flatten(0, 1), rights))
+        products = multiplied(each.kept_left.flatten(0, 1), lefts)
+        products = products.mul_(multiplied(each.kept_right.flatten(0, 1), rights))
         if form.positions * there > 1:
             products = products.view(each.examples, form.positions, queries, there).sum((1, 3))
         out.append(products)
@@ -163,7 +155,7 @@ def _rows_rows(form: SparseRows, query: SparseRows) -> Tensor:
     out = []
     for at in blocks(form.examples, here * queries * there, form.device):
         each = form.part(*at)
-        products = _matmul(each.values.flatten(0, 1), query.values.flatten(0, 1).mT)
+        products = multiplied(each.values.flatten(0, 1), query.values.flatten(0, 1).mT)
         products *= each.index.reshape(-1, 1) == query.index.reshape(1, -1)
         out.append(products.view(each.examples, here, queries, there).sum((1, 3)))
     return torch.cat(out)
@@ -178,7 +170,7 @@ def _rows_outer(form: SparseRows, query: OuterProduct) -> Tensor:
     out = []
     for at in blocks(form.examples, here * queries * there, form.device):
         each = form.part(*at)
-        products = _matmul(each.values.flatten(0, 1), rights)
+        products = multiplied(each.values.flatten(0, 1), rights)
         products *= lefts[each.index.flatten()]
         out.append(products.view(each.examples, here, queries, there).sum((1, 3)))
     return torch.cat(out)
@@ -209,7 +201,7 @@ def _stacked_dense(form: Stacked, query: Tensor) -> Tensor:
 
 def _outer_dense(form: OuterProduct, query: Tensor) -> Tensor:
     """Push the right factors through each query's matrix, then meet the left ones."""
-    out = form.left.shape[2]
+    out, _ = form.shape
     columns = [
         _outer_few_dense(form, query[start:stop])
         for start, stop in blocks(query.shape[0], ROWS * out, form.device)
@@ -218,12 +210,12 @@ def _outer_dense(form: OuterProduct, query: Tensor) -> Tensor:
 
 
 def _outer_few_dense(form: OuterProduct, query: Tensor) -> Tensor:
-    queries, out = query.shape[0], form.left.shape[2]
+    queries, (out, _) = query.shape[0], form.shape
     matrices = query.reshape(queries * out, -1).mT
     products = []
     for at in blocks(form.examples, form.positions * queries * out, form.device):
         each = form.part(*at)
-        moved = _matmul(each.right.flatten(0, 1), matrices).view(-1, queries, out)
+        moved = multiplied(each.right.flatten(0, 1), matrices).view(-1, queries, out)
         met = torch.linalg.vecdot(moved, each.left.flatten(0, 1).unsqueeze(1).to(moved))
         products.append(met.view(each.examples, -1, queries).sum(1))
     return torch.cat(products)

@@ -87,8 +87,8 @@ def total(forms: list[PerExampleGradient]) -> PerExampleGradient:
     ]
     joined: list[PerExampleGradient] = []
     if outers:
-        left = torch.cat([form.left for form in outers], 1)
-        joined.append(OuterProduct(left, torch.cat([form.right for form in outers], 1)))
+        left = torch.cat([form.kept_left for form in outers], 1)
+        joined.append(OuterProduct(left, torch.cat([form.kept_right for form in outers], 1)))
     if rows:
         index = torch.cat([form.index for form in rows], 1)
         joined.append(SparseRows(index, torch.cat([form.values for form in rows], 1), rows[0].size))

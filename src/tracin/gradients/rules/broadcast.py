@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms import Dense
-from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, rule_for
+from tracin.gradients.forms import Dense, full
+from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, rule_for
 
 
 @rule_for(torch.add, Tensor.add, Tensor.add_, Tensor.__iadd__, Tensor.__radd__)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.gradients.forms import Dense, OuterProduct, PerExampleGradient, Stacked
-from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, positions, rule_for, summed
+from tracin.gradients.forms import Dense, OuterProduct, PerExampleGradient, Stacked, full
+from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, positions, rule_for, summed
 
 
 @rule_for(torch.einsum)

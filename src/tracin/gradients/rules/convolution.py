@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.gradients.forms import ConvFactors, Dense, Geometry
-from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, rule_for
+from tracin.gradients.forms import ConvFactors, Dense, Geometry, full
+from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, rule_for
 
 Sizes = int | Sequence[int]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.gradients.forms import SparseRows
-from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, rule_for
+from tracin.gradients.forms import SparseRows, full
+from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, rule_for
 
 
 @rule_for(F.embedding, torch.embedding)

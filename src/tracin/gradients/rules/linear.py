@@ -19,7 +19,7 @@ def linear(use: Use, input: Any, weight: Any, bias: Any = None) -> Parts:
         raise NoRule("a weight vector")
     inputs = _rows(use, input) if isinstance(weight, Leaf) else None
     return [
-        (weight, lambda delta: OuterProduct(positions(delta), positions(_of(inputs)).conj())),
+        (weight, lambda delta: _outer(use, delta, _of(inputs))),
         (bias, lambda delta: Dense(summed(positions(delta)))),
     ]
 
@@ -34,7 +34,7 @@ def addmm(
     inputs = _rows(use, mat1) if isinstance(mat2, Leaf) else None
     shape = input.tensor.shape if isinstance(input, Leaf) else ()
     return [
-        (mat2, lambda delta: OuterProduct(positions(_of(inputs)).conj(), positions(delta))),
+        (mat2, lambda delta: _outer(use, delta, _of(inputs)).transposed()),
         (input, lambda delta: Dense(reduced(delta, shape))),
     ]
 
@@ -68,14 +68,19 @@ def _from_the_right(use: Use, input: Tensor, other: Leaf) -> Parts:
                 ),
             )
         ]
-    return [(other, lambda delta: OuterProduct(positions(inputs).conj(), positions(delta)))]
+    return [(other, lambda delta: _outer(use, delta, inputs).transposed())]
 
 
 def _from_the_left(use: Use, input: Leaf, other: Tensor) -> Parts:
     if input.tensor.ndim != 2 or other.ndim < 3 or use.layout(other).dim >= other.ndim - 2:
         raise NoRule("the examples are in the matrix itself")
     inputs = use.data(other)
-    return [(input, lambda delta: OuterProduct(positions(delta.mT), positions(inputs.mT).conj()))]
+    return [(input, lambda delta: _outer(use, delta.mT, inputs.mT))]
+
+
+def _outer(use: Use, delta: Tensor, inputs: Tensor) -> OuterProduct:
+    left, right = positions(delta), positions(inputs).conj()
+    return OuterProduct(use.as_multiplied(left), use.as_multiplied(right))
 
 
 def _rows(use: Use, input: Any) -> Tensor:

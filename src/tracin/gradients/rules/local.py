@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from tracin.gradients.batching import quiet_batching
-from tracin.gradients.forms import Computed, Dense, PerExampleGradient
-from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, full, last_resort, leaves_in
+from tracin.gradients.forms import Computed, Dense, PerExampleGradient, full
+from tracin.gradients.rules.rule import Leaf, NoRule, Parts, Use, last_resort, leaves_in
 
 # Numbers of gradients that one call writes out for all parameters and examples at once, 16 MB in
 # float32; beyond, each parameter's are written out in blocks when they are needed.

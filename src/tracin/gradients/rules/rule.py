@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tracin.gradients.forms import PerExampleGradient
+from tracin.gradients.forms import HALF, PerExampleGradient, full
 from tracin.gradients.layouts import Layout
 from tracin.out_of_memory import raise_if_out_of_memory
 
@@ -104,6 +104,7 @@ class Use:
         self.func = func
         self.examples = examples
         self.output = output
+        self.dtype: torch.dtype | None = None  # of the output's gradient, once that is known
         self.parts: list[tuple[Leaf, MakeForm]] = []
         self.rule = ""  # the one that reads this call, by name
         self.passed_over: list[str] = []  # those that do not, and why
@@ -175,6 +176,7 @@ class Use:
 
     def forms(self, delta: Tensor) -> list[tuple[Leaf, PerExampleGradient | Exception]]:
         """Each parameter's per-example gradients, from the gradient of the call's output."""
+        self.dtype = delta.dtype
         split = self.output.split(full(delta), self.examples)
         forms: list[tuple[Leaf, PerExampleGradient | Exception]] = []
         for leaf, make in self.parts:
@@ -187,6 +189,10 @@ class Use:
         self.parts = []  # lets go of the inputs
         self._versions = []
         return forms
+
+    def as_multiplied(self, side: Tensor) -> Tensor:
+        """A side of a product in the precision in which the call multiplied it, as autocast may."""
+        return side.to(self.dtype) if self.dtype in HALF else side
 
     def _check_versions(self) -> None:
         if any(tensor._version != version for tensor, version in self._versions):
@@ -203,11 +209,6 @@ def _takes(rule: Rule, use: Use, args: Sequence[Any], kwargs: Mapping[str, Any])
     except TypeError:
         return False
     return True
-
-
-def full(tensor: Tensor) -> Tensor:
-    """At least single precision, in which products of gradients are summed."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def positions(tensor: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ from tracin.gradients.forms import (
     SparseRows,
     Stacked,
     SumOf,
+    full,
     pairs,
     total,
 )
-from tracin.gradients.rules.rule import Leaf, Move, NoRule, Step, full, leaves_in
+from tracin.gradients.rules.rule import Leaf, Move, NoRule, Step, leaves_in
 from tracin.torch_internals import TRANSPOSE_GETTERS, weight_norm_function
 
 Steps = Sequence[tuple[Any, Move]]  # a source and its move; entries that are no Leaf are dropped
