@@ -444,7 +444,7 @@ def test_an_autocast_around_the_call_keeps_no_cast_of_a_checkpoint(used_before: 
 
 
 def test_a_layer_under_autocast_is_read_in_the_numbers_that_it_multiplied() -> None:
-    """Its inputs are float32 and its products bfloat16: rounding the inputs is part of the layer."""
+    """Its inputs are float32, its products bfloat16: rounding the inputs is part of the layer."""
     torch.manual_seed(0)
     model, inputs = torch.nn.Linear(300, 7), torch.randn(4, 5, 300)
 

@@ -12,11 +12,18 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.batching import quiet_batching
-from tracin.gradients.forms import Computed, Dense, PerExampleGradient, is_complex, real_part, total
+from tracin.gradients.forms import (
+    Computed,
+    Dense,
+    PerExampleGradient,
+    full,
+    is_complex,
+    real_part,
+    total,
+)
 from tracin.gradients.forms.form import BLOCK
 from tracin.gradients.routed import Routed
 from tracin.gradients.rules import Leaf, Use
-from tracin.gradients.rules.rule import full
 from tracin.gradients.visit import Visit
 
 
