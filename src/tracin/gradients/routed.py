@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tracin.gradients.arguments import tensors_in
-from tracin.gradients.forms import PerExampleGradient, Stacked
+from tracin.gradients.forms import PerExampleGradient, Stacked, full
 from tracin.gradients.layouts import Layout
 from tracin.gradients.rules import Leaf, Use
-from tracin.gradients.rules.rule import full, leaves_in
+from tracin.gradients.rules.rule import leaves_in
 from tracin.out_of_memory import raise_if_out_of_memory
 
 # Factors are 2^-16 to 2^16, of either sign.

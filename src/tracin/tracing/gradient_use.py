@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tracin.gradients.rules.rule import full
+from tracin.gradients.forms import full
 from tracin.tracing.micro_batches import MicroBatch, summed_shares
 from tracin.tracing.raw_gradients import RawGradient
 

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tracin.gradients.rules.rule import full
+from tracin.gradients.forms import full
 
 
 @final
