@@ -1,5 +1,6 @@
 """What docs/migrate.md says of other libraries, measured in them where they are installed."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from torch.utils.data import TensorDataset
 import tracin
 from shown_code import run_blocks
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # those of the other libraries
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # those of the other libraries
+]
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +131,7 @@ def test_captums_arguments_are_ours(captum):
 
 def test_captums_test_loss_is_the_negative_of_a_target(captum):
     it = problem()
-    if "target" not in tracin.TracIn.influence.__code__.co_varnames:
+    if "target" not in inspect.signature(tracin.TracIn.influence).parameters:
         pytest.skip("influence takes no target")
     made = it.captum(
         captum.TracInCP,
