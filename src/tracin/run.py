@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from tracin.scoring.device import checked_device
 from tracin.scoring.last_used import last_foreseen, last_used
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.parameters import LAST, Selection, chosen_parameters
+from tracin.scoring.query_classes import with_classes
+from tracin.scoring.query_loss import QueryLoss, query_loss
+from tracin.scoring.targets import ClassTarget, Target
 from tracin.sharding import device_of
 from tracin.wrappers import unwrapped
 
@@ -50,6 +54,7 @@ class Run:
         device: Where to compute; None for where the model is.
         preconditioner: What multiplies a query's gradient; None for nothing.
         methods: How each parameter's gradients are computed, as far as passes have settled it.
+        target_methods: The same for targets of queries.
         kept: The metrics that the preconditioner computed, for the next question.
     """
 
@@ -81,6 +86,7 @@ class Run:
             preconditioner.check(self.checkpoints)
         self.preconditioner = preconditioner
         self.methods: dict[str, Covered] = {}
+        self.target_methods: dict[str, Covered] = {}
         self.kept = KeptMetrics()
 
     def __repr__(self) -> str:
@@ -141,9 +147,54 @@ def first_example(run: Run, examples: Examples) -> Iterator[Batch]:
             yield content_of(batch)
 
 
-def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What is explained.
+
+    Attributes:
+        queries: The queries; with a class each, where their target needs one.
+        loss: What takes the place of their loss; None where it is their loss that is explained.
+    """
+
+    queries: Examples
+    loss: QueryLoss | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a result says of it."""
+        return () if self.loss is None else (f"explained: {self.loss.name}, raised by proponents",)
+
+
+def asked_of(
+    run: Run,
+    queries: Examples,
+    target: Target | None,
+    batch_size: int | None,
+    progress: bool | None,
+) -> Asked:
+    """The queries with what is explained of them; None is their loss.
+
+    Raises:
+        QueryError: The target is none, or of a class that the model does not have.
+        LossError: The target is about classes, and the run's loss tells none.
+    """
+    if target is None:
+        return Asked(queries)
+    loss = query_loss(getattr(run.loss, "outcome", None), run.loss, target)
+    if isinstance(target, ClassTarget):
+        walk = judging_pass(run)
+        queries = with_classes(walk, target, queries, batch_size, progress)
+    return Asked(queries, loss)
+
+
+def checkpoint_pass(
+    run: Run,
+    parameters: Mapping[str, Tensor] | None = None,
+    asked: QueryLoss | None = None,
+) -> CheckpointPass:
     """A pass over the checkpoints for scores alone; of other parameters than the run's if given."""
-    return computing_pass(run, run.loss, parameters)
+    return computing_pass(run, run.loss, parameters, asked=asked)
 
 
 def plain_checkpoint_pass(run: Run) -> CheckpointPass:
@@ -151,7 +202,11 @@ def plain_checkpoint_pass(run: Run) -> CheckpointPass:
     return computing_pass(run, run.loss, is_plain=True)
 
 
-def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
+def judging_pass(
+    run: Run,
+    parameters: Mapping[str, Tensor] | None = None,
+    asked: QueryLoss | None = None,
+) -> CheckpointPass:
     """A pass that also gives class scores with labels, or predictions with targets."""
     outcome = getattr(run.loss, "outcome", None)
     if outcome is None:
@@ -161,12 +216,12 @@ def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> Ch
             "method outcome(model, batch) -> tracin.Outcome (classes) or "
             "tracin.TargetOutcome (numbers)."
         )
-    return computing_pass(run, outcome, parameters)
+    return computing_pass(run, outcome, parameters, asked=asked)
 
 
-def rows_pass(run: Run) -> CheckpointPass:
+def rows_pass(run: Run, asked: QueryLoss | None = None) -> CheckpointPass:
     """A pass that gives labels and class scores where the loss knows them."""
-    return computing_pass(run, getattr(run.loss, "outcome", run.loss))
+    return computing_pass(run, getattr(run.loss, "outcome", run.loss), asked=asked)
 
 
 def computing_pass(
@@ -175,8 +230,12 @@ def computing_pass(
     parameters: Mapping[str, Tensor] | None = None,
     *,
     is_plain: bool = False,
+    asked: QueryLoss | None = None,
 ) -> CheckpointPass:
-    """A pass with this function in place of the run's loss; without its preconditioner if plain."""
+    """A pass with this function in place of the run's loss; without its preconditioner if plain.
+
+    `asked` takes the place of the queries' loss.
+    """
     return CheckpointPass(
         run.model,
         compute,
@@ -187,6 +246,8 @@ def computing_pass(
         None if is_plain else run.preconditioner,
         run.methods,
         run.kept,
+        asked,
+        run.target_methods,
     )
 
 

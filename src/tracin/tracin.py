@@ -23,6 +23,7 @@ from tracin.results.verification import Verification
 from tracin.run import (
     HELD,
     Run,
+    asked_of,
     checkpoint_pass,
     first_example,
     judging_pass,
@@ -40,6 +41,7 @@ from tracin.scoring.ranking import Ranking
 from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.target_residuals import TargetJudgement
+from tracin.scoring.targets import Target
 from tracin.scoring.verify import verified
 from tracin.sketches import Projection
 
@@ -139,6 +141,7 @@ class TracIn(Run):
         queries: Any,
         *,
         group: str | None = None,
+        target: Target | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Tensor:
@@ -151,19 +154,27 @@ class TracIn(Run):
             queries: The same kinds of data.
             group: "sum" or "mean" makes all of `queries` one: [train]. Faster than a sum over the
                 matrix, since each example's gradient is multiplied once.
+            target: What proponents raise, as in `explain`; None is for the queries' loss, which
+                they lower.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
         Raises:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             CoupledExamplesError: An example's loss depends on the rest of its batch.
+            QueryError: The target is none, or of a class that the model does not have.
+            LossError: The target is no differentiable value per query, or is about classes, and
+                the loss tells none apart.
         """
         examples = open_data(self, train, "train")
-        query_set = open_examples(queries, name="queries")
         _check_words(group, ("sum", "mean"), "group")
+        asked = asked_of(
+            self, open_examples(queries, name="queries"), target, checked_size(batch_size), progress
+        )
+        query_set = asked.queries
         width = 1 if group else len(query_set)
         total = torch.zeros(len(examples), width, dtype=score_dtype(self))
-        walk = checkpoint_pass(self)
+        walk = checkpoint_pass(self, asked=asked.loss)
         everything = [range(len(query_set))]
         for span in everything if group else query_spans(self, len(query_set)):
             columns = slice(None) if group else _slice(span)
@@ -192,6 +203,7 @@ class TracIn(Run):
         normalise: str | None = None,
         group: str | None = None,
         drop_misclassified: bool = False,
+        target: Target | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Explanations:
@@ -210,20 +222,30 @@ class TracIn(Run):
             group: "sum" or "mean" makes all of `queries` one.
             drop_misclassified: Leave out training examples that the last checkpoint gets wrong:
                 their large gradients show up for every query (paper, sections 5.2 and 5.3).
+            target: What proponents raise and opponents lower; None explains the queries' loss,
+                which proponents lower. `tracin.Predicted()`, `tracin.Logit()` and
+                `tracin.Margin()` explain what the model says, right or wrong. So does any function
+                target(model, batch) that returns a differentiable value per query, [queries]; for
+                a loss, return its negative.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
         Raises:
             QueryError: k is below 1 or larger than the number of examples to choose from.
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
-            LossError: drop_misclassified without a loss that tells classes apart.
+            LossError: drop_misclassified without a loss that tells classes apart, or a target that
+                is no differentiable value per query.
         """
         examples = open_data(self, train, "train")
-        query_set = open_examples(queries, name="queries")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
         count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
-        walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
+        asked = asked_of(
+            self, open_examples(queries, name="queries"), target, checked_size(batch_size), progress
+        )
+        query_set = asked.queries
+        passed = judging_pass if drop_misclassified else checkpoint_pass
+        walk = passed(self, asked=asked.loss)
         spans = [range(len(query_set))] if group else query_spans(self, len(query_set))
         rankings = []
         for span in spans:
@@ -247,6 +269,7 @@ class TracIn(Run):
             TopInfluences.joined([ranking.proponents() for ranking in rankings]),
             TopInfluences.joined([ranking.opponents() for ranking in rankings]),
             names,
+            notes=asked.notes,
         )
 
     @guarded

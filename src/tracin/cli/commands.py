@@ -194,6 +194,7 @@ def explain(
             exact=exact,
             where=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
+            target=opened.task.target,
             batch_size=opened.settings.tracin.batch_size,
         )
         arguments = {
@@ -211,6 +212,7 @@ def explain(
         normalise=None if options.normalise == "none" else options.normalise,
         group=None if options.group == "none" else options.group,
         drop_misclassified=options.drop_misclassified,
+        target=opened.task.target,
         batch_size=opened.settings.tracin.batch_size,
     )
     _finish(opened, str(explanations), explanations.save, "explain", **chosen_queries.as_settings())

@@ -18,6 +18,7 @@ from tracin.preconditioners import KFAC
 from tracin.run import Run, rows_pass
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.query_loss import QueryLoss
 from tracin.sharding import is_sharded
 from tracin.sketches import Plan
 
@@ -52,9 +53,9 @@ class MatchedRun:
         """
         return self._curvatures is not None
 
-    def checkpoint_pass(self) -> CheckpointPass:
-        """A pass over the run's checkpoints."""
-        return rows_pass(self.run)
+    def checkpoint_pass(self, asked: QueryLoss | None = None) -> CheckpointPass:
+        """A pass over the run's checkpoints; `asked` takes the place of the queries' loss."""
+        return rows_pass(self.run, asked)
 
     def keys(self) -> list[str]:
         """The key of each of the run's checkpoints.
@@ -94,9 +95,15 @@ class MatchedRun:
         return found
 
     def sketched(
-        self, queries: Examples, batch_size: BatchSize, progress: bool | None = None
+        self,
+        queries: Examples,
+        batch_size: BatchSize,
+        progress: bool | None = None,
+        asked: QueryLoss | None = None,
     ) -> SketchedQueries:
         """The queries' rows at each checkpoint, under the run's preconditioner, and the weights.
+
+        `asked` takes the place of the queries' loss.
 
         Raises:
             PreconditionerError: The preconditioner does not go with an index, or cannot be made.
@@ -110,7 +117,7 @@ class MatchedRun:
         draws = [self._store.manifest.entry(key).number for key in keys]
         names = [one.name for one in self.run.checkpoints]
         size = checked_size(batch_size)
-        with RowMaker(self.checkpoint_pass(), self._plan, draws, names, size) as maker:
+        with RowMaker(self.checkpoint_pass(asked), self._plan, draws, names, size) as maker:
             by_key = {
                 key: self._under(maker, keys, keys.index(key), queries, progress)
                 for key in dict.fromkeys(keys)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, final
@@ -157,9 +157,11 @@ class RowMaker:
         """
         sketcher = self.at(number)
         # The same batches whatever was read before: a span's rows never depend on other spans.
-        gradients = self._walk.gradients
+        is_query = whose == "query"
+        gradients = self._walk.query_gradients if is_query else self._walk.gradients
+        opened = self._walk.query_reader if is_query else self._walk.reader
         part = part_of(span) if gradients.is_sharded else span
-        reader = self._walk.reader(examples, span, self._batch_size, self._device, part)
+        reader = opened(examples, span, self._batch_size, self._device, part)
         found = Sketched.empty(len(part), self._plan.width, self._plan.columns.groups)
         late: list[str] = []
 
@@ -183,14 +185,16 @@ class RowMaker:
             found.losses[at] = result.losses.detach()
             found.judge(at, result.outcome)
 
-        for _ in reader.read(read):
-            pass
+        with self._walk.asked_named() if is_query else nullcontext():
+            for _ in reader.read(read):
+                pass
         if gradients.is_sharded:
             for said in each_says(late):
                 if said:
                     raise UnsupportedModelError(said[0])
             found = found.joined(len(span), self._device)
-        for values, what in ((found.losses, "loss"), (found.squared_norms.sum(1), "gradient")):
+        asked = self._walk.what_is_asked if is_query else "loss"
+        for values, what in ((found.losses, asked), (found.squared_norms.sum(1), "gradient")):
             refuse_non_finite(values, span, examples.ids, self._names[number], what, whose)
         return found
 
