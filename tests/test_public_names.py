@@ -38,7 +38,7 @@ PUBLIC = [
     "LearningRateError",
     "Logit",
     "LossError",
-    "Margin",
+    "LogitMargin",
     "MeanOfRuns",
     "MemorisedWarning",
     "ModelInUseError",

@@ -26,6 +26,7 @@ from tracin.gradients.forms import real_shape
 from tracin.guards import untouched
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.preconditioners import KeptMetrics, Preconditioner
+from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.device import checked_device
 from tracin.scoring.last_used import last_foreseen, last_used
@@ -155,15 +156,18 @@ class Asked:
     Attributes:
         queries: The queries; with a class each, where their target needs one.
         loss: What takes the place of their loss; None where it is their loss that is explained.
+        facts: What is known of the queries at the last checkpoint: [queries]; None where that is
+            not known beforehand.
     """
 
     queries: Examples
     loss: QueryLoss | None = None
+    facts: ExampleFacts | None = None
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What a result says of it."""
-        return () if self.loss is None else (f"explained: {self.loss.name}, raised by proponents",)
+    def target(self) -> str | None:
+        """What is explained, in words; None for the queries' loss."""
+        return None if self.loss is None else self.loss.name
 
 
 def asked_of(
@@ -184,8 +188,25 @@ def asked_of(
     loss = query_loss(getattr(run.loss, "outcome", None), run.loss, target)
     if isinstance(target, ClassTarget):
         walk = judging_pass(run)
-        queries = with_classes(walk, target, queries, batch_size, progress)
+        queries, facts = with_classes(walk, target, queries, batch_size, progress)
+        return Asked(queries, loss, facts)
     return Asked(queries, loss)
+
+
+def class_names(run: Run) -> tuple[str, ...]:
+    """The classes' names, by class, as the model's `config.id2label` has them; empty without.
+
+    Names such as "LABEL_0", which transformers makes up, are none.
+    """
+    named = getattr(getattr(run.model, "config", None), "id2label", None)
+    if not isinstance(named, Mapping):
+        return ()
+    found = [named.get(number, named.get(str(number))) for number in range(len(named))]
+    if any(not isinstance(name, str) for name in found):
+        return ()
+    if found == [f"LABEL_{number}" for number in range(len(named))]:
+        return ()
+    return tuple(map(str, found))
 
 
 def checkpoint_pass(

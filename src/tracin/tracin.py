@@ -17,6 +17,7 @@ from tracin.index.build import begun, finished
 from tracin.index.index import Index
 from tracin.losses import TargetOutcome
 from tracin.preconditioners import HasDescribedFit
+from tracin.results.example_facts import ExampleFacts
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.suspects import OF_CLASSES, OF_TARGETS, Suspects, check_ranking
 from tracin.results.verification import Verification
@@ -25,16 +26,19 @@ from tracin.run import (
     Run,
     asked_of,
     checkpoint_pass,
+    class_names,
     first_example,
     judging_pass,
     last_layer,
     open_data,
     query_spans,
+    rows_pass,
     score_dtype,
 )
 from tracin.scoring import mislabelled
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.facts_of import FactsSoFar
 from tracin.scoring.held_out import measured_on
 from tracin.scoring.mislabelled import Judgement, classes_of
 from tracin.scoring.ranking import Ranking
@@ -224,9 +228,9 @@ class TracIn(Run):
                 their large gradients show up for every query (paper, sections 5.2 and 5.3).
             target: What proponents raise and opponents lower; None explains the queries' loss,
                 which proponents lower. `tracin.Predicted()`, `tracin.Logit()` and
-                `tracin.Margin()` explain what the model says, right or wrong. So does any function
-                target(model, batch) that returns a differentiable value per query, [queries]; for
-                a loss, return its negative.
+                `tracin.LogitMargin()` explain what the model says, right or wrong. So does any
+                function target(model, batch) that returns a differentiable value per query,
+                [queries]; for a loss, return its negative.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
@@ -244,10 +248,14 @@ class TracIn(Run):
             self, open_examples(queries, name="queries"), target, checked_size(batch_size), progress
         )
         query_set = asked.queries
-        passed = judging_pass if drop_misclassified else checkpoint_pass
+        passed = judging_pass if drop_misclassified else rows_pass
         walk = passed(self, asked=asked.loss)
+        last = len(self.checkpoints) - 1
+        known = FactsSoFar(len(examples))
+        query_facts: list[ExampleFacts | None] = []
         spans = [range(len(query_set))] if group else query_spans(self, len(query_set))
         rankings = []
+        of_queries: ExampleFacts | None = None
         for span in spans:
             width = 1 if group else len(span)
             ranking = Ranking(examples.ids, k, normalise, drop_misclassified)
@@ -260,16 +268,23 @@ class TracIn(Run):
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):
                     ranking.take(each, 1 / len(query_set) if group == "mean" else 1.0)
+                    if each.checkpoint == last and span == spans[0]:
+                        known.take(_slice(each.positions), each.outcome)
+                    of_queries = each.query_facts
                 ranking.close()
             rankings.append(ranking)
+            query_facts.append(of_queries)
         ids = np.array([f"{group} of {len(query_set)}"]) if group else query_set.ids
         names = tuple(checkpoint.name for checkpoint in self.checkpoints)
+        of_all = asked.facts if asked.loss is not None else ExampleFacts.joined(query_facts)
         return Explanations(
             ids,
-            TopInfluences.joined([ranking.proponents() for ranking in rankings]),
-            TopInfluences.joined([ranking.opponents() for ranking in rankings]),
+            TopInfluences.joined([each.proponents() for each in rankings]).with_facts(known.all()),
+            TopInfluences.joined([each.opponents() for each in rankings]).with_facts(known.all()),
             names,
-            notes=asked.notes,
+            query_facts=None if group else of_all,
+            class_names=class_names(self),
+            target=asked.target,
         )
 
     @guarded

@@ -81,8 +81,8 @@ QUANTITIES = {
     ),
     "logit": (tracin.Logit(), None, lambda m, b: m(b[0]).gather(1, b[1][:, None])[:, 0]),
     "logit of a class": (tracin.Logit(2), 2, lambda m, b: m(b[0])[:, 2]),
-    "margin": (tracin.Margin(), None, lambda m, b: margin(m(b[0]), b[1])),
-    "margin of a class": (tracin.Margin(1), 1, lambda m, b: margin(m(b[0]), b[1])),
+    "margin": (tracin.LogitMargin(), None, lambda m, b: margin(m(b[0]), b[1])),
+    "margin of a class": (tracin.LogitMargin(1), 1, lambda m, b: margin(m(b[0]), b[1])),
     "function": (lambda m, b: m(b[0])[:, 0].square(), None, lambda m, b: m(b[0])[:, 0].square()),
 }
 
@@ -124,6 +124,7 @@ def test_a_step_on_a_proponent_raises_the_target(run, weights, train, queries):
     F.cross_entropy(model(train[0][best : best + 1]), train[1][best : best + 1]).backward()
     with torch.no_grad():
         for parameter in model.parameters():
+            assert parameter.grad is not None
             parameter -= 1e-4 * parameter.grad
 
     assert found.proponents[0].by_checkpoint[-1] > 0
@@ -172,9 +173,9 @@ def test_an_index_answers_for_targets(preconditioner, weights, train, queries, t
 
 
 def test_data_sets_may_be_queries_of_a_target(run, train, queries):
-    expected = run.influence(train, queries, target=tracin.Margin())
+    expected = run.influence(train, queries, target=tracin.LogitMargin())
 
-    found = run.influence(train, TensorDataset(*queries), target=tracin.Margin(), batch_size=4)
+    found = run.influence(train, TensorDataset(*queries), target=tracin.LogitMargin(), batch_size=4)
 
     torch.testing.assert_close(found, expected)
 

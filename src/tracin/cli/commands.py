@@ -203,6 +203,7 @@ def explain(
             "exact": exact,
             "keep": conditions,
             "notes": explanations.notes,
+            "target": explanations.target,
         }
         return _finish(opened, str(explanations), explanations.save, "explain", **arguments)
     explanations = opened.tracer.explain(
@@ -215,7 +216,8 @@ def explain(
         target=opened.task.target,
         batch_size=opened.settings.tracin.batch_size,
     )
-    _finish(opened, str(explanations), explanations.save, "explain", **chosen_queries.as_settings())
+    arguments = {**chosen_queries.as_settings(), "target": explanations.target}
+    _finish(opened, str(explanations), explanations.save, "explain", **arguments)
 
 
 @app.command("select")

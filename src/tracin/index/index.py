@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -25,12 +26,13 @@ from tracin.index.row_scan import RowScan
 from tracin.index.rows_explained import checked_rows, rows_explained
 from tracin.index.search import scores_of
 from tracin.index.store import Removed, Report, Store, delete_stale, verify_files
+from tracin.index.stored_facts import stored_facts
 from tracin.index.table import exact_self_influence, table_of
 from tracin.index.where import Where, rows_where
 from tracin.results.explanations import Explanations
 from tracin.results.recall import Recall
 from tracin.results.table import distinct
-from tracin.run import Run, asked_of, open_data
+from tracin.run import Run, asked_of, class_names, open_data
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.targets import Target
 
@@ -176,7 +178,7 @@ class Index:
         given = asked.queries
         sketched = matched.sketched(given, batch_size, progress, asked.loss)
         scan = RowScan(self.store, self.plan, sketched, memory, listed, progress)
-        notes = list(asked.notes)
+        notes: list[str] = []
         recall, proposals = None, None
         if finder is not None:
             proposals = proposed(finder, sketched, k * candidates, k, listed, len(self))
@@ -213,7 +215,21 @@ class Index:
                     "recall: unknown under a preconditioner; index.measure_recall() measures it"
                 )
         names = tuple(matched.run.checkpoints[number].name for number in sketched.numbers)
-        return Explanations(given.ids, *sides, names, recall, tuple(notes))
+        last = sketched.keys[-1]
+        proponents, opponents = (
+            replace(side, facts=stored_facts(self.store, last, side.positions)) for side in sides
+        )
+        return Explanations(
+            given.ids,
+            proponents,
+            opponents,
+            names,
+            recall,
+            tuple(notes),
+            asked.facts if asked.loss is not None else sketched.facts,
+            class_names(matched.run),
+            asked.target,
+        )
 
     def explain_rows(
         self,

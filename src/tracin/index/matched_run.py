@@ -15,6 +15,7 @@ from tracin.index.rows import RowMaker, group_weights
 from tracin.index.store import Store
 from tracin.index.table import add_weights, sketched_squared_norms
 from tracin.preconditioners import KFAC
+from tracin.results.example_facts import ExampleFacts
 from tracin.run import Run, rows_pass
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
@@ -126,9 +127,10 @@ class MatchedRun:
         return SketchedQueries(
             tuple(keys),
             tuple(range(len(keys))),
-            tuple(rows for rows, _ in found),
+            tuple(rows for rows, _, _ in found),
             tuple(weights),
-            tuple(squared_norms for _, squared_norms in found),
+            tuple(squared_norms for _, squared_norms, _ in found),
+            found[-1][2],
         )
 
     def _under(
@@ -138,14 +140,14 @@ class MatchedRun:
         number: int,
         queries: Examples,
         progress: bool | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The queries' rows under the preconditioner, and their squared lengths by group."""
+    ) -> tuple[Tensor, Tensor, ExampleFacts]:
+        """The queries' rows under the preconditioner, their squared lengths by group, and facts."""
         if self._curvatures is None:
             found = maker.sketched_queries(number, queries)
-            return found.rows, found.squared_norms
-        plain = maker.sketched(number, queries, range(len(queries)), "query").rows
-        rows = self._curvatures.times(keys, number, maker, plain, progress)
-        return rows, sketched_squared_norms(self._plan.columns, rows)
+            return found.rows, found.squared_norms, found.facts
+        plain = maker.sketched(number, queries, range(len(queries)), "query")
+        rows = self._curvatures.times(keys, number, maker, plain.rows, progress)
+        return rows, sketched_squared_norms(self._plan.columns, rows), plain.facts
 
     def examples(self) -> Examples:
         """The training data, compared with the index on a few examples.

@@ -15,7 +15,9 @@ from tracin.data import Batch, Examples, length, move
 from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
 from tracin.gradients.forms import PerExampleGradient, real_shape
+from tracin.index.stored_facts import known_facts
 from tracin.preconditioners import JointMetric, Metric
+from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.settled import settled
@@ -44,6 +46,7 @@ class Sketched:
     losses: Tensor
     labels: Tensor
     is_right: Tensor
+    predicted: Tensor
 
     @classmethod
     def empty(cls, examples: int, width: int, groups: int) -> "Sketched":
@@ -54,6 +57,7 @@ class Sketched:
             torch.empty(examples),
             torch.full((examples,), -1),
             torch.full((examples,), -1, dtype=torch.int8),
+            torch.full((examples,), -1),
         )
 
     def joined(self, examples: int, device: torch.device) -> "Sketched":
@@ -71,7 +75,14 @@ class Sketched:
         if logits is None or labels is None or labels.ndim != 1:
             return
         self.labels[at] = labels.detach().long().cpu()
-        self.is_right[at] = (logits.detach().argmax(1) == labels).to(torch.int8).cpu()
+        predicted = logits.detach().argmax(1)
+        self.is_right[at] = (predicted == labels).to(torch.int8).cpu()
+        self.predicted[at] = predicted.cpu()
+
+    @property
+    def facts(self) -> ExampleFacts:
+        """Labels, predictions and losses, as far as they are known."""
+        return known_facts(self.losses, self.labels, self.predicted)
 
 
 @final

@@ -4,7 +4,9 @@ import torch
 
 from tracin.data import Examples
 from tracin.errors import QueryError
+from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.facts_of import FactsSoFar
 from tracin.scoring.forward_pass import forward_pass
 from tracin.scoring.query_loss import class_scores
 from tracin.scoring.targets import ClassTarget
@@ -16,8 +18,8 @@ def with_classes(
     queries: Examples,
     batch_size: int | None,
     progress: bool | None,
-) -> Examples:
-    """The queries, each with the class that the target is about.
+) -> tuple[Examples, ExampleFacts | None]:
+    """The queries, each with the class that the target is about, and what is known of them.
 
     Args:
         walk: A pass whose loss gives class scores.
@@ -32,16 +34,14 @@ def with_classes(
     """
     last = walk.checkpoints - 1
     found = torch.zeros(len(queries), dtype=torch.int64)
+    facts = FactsSoFar(len(queries))
     for step in forward_pass(walk, queries, [last], "predictions", batch_size, progress):
         scores = class_scores(step.outcome, target)
-        if target.label is None:
-            found[step.rows] = scores.argmax(1).cpu()
-            continue
-        if target.label >= scores.shape[1]:
+        facts.take(step.rows, step.outcome)
+        found[step.rows] = scores.argmax(1).cpu() if target.label is None else target.label
+        if target.label is not None and target.label >= scores.shape[1]:
             raise QueryError(
                 f"{target!r} is about class {target.label}, but the model scores "
                 f"{scores.shape[1]} classes, from 0 to {scores.shape[1] - 1}."
             )
-        found.fill_(target.label)
-        break
-    return queries.with_column(found)
+    return queries.with_column(found), facts.all()

@@ -13,7 +13,7 @@ from tracin.errors import CoupledExamplesError, LossError, QueryError
 from tracin.gradients.compute import Compute
 from tracin.losses import Outcome, TargetOutcome
 from tracin.plain_text import a_kind
-from tracin.scoring.targets import ClassTarget, Logit, Margin, Predicted, Target
+from tracin.scoring.targets import ClassTarget, Logit, LogitMargin, Predicted, Target
 
 
 @final
@@ -114,7 +114,7 @@ def query_loss(outcome: Compute | None, loss: Any, target: Target) -> QueryLoss:
         QueryError: It is no target, or it is the loss.
         LossError: It is about classes, and the loss tells none.
     """
-    if isinstance(target, Predicted | Logit | Margin):
+    if isinstance(target, Predicted | Logit | LogitMargin):
         if target.label is not None and not is_int(target.label, 0):
             raise QueryError(
                 f"A class is a whole number from 0 on, or None for the one that the model "
@@ -127,7 +127,7 @@ def query_loss(outcome: Compute | None, loss: Any, target: Target) -> QueryLoss:
     if not is_call:
         raise QueryError(
             "target is None for the queries' loss; tracin.Predicted(), tracin.Logit() or "
-            "tracin.Margin(); or a function target(model, batch) that returns one value per "
+            "tracin.LogitMargin(); or a function target(model, batch) that returns one value per "
             f"query; {target!r} was given."
         )
     if target is loss:

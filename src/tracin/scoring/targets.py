@@ -59,7 +59,8 @@ class Logit:
         >>> weights = {"weight": torch.zeros(2, 1)}
         >>> run = tracin.TracIn(model, "cross_entropy", [weights], learning_rates=[1.0])
         >>> train = torch.ones(2, 1), torch.tensor([0, 1])
-        >>> run.influence(train, (torch.ones(1, 1), torch.tensor([0])), target=tracin.Logit(1)).T
+        >>> query = torch.ones(1, 1), torch.tensor([0])
+        >>> run.influence(train, query, target=tracin.Logit(1)).T
         tensor([[-0.5000,  0.5000]])
     """
 
@@ -72,7 +73,7 @@ class Logit:
 
 @final
 @dataclass(frozen=True)
-class Margin:
+class LogitMargin:
     """How far the logit of a class is above the largest other one, at each checkpoint.
 
     Attributes:
@@ -84,7 +85,8 @@ class Margin:
         >>> weights = {"weight": torch.zeros(2, 1)}
         >>> run = tracin.TracIn(model, "cross_entropy", [weights], learning_rates=[1.0])
         >>> train = torch.ones(2, 1), torch.tensor([0, 1])
-        >>> run.influence(train, (torch.ones(1, 1), torch.tensor([0])), target=tracin.Margin(1)).T
+        >>> query = torch.ones(1, 1), torch.tensor([0])
+        >>> run.influence(train, query, target=tracin.LogitMargin(1)).T
         tensor([[-1.,  1.]])
     """
 
@@ -98,7 +100,7 @@ class Margin:
         return logits.gather(1, at)[:, 0] - others.amax(1)
 
 
-ClassTarget = Predicted | Logit | Margin
+ClassTarget = Predicted | Logit | LogitMargin
 
 Target = ClassTarget | Callable[[Module, Any], Tensor]
-"""`Predicted()`, `Logit()`, `Margin()`, or target(model, batch): one value per query, [queries]."""
+"""One of these, or target(model, batch), which returns one value per query: [queries]."""
