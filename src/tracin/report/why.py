@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from tracin.report.bars import Bars, bars, summed_neighbours
@@ -221,7 +221,7 @@ def _hit(
 
 
 def _labelled(card: Card, label: str) -> Card:
-    return Card(card.name, card.image, card.text, label, card.note)
+    return replace(card, label=label)
 
 
 def _say(
