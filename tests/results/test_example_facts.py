@@ -69,7 +69,7 @@ def test_they_are_those_of_the_last_checkpoint_whatever_the_blocks(train, monkey
     assert (hit.label, hit.predicted) == (train[1][hit.position], facts.predicted[4, 2])
 
 
-def test_an_index_knows_labels_and_losses_but_not_what_was_predicted(train, tmp_path: Path):
+def test_an_index_knows_what_was_predicted_where_the_model_looks_again(train, tmp_path: Path):
     queries = train[0][:5] + 0.5, train[1][5:10]
     index = run_of().index(train, tmp_path, tracin.Projection(dim=16), shard_size=8)
 
@@ -79,8 +79,10 @@ def test_an_index_knows_labels_and_losses_but_not_what_was_predicted(train, tmp_
 
     for each in (found, exact):
         assert_true(each, train, queries)
+        assert each.query_facts is not None
         assert each.query_facts.predicted is not None
-        assert each.proponents.facts.predicted is None
+    assert "predicted" not in found.columns()
+    assert "predicted" in exact.columns()
     assert rows is not None
     assert_true(rows, train, (train[0][[4, 2]], train[1][[4, 2]]))
     assert "predicted" not in rows.columns()

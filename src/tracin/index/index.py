@@ -217,7 +217,10 @@ class Index:
         names = tuple(matched.run.checkpoints[number].name for number in sketched.numbers)
         last = sketched.keys[-1]
         proponents, opponents = (
-            replace(side, facts=stored_facts(self.store, last, side.positions)) for side in sides
+            side
+            if side.facts is not None
+            else replace(side, facts=stored_facts(self.store, last, side.positions))
+            for side in sides
         )
         return Explanations(
             given.ids,
