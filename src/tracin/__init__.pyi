@@ -75,6 +75,9 @@ from .results.review import WrongLabels as WrongLabels
 from .results.shown import Shown as Shown
 from .results.suspects import Suspects as Suspects
 from .results.verification import Verification as Verification
+from .scoring.targets import Logit as Logit
+from .scoring.targets import LogitMargin as LogitMargin
+from .scoring.targets import Predicted as Predicted
 from .sketches import Projection as Projection
 from .tracin import TracIn as TracIn
 from .tracing import Replay as Replay

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -25,11 +26,15 @@ from tracin.gradients.forms import real_shape
 from tracin.guards import untouched
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.preconditioners import KeptMetrics, Preconditioner
+from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.device import checked_device
 from tracin.scoring.last_used import last_foreseen, last_used
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.parameters import LAST, Selection, chosen_parameters
+from tracin.scoring.query_classes import with_classes
+from tracin.scoring.query_loss import QueryLoss, query_loss
+from tracin.scoring.targets import ClassTarget, Target
 from tracin.sharding import device_of
 from tracin.wrappers import unwrapped
 
@@ -51,6 +56,7 @@ class Run:
         preconditioner: What multiplies a query's gradient; None for nothing.
         allow_tf32: Whether products of float32 numbers follow torch's settings.
         methods: How each parameter's gradients are computed, as far as passes have settled it.
+        target_methods: The same for targets of queries.
         kept: The metrics that the preconditioner computed, for the next question.
     """
 
@@ -84,6 +90,7 @@ class Run:
         self.preconditioner = preconditioner
         self.allow_tf32 = allow_tf32
         self.methods: dict[str, Covered] = {}
+        self.target_methods: dict[str, Covered] = {}
         self.kept = KeptMetrics()
 
     def __repr__(self) -> str:
@@ -144,9 +151,74 @@ def first_example(run: Run, examples: Examples) -> Iterator[Batch]:
             yield content_of(batch)
 
 
-def checkpoint_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
+@final
+@dataclass(frozen=True)
+class Asked:
+    """What is explained.
+
+    Attributes:
+        queries: The queries; with a class each, where their target needs one.
+        loss: What takes the place of their loss; None where it is their loss that is explained.
+        facts: What is known of the queries at the last checkpoint: [queries]; None where that is
+            not known beforehand.
+    """
+
+    queries: Examples
+    loss: QueryLoss | None = None
+    facts: ExampleFacts | None = None
+
+    @property
+    def target(self) -> str | None:
+        """What is explained, in words; None for the queries' loss."""
+        return None if self.loss is None else self.loss.name
+
+
+def asked_of(
+    run: Run,
+    queries: Examples,
+    target: Target | None,
+    batch_size: int | None,
+    progress: bool | None,
+) -> Asked:
+    """The queries with what is explained of them; None is their loss.
+
+    Raises:
+        QueryError: The target is none, or of a class that the model does not have.
+        LossError: The target is about classes, and the run's loss tells none.
+    """
+    if target is None:
+        return Asked(queries)
+    loss = query_loss(getattr(run.loss, "outcome", None), run.loss, target)
+    if isinstance(target, ClassTarget):
+        walk = judging_pass(run)
+        queries, facts = with_classes(walk, target, queries, batch_size, progress)
+        return Asked(queries, loss, facts)
+    return Asked(queries, loss)
+
+
+def class_names(run: Run) -> tuple[str, ...]:
+    """The classes' names, by class, as the model's `config.id2label` has them; empty without.
+
+    Names such as "LABEL_0", which transformers makes up, are none.
+    """
+    named = getattr(getattr(run.model, "config", None), "id2label", None)
+    if not isinstance(named, Mapping):
+        return ()
+    found = [named.get(number, named.get(str(number))) for number in range(len(named))]
+    if any(not isinstance(name, str) for name in found):
+        return ()
+    if found == [f"LABEL_{number}" for number in range(len(named))]:
+        return ()
+    return tuple(map(str, found))
+
+
+def checkpoint_pass(
+    run: Run,
+    parameters: Mapping[str, Tensor] | None = None,
+    asked: QueryLoss | None = None,
+) -> CheckpointPass:
     """A pass over the checkpoints for scores alone; of other parameters than the run's if given."""
-    return computing_pass(run, run.loss, parameters)
+    return computing_pass(run, run.loss, parameters, asked=asked)
 
 
 def plain_checkpoint_pass(run: Run) -> CheckpointPass:
@@ -154,7 +226,11 @@ def plain_checkpoint_pass(run: Run) -> CheckpointPass:
     return computing_pass(run, run.loss, is_plain=True)
 
 
-def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> CheckpointPass:
+def judging_pass(
+    run: Run,
+    parameters: Mapping[str, Tensor] | None = None,
+    asked: QueryLoss | None = None,
+) -> CheckpointPass:
     """A pass that also gives class scores with labels, or predictions with targets."""
     outcome = getattr(run.loss, "outcome", None)
     if outcome is None:
@@ -164,12 +240,12 @@ def judging_pass(run: Run, parameters: Mapping[str, Tensor] | None = None) -> Ch
             "method outcome(model, batch) -> tracin.Outcome (classes) or "
             "tracin.TargetOutcome (numbers)."
         )
-    return computing_pass(run, outcome, parameters)
+    return computing_pass(run, outcome, parameters, asked=asked)
 
 
-def rows_pass(run: Run) -> CheckpointPass:
+def rows_pass(run: Run, asked: QueryLoss | None = None) -> CheckpointPass:
     """A pass that gives labels and class scores where the loss knows them."""
-    return computing_pass(run, getattr(run.loss, "outcome", run.loss))
+    return computing_pass(run, getattr(run.loss, "outcome", run.loss), asked=asked)
 
 
 def computing_pass(
@@ -178,8 +254,12 @@ def computing_pass(
     parameters: Mapping[str, Tensor] | None = None,
     *,
     is_plain: bool = False,
+    asked: QueryLoss | None = None,
 ) -> CheckpointPass:
-    """A pass with this function in place of the run's loss; without its preconditioner if plain."""
+    """A pass with this function in place of the run's loss; without its preconditioner if plain.
+
+    `asked` takes the place of the queries' loss.
+    """
     return CheckpointPass(
         run.model,
         compute,
@@ -190,6 +270,8 @@ def computing_pass(
         None if is_plain else run.preconditioner,
         run.methods,
         run.kept,
+        asked,
+        run.target_methods,
         allow_tf32=run.allow_tf32,
     )
 

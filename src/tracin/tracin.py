@@ -17,29 +17,35 @@ from tracin.index.build import begun, finished
 from tracin.index.index import Index
 from tracin.losses import TargetOutcome
 from tracin.preconditioners import HasDescribedFit
+from tracin.results.example_facts import ExampleFacts
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.suspects import OF_CLASSES, OF_TARGETS, Suspects, check_ranking
 from tracin.results.verification import Verification
 from tracin.run import (
     HELD,
     Run,
+    asked_of,
     checkpoint_pass,
+    class_names,
     first_example,
     judging_pass,
     last_layer,
     open_data,
     query_spans,
+    rows_pass,
     score_dtype,
 )
 from tracin.scoring import mislabelled
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.facts_of import FactsSoFar
 from tracin.scoring.held_out import measured_on
 from tracin.scoring.mislabelled import Judgement, classes_of
 from tracin.scoring.ranking import Ranking
 from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.target_residuals import TargetJudgement
+from tracin.scoring.targets import Target
 from tracin.scoring.verify import verified
 from tracin.sketches import Projection
 
@@ -143,6 +149,7 @@ class TracIn(Run):
         queries: Any,
         *,
         group: str | None = None,
+        target: Target | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Tensor:
@@ -155,19 +162,27 @@ class TracIn(Run):
             queries: The same kinds of data.
             group: "sum" or "mean" makes all of `queries` one: [train]. Faster than a sum over the
                 matrix, since each example's gradient is multiplied once.
+            target: What proponents raise, as in `explain`; None is for the queries' loss, which
+                they lower.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
         Raises:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             CoupledExamplesError: An example's loss depends on the rest of its batch.
+            QueryError: The target is none, or of a class that the model does not have.
+            LossError: The target is no differentiable value per query, or is about classes, and
+                the loss tells none apart.
         """
         examples = open_data(self, train, "train")
-        query_set = open_examples(queries, name="queries")
         _check_words(group, ("sum", "mean"), "group")
+        asked = asked_of(
+            self, open_examples(queries, name="queries"), target, checked_size(batch_size), progress
+        )
+        query_set = asked.queries
         width = 1 if group else len(query_set)
         total = torch.zeros(len(examples), width, dtype=score_dtype(self))
-        walk = checkpoint_pass(self)
+        walk = checkpoint_pass(self, asked=asked.loss)
         everything = [range(len(query_set))]
         for span in everything if group else query_spans(self, len(query_set)):
             columns = slice(None) if group else _slice(span)
@@ -196,6 +211,7 @@ class TracIn(Run):
         normalise: str | None = None,
         group: str | None = None,
         drop_misclassified: bool = False,
+        target: Target | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Explanations:
@@ -214,22 +230,36 @@ class TracIn(Run):
             group: "sum" or "mean" makes all of `queries` one.
             drop_misclassified: Leave out training examples that the last checkpoint gets wrong:
                 their large gradients show up for every query (paper, sections 5.2 and 5.3).
+            target: What proponents raise and opponents lower; None explains the queries' loss,
+                which proponents lower. `tracin.Predicted()`, `tracin.Logit()` and
+                `tracin.LogitMargin()` explain what the model says, right or wrong. So does any
+                function target(model, batch) that returns a differentiable value per query,
+                [queries]; for a loss, return its negative.
             batch_size: "auto", or how many examples go through the model at once.
             progress: None shows a bar on a terminal alone.
 
         Raises:
             QueryError: k is below 1 or larger than the number of examples to choose from.
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
-            LossError: drop_misclassified without a loss that tells classes apart.
+            LossError: drop_misclassified without a loss that tells classes apart, or a target that
+                is no differentiable value per query.
         """
         examples = open_data(self, train, "train")
-        query_set = open_examples(queries, name="queries")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
         count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
-        walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
+        asked = asked_of(
+            self, open_examples(queries, name="queries"), target, checked_size(batch_size), progress
+        )
+        query_set = asked.queries
+        passed = judging_pass if drop_misclassified else rows_pass
+        walk = passed(self, asked=asked.loss)
+        last = len(self.checkpoints) - 1
+        known = FactsSoFar(len(examples))
+        query_facts: list[ExampleFacts | None] = []
         spans = [range(len(query_set))] if group else query_spans(self, len(query_set))
         rankings = []
+        of_queries: ExampleFacts | None = None
         for span in spans:
             width = 1 if group else len(span)
             ranking = Ranking(examples.ids, k, normalise, drop_misclassified)
@@ -242,15 +272,23 @@ class TracIn(Run):
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):
                     ranking.take(each, 1 / len(query_set) if group == "mean" else 1.0)
+                    if each.checkpoint == last and span == spans[0]:
+                        known.take(_slice(each.positions), each.outcome)
+                    of_queries = each.query_facts
                 ranking.close()
             rankings.append(ranking)
+            query_facts.append(of_queries)
         ids = np.array([f"{group} of {len(query_set)}"]) if group else query_set.ids
         names = tuple(checkpoint.name for checkpoint in self.checkpoints)
+        of_all = asked.facts if asked.loss is not None else ExampleFacts.joined(query_facts)
         return Explanations(
             ids,
-            TopInfluences.joined([ranking.proponents() for ranking in rankings]),
-            TopInfluences.joined([ranking.opponents() for ranking in rankings]),
+            TopInfluences.joined([each.proponents() for each in rankings]).with_facts(known.all()),
+            TopInfluences.joined([each.opponents() for each in rankings]).with_facts(known.all()),
             names,
+            query_facts=None if group else of_all,
+            class_names=class_names(self),
+            target=asked.target,
         )
 
     @guarded

@@ -397,6 +397,19 @@ def test_without_test_data_queries_are_training_examples(begun, capsys, tmp_path
     assert "the task's 'train' holds 300" in call(capsys, "explain", run, "--query", "300")[2]
 
 
+def test_a_task_may_name_what_is_explained(begun, capsys, tmp_path):
+    text = (begun.parent / "task.py").read_text()
+    target = '"target": lambda model, batch: model(batch[0])[:, 1],'
+    run = altered(begun, tmp_path, task=text.replace('"queries"', f'{target}\n        "queries"'))
+
+    code, out, _ = call(capsys, "explain", run, "--query", "0", "-k", 1)
+    settings = json.loads((tmp_path / "results" / "explain.settings.json").read_text())
+
+    assert code == 0
+    assert "explained: <lambda>, raised by proponents" in out
+    assert settings["target"] == "<lambda>"
+
+
 def test_training_that_was_broken_off_is_not_taken_for_finished(begun, capsys, tmp_path):
     task = (begun.parent / "task.py").read_text()
     run = altered(begun, tmp_path, task=task.replace("EPOCHS = 5", "EPOCHS = 2"))

@@ -172,3 +172,18 @@ def test_a_file_that_is_gone_is_said_and_random_numbers_stay_the_users():
     assert torch.get_rng_state().equal(before)
     assert shown.proponents[3].label == "text 3"
     assert "OSError: file is gone" in str(shown.proponents[4].note)
+
+
+@pytest.mark.parametrize(
+    ("example", "expected"),
+    [
+        ({"Latitude": 37.774, "Longitude": -122.419, "rooms": 4}, "37.77 N, 122.42 W rooms: 4"),
+        ({"lat": np.float32(-33.5), "lon": torch.tensor(151.0)}, "33.50 S, 151.00 E"),
+        ({"lat": 3700.0, "lon": 2.0}, "lat: 3700, lon: 2"),
+        ({"lat": "north", "lon": 2.0}, "north lon: 2"),
+        ({"lat": 1.0}, "lat: 1"),
+    ],
+    ids=["names", "numbers", "no degrees", "words", "half"],
+)
+def test_a_place_is_said_in_degrees(example, expected):
+    assert str(Showing().of(example)) == expected

@@ -9,6 +9,7 @@ from PIL import Image
 from served import saved
 
 from tracin import DecisionError, OutputError
+from tracin.report.pictures import pixels
 from tracin.view import save_examples
 from tracin.view.examples import shown_picture
 
@@ -63,6 +64,23 @@ def test_grey_pictures_have_one_channel_or_none(tmp_path, opened, shape):
     assert abs(int(np.asarray(shown)[30, 30]) - 128) < 6
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [[0.0, 0.5, 1.0], [0.0, 100.0, 255.0], [-2.0, 0.0, 2.0], [0, 100, 200]],
+    ids=["to 1", "to 255", "normalised", "whole"],
+)
+def test_numbers_become_brightness_as_in_a_report(tmp_path, opened, numbers):
+    picture = torch.tensor([numbers] * 3).repeat_interleave(4, 0).repeat_interleave(4, 1)
+
+    save_examples(saved(tmp_path), pictures=[picture] * 8)
+
+    shown = decoded(opened(tmp_path).viewer.examples.picture(0, 64)).convert("L")
+    expected = pixels(picture)[0].numpy()
+    for column in (1, 5, 9):
+        found = np.asarray(shown)[32, int((column + 0.5) * 64 / 12)]
+        assert abs(int(found) - int(expected[1, column])) < 8
+
+
 FRAME = Image.new("RGB", (2, 2))
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"
@@ -106,7 +124,7 @@ def test_what_cannot_be_packed_is_refused(tmp_path):
         save_examples(tmp_path)
     with pytest.raises(OutputError, match=r"got \{'text': 2, 'positions': 1\}"):
         save_examples(tmp_path, texts=["a", "b"], positions=[0])
-    with pytest.raises(OutputError, match=r"got \[2, 2, 2, 2\]"):
+    with pytest.raises(OutputError, match=r"not \[2, 2, 2, 2\]"):
         save_examples(tmp_path, pictures=np.zeros((1, 2, 2, 2, 2)))
     with pytest.raises(OutputError, match="Cannot write"):
         save_examples(tmp_path / "missing", texts=["a"])

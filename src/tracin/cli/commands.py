@@ -194,6 +194,7 @@ def explain(
             exact=exact,
             where=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
+            target=opened.task.target,
             batch_size=opened.settings.tracin.batch_size,
         )
         arguments = {
@@ -202,6 +203,7 @@ def explain(
             "exact": exact,
             "keep": conditions,
             "notes": explanations.notes,
+            "target": explanations.target,
         }
         return _finish(opened, str(explanations), explanations.save, "explain", **arguments)
     explanations = opened.tracer.explain(
@@ -211,9 +213,11 @@ def explain(
         normalise=None if options.normalise == "none" else options.normalise,
         group=None if options.group == "none" else options.group,
         drop_misclassified=options.drop_misclassified,
+        target=opened.task.target,
         batch_size=opened.settings.tracin.batch_size,
     )
-    _finish(opened, str(explanations), explanations.save, "explain", **chosen_queries.as_settings())
+    arguments = {**chosen_queries.as_settings(), "target": explanations.target}
+    _finish(opened, str(explanations), explanations.save, "explain", **arguments)
 
 
 @app.command("select")

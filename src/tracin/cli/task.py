@@ -15,6 +15,7 @@ from tracin.plain_text import a_kind
 NEEDED = ("model", "loss", "train", "checkpoints")
 OPTIONAL = (
     "queries",
+    "target",
     "pool",
     "validation",
     "optimizer",
@@ -36,6 +37,8 @@ class Task:
         train: The training data.
         checkpoints: The checkpoints.
         queries: Where queries come from; None for the training data.
+        target: What `explain` explains of queries, such as `tracin.Predicted()` or a function; None
+            for their loss.
         pool: What `select` selects from; None for the training data.
         validation: Held-out examples, by which `mislabelled` chooses checkpoints; None for all.
         optimizer: As it trained the model, for a replay.
@@ -55,6 +58,7 @@ class Task:
     train: Any
     checkpoints: Any
     queries: Any = None
+    target: Any = None
     pool: Any = None
     validation: Any = None
     optimizer: Any = None

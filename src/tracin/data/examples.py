@@ -5,11 +5,12 @@ from operator import index
 from typing import Any, final
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from tracin.data.batches import Batch
 from tracin.data.ids import WithIds, checked_ids
-from tracin.data.sources import Chosen, Source, source_of
+from tracin.data.sources import Chosen, Source, WithColumn, source_of
 from tracin.errors import DataError
 
 
@@ -78,6 +79,14 @@ class Examples:
         """The examples at `positions`, in that order and with their ids, as data of their own."""
         chosen = [index(position) for position in positions]
         return Examples(Chosen(self._source, chosen), self.ids[chosen], self.name)
+
+    def with_column(self, column: Tensor) -> "Examples":
+        """The same examples and ids; batches are pairs of a batch and these numbers of it.
+
+        Args:
+            column: [examples, ...].
+        """
+        return Examples(WithColumn(self._source, column), self.ids, self.name)
 
     def batches(
         self, size: int, *, start: int = 0, stop: int | None = None, as_views: bool = False

@@ -225,7 +225,50 @@ class Chosen:
         return ((group, self.take(group)) for group in groups)
 
 
-Source = ColumnSource | DatasetSource | Chosen
+@final
+class WithColumn:
+    """Another source, whose batches become pairs (batch, numbers): a class per example, say.
+
+    Args:
+        source: The source.
+        column: [examples, ...]: one row per example of the source.
+    """
+
+    def __init__(self, source: "Source", column: Tensor) -> None:
+        self.source, self.column = source, column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the source holds columns."""
+        return self.source.is_stored
+
+    @property
+    def alone(self) -> str | None:
+        """Why examples come one at a time, if they do."""
+        return self.source.alone
+
+    def example(self, position: int) -> Any:
+        """One example as the source gives it, without its number."""
+        return self.source.example(position)
+
+    def take(self, positions: Sequence[int]) -> Batch:
+        """The examples at `positions` as one batch, with their numbers."""
+        return self._paired(self.source.take(positions), positions)
+
+    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[tuple[range, Batch]]:
+        """One batch per group of positions."""
+        for positions, batch in self.source.batches(groups, as_views=as_views):
+            yield positions, self._paired(batch, positions)
+
+    def _paired(self, batch: Batch, positions: Sequence[int]) -> Batch:
+        numbers = self.column[torch.as_tensor(list(positions), dtype=torch.long)]
+        return Single((batch.content, numbers)) if isinstance(batch, Single) else (batch, numbers)
+
+
+Source = ColumnSource | DatasetSource | Chosen | WithColumn
 
 
 def _outside_graphs(leaf: Any) -> Any:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from tracin.data import Examples
+from tracin.results.example_facts import ExampleFacts
 from tracin.results.explanations import TopInfluences
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.facts_of import FactsSoFar
 from tracin.scoring.ranking import Ranking
 from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
@@ -29,8 +31,10 @@ def exact_scores(
     memory: int,
     batch_size: int | None,
     progress: bool | None,
-) -> Tensor:
+) -> tuple[Tensor, ExampleFacts | None]:
     """Each candidate's exact score by checkpoint: [queries, candidates, checkpoints].
+
+    What the last checkpoint says of the candidates comes with them: [queries, candidates].
 
     Queries are taken together, so that a candidate of several is visited once.
 
@@ -48,6 +52,7 @@ def exact_scores(
     """
     count, each = candidates.shape
     found = torch.empty(count, each, walk.checkpoints)
+    facts: list[ExampleFacts | None] = []
     numbers = sum(one.numel() for one in walk.gradients.parameters.values())
     by_scores = int((memory / (4 * walk.checkpoints * each)) ** 0.5)
     at_once = max(1, min(by_scores, memory // (4 * numbers)))
@@ -57,6 +62,7 @@ def exact_scores(
         places = torch.from_numpy(places.reshape(len(span), each))
         some = train.subset(union.tolist())
         scores = torch.zeros(walk.checkpoints, len(union), len(span))
+        known = FactsSoFar(len(union))
         for step in walk.steps(
             some,
             range(len(some)),
@@ -69,9 +75,13 @@ def exact_scores(
             if step.scores is not None:
                 rows = slice(step.positions.start, step.positions.stop)
                 scores[step.checkpoint, rows] = step.scores.float().cpu()
+                if step.checkpoint == walk.checkpoints - 1:
+                    known.take(rows, step.outcome)
         rows = torch.arange(len(span))[:, None].expand_as(places)
         found[span.start : span.stop] = scores[:, places, rows].permute(1, 2, 0)
-    return found
+        of_union = known.all()
+        facts.append(None if of_union is None else of_union.at(places))
+    return found, ExampleFacts.joined(facts)
 
 
 @final
@@ -140,13 +150,23 @@ def rescored(
     # A candidate of both sides is visited once. Of equal scores the first position comes first.
     sides = [np.sort(one, 1) for one in (candidates.proponents, candidates.opponents)]
     both = np.concatenate(sides, 1)
-    scores = exact_scores(
+    scores, facts = exact_scores(
         walk, train, queries, both.clip(min=0), memory, batch_size, progress
-    ).split([one.shape[1] for one in sides], 1)
+    )
+    half = sides[0].shape[1]
+    halves = slice(None, half), slice(half, None)
     bounds = candidates.bounds or (None, None)
     proponents, opponents = (
-        _best(train.ids, chosen, found, k, sign, bound)
-        for chosen, found, sign, bound in zip(sides, scores, (1, -1), bounds, strict=True)
+        _best(
+            train.ids,
+            chosen,
+            scores[:, here],
+            k,
+            sign,
+            bound,
+            None if facts is None else facts.at((slice(None), here)),
+        )
+        for chosen, here, sign, bound in zip(sides, halves, (1, -1), bounds, strict=True)
     )
     return proponents, opponents
 
@@ -190,7 +210,13 @@ def strongest_of_all(
 
 
 def _best(
-    ids: np.ndarray, candidates: np.ndarray, scores: Tensor, k: int, sign: int, bound: Tensor | None
+    ids: np.ndarray,
+    candidates: np.ndarray,
+    scores: Tensor,
+    k: int,
+    sign: int,
+    bound: Tensor | None,
+    facts: ExampleFacts | None,
 ) -> TopInfluences:
     totals = scores.sum(2)
     ranked = (sign * totals).masked_fill(torch.from_numpy(candidates < 0), -torch.inf)
@@ -199,7 +225,11 @@ def _best(
     best = totals.gather(1, order)
     shares = scores.gather(1, order[:, :, None].expand(-1, -1, scores.shape[2]))
     sure = None if bound is None else sign * best > (sign * bound)[:, None]
-    return TopInfluences(ids[positions], positions, best, shares, bounds=bound, sure=sure)
+    if facts is not None:
+        facts = facts.at((torch.arange(len(order))[:, None], order))
+    return TopInfluences(
+        ids[positions], positions, best, shares, bounds=bound, sure=sure, facts=facts
+    )
 
 
 def _cut(side: "Strongest", count: int, is_sure: bool) -> tuple[np.ndarray, Tensor]:

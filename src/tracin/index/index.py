@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
@@ -25,13 +26,15 @@ from tracin.index.row_scan import RowScan
 from tracin.index.rows_explained import checked_rows, rows_explained
 from tracin.index.search import scores_of
 from tracin.index.store import Removed, Report, Store, delete_stale, verify_files
+from tracin.index.stored_facts import stored_facts
 from tracin.index.table import exact_self_influence, table_of
 from tracin.index.where import Where, rows_where
 from tracin.results.explanations import Explanations
 from tracin.results.recall import Recall
 from tracin.results.table import distinct
-from tracin.run import Run, open_data
+from tracin.run import Run, asked_of, class_names, open_data
 from tracin.scoring.batch_size import BatchSize, checked_size
+from tracin.scoring.targets import Target
 
 MEMORY = 1 << 28  # bytes
 CANDIDATES = 5  # rows scored exactly per result
@@ -119,6 +122,7 @@ class Index:
         candidates: int = CANDIDATES,
         finder: Finder | None = None,
         engine: Gatherer | None = None,
+        target: Target | None = None,
         memory: int = MEMORY,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
@@ -144,6 +148,8 @@ class Index:
                 them, to measure the finder's recall on a few of its queries.
             engine: From `tracin.engines`: its workers share the scan, and must see the index's
                 files. None scans in this process.
+            target: What proponents raise, as in `TracIn.explain`; None explains the queries' loss.
+                The recall that the result reports is that of losses.
             memory: Approximate limit, in bytes, for blocks of scores and rows.
             batch_size: "auto", or examples per model call.
             progress: True or False; None shows a bar on terminals only.
@@ -166,18 +172,21 @@ class Index:
         positive_int(candidates, "candidates", QueryError)
         _check_scanner(finder, engine)
         train = matched.examples() if exact else None
+        size = checked_size(batch_size)
         given = open_data(matched.run, queries, "queries")
-        sketched = matched.sketched(given, batch_size, progress)
+        asked = asked_of(matched.run, given, target, size, progress)
+        given = asked.queries
+        sketched = matched.sketched(given, batch_size, progress, asked.loss)
         scan = RowScan(self.store, self.plan, sketched, memory, listed, progress)
         notes: list[str] = []
         recall, proposals = None, None
         if finder is not None:
             proposals = proposed(finder, sketched, k * candidates, k, listed, len(self))
             # A search of all rows takes longer than a finder saves, so it is made once.
-            asked = id(finder), k, candidates
-            if asked not in self._finder_recalls:
-                self._finder_recalls[asked] = finder, finder_recall(scan, proposals, k)
-            recall = self._finder_recalls[asked][1]
+            key = id(finder), k, candidates
+            if key not in self._finder_recalls:
+                self._finder_recalls[key] = finder, finder_recall(scan, proposals, k)
+            recall = self._finder_recalls[key][1]
             notes.append(f"finder: {recall}")
         if train is not None:
             chosen = (
@@ -185,8 +194,7 @@ class Index:
                 if proposals is not None
                 else self._candidates(scan, min(count, k * candidates), engine)
             )
-            size = checked_size(batch_size)
-            walk = matched.checkpoint_pass()
+            walk = matched.checkpoint_pass(asked.loss)
             sides = rescored(walk, train, given, chosen, k, memory, size, progress)
         else:
             found = (
@@ -207,7 +215,24 @@ class Index:
                     "recall: unknown under a preconditioner; index.measure_recall() measures it"
                 )
         names = tuple(matched.run.checkpoints[number].name for number in sketched.numbers)
-        return Explanations(given.ids, *sides, names, recall, tuple(notes))
+        last = sketched.keys[-1]
+        proponents, opponents = (
+            side
+            if side.facts is not None
+            else replace(side, facts=stored_facts(self.store, last, side.positions))
+            for side in sides
+        )
+        return Explanations(
+            given.ids,
+            proponents,
+            opponents,
+            names,
+            recall,
+            tuple(notes),
+            asked.facts if asked.loss is not None else sketched.facts,
+            class_names(matched.run),
+            asked.target,
+        )
 
     def explain_rows(
         self,
@@ -296,6 +321,7 @@ class Index:
         queries: Any,
         *,
         group: str | None = None,
+        target: Target | None = None,
         memory: int = MEMORY,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
@@ -305,6 +331,7 @@ class Index:
         Args:
             queries: As for `explain`.
             group: "sum" or "mean" makes all of `queries` one.
+            target: What proponents raise, as in `TracIn.explain`; None is for the queries' loss.
             memory: Approximate limit, in bytes, for blocks of rows.
             batch_size: "auto", or examples per model call.
             progress: True or False; None shows a bar on terminals only.
@@ -321,7 +348,8 @@ class Index:
             one_of(group, ("sum", "mean"), "group", QueryError, also="None")
         matched = self._needed_run()
         given = open_data(matched.run, queries, "queries")
-        sketched = matched.sketched(given, batch_size, progress)
+        asked = asked_of(matched.run, given, target, checked_size(batch_size), progress)
+        sketched = matched.sketched(asked.queries, batch_size, progress, asked.loss)
         if group is not None:
             sketched = sketched.summed(1 / len(given) if group == "mean" else 1.0)
         scores = scores_of(RowScan(self.store, self.plan, sketched, memory, progress=progress))

@@ -15,9 +15,11 @@ from tracin.index.rows import RowMaker, group_weights
 from tracin.index.store import Store
 from tracin.index.table import add_weights, sketched_squared_norms
 from tracin.preconditioners import KFAC
+from tracin.results.example_facts import ExampleFacts
 from tracin.run import Run, rows_pass
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.query_loss import QueryLoss
 from tracin.sharding import is_sharded
 from tracin.sketches import Plan
 
@@ -52,9 +54,9 @@ class MatchedRun:
         """
         return self._curvatures is not None
 
-    def checkpoint_pass(self) -> CheckpointPass:
-        """A pass over the run's checkpoints."""
-        return rows_pass(self.run)
+    def checkpoint_pass(self, asked: QueryLoss | None = None) -> CheckpointPass:
+        """A pass over the run's checkpoints; `asked` takes the place of the queries' loss."""
+        return rows_pass(self.run, asked)
 
     def keys(self) -> list[str]:
         """The key of each of the run's checkpoints.
@@ -94,9 +96,15 @@ class MatchedRun:
         return found
 
     def sketched(
-        self, queries: Examples, batch_size: BatchSize, progress: bool | None = None
+        self,
+        queries: Examples,
+        batch_size: BatchSize,
+        progress: bool | None = None,
+        asked: QueryLoss | None = None,
     ) -> SketchedQueries:
         """The queries' rows at each checkpoint, under the run's preconditioner, and the weights.
+
+        `asked` takes the place of the queries' loss.
 
         Raises:
             PreconditionerError: The preconditioner does not go with an index, or cannot be made.
@@ -110,7 +118,7 @@ class MatchedRun:
         draws = [self._store.manifest.entry(key).number for key in keys]
         names = [one.name for one in self.run.checkpoints]
         size = checked_size(batch_size)
-        with RowMaker(self.checkpoint_pass(), self._plan, draws, names, size) as maker:
+        with RowMaker(self.checkpoint_pass(asked), self._plan, draws, names, size) as maker:
             by_key = {
                 key: self._under(maker, keys, keys.index(key), queries, progress)
                 for key in dict.fromkeys(keys)
@@ -119,9 +127,10 @@ class MatchedRun:
         return SketchedQueries(
             tuple(keys),
             tuple(range(len(keys))),
-            tuple(rows for rows, _ in found),
+            tuple(rows for rows, _, _ in found),
             tuple(weights),
-            tuple(squared_norms for _, squared_norms in found),
+            tuple(squared_norms for _, squared_norms, _ in found),
+            found[-1][2],
         )
 
     def _under(
@@ -131,14 +140,14 @@ class MatchedRun:
         number: int,
         queries: Examples,
         progress: bool | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The queries' rows under the preconditioner, and their squared lengths by group."""
+    ) -> tuple[Tensor, Tensor, ExampleFacts]:
+        """The queries' rows under the preconditioner, their squared lengths by group, and facts."""
         if self._curvatures is None:
             found = maker.sketched_queries(number, queries)
-            return found.rows, found.squared_norms
-        plain = maker.sketched(number, queries, range(len(queries)), "query").rows
-        rows = self._curvatures.times(keys, number, maker, plain, progress)
-        return rows, sketched_squared_norms(self._plan.columns, rows)
+            return found.rows, found.squared_norms, found.facts
+        plain = maker.sketched(number, queries, range(len(queries)), "query")
+        rows = self._curvatures.times(keys, number, maker, plain.rows, progress)
+        return rows, sketched_squared_norms(self._plan.columns, rows), plain.facts
 
     def examples(self) -> Examples:
         """The training data, compared with the index on a few examples.

@@ -9,6 +9,7 @@ from torch import Tensor
 from tracin.index.store import Shard, Store
 from tracin.index.table import add_weights
 from tracin.progress import bar
+from tracin.results.example_facts import ExampleFacts
 from tracin.sketches import Plan
 
 
@@ -24,6 +25,7 @@ class SketchedQueries:
         weights: [groups] at each of them.
         squared_norms: [queries, groups] at each of them: the exact squared lengths of the queries'
             gradients. Empty where they are not needed.
+        facts: What the last checkpoint says of the queries: [queries]; None where that is unknown.
     """
 
     keys: tuple[str, ...]
@@ -31,6 +33,7 @@ class SketchedQueries:
     rows: tuple[Tensor, ...]
     weights: tuple[list[float], ...]
     squared_norms: tuple[Tensor, ...] = ()
+    facts: ExampleFacts | None = None
 
     def __len__(self) -> int:
         return len(self.rows[0])

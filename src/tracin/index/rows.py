@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, final
@@ -15,7 +15,9 @@ from tracin.data import Batch, Examples, length, move
 from tracin.errors import IndexingError, UnsupportedModelError
 from tracin.gradients import LateError
 from tracin.gradients.forms import PerExampleGradient, real_shape
+from tracin.index.stored_facts import known_facts
 from tracin.preconditioners import JointMetric, Metric
+from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.settled import settled
@@ -44,6 +46,7 @@ class Sketched:
     losses: Tensor
     labels: Tensor
     is_right: Tensor
+    predicted: Tensor
 
     @classmethod
     def empty(cls, examples: int, width: int, groups: int) -> "Sketched":
@@ -54,6 +57,7 @@ class Sketched:
             torch.empty(examples),
             torch.full((examples,), -1),
             torch.full((examples,), -1, dtype=torch.int8),
+            torch.full((examples,), -1),
         )
 
     def joined(self, examples: int, device: torch.device) -> "Sketched":
@@ -71,7 +75,14 @@ class Sketched:
         if logits is None or labels is None or labels.ndim != 1:
             return
         self.labels[at] = labels.detach().long().cpu()
-        self.is_right[at] = (logits.detach().argmax(1) == labels).to(torch.int8).cpu()
+        predicted = logits.detach().argmax(1)
+        self.is_right[at] = (predicted == labels).to(torch.int8).cpu()
+        self.predicted[at] = predicted.cpu()
+
+    @property
+    def facts(self) -> ExampleFacts:
+        """Labels, predictions and losses, as far as they are known."""
+        return known_facts(self.losses, self.labels, self.predicted)
 
 
 @final
@@ -157,9 +168,11 @@ class RowMaker:
         """
         sketcher = self.at(number)
         # The same batches whatever was read before: a span's rows never depend on other spans.
-        gradients = self._walk.gradients
+        is_query = whose == "query"
+        gradients = self._walk.query_gradients if is_query else self._walk.gradients
+        opened = self._walk.query_reader if is_query else self._walk.reader
         part = part_of(span) if gradients.is_sharded else span
-        reader = self._walk.reader(examples, span, self._batch_size, self._device, part)
+        reader = opened(examples, span, self._batch_size, self._device, part)
         found = Sketched.empty(len(part), self._plan.width, self._plan.columns.groups)
         late: list[str] = []
 
@@ -183,14 +196,16 @@ class RowMaker:
             found.losses[at] = result.losses.detach()
             found.judge(at, result.outcome)
 
-        for _ in reader.read(read):
-            pass
+        with self._walk.asked_named() if is_query else nullcontext():
+            for _ in reader.read(read):
+                pass
         if gradients.is_sharded:
             for said in each_says(late):
                 if said:
                     raise UnsupportedModelError(said[0])
             found = found.joined(len(span), self._device)
-        for values, what in ((found.losses, "loss"), (found.squared_norms.sum(1), "gradient")):
+        asked = self._walk.what_is_asked if is_query else "loss"
+        for values, what in ((found.losses, asked), (found.squared_norms.sum(1), "gradient")):
             refuse_non_finite(values, span, examples.ids, self._names[number], what, whose)
         return found
 

@@ -1,6 +1,7 @@
 """What explains some of an index's own rows: a search with these as queries, without a model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from tracin.index.measure_recall import known_recall
 from tracin.index.row_scan import RowScan, ScanStoppedError, SketchedQueries
 from tracin.index.search import Best
 from tracin.index.store import Store
+from tracin.index.stored_facts import stored_facts
 from tracin.results.explanations import Explanations
 from tracin.sketches import Plan
 
@@ -85,12 +87,16 @@ def rows_explained(
     except ScanStoppedError:
         return None
     ids = store.ids()
+    sides = [without_themselves(side, positions, k).to_influences(ids) for side in (top, bottom)]
+    last = queries.keys[-1]
     proponents, opponents = (
-        without_themselves(side, positions, k).to_influences(ids) for side in (top, bottom)
+        replace(side, facts=stored_facts(store, last, side.positions)) for side in sides
     )
     recall, note = known_recall(store, queries.keys)
     names = tuple(each.name for each in store.manifest.checkpoints)
-    return Explanations(ids[positions.numpy()], proponents, opponents, names, recall, (note,))
+    rows = positions.numpy()
+    facts = stored_facts(store, last, rows)
+    return Explanations(ids[rows], proponents, opponents, names, recall, (note,), facts)
 
 
 def without_themselves(best: Best, positions: Tensor, k: int) -> Best:

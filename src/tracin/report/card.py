@@ -5,6 +5,7 @@ from typing import Any, final
 
 from tracin.plain_text import first_line
 from tracin.report.pictures import data_uri
+from tracin.report.sounds import sound_uri
 from tracin.results.shown import Shown, brief, one_line
 
 
@@ -19,6 +20,7 @@ class Card:
         text: Its text, tokens and columns, in that order.
         label: Its label in the data.
         note: Why something is not shown.
+        audio: A data URI.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Card:
     text: tuple[str, ...] = ()
     label: str | None = None
     note: str | None = None
+    audio: str | None = None
 
 
 def card_of(shown: Shown | None, name: str, side: int) -> Card:
@@ -44,13 +47,20 @@ def card_of(shown: Shown | None, name: str, side: int) -> Card:
             image = data_uri(shown.image, side)
         except Exception as error:  # a broken file, an odd mode of a picture
             notes.append(f"the picture cannot be shown: {first_line(error)}")
-    texts = [text for text in (shown.words, shown.columns_in_words) if text]
+    audio = None
+    if shown.audio is not None:
+        try:
+            audio = sound_uri(shown.audio)
+        except Exception as error:  # as of pictures
+            notes.append(f"the sound cannot be played: {first_line(error)}")
+    texts = [text for text in (shown.words, shown.place_in_words, shown.columns_in_words) if text]
     return Card(
         name,
         image,
         tuple(map(one_line, texts)),
         None if shown.label is None else label_text(shown.label),
         one_line("; ".join(map(str, notes))) if notes else None,
+        audio,
     )
 
 

@@ -46,7 +46,8 @@ def html(
     # Only this style sheet and this script may run, and the page may fetch nothing: even if text
     # from data were taken for code, a browser would not obey it.
     policy = (
-        f"default-src 'none'; img-src data:; style-src {css_hash}; script-src {js_hash}; "
+        "default-src 'none'; img-src data:; media-src data:; "
+        f"style-src {css_hash}; script-src {js_hash}; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; "
         "trusted-types 'none'"
     )

@@ -1,4 +1,4 @@
-"""What a ranking of suspects says of single examples: does the model agree with the label?"""
+"""What results say of single examples: does the model agree with the label?"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,19 +6,20 @@ from typing import Any, final
 
 import numpy as np
 
+from tracin.results.explanations import Influence
 from tracin.results.suspects import Suspects
 
 
 @final
 @dataclass(frozen=True)
 class Judged:
-    """One example as the ranking has it.
+    """One example as a ranking of suspects has it, or an explanation.
 
     Attributes:
         given: Its label in the data.
         suggested: The label that the model would rather give.
         disagrees: Whether the model finds the suggested label likelier than the given one.
-        loss: Its loss; None where the ranking has none.
+        loss: Its loss; None where that is unknown.
     """
 
     given: Any
@@ -42,6 +43,15 @@ def disagreements(suspects: Suspects) -> np.ndarray:
         likelier = scores["suggested_probability"] > scores["given_probability"]
         return differs & likelier.cpu().numpy()
     return differs
+
+
+def judged_by_facts(influences: Iterable[Influence]) -> dict[int, Judged]:
+    """The examples that explanations know the label and the predicted class of, by position."""
+    return {
+        one.position: Judged(one.label, one.predicted, one.label != one.predicted, one.loss)
+        for one in influences
+        if isinstance(one.label, int) and isinstance(one.predicted, int)
+    }
 
 
 def judged(suspects: Suspects | None, positions: Iterable[int]) -> dict[int, Judged]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tracin.plain_text import a_kind
-from tracin.results.shown import picture_size
+from tracin.results.shown import has_channels_last, picture_size
 
 SIDE = 64  # pixels of a picture's longer side, at most
 LARGEST = 1 << 26  # numbers of a picture that are read
@@ -60,7 +60,7 @@ def pixels(image: Any) -> Tensor:
         )
     if numbers.ndim == 2:
         numbers = numbers[None]
-    if numbers.shape[0] not in (1, 3, 4):
+    elif has_channels_last(tuple(numbers.shape)):
         numbers = numbers.permute(2, 0, 1)
     return _as_bytes(numbers[:3])  # a fourth channel says how solid a pixel is
 

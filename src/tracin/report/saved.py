@@ -13,6 +13,7 @@ from tracin.files import read_json
 from tracin.plain_text import first_line, plain
 from tracin.report.found_labels import FoundRanking
 from tracin.report.write import NamedResult
+from tracin.results.example_facts import ExampleFacts
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.suspects import Suspects
 from tracin.tracing import Trace
@@ -136,19 +137,35 @@ def explanations_of(columns: Columns, settings: Mapping[str, Any]) -> Explanatio
         sure = None
         if "is_certain" in columns:
             sure = torch.from_numpy(np.asarray(columns["is_certain"][cut], dtype=bool))
+        facts = _facts(columns, "", cut)
         return TopInfluences(
-            columns["id"][cut], columns["position"][cut], scores, each, errors, bounds, sure
-        )
+            columns["id"][cut], columns["position"][cut], scores, each, errors, bounds, sure,
+            facts=facts,
+        )  # fmt: skip
 
     half = len(order) // 2
-    notes = settings.get("notes", ())
+    notes, target = settings.get("notes", ()), settings.get("target")
     return Explanations(
         columns["query"][first],
         side(order[:half]),
         side(order[half:]),
         tuple(name.removeprefix(SHARE) for name in checkpoints) or ("all",),
         notes=tuple(map(str, notes)) if isinstance(notes, list) else (),
+        query_facts=_facts(columns, "query ", first),
+        target=target if isinstance(target, str) else None,
     )
+
+
+def _facts(columns: Columns, of: str, rows: np.ndarray) -> ExampleFacts | None:
+    """What a table says of the examples in some of its rows: of the shape of `rows`."""
+    found = {
+        name: torch.from_numpy(np.array(columns[of + name][rows]))
+        for name in ("loss", "label", "predicted")
+        if of + name in columns and columns[of + name].dtype.kind in "if"
+    }
+    if "loss" not in found:
+        return None
+    return ExampleFacts(found["loss"], found.get("label"), found.get("predicted"))
 
 
 def suspects_of(columns: Columns, settings: Mapping[str, Any]) -> Suspects:

@@ -3,12 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from tracin.report.bars import Bars, bars, summed_neighbours
 from tracin.report.card import Card, card_of, isolated, label_text
-from tracin.report.judged import Judged, judged
+from tracin.report.judged import Judged, judged, judged_by_facts
 from tracin.report.limits import PageLimits
 from tracin.report.numbers import many, readable
 from tracin.report.seen import Seen
@@ -100,14 +100,15 @@ def why_section(
     shown = [explanations[at] for at in range(queries)]
     found = [one for each in shown for one in _all(each, hits)]
     seen.fetch((one.position for one in found), (one.id for one in found))
-    known = judged(suspects, (one.position for one in found))
+    # A ranking has probabilities, which say more than which class has the highest score.
+    known = judged_by_facts(found) | judged(suspects, (one.position for one in found))
     cards = seen.queries(explanations.query_ids[:queries].tolist())
     sure = [
         [_sure(side, at, hits) for side in (explanations.proponents, explanations.opponents)]
         for at in range(queries)
     ]
     views = [
-        _query(one, card, hits, seen, known, ends, limits.side)
+        _query(one, card, hits, seen, known, ends, limits.side, explanations.target)
         for one, card, ends in zip(shown, cards, sure, strict=True)
     ]
     left_out = []
@@ -165,6 +166,7 @@ def _query(
     known: dict[int, Judged],
     sure: Sequence[int | None],
     side: int,
+    target: str | None,
 ) -> QueryView:
     sides = [explanation.proponents[:hits], explanation.opponents[:hits]]
     shares = [[summed_neighbours(one.by_checkpoint) for one in each] for each in sides]
@@ -179,10 +181,18 @@ def _query(
         )
         for each, its, end in zip(sides, shares, sure, strict=True)
     ]
-    say, is_warning = _say(card, sides, views, known)
-    titles = ("Proponents: learning these lowered its loss", "Opponents: these raised its loss")
-    if sides[1] and all(one.score >= 0 for one in sides[1]):
-        titles = (titles[0], "Opponents: these lowered its loss least")
+    say, is_warning = _say(card, sides, views, known, target)
+    is_onesided = bool(sides[1]) and all(one.score >= 0 for one in sides[1])
+    if target is None:
+        titles = (
+            "Proponents: learning these lowered its loss",
+            f"Opponents: these {'lowered its loss least' if is_onesided else 'raised its loss'}",
+        )
+    else:
+        titles = (
+            f"Proponents: learning these raised {one_line(target)}",
+            f"Opponents: these {'raised it least' if is_onesided else 'lowered it'}",
+        )
     return QueryView(id_, card, say, is_warning, tuple(zip(titles, views, strict=True)))
 
 
@@ -211,7 +221,7 @@ def _hit(
 
 
 def _labelled(card: Card, label: str) -> Card:
-    return Card(card.name, card.image, card.text, label, card.note)
+    return replace(card, label=label)
 
 
 def _say(
@@ -219,16 +229,18 @@ def _say(
     sides: Sequence[Sequence[Influence]],
     views: Sequence[Sequence[HitView]],
     known: dict[int, Judged],
+    target: str | None,
 ) -> tuple[str, bool]:
     """What to do, in words, and whether it is a warning."""
     pairs = list(zip(sides[1], views[1], strict=True))
     against = [(one, view) for one, view in pairs if one.score < 0]
     labels = _labels(query, views, [view for _, view in against])
     if not against:
-        return (
-            f"No training example raised this loss.{labels}",
-            False,
-        )
+        none = "raised this loss" if target is None else f"lowered {one_line(target)}"
+        return f"No training example {none}.{labels}", False
+    if target is not None:
+        say = f"Learning {_ids([one for one, _ in against])} lowered {one_line(target)} most."
+        return say + labels, False
     doubted = [one for one, view in against if view.suggested is not None]
     strongest = f"the {many(len(against), 'strongest opponent')}"
     if doubted:

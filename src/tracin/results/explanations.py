@@ -12,10 +12,11 @@ from tracin.checks import count_within, one_of
 from tracin.errors import QueryError
 from tracin.plain_text import plain
 from tracin.printed import Printed
+from tracin.results.example_facts import ExampleFacts
 from tracin.results.recall import Recall
 from tracin.results.shown import Showing, Shown, shortened
 from tracin.results.shown_rows import shown_queries, shown_rows
-from tracin.results.table import aligned, distinct, numbers
+from tracin.results.table import aligned, cell, distinct, numbers
 from tracin.results.tabular import Tabular
 
 SHOWN = 60  # characters of an example in a table
@@ -34,6 +35,9 @@ class Influence:
         error: One standard deviation of an estimated score, or of a mean over runs; 0 where it is
             exact.
         places: Of a mean over runs: its best and its worst place in a single run's list.
+        label: The label in the data, a class or a number; None where that is unknown.
+        predicted: The class that the last checkpoint predicts, or its number; None as above.
+        loss: Its loss at the last checkpoint; None as above.
     """
 
     id: Any
@@ -42,6 +46,9 @@ class Influence:
     by_checkpoint: tuple[float, ...]
     error: float = 0.0
     places: tuple[int, int] | None = None
+    label: int | float | None = None
+    predicted: int | float | None = None
+    loss: float | None = None
 
 
 @final
@@ -62,6 +69,7 @@ class TopInfluences:
             before it are the strongest of all; None where all was scored, or that is unknown.
         places: [queries, k, 2]: of a mean over runs, the best and the worst place, from 1, that an
             example has in a single run's list; None elsewhere.
+        facts: [queries, k]: labels, predictions and losses; None where they are unknown.
     """
 
     ids: np.ndarray
@@ -72,6 +80,7 @@ class TopInfluences:
     bounds: Tensor | None = None
     sure: Tensor | None = None
     places: Tensor | None = None
+    facts: ExampleFacts | None = None
 
     @property
     def is_certain(self) -> Tensor | None:
@@ -90,6 +99,7 @@ class TopInfluences:
             self.bounds,
             None if self.sure is None else self.sure[:, :k],
             None if self.places is None else self.places[:, :k],
+            facts=None if self.facts is None else self.facts.at((slice(None), slice(k))),
         )
 
     @classmethod
@@ -106,7 +116,14 @@ class TopInfluences:
             torch.cat([each.scores for each in parts]),
             torch.cat([each.by_checkpoint for each in parts]),
             *(all_of(name) for name in ("errors", "bounds", "sure", "places")),
+            facts=ExampleFacts.joined([each.facts for each in parts]),
         )
+
+    def with_facts(self, facts: ExampleFacts | None) -> "TopInfluences":
+        """The same, with what is known of all training examples: [train]."""
+        if facts is None:
+            return self
+        return replace(self, facts=facts.at(torch.from_numpy(self.positions)))
 
     def rows(self, queries: slice) -> "TopInfluences":
         """Those of some queries."""
@@ -119,6 +136,7 @@ class TopInfluences:
             self.scores[chosen],
             self.by_checkpoint[chosen],
             *(None if each is None else each[chosen] for each in options),
+            facts=None if self.facts is None else self.facts.at(chosen),
         )
 
     def of(self, query: int) -> list[Influence]:
@@ -126,6 +144,8 @@ class TopInfluences:
         scores, shares = self.scores[query].tolist(), self.by_checkpoint[query].tolist()
         errors = [0.0] * len(scores) if self.errors is None else self.errors[query].tolist()
         places = [None] * len(scores) if self.places is None else self.places[query].tolist()
+        facts = None if self.facts is None else self.facts.at(query)
+        known = [{} if facts is None else facts.row(at) for at in range(len(scores))]
         return [
             Influence(
                 self.ids[query, at],
@@ -134,9 +154,12 @@ class TopInfluences:
                 tuple(each),
                 error,
                 None if among is None else (among[0], among[1]),
+                fact.get("label"),
+                fact.get("predicted"),
+                fact.get("loss"),
             )
-            for at, (score, each, error, among) in enumerate(
-                zip(scores, shares, errors, places, strict=True)
+            for at, (score, each, error, among, fact) in enumerate(
+                zip(scores, shares, errors, places, known, strict=True)
             )
         ]
 
@@ -144,11 +167,25 @@ class TopInfluences:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Printed):
-    """What explains one query. Printing it gives a table."""
+    """What explains one query. Printing it gives a table.
+
+    Attributes:
+        id: The query's id.
+        proponents: The strongest first.
+        opponents: The strongest first.
+        label: The query's label in the data; None where that is unknown.
+        predicted: The class that the last checkpoint predicts for it, or its number.
+        loss: Its loss at the last checkpoint.
+        class_names: The classes' names, by class; empty where there are none.
+    """
 
     id: Any
     proponents: list[Influence]
     opponents: list[Influence]
+    label: int | float | None = None
+    predicted: int | float | None = None
+    loss: float | None = None
+    class_names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         both = [("proponent", one) for one in self.proponents]
@@ -164,7 +201,30 @@ class Explanation(Printed):
                 [*row, f"{one.places[0]} to {one.places[1]}" if one.places else ""]
                 for row, (_, one) in zip(rows, both, strict=True)
             ]
-        return f"query {plain(self.id)}\n{aligned(head, rows)}"
+        for name in ("label", "predicted", "loss"):
+            values = [getattr(one, name) for _, one in both]
+            if any(value is not None for value in values):
+                head.append(name)
+                read = [value if name == "loss" else self.read(value) for value in values]
+                rows = [[*row, value] for row, value in zip(rows, read, strict=True)]
+        return f"query {plain(self.id)}{self.query_in_words}\n{aligned(head, rows)}"
+
+    @property
+    def query_in_words(self) -> str:
+        """What is known of the query, such as ", label 3, predicted 5, loss 2.1"."""
+        facts = {
+            "label": self.read(self.label),
+            "predicted": self.read(self.predicted),
+            "loss": self.loss,
+        }
+        known = [f"{name} {cell(one)}" for name, one in facts.items() if one is not None]
+        return "".join(f", {each}" for each in known)
+
+    def read(self, label: int | float | None) -> Any:
+        """A label as it is read: the name of the class, where there are names."""
+        if isinstance(label, int) and 0 <= label < len(self.class_names):
+            return self.class_names[label]
+        return label
 
 
 @final
@@ -189,15 +249,23 @@ class ShownExplanation(Printed):
             "proponent": (self.explanation.proponents, self.proponents),
             "opponent": (self.explanation.opponents, self.opponents),
         }
-        rows = [
-            (kind, one.id, one.score, shortened(str(shown), SHOWN))
+        both = [
+            (kind, one, shortened(str(shown), SHOWN))
             for kind, (influences, shown_ones) in sides.items()
             for one, shown in zip(influences, shown_ones, strict=True)
         ]
+        head = ["kind", "id", "score"]
+        rows: list[list[Any]] = [[kind, one.id, one.score] for kind, one, _ in both]
+        if any(one.loss is not None for _, one, _ in both):
+            read = self.explanation.read
+            head += ["predicted", "loss"]
+            facts = [(read(one.predicted), one.loss) for _, one, _ in both]
+            rows = [[*row, *fact] for row, fact in zip(rows, facts, strict=True)]
+        rows = [[*row, shown] for row, (_, _, shown) in zip(rows, both, strict=True)]
         query = f"query {plain(self.explanation.id)}"
         if self.query is not None:
             query += f": {shortened(str(self.query), SHOWN)}"
-        return f"{query}\n{aligned(('kind', 'id', 'score', 'example'), rows)}"
+        return f"{query}\n{aligned([*head, 'example'], rows)}"
 
 
 @final
@@ -216,6 +284,12 @@ class Explanations(Tabular):
         recall: Of an index's estimates: the share of the strongest that they find, measured on a
             sample; None where it was not measured, or all was scored.
         notes: What else to know about the result; printed below it.
+        query_facts: [queries]: the queries' labels, predictions and losses; None where they are
+            unknown.
+        class_names: The classes' names, by class, as the model's `config.id2label` has them; empty
+            where there are none.
+        target: What is explained, in words; None for the queries' loss. Proponents raised a target,
+            and opponents lowered it.
 
     Example:
         >>> import torch, tracin
@@ -224,10 +298,10 @@ class Explanations(Tabular):
         >>> run = tracin.TracIn(model, "mse", [weights], learning_rates=[0.5])
         >>> train = torch.ones(3, 1), torch.tensor([1.0, 2.0, -1.0])
         >>> print(run.explain(train, (torch.ones(1, 1), torch.ones(1)), k=1)[0])
-        query 0
-        kind       id  score
-        proponent   1      4
-        opponent    2     -2
+        query 0, label 1, predicted 0, loss 1
+        kind       id  score  label  predicted  loss
+        proponent   1      4      2          0     4
+        opponent    2     -2     -1          0     1
     """
 
     query_ids: np.ndarray
@@ -236,6 +310,9 @@ class Explanations(Tabular):
     checkpoints: tuple[str, ...]
     recall: Recall | None = None
     notes: tuple[str, ...] = ()
+    query_facts: ExampleFacts | None = None
+    class_names: tuple[str, ...] = ()
+    target: str | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -255,14 +332,25 @@ class Explanations(Tabular):
         if isinstance(query, slice):
             sides = (side.rows(query) for side in (self.proponents, self.opponents))
             proponents, opponents = sides
+            chosen = torch.tensor(range(len(self))[query], dtype=torch.int64)
             return replace(
                 self,
                 query_ids=self.query_ids[query],
                 proponents=proponents,
                 opponents=opponents,
+                query_facts=None if self.query_facts is None else self.query_facts.at(chosen),
             )
         at = range(len(self))[query]
-        return Explanation(self.query_ids[at], self.proponents.of(at), self.opponents.of(at))
+        known = {} if self.query_facts is None else self.query_facts.row(at)
+        return Explanation(
+            self.query_ids[at],
+            self.proponents.of(at),
+            self.opponents.of(at),
+            known.get("label"),
+            known.get("predicted"),
+            known.get("loss"),
+            self.class_names,
+        )
 
     def __iter__(self) -> Iterator[Explanation]:
         return (self[query] for query in range(len(self)))
@@ -270,6 +358,8 @@ class Explanations(Tabular):
     def __str__(self) -> str:
         tables = [str(explanation) for explanation in self]
         below = [*self._certainty(), *map(plain, self.notes)]
+        if self.target is not None:
+            below.insert(0, f"explained: {plain(self.target)}, raised by proponents")
         return "\n\n".join([*tables, "\n".join(below)] if below else tables)
 
     def head(self, n: int = 5) -> "Explanations":
@@ -306,7 +396,7 @@ class Explanations(Tabular):
         Args:
             train: The training data that was explained by.
             queries: The data of the queries; None for their ids alone.
-            labels: The classes' names, by class.
+            labels: The classes' names, by class; None for `class_names`.
             show: Makes a `tracin.Shown` (or a text) of an example; None goes by its type.
             decode: Makes a text of a list of token ids, such as `tokenizer.decode`.
 
@@ -322,11 +412,11 @@ class Explanations(Tabular):
             >>> query = torch.ones(1, 1), torch.ones(1)
             >>> print(run.explain(train, query, k=1).show(train, query)[0])
             query 0: [1] 1
-            kind       id  score  example
-            proponent   1      4  [2] 1
-            opponent    2     -2  [-1] 1
+            kind       id  score  predicted  loss  example
+            proponent   1      4          0     4  [2] 1
+            opponent    2     -2          0     1  [-1] 1
         """
-        how = Showing(labels, decode, show)
+        how = Showing(labels if labels is not None else self.class_names or None, decode, show)
         asked: list[Shown | None] = [None] * len(self)
         if queries is not None:
             asked = shown_queries(queries, self.query_ids.tolist(), how)
@@ -336,9 +426,10 @@ class Explanations(Tabular):
         ids = np.concatenate([side.ids.reshape(-1) for side in sides]).tolist()
         rows = shown_rows(train, positions, ids, how)
         half = len(self) * k
+        named = self if labels is None else replace(self, class_names=tuple(map(str, labels)))
         return [
             ShownExplanation(
-                self[at], asked[at], rows[at * k : (at + 1) * k],
+                named[at], asked[at], rows[at * k : (at + 1) * k],
                 rows[half + at * k : half + (at + 1) * k],
             )
             for at in range(len(self))
@@ -350,7 +441,9 @@ class Explanations(Tabular):
         Checkpoints of one name get a number: "best", "best (2)".
         Estimates of an index also have "error". Its exact scores have "bound" and "is_certain":
         whether the results down to this one are the strongest of all. A mean over runs has "error",
-        "best place" and "worst place".
+        "best place" and "worst place". Where they are known, the examples' "label", "predicted" and
+        "loss" follow, and the queries' "query label", "query predicted" and "query loss": classes
+        as numbers.
         """
         queries, k = self.proponents.ids.shape
         sides = (self.proponents, self.opponents)
@@ -377,6 +470,13 @@ class Explanations(Tabular):
         if len(places) == len(sides):
             best, worst = numbers(torch.cat([each.reshape(-1, 2) for each in places])).T
             columns |= {"best place": best, "worst place": worst}
+        facts = [side.facts for side in sides if side.facts is not None]
+        joined = ExampleFacts.joined(facts) if len(facts) == len(sides) else None
+        if joined is not None:
+            columns |= {n: numbers(each).reshape(-1) for n, each in joined.named().items()}
+        if self.query_facts is not None:
+            for name, each in self.query_facts.named().items():
+                columns[f"query {name}"] = np.tile(np.repeat(numbers(each), k), 2)
         for at, name in enumerate(distinct(self.checkpoints)):
             columns[f"score at {name}"] = shares[:, at]
         return columns

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from tracin.plain_text import a_kind, first_line, plain
 from tracin.precision import in_double
+from tracin.results.shown_place import place_in, place_in_words
+from tracin.results.shown_sound import sound_in, sound_in_words
 
 MOST = 300  # characters of a text on a screen or in a report
 LABEL = 60  # characters of a label, at most
@@ -38,6 +40,9 @@ class Shown:
             image.
         text: A text.
         tokens: The pieces of a text, as a tokenizer names them.
+        audio: A sound: (samples, rate), the samples of shape [time] or [channels, time] and how
+            many there are per second.
+        place: Where it is: (latitude, longitude) in degrees, north and east positive.
         columns: Other values by name, such as those of a table's row.
         label: The label in the data, as it should be read.
         note: What else to know, such as why the example cannot be shown.
@@ -53,12 +58,17 @@ class Shown:
     columns: Mapping[str, Any] = field(default_factory=dict)
     label: Any = None
     note: str | None = None
+    audio: tuple[Any, float] | None = None
+    place: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         parts = [] if self.label is None else [f"[{plain(brief(self.label, 40))}]"]
         if self.image is not None:
             parts.append("(a picture)")
-        parts += [one_line(part) for part in (self.words, self.columns_in_words, self.note) if part]
+        if self.audio is not None:
+            parts.append(sound_in_words(self.audio))
+        told = self.words, self.place_in_words, self.columns_in_words, self.note
+        parts += [one_line(part) for part in told if part]
         return " ".join(parts)
 
     @property
@@ -67,6 +77,11 @@ class Shown:
         if self.text is not None:
             return self.text if isinstance(self.text, str) else brief(self.text)
         return " ".join(map(str, self.tokens)) if len(self.tokens) else None
+
+    @property
+    def place_in_words(self) -> str | None:
+        """The place, such as "37.77 N, 122.42 W"; None where there is none."""
+        return None if self.place is None else place_in_words(self.place)
 
     @property
     def columns_in_words(self) -> str:
@@ -147,9 +162,15 @@ class Showing:
     def _of_mapping(self, example: Mapping[Any, Any]) -> Shown:
         if not example:
             return Shown(text=brief(example))
-        shown, columns = Shown(), {}
+        sound = sound_in(example)
+        if sound is not None:
+            return Shown(audio=sound)
+        found = place_in(example)
+        shown, columns = Shown(place=None if found is None else found[1]), {}
         for key, value in example.items():
             name = str(key)
+            if found is not None and key in found[0]:
+                continue
             if name.lower() in LABEL_KEYS and shown.label is None and is_label(value):
                 shown = replace(shown, label=value)
             elif name in HIDDEN_KEYS or (name.lower() in LABEL_KEYS and "input_ids" in example):
@@ -158,6 +179,8 @@ class Showing:
                 shown = self._with_tokens(shown, value, example.get("attention_mask"))
             elif shown.image is None and is_picture(value):
                 shown = replace(shown, image=value)
+            elif shown.audio is None and sound_in(value) is not None:
+                shown = replace(shown, audio=sound_in(value))
             elif shown.text is None and isinstance(value, str):
                 shown = replace(shown, text=value)
             else:
@@ -226,11 +249,21 @@ def picture_size(shape: tuple[int, ...]) -> tuple[int, int] | None:
     """The height and width of a picture of a shape; None where it is none."""
     if len(shape) == 2:
         return shape[0], shape[1]
-    if len(shape) == 3 and shape[0] in (1, 3, 4):
-        return shape[1], shape[2]
-    if len(shape) == 3 and shape[2] in (1, 3, 4):
-        return shape[0], shape[1]
-    return None
+    if len(shape) != 3 or not (shape[0] in (1, 3, 4) or shape[2] in (1, 3, 4)):
+        return None
+    return (shape[0], shape[1]) if has_channels_last(shape) else (shape[1], shape[2])
+
+
+def has_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether a picture of three dimensions is [height, width, channels].
+
+    Four may be channels, but also the height of a small picture.
+
+    Example:
+        >>> has_channels_last((4, 6, 3)), has_channels_last((3, 6, 4)), has_channels_last((4, 6, 6))
+        (True, False, False)
+    """
+    return shape[0] not in (1, 3) and shape[2] in (1, 3, 4)
 
 
 def brief(value: Any, most: int = MOST) -> str:

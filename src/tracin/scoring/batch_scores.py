@@ -5,6 +5,8 @@ from typing import Any, final
 
 from torch import Tensor
 
+from tracin.results.example_facts import ExampleFacts
+
 
 @final
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class BatchScores:
         norms_apart: Those of the parameters that the request sets apart: [examples].
         query_norms: The queries' squared gradient lengths: [queries].
         outcome: What the loss returned.
+        query_facts: What their loss, or what takes its place, returned for the queries: [queries].
     """
 
     checkpoint: int
@@ -28,3 +31,4 @@ class BatchScores:
     norms_apart: Tensor | None
     query_norms: Tensor | None
     outcome: Any
+    query_facts: ExampleFacts | None = None

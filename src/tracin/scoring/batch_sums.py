@@ -105,7 +105,10 @@ class BatchSums:
             own = self._directions.products(result.losses)
             scores, norms = self._under_joint(self._joint, own, scores, norms, positions)
         query_norms = None if queries is None else queries.norms
-        return BatchScores(checkpoint, positions, scores, norms, apart, query_norms, result.outcome)
+        facts = None if queries is None else queries.facts
+        return BatchScores(
+            checkpoint, positions, scores, norms, apart, query_norms, result.outcome, facts
+        )
 
     def _under_joint(
         self,

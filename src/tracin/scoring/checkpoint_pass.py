@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import final
 
@@ -36,6 +36,7 @@ from tracin.scoring.finite import check_finite, refuse_non_finite
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.padding import warn_if_padding_counts
 from tracin.scoring.query_gradients import FEW, QueryGradients
+from tracin.scoring.query_loss import QueryLoss
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import device_of
 
@@ -57,6 +58,12 @@ class CheckpointPass:
         preconditioner: What multiplies a query's gradient; None scores gradients as they are.
         methods: Where audits keep the parameters' gradient methods, from one pass to the next.
         kept: The metrics of earlier passes; None keeps none.
+        asked: What takes the place of the queries' loss; None for nothing.
+        asked_methods: As `methods`, for `asked`.
+
+    Attributes:
+        gradients: Those of training examples.
+        query_gradients: Those of queries; the same without `asked`.
     """
 
     def __init__(
@@ -70,10 +77,18 @@ class CheckpointPass:
         preconditioner: Preconditioner | None = None,
         methods: dict[str, Covered] | None = None,
         kept: KeptMetrics | None = None,
+        asked: QueryLoss | None = None,
+        asked_methods: dict[str, Covered] | None = None,
         *,
         allow_tf32: bool = False,
     ) -> None:
         self.gradients = Gradients(model, worded(compute), parameters, methods)
+        self.query_gradients = self.gradients
+        if asked is not None:
+            # Methods of its own: what a target does with a parameter is not what the loss does.
+            own = worded(asked.compute)
+            self.query_gradients = Gradients(model, own, parameters, asked_methods)
+        self._asked = asked
         self._model = model
         self._checkpoints = checkpoints
         self._weights = weights
@@ -101,6 +116,7 @@ class CheckpointPass:
             untouched(self._model, allow_tf32=self._allow_tf32),
             loaded(self._model, self._checkpoints[number], self._device),
             self.gradients.tracing(),
+            self.query_gradients.tracing(),
         ):
             yield device_of(self._model)
 
@@ -161,6 +177,31 @@ class CheckpointPass:
             self._is_padding_known = True
             warn_if_padding_counts(self.gradients, train, *reader.first)
         return reader
+
+    def query_reader(
+        self,
+        queries: Examples,
+        span: range,
+        batch_size: int | None,
+        device: torch.device,
+        part: range | None = None,
+    ) -> BatchReader:
+        """As `reader`, of queries."""
+        if self._asked is None:
+            return self.reader(queries, span, batch_size, device, part)
+        with self.asked_named():
+            return BatchReader(
+                self.query_gradients, queries, span, batch_size, device, part or span
+            )
+
+    def asked_named(self) -> AbstractContextManager[None]:
+        """Name the target in errors about the queries' losses."""
+        return nullcontext() if self._asked is None else self._asked.named()
+
+    @property
+    def what_is_asked(self) -> str:
+        """What is explained of a query, for errors."""
+        return "loss" if self._asked is None else "target"
 
     def metric_at(
         self, number: int, train: Examples | None, batch_size: int | None, device: torch.device
@@ -306,16 +347,17 @@ class CheckpointPass:
         queries = QueryGradients(weights, together=request.together, metric=metric)
         examples, span = request.queries, request.span
         few = move(examples.few(spread(span.start, len(span))), reader.device)
-        if structure(few) != reader.structure:
-            with examples_named(examples, spread(span.start, len(span)), few):
-                self.gradients.check(few)
-        self.gradients.begin(len(span))
+        gradients = self.query_gradients
+        if self._asked is not None or structure(few) != reader.structure:
+            with examples_named(examples, spread(span.start, len(span)), few), self.asked_named():
+                gradients.check(few)
+        gradients.begin(len(span))
         for positions, batch in examples.batches(reader.size, start=span.start, stop=span.stop):
             is_last = positions.stop == span.stop
-            with examples_named(examples, positions, batch):
-                losses = queries.add(self.gradients, move(batch, reader.device), is_last=is_last)
+            with examples_named(examples, positions, batch), self.asked_named():
+                losses = queries.add(gradients, move(batch, reader.device), is_last=is_last)
             name = self._checkpoints[number].name
-            refuse_non_finite(losses, positions, examples.ids, name, "loss", "query")
+            refuse_non_finite(losses, positions, examples.ids, name, self.what_is_asked, "query")
             if not request.together:
                 norms = queries.norms[-len(positions) :]
                 refuse_non_finite(norms, positions, examples.ids, name, "gradient", "query")

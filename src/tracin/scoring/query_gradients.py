@@ -18,6 +18,8 @@ from tracin.gradients.forms import (
     total,
 )
 from tracin.preconditioners import JointMetric, Metric
+from tracin.results.example_facts import ExampleFacts
+from tracin.scoring.facts_of import facts_of
 from tracin.scoring.joint_sums import JointSums
 
 Forms: TypeAlias = dict[str, list[tuple[int, PerExampleGradient]]]
@@ -54,6 +56,7 @@ class QueryGradients:
         self._sums: dict[str, PerExampleGradient] = {}
         self._sums_under: dict[str, PerExampleGradient] = {}
         self._blocks: list[tuple[int, Forms]] = []
+        self._facts: list[ExampleFacts] = []
         self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
 
     def add(self, gradients: Gradients, batch: Batch, *, is_last: bool) -> Tensor:
@@ -76,6 +79,7 @@ class QueryGradients:
                     under.setdefault(other, []).append((0, share))
 
         result = gradients.visit(batch, keep, is_last=is_last)
+        self._facts.append(facts_of(result.outcome))
         with torch.no_grad():  # factors may still know the graph that they came from
             if sums is not None:
                 self._directions.append(sums.products(result.losses))
@@ -95,6 +99,11 @@ class QueryGradients:
 
     def __len__(self) -> int:
         return sum(size for size, _ in self._blocks)
+
+    @property
+    def facts(self) -> ExampleFacts | None:
+        """What the loss says of the queries: [queries]; None where there are none."""
+        return ExampleFacts.joined(self._facts)
 
     def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
         """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""

@@ -38,9 +38,9 @@ def save_examples(
 
     Args:
         folder: The folder of the ranking.
-        pictures: [examples]: arrays or tensors [height, width], [height, width, 3 or 4] or [1 or 3,
-            height, width], of bytes or of numbers from 0 to 1; Pillow images; or the bytes of a
-            PNG, JPEG, WebP, GIF or BMP file.
+        pictures: [examples]: arrays or tensors [height, width], [height, width, 3] or [1 or 3,
+            height, width], whose numbers become brightness as in a report (docs/report.md); Pillow
+            images; or the bytes of a PNG, JPEG, WebP, GIF or BMP file.
         texts: [examples].
         positions: [examples]: where each is in the training data, such as the top of a ranking;
             None for all of it, in its order.
@@ -224,19 +224,14 @@ def _encoded(picture: Any) -> bytes | None:
 def _from_array(picture: Any) -> "Image":
     from PIL import Image
 
-    values = np.asarray(picture)
-    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (3, 4):
-        values = values.transpose(1, 2, 0)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    if not (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (3, 4))):
-        raise OutputError(
-            f"A picture is [height, width], [height, width, 3] or [3, height, width]; got "
-            f"{list(values.shape)}."
-        )
-    if values.dtype != np.uint8:
-        values = (np.nan_to_num(values.astype(np.float64)).clip(0, 1) * 255).round()
-    return Image.fromarray(values.astype(np.uint8))
+    # Imported late: with torch, which the viewer itself does not need.
+    from tracin.report.pictures import pixels
+
+    try:
+        image = pixels(picture if hasattr(picture, "detach") else np.asarray(picture))
+    except ValueError as error:
+        raise OutputError(f"A picture cannot be written: {error}.") from error
+    return Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
 
 
 def _pack(path: Path) -> "ParquetFile":
