@@ -81,11 +81,11 @@ def apply_decisions(
     the label is wrong and no better one was given.
     """
     from tracin.decisions.decided import mended_columns
-    from tracin.decisions.exports import write_bytes, writer_for
     from tracin.decisions.log import DecisionLog
     from tracin.decisions.ranked_table import ranked_table_in
+    from tracin.results.saving import save_columns, writer_for
 
-    writer = writer_for(out)
+    writer_for(out)  # another suffix is refused before anything is read
     if out.exists():
         raise OutputError(f"{out} is already there and is not overwritten; name a new file.")
     table = ranked_table_in(folder)
@@ -96,7 +96,7 @@ def apply_decisions(
     log = DecisionLog(table.log, table)
     try:
         columns = mended_columns(table, log)
-        write_bytes(out, writer(columns))
+        save_columns(columns, out)
         wrong, relabelled = (
             int((columns["decision"] == kind).sum()) for kind in ("wrong", "relabelled")
         )
