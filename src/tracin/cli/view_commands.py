@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from tracin.errors import OutputError, RunFileError
+from tracin.cli.destination import Overwrite, check_new
+from tracin.errors import RunFileError
 from tracin.plain_text import plain
 
 Folder = Annotated[
@@ -73,7 +74,8 @@ def view(
 
 def apply_decisions(
     folder: Folder,
-    out: Annotated[Path, typer.Option("--out", help="A new .csv, .json or .parquet file.")],
+    out: Annotated[Path, typer.Option("--out", help="A .csv, .json or .parquet file.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the labels of all examples as they were decided in tracin view.
 
@@ -86,8 +88,7 @@ def apply_decisions(
     from tracin.results.saving import save_columns, writer_for
 
     writer_for(out)  # another suffix is refused before anything is read
-    if out.exists():
-        raise OutputError(f"{out} is already there and is not overwritten; name a new file.")
+    check_new(out, overwrite)
     table = ranked_table_in(folder)
     if not table.log.is_file():
         raise RunFileError(
