@@ -27,6 +27,7 @@ from tracin.cli.index_commands import (
     engine_of,
 )
 from tracin.cli.keep import keep_of
+from tracin.cli.log_lines import shown_log
 from tracin.cli.opened import opened_run
 from tracin.cli.report_command import report
 from tracin.cli.results import deliver
@@ -76,11 +77,17 @@ def _version(is_asked: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Log to standard error; -vv logs more."),
+    ] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Which training examples made a model say what it said."""
+    context.with_resource(shown_log(verbose))
 
 
 @app.command()

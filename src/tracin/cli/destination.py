@@ -88,7 +88,7 @@ class Output:
         if path.suffix.lower() in (".parquet", ".csv"):
             check_pyarrow()
         check_writable(path.parent)
-        for each in (path, settings_of(path)):
+        for each in (path, settings_path(path)):
             check_new(each, self.overwrite)
         return Destination(command, path.parent, path, Format.TABLE)
 
@@ -159,7 +159,7 @@ def check_pyarrow() -> None:
         )
 
 
-def settings_of(path: Path) -> Path:
+def settings_path(path: Path) -> Path:
     """Where the settings go that made the table of a file."""
     return path.with_name(f"{path.stem}.settings.json")
 

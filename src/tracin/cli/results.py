@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracin import __version__
-from tracin.cli.destination import settings_of
+from tracin.cli.destination import settings_path
 from tracin.cli.opened import Opened
 from tracin.cli.screen import show
 from tracin.errors import RunFileError
@@ -54,7 +54,7 @@ def _write(opened: Opened, path: Path, columns: "Columns", arguments: dict[str, 
     }
     save_columns(columns, path)
     try:
-        with replacing(settings_of(path)) as unfinished:
+        with replacing(settings_path(path)) as unfinished:
             unfinished.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RunFileError(f"{path.parent} cannot be written to: {error.strerror}.") from error
