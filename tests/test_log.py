@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ SOURCE = Path(tracin.__file__).parent
 DATA = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
 
 
-def a_run(loss="cross_entropy"):
+def a_run(loss: Any = "cross_entropy"):
     model = torch.nn.Linear(3, 3)
     return tracin.TracIn(model, loss, [model.state_dict()], learning_rates="equal")
 

@@ -14,6 +14,7 @@ from tracin.cli.destination import (
     Out,
     Output,
     Overwrite,
+    check_new,
     check_pyarrow,
     check_writable,
 )
@@ -29,7 +30,7 @@ from tracin.cli.index_commands import (
 from tracin.cli.keep import keep_of
 from tracin.cli.log_lines import shown_log
 from tracin.cli.opened import opened_run
-from tracin.cli.report_command import report
+from tracin.cli.report_command import NAME, report
 from tracin.cli.results import deliver
 from tracin.cli.settings import read_settings
 from tracin.cli.task import Task
@@ -92,11 +93,13 @@ def common(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where results go.")] = Path("tracin-demo"),
+    out: Annotated[Path, typer.Option("--out", help="A folder.")] = Path("tracin-demo"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Find wrong labels in handwritten digits, and explain a prediction."""
     check_pyarrow()
     check_writable(out)
+    check_new(out / NAME, overwrite)
     from tracin.demo import run
 
     run(out, typer.echo)
