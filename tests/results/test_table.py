@@ -6,7 +6,7 @@ import torch
 
 from tracin.plain_text import display_width
 from tracin.results.suspects import NO_OTHER, Suspects
-from tracin.results.table import aligned
+from tracin.results.table import aligned, aligned_in_parts
 
 HEADER = ["id", "given", "p", "suggested", "p", "loss", "margin", "self_influence"]
 ROWS = [
@@ -91,3 +91,19 @@ def test_picked_suspects_give_no_advice_and_as_many_rows_as_are_wanted():
     assert "Review" not in str(whole[5:25])
     assert whole.as_text(3).split("\n")[5:7] == ["... 27 more", ""]
     assert "more" not in whole.as_text(30).split("\n\n")[0]
+
+
+def test_a_table_in_parts_shows_every_column():
+    header = ["method", *"abcdefgh"]
+    rows = [["TracIn", *["0.123 [0.101 0.145]"] * 8], ["KFAC", *["1 [1 1]"] * 8]]
+
+    text = aligned_in_parts(header, rows, 80)
+
+    parts = [part.split("\n") for part in text.split("\n\n")]
+    assert max(map(len, text.split("\n"))) <= 80
+    assert [part[0].split() for part in parts] == [
+        ["method", "a", "b", "c"],
+        ["method", "d", "e", "f"],
+        ["method", "g", "h"],
+    ]
+    assert all(part[2].startswith("KFAC") for part in parts)

@@ -61,7 +61,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]], width: int | N
     room = screen_width() if width is None else width
     names = [plain(name) for name in header]
     cells = [[cell(value) for value in row] for row in rows]
-    natural = [max(map(display_width, column)) for column in zip(names, *cells, strict=True)]
+    natural = _natural(names, cells)
     is_number = [
         bool(rows) and all(isinstance(row[at], int | float | np.number) for row in rows)
         for at in range(len(header))
@@ -80,9 +80,41 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[Any]], width: int | N
     return "\n".join(lines)
 
 
+def aligned_in_parts(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], width: int | None = None
+) -> str:
+    """As `aligned`; columns that do not fit come in further tables, each led by the first column.
+
+    Example:
+        >>> print(aligned_in_parts(["method", "LDS", "class"], [["TracIn", "0.9 [0.8 1]", 1]], 22))
+        method  LDS
+        TracIn  0.9 [0.8 1]
+        <BLANKLINE>
+        method  class
+        TracIn      1
+    """
+    room = screen_width() if width is None else width
+    natural = _natural(list(map(plain, header)), [[cell(value) for value in row] for row in rows])
+    parts, start = [], 1
+    while start < len(header):
+        stop = start + 1
+        while stop < len(header) and _line([natural[0], *natural[start : stop + 1]]) <= room:
+            stop += 1
+        chosen = [0, *range(start, stop)]
+        some = [[row[at] for at in chosen] for row in rows]
+        parts.append(aligned([header[at] for at in chosen], some, room))
+        start = stop
+    return "\n\n".join(parts)
+
+
 def screen_width() -> int:
     """How many columns this terminal has; 80 where the output goes elsewhere."""
     return max(NARROWEST, shutil.get_terminal_size((SCREEN, 24)).columns)
+
+
+def _natural(names: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    """The widths at which nothing is cut."""
+    return [max(map(display_width, column)) for column in zip(names, *cells, strict=True)]
 
 
 def _fitted(natural: Sequence[int], is_number: Sequence[bool], room: int) -> list[int]:
