@@ -31,7 +31,7 @@ install = $(pip) --no-compile --editable
 	touch $@
 
 demo: .venv/demo.stamp ## find wrong labels in real data and explain a prediction, in under two minutes
-	$(BIN)/tracin demo
+	$(BIN)/tracin demo --overwrite
 
 # Tests start many processes, and each would compile torch anew where bytecode must not be kept.
 test: export PYTHONDONTWRITEBYTECODE :=

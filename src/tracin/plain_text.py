@@ -14,6 +14,9 @@ _OBEYED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 # Within words of Persian or Hindi, and within emoji, these two are spelling.
 _JOINERS = frozenset("\u200c\u200d")
 
+# Between the two ends of a text that is cut.
+_CUT = "..."
+
 # How far the further lines of a message are indented, so that none looks like a message of its own.
 _INDENT = "    "
 
@@ -38,6 +41,30 @@ def plain_lines(text: str) -> str:
             no such file\x07
     """
     return f"\n{_INDENT}".join(map(plain, text.split("\n")))
+
+
+def display_width(text: str) -> int:
+    """How many columns of a terminal a text takes: letters of East Asia two, accents none.
+
+    Example:
+        >>> display_width("cat"), display_width("\u732b"), display_width("e\u0301")
+        (3, 2, 1)
+    """
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+def middle_cut(text: str, most: int) -> str:
+    """`text` in at most so many columns of a terminal: its beginning and its end.
+
+    Example:
+        >>> middle_cut("data/train/0000/cat-0017.png", 16)
+        'data/tr...17.png'
+    """
+    if display_width(text) <= most:
+        return text
+    left = max(0, most - len(_CUT))
+    end = _fitting(reversed(text), left // 2)
+    return f"{_fitting(text, left - left // 2)}{_CUT}{end[::-1]}"[: max(most, 0)]
 
 
 def listed(names: Iterable[object], most: int = 4) -> str:
@@ -72,6 +99,23 @@ def a_kind(value: object) -> str:
     """
     name = "list" if isinstance(value, list) else type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeio' else 'a'} {name}"
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or character in _JOINERS:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _fitting(characters: Iterable[str], most: int) -> str:
+    """The first characters that take at most so many columns."""
+    taken, width = [], 0
+    for character in characters:
+        width += _columns(character)
+        if width > most:
+            break
+        taken.append(character)
+    return "".join(taken)
 
 
 def _shown(character: str) -> str:

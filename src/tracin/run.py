@@ -1,5 +1,6 @@
 """What a question is about: a model, its loss and its checkpoints, opened and checked."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from tracin.scoring.query_loss import QueryLoss, query_loss
 from tracin.scoring.targets import ClassTarget, Target
 from tracin.sharding import device_of
 from tracin.wrappers import unwrapped
+
+_log = logging.getLogger(__name__)
 
 # Numbers of one block that is held at once, whatever the size of the data: 256 MB in float32.
 HELD = 1 << 26
@@ -291,4 +294,6 @@ def query_spans(run: Run, queries: int) -> list[range]:
     """Runs of queries whose gradients, written out, stay within bounds."""
     numbers = sum(parameter.numel() for parameter in run.parameters.values())
     step = max(1, 4 * HELD // numbers)
+    if step < queries:
+        _log.info("%d queries are too many at once: %d per pass over the data", queries, step)
     return [range(start, min(start + step, queries)) for start in range(0, queries, step)]

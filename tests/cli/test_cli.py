@@ -135,7 +135,7 @@ def test_mislabelled_ranks_by_loss_and_margin_and_takes_the_tasks_validation_dat
     run = altered(begun, tmp_path, task=text.replace('"queries"', f'{held}\n        "queries"'))
 
     plain, out, _ = call(capsys, "mislabelled", begun, "--out", tmp_path)
-    code, chosen, _ = call(capsys, "mislabelled", run, "--out", tmp_path)
+    code, chosen, _ = call(capsys, "mislabelled", run, "--out", tmp_path, "--overwrite")
 
     assert (plain, code) == (0, 0)
     assert out.startswith("ranked by loss_and_margin\n")
@@ -165,8 +165,9 @@ def test_select_takes_the_tasks_pool_and_keeps_duplicates_if_asked(begun, capsys
 
     code, out, _ = call(capsys, "select", run, "--query", "0", "-n", 4)
     kept, every, _ = call(
-        capsys, "select", run, "--query", "0", "-n", 4, "--set", "select.duplicates=none"
-    )
+        capsys, "select", run, "--query", "0", "-n", 4, "--set", "select.duplicates=none",
+        "--format", "table",
+    )  # fmt: skip
 
     assert (code, kept) == (0, 0)
     assert "4 of 60 examples selected" in out
@@ -394,7 +395,10 @@ def test_without_test_data_queries_are_training_examples(begun, capsys, tmp_path
 
     assert code == 0
     assert table["query"].to_pylist() == [299, 299]
-    assert "the task's 'train' holds 300" in call(capsys, "explain", run, "--query", "300")[2]
+    assert (
+        "the task's 'train' holds 300"
+        in call(capsys, "explain", run, "--query", "300", "--overwrite")[2]
+    )
 
 
 def test_a_task_may_name_what_is_explained(begun, capsys, tmp_path):
@@ -606,7 +610,7 @@ def test_a_replay_on_another_device_is_refused(begun, capsys):
 def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
     folder = tmp_path / "index"
     place = ("--set", f"index.folder={folder}", "--set", "index.shard_size=100")
-    asked = ("--query", "0,3", "-k", 2, "--out", tmp_path / "out")
+    asked = ("--query", "0,3", "-k", 2, "--out", tmp_path / "out", "--overwrite")
 
     code, out, _ = call(capsys, "index", "build", begun, *place)
     assert code == 0
@@ -654,7 +658,7 @@ def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
         assert (code, words in err, "k from" in err) == (2, True, False)
     code, out, _ = call(capsys, "self-influence", begun, "--index", folder, "--out", tmp_path)
     assert code == 0
-    _, without, _ = call(capsys, "self-influence", begun, "--out", tmp_path)
+    _, without, _ = call(capsys, "self-influence", begun, "--out", tmp_path, "--overwrite")
     assert out == without
 
     next(folder.rglob("*.safetensors")).unlink()

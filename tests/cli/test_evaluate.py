@@ -60,14 +60,14 @@ def test_trainings_are_kept_and_others_refused(begun, capsys, tmp_path):
     call(capsys, "evaluate", begun, "--out", tmp_path, *FEW)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "evaluate-trainings").iterdir()}
 
-    more = [*FEW, "--set", "evaluate.subsets=8"]
+    more = [*FEW, "--set", "evaluate.subsets=8", "--overwrite"]
     code, _, _ = call(capsys, "evaluate", begun, "--out", tmp_path, *more)
     assert code == 0
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
     assert len(list((tmp_path / "evaluate-trainings").iterdir())) == len(before) + 2
 
     other = altered(begun, tmp_path, "nn.Linear(2, 32), nn.ReLU()", "nn.Linear(2, 32), nn.Tanh()")
-    code, _, err = call(capsys, "evaluate", other, "--out", tmp_path, *FEW)
+    code, _, err = call(capsys, "evaluate", other, "--out", tmp_path, *FEW, "--overwrite")
     assert code == 2
     assert "Cannot continue the trainings in" in err
     assert "code of fit changed" in err
@@ -75,7 +75,7 @@ def test_trainings_are_kept_and_others_refused(begun, capsys, tmp_path):
     other = altered(
         begun, tmp_path, "partial(torch.optim.SGD, lr=0.5)", "partial(torch.optim.SGD, lr=0.4)"
     )
-    code, _, err = call(capsys, "evaluate", other, "--out", tmp_path, *FEW)
+    code, _, err = call(capsys, "evaluate", other, "--out", tmp_path, *FEW, "--overwrite")
     assert code == 2
     assert "code of fit changed" in err
 

@@ -135,9 +135,7 @@ def test_files_by_their_suffix(folder, tmp_path):
     assert rows[0]["decided_at"].endswith("+00:00")
     assert json.loads((tmp_path / "out/decisions.json").read_text())[0]["new_label"] == 2
     assert pq.read_table(tmp_path / "out/decisions.parquet")["id"].to_pylist() == [101, 103, 106]
-    with pytest.raises(
-        OutputError, match=r"ends in '.xlsx', and tables are written as .csv, .json"
-    ):
+    with pytest.raises(OutputError, match=r"ends in '.xlsx', .* End it in one of .parquet, .csv"):
         decisions.save(tmp_path / "decisions.xlsx")
 
 

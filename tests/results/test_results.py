@@ -94,7 +94,7 @@ def test_suspects_print_their_first_rows(suspects):
 
     assert lines[0] == "ranked by self_influence"
     assert lines[1].split()[:3] == ["id", "given", "suggested"]
-    assert lines[2].split() == ["b", "1", "0", "0.1", "-0.5", "3"]
+    assert lines[2].split() == ["b", "1", "0", "3", "0.1", "-0.5"]
 
 
 def test_explanations_are_read_query_by_query(explanations):

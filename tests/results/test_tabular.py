@@ -11,6 +11,7 @@ import torch
 import tracin
 from tracin import OutputError, QueryError
 from tracin.results.html_table import html_page, html_table
+from tracin.results.saving import save_columns
 from tracin.results.tabular import Tabular
 
 
@@ -169,3 +170,23 @@ def test_text_in_a_notebook_is_escaped(run):
 
     assert "<img" not in shown
     assert "&lt;img" in shown
+
+
+def test_a_spreadsheet_runs_no_formula_and_half_a_character_breaks_no_file(tmp_path):
+    texts = ["=1+1", "+a", "-a", "@a", "\tb", "fine", "\ud800"]
+    scores = np.linspace(-1, 1, 7, dtype=np.float32)
+    table = {
+        "=id": np.array(texts),
+        "any": np.array([*texts[:-1], None], object),
+        "score": scores,
+    }
+
+    save_columns(table, tmp_path / "x.csv")
+    save_columns(table, tmp_path / "x.json")
+
+    found = pd.read_csv(tmp_path / "x.csv")
+    assert list(found) == ["'=id", "any", "score"]
+    assert found["'=id"].tolist() == ["'=1+1", "'+a", "'-a", "'@a", "'\tb", "fine", r"\ud800"]
+    assert found["any"].isna().tolist() == [False] * 6 + [True]
+    assert (found["score"].to_numpy(np.float32) == scores).all()
+    assert json.loads((tmp_path / "x.json").read_text())[0]["=id"] == "=1+1"

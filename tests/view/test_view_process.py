@@ -255,7 +255,7 @@ def test_apply_takes_the_suffixes_of_tables(tmp_path, capsys):
     code, _, errors = call(capsys, "apply", saved(tmp_path), "--out", tmp_path / "labels.txt")
 
     assert code == 2
-    assert "tables are written as .csv, .json, .parquet" in errors
+    assert "End it in one of .parquet, .csv, .json" in errors
 
 
 def test_names_of_classes_are_read_from_a_file(tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The commands. torch is imported late, so that --help answers at once."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,6 +8,16 @@ import typer
 
 from tracin import __version__
 from tracin.cli import index_commands
+from tracin.cli.destination import (
+    FileFormat,
+    Format,
+    Out,
+    Output,
+    Overwrite,
+    check_new,
+    check_pyarrow,
+    check_writable,
+)
 from tracin.cli.index_commands import (
     Address,
     EngineName,
@@ -19,9 +28,10 @@ from tracin.cli.index_commands import (
     engine_of,
 )
 from tracin.cli.keep import keep_of
-from tracin.cli.opened import Opened, opened_run
-from tracin.cli.report_command import report
-from tracin.cli.results import check_writable, write
+from tracin.cli.log_lines import shown_log
+from tracin.cli.opened import opened_run
+from tracin.cli.report_command import NAME, report
+from tracin.cli.results import deliver
 from tracin.cli.settings import read_settings
 from tracin.cli.task import Task
 from tracin.cli.template import RUN, TASK
@@ -30,8 +40,6 @@ from tracin.errors import QueryError, RunFileError
 from tracin.plain_text import a_kind, plain
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from tracin.data import Examples
 
 SHOWN = 10
@@ -48,7 +56,6 @@ app.command()(view)
 app.command("apply")(apply_decisions)
 app.command("report")(report)
 
-Out = Annotated[Path | None, typer.Option("--out", help="Where results go.")]
 Query = Annotated[
     str, typer.Option("--query", help="Positions in queries (in train if there are none): 3,17.")
 ]
@@ -57,6 +64,10 @@ Folder = Annotated[
     typer.Option("--index", help="Query this index, not the data: a folder or URL."),
 ]
 HowMany = Annotated[int | None, typer.Option("-k", help="How many of each.")]
+Rows = Annotated[
+    int | None,
+    typer.Option("--rows", "-n", min=1, help="How many rows to show; a file has all of them."),
+]
 
 
 def _version(is_asked: bool) -> None:
@@ -67,19 +78,28 @@ def _version(is_asked: bool) -> None:
 
 @app.callback()
 def common(
+    context: typer.Context,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Log to standard error; -vv logs more."),
+    ] = 0,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Which training examples made a model say what it said."""
+    context.with_resource(shown_log(verbose))
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where results go.")] = Path("tracin-demo"),
+    out: Annotated[Path, typer.Option("--out", help="A folder.")] = Path("tracin-demo"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Find wrong labels in handwritten digits, and explain a prediction."""
+    check_pyarrow()
     check_writable(out)
+    check_new(out / NAME, overwrite)
     from tracin.demo import run
 
     run(out, typer.echo)
@@ -107,10 +127,18 @@ def init(
 
 
 @app.command("self-influence")
-def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Out = None) -> None:
+def self_influence(
+    run: RunFile,
+    index: Folder = None,
+    rows: Rows = None,
+    sets: Set = None,
+    out: Out = None,
+    file_format: FileFormat = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Each training example's influence on itself: high if mislabelled, rare or memorised."""
     index = None if index is None else checked_folder(index)
-    opened = opened_run(run, sets, out)
+    opened = opened_run(run, sets, Output(out, file_format, overwrite), "self-influence")
     # Imported late: torch is slow to import, and a missing RUN.toml is reported at once.
     import numpy as np
 
@@ -127,23 +155,38 @@ def self_influence(run: RunFile, index: Folder = None, sets: Set = None, out: Ou
         opened_index = Index.open(index, run=opened.tracer)
         ids, scores = opened_index.ids, numbers(opened_index.self_influence())
     columns = {"id": ids, "position": np.arange(len(ids)), "self_influence": scores}
-    order = np.argsort(-scores, kind="stable")[:SHOWN]
+    order = np.argsort(-scores, kind="stable")[: SHOWN if rows is None else rows]
     shown = aligned(("id", "self-influence"), [(ids[at], scores[at]) for at in order])
-    more = f"\n... {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-    _finish(opened, f"{shown}{more}", _saving(columns), "self-influence")
+    left = len(ids) - len(order)
+    if rows is not None and opened.destination.path is None:
+        columns = {name: values[order] for name, values in columns.items()}
+    deliver(opened, f"{shown}\n... {left} more" if left else shown, lambda: columns)
 
 
 @app.command()
-def mislabelled(run: RunFile, sets: Set = None, out: Out = None) -> None:
+def mislabelled(
+    run: RunFile,
+    rows: Rows = None,
+    sets: Set = None,
+    out: Out = None,
+    file_format: FileFormat = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Rank training examples by how likely their label is wrong."""
-    opened = opened_run(run, sets, out)
+    opened = opened_run(run, sets, Output(out, file_format, overwrite), "mislabelled")
     suspects = opened.tracer.find_mislabelled(
         opened.task.train,
         opened.task.validation,
         rank_by=opened.settings.mislabelled.rank_by,
         batch_size=opened.settings.tracin.batch_size,
     )
-    _finish(opened, str(suspects), suspects.save, "mislabelled")
+    shown = suspects.as_text(SHOWN if rows is None else rows)
+    path = opened.destination.path
+    if path is not None and path.suffix == ".parquet":
+        shown += f"\nTo look at them and decide: tracin view {plain(path)}"
+    # A program that asks for some rows gets no more; a file holds all.
+    columns = suspects.head(rows).columns if rows is not None and path is None else suspects.columns
+    deliver(opened, shown, columns)
 
 
 @app.command()
@@ -165,6 +208,8 @@ def explain(
     address: Address = None,
     sets: Set = None,
     out: Out = None,
+    file_format: FileFormat = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """The strongest proponents and opponents of some predictions."""
     if exact and index is None:
@@ -175,7 +220,7 @@ def explain(
     changed = [*(sets or []), *([f"explain.k={k}"] if k is not None else [])]
     read_settings(run, changed)  # a mistake is reported before torch is imported
     chosen: Any = engine_of(engine, workers, address)
-    opened = opened_run(run, changed, out)
+    opened = opened_run(run, changed, Output(out, file_format, overwrite), "explain")
     options = opened.settings.explain
     chosen_queries = _queries(opened.task, query)
     if index is not None:
@@ -205,7 +250,7 @@ def explain(
             "notes": explanations.notes,
             "target": explanations.target,
         }
-        return _finish(opened, str(explanations), explanations.save, "explain", **arguments)
+        return deliver(opened, str(explanations), explanations.columns, **arguments)
     explanations = opened.tracer.explain(
         opened.task.train,
         chosen_queries.queries,
@@ -217,7 +262,7 @@ def explain(
         batch_size=opened.settings.tracin.batch_size,
     )
     arguments = {**chosen_queries.as_settings(), "target": explanations.target}
-    _finish(opened, str(explanations), explanations.save, "explain", **arguments)
+    deliver(opened, str(explanations), explanations.columns, **arguments)
 
 
 @app.command("select")
@@ -229,6 +274,8 @@ def select_examples(
     ] = None,
     sets: Set = None,
     out: Out = None,
+    file_format: FileFormat = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Expand a few examples into a set: those of a pool that help the model with them most.
 
@@ -236,7 +283,7 @@ def select_examples(
     """
     changed = [*(sets or []), *([f"select.budget={budget}"] if budget is not None else [])]
     read_settings(run, changed)  # a mistake is reported before torch is imported
-    opened = opened_run(run, changed, out)
+    opened = opened_run(run, changed, Output(out, file_format, overwrite), "select")
     options, task = opened.settings.select, opened.task
     chosen_queries = _queries(task, query)
     from tracin import select
@@ -251,7 +298,7 @@ def select_examples(
         batch_size=opened.settings.tracin.batch_size,
     )
     where = {**chosen_queries.as_settings(), "pool": "train" if task.pool is None else "pool"}
-    _finish(opened, str(found), found.save, "select", **where)
+    deliver(opened, str(found), found.columns, **where)
 
 
 @app.command()
@@ -261,6 +308,8 @@ def replay(
     k: HowMany = None,
     sets: Set = None,
     out: Out = None,
+    file_format: FileFormat = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Repeat the recorded training, and trace some predictions through every step.
 
@@ -269,7 +318,8 @@ def replay(
     """
     from tempfile import TemporaryDirectory
 
-    opened = opened_run(run, [*(sets or []), *([f"replay.k={k}"] if k is not None else [])], out)
+    changed = [*(sets or []), *([f"replay.k={k}"] if k is not None else [])]
+    opened = opened_run(run, changed, Output(out, file_format, overwrite), "replay")
     task, options = opened.task, opened.settings.replay
     if task.optimizer is None:
         raise RunFileError(
@@ -310,32 +360,46 @@ def replay(
         )
         explanations = trace.explain(options.k)
         shown = f"{explanations}\n\n{trace.goodness()}\n\n{replayed}"
-    _finish(opened, shown, explanations.save, "replay", **chosen_queries.as_settings())
+    deliver(opened, shown, explanations.columns, **chosen_queries.as_settings())
     if replayed.checks and not replayed.is_equal:
         raise typer.Exit(1)
 
 
 @app.command()
-def evaluate(run: RunFile, sets: Set = None, out: Out = None) -> None:
+def evaluate(
+    run: RunFile,
+    sets: Set = None,
+    out: Out = None,
+    file_format: FileFormat = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Compare ways of scoring on the task's queries, and recommend one.
 
     With the task's 'fit', models are trained on halves of the data: only that says which scores
     predict retraining. Trainings are kept in the results' folder; a re-run continues.
     """
-    opened = opened_run(run, sets, out)
+    opened = opened_run(run, sets, Output(out, file_format, overwrite), "evaluate")
     from tracin.cli.evaluated import evaluated
 
     evaluation, arguments = evaluated(opened, run)
-    _finish(opened, str(evaluation), evaluation.save, "evaluate", **arguments)
+    deliver(opened, str(evaluation), evaluation.columns, **arguments)
 
 
 @app.command()
-def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
+def verify(
+    run: RunFile,
+    sets: Set = None,
+    out: Out = None,
+    file_format: FileFormat = None,
+    overwrite: Overwrite = False,
+) -> None:
     """Measure the gradients against plain autograd; exits with 1 if they are not exact.
 
     The figures go to the screen; with --out, to a file too.
     """
-    opened = opened_run(run, sets, out)
+    # Figures to look at, which nothing else reads: a file only where one is named.
+    shown_format = Format.TABLE if out is None and file_format is None else file_format
+    opened = opened_run(run, sets, Output(out, shown_format, overwrite), "verify")
     import numpy as np
 
     verification = opened.tracer.verify(opened.task.train)
@@ -347,10 +411,7 @@ def verify(run: RunFile, sets: Set = None, out: Out = None) -> None:
         "reason": np.array([each.reason for each in entries]),
     }
     shown = f"{verification.coverage}\n\n{verification}"
-    if out is None:
-        typer.echo(shown)
-    else:
-        _finish(opened, shown, _saving(columns), "verify")
+    deliver(opened, shown, lambda: columns)
     if not verification.is_exact:
         raise typer.Exit(1)
 
@@ -391,18 +452,3 @@ def _positions(text: str, examples: int, where: str) -> list[int]:
     if len(set(positions)) < len(positions):
         raise QueryError(f"--query {text}: a position comes twice.")
     return positions
-
-
-def _saving(columns: "Mapping[str, np.ndarray]") -> Callable[[Path], None]:
-    """What saves a table of columns to a path."""
-    from tracin.results.saving import save_columns
-
-    return lambda path: save_columns(columns, path)
-
-
-def _finish(
-    opened: Opened, shown: str, save: Callable[[Path], None], command: str, **arguments: Any
-) -> None:
-    # Written first: a pager that is closed early must not cost the file.
-    path = write(opened.folder, save, opened.settings, command, **arguments)
-    typer.echo(f"{shown}\n\nwritten to {plain(path)}")

@@ -80,7 +80,7 @@ def _truth(opened: Opened, queries: Any, run: Path) -> RetrainedLosses | None:
         task.loss,
         half_subsets(examples, options.subsets),
         seeds=range(options.first_seed, options.first_seed + options.seeds),
-        folder=opened.folder / TRAININGS,
+        folder=opened.destination.folder / TRAININGS,
         settings={
             "code of fit": fit_fingerprint(task.fit),
             "code of loss": code_fingerprint(task.loss),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tracin.cli.destination import Format, Output
 from tracin.cli.settings import read_settings
 from tracin.errors import RunFileError
 
@@ -44,7 +45,7 @@ def build(
 
     read_settings(run, sets or [])  # a mistake is reported before torch is imported
     chosen = engine_of(engine, workers, address)
-    opened = opened_run(run, sets, None)
+    opened = opened_run(run, sets, Output(format=Format.TABLE), "index")
     options = opened.settings.index
     from tracin.sketches import Projection
 

@@ -18,6 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         from tracin.cli.commands import app
+        from tracin.cli.screen import show
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "tracin":
             raise
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except TracInError as error:
         # Notes say where an error comes from, such as the user's own task.
-        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        show("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), err=True)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print(_INTERRUPTED, file=sys.stderr)

@@ -1,10 +1,12 @@
 """A run with all that its commands work with: settings, the task, the front door."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracin.cli.results import check_writable
+from tracin.cli.destination import Destination, Output
 from tracin.cli.settings import Settings, TracInTable, read_settings
 from tracin.cli.task import Task, load_task
 from tracin.errors import DeviceError, RunFileError
@@ -20,17 +22,26 @@ class Opened:
     settings: Settings
     task: Task
     tracer: "TracIn"
-    folder: Path
+    destination: Destination
 
 
-def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
-    """Read the settings, call the task, and open the front door."""
+def opened_run(run: Path, sets: list[str] | None, output: Output, command: str) -> Opened:
+    """Read the settings, call the task, and open the front door.
+
+    Args:
+        run: The RUN.toml.
+        sets: Settings that the command line changes.
+        output: Where the result goes, as the command line says.
+        command: Its name.
+    """
     settings = read_settings(run, sets or [])
-    folder = run.parent / settings.output.folder if out is None else out
-    check_writable(folder)
+    destination = output.destination(command, run.parent / settings.output.folder)
     options = settings.tracin
     _check_device(options.device, run)
-    task = load_task(settings.task.function, run)
+    # A task may print, and a program that reads a table reads nothing else.
+    quiet = redirect_stdout(sys.stderr) if destination.is_for_programs else nullcontext()
+    with quiet:
+        task = load_task(settings.task.function, run)
     from tracin import EKFAC, KFAC, Adam, Kernel, TracIn
 
     kept = _curvature_folder(options, run)
@@ -51,7 +62,7 @@ def opened_run(run: Path, sets: list[str] | None, out: Path | None) -> Opened:
         device=options.device,
         preconditioner=preconditioners[options.preconditioner],
     )
-    return Opened(settings, task, tracer, folder)
+    return Opened(settings, task, tracer, destination)
 
 
 def _curvature_folder(options: TracInTable, run: Path) -> Path | None:

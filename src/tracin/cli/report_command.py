@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tracin.cli.destination import Overwrite, check_new
 from tracin.cli.index_commands import Set
 from tracin.cli.settings import read_settings
 from tracin.errors import RunFileError
@@ -26,6 +27,7 @@ def report(
     ] = None,
     title: Annotated[str | None, typer.Option("--title", help="On top of the page.")] = None,
     sets: Set = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write saved results as one HTML file, to open in a browser.
 
@@ -41,6 +43,8 @@ def report(
             f"{source}: there are no results in {folder} yet. 'tracin mislabelled {source}' and "
             f"'tracin explain {source} --query 0' write some."
         )
+    page = folder / NAME if out is None else out
+    check_new(page, overwrite)
     # Imported late: torch is slow to import, and a missing file is reported at once.
     from tracin.report.saved import saved_results
     from tracin.report.write import write_page
@@ -50,7 +54,7 @@ def report(
     # Results first: a task may take long, and nothing to show is reported at once.
     examples = {} if settings is None else _examples(settings.task.function, source)
     made = write_page(
-        folder / NAME if out is None else out,
+        page,
         saved.results,
         train=examples.get("train"),
         queries=examples.get("queries"),

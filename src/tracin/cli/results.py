@@ -1,58 +1,71 @@
-"""Writes a command's result, and the settings that made it."""
+"""Shows a command's result, or writes it with the settings that made it."""
 
 import json
-import os
+import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracin import __version__
-from tracin.cli.settings import Settings
+from tracin.cli.destination import settings_path
+from tracin.cli.opened import Opened
+from tracin.cli.screen import show
 from tracin.errors import RunFileError
+from tracin.plain_text import plain
+
+if TYPE_CHECKING:
+    from tracin.results.table import Columns
 
 
-def check_writable(folder: Path) -> None:
-    """Refuse, before hours of work, a folder that cannot take the result."""
-    if find_spec("pyarrow") is None:
-        raise RunFileError(
-            "Results are written as Parquet files, but pyarrow is not installed: "
-            "pip install 'tracin[cli]'."
-        )
-    _check_name(folder)
-    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not existing.is_dir():
-        raise RunFileError(f"{folder} cannot be written to: {existing} is a file, not a folder.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise RunFileError(f"{folder} cannot be written to: {existing} does not allow it.")
+def deliver(opened: Opened, shown: str, columns: "Callable[[], Columns]", **arguments: Any) -> None:
+    """Bring a result to where it goes, and the table for a person on the screen.
+
+    Args:
+        opened: The run, with the destination.
+        shown: The table for a person.
+        columns: Makes the table for a file or a program.
+        arguments: What else made the result, for its settings.
+    """
+    destination = opened.destination
+    if destination.is_for_programs:
+        _to_stdout(columns(), destination.format.value)
+    elif destination.path is None:
+        show(shown)
+    else:
+        # Written first: a pager that is closed early must not cost the file.
+        _write(opened, destination.path, columns(), arguments)
+        show(f"{shown}\n\nwritten to {plain(destination.path)}")
 
 
-def _check_name(folder: Path) -> None:
-    try:
-        os.lstat(folder)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return  # a possible name; the caller reports what is in its way
-    except (OSError, ValueError) as error:  # too long, or with a NUL or half a character
-        raise RunFileError(f"{str(folder)!r} cannot be a folder: {error}.") from error
-
-
-def write(
-    folder: Path, save: Callable[[Path], None], settings: Settings, command: str, **arguments: Any
-) -> Path:
-    """Save a table as `command`.parquet, and its settings next to it: each whole or not at all.
+def _write(opened: Opened, path: Path, columns: "Columns", arguments: dict[str, Any]) -> None:
+    """Save a table, and its settings next to it: each whole or not at all.
 
     The settings carry the command's name too: a folder holds the results of several commands, and
     what one was made with must not be taken for another's.
     """
     from tracin.files import replacing
+    from tracin.results.saving import save_columns
 
-    path = folder / f"{command}.parquet"
-    made_by = {"command": command, "version": __version__, **arguments, **settings.model_dump()}
+    made_by = {
+        "command": opened.destination.command,
+        "version": __version__,
+        **arguments,
+        **opened.settings.model_dump(),
+    }
+    save_columns(columns, path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save(path)
-        with replacing(folder / f"{command}.settings.json") as unfinished:
+        with replacing(settings_path(path)) as unfinished:
             unfinished.write_text(json.dumps(made_by, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise RunFileError(f"{folder} cannot be written to: {error.strerror}.") from error
-    return path
+        raise RunFileError(f"{path.parent} cannot be written to: {error.strerror}.") from error
+
+
+def _to_stdout(columns: "Columns", file_format: str) -> None:
+    from tracin.results.saving import as_bytes
+
+    content = as_bytes(columns, f".{file_format}")
+    if sys.stdout.isatty():  # CSV or JSON: what a terminal would obey is shown instead
+        content = "\n".join(map(plain, content.decode().split("\n"))).encode()
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()

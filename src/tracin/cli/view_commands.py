@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from tracin.errors import OutputError, RunFileError
+from tracin.cli.destination import Overwrite, check_new
+from tracin.errors import RunFileError
 from tracin.plain_text import plain
 
 Folder = Annotated[
@@ -73,7 +74,8 @@ def view(
 
 def apply_decisions(
     folder: Folder,
-    out: Annotated[Path, typer.Option("--out", help="A new .csv, .json or .parquet file.")],
+    out: Annotated[Path, typer.Option("--out", help="A .csv, .json or .parquet file.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the labels of all examples as they were decided in tracin view.
 
@@ -81,13 +83,12 @@ def apply_decisions(
     the label is wrong and no better one was given.
     """
     from tracin.decisions.decided import mended_columns
-    from tracin.decisions.exports import write_bytes, writer_for
     from tracin.decisions.log import DecisionLog
     from tracin.decisions.ranked_table import ranked_table_in
+    from tracin.results.saving import save_columns, writer_for
 
-    writer = writer_for(out)
-    if out.exists():
-        raise OutputError(f"{out} is already there and is not overwritten; name a new file.")
+    writer_for(out)  # another suffix is refused before anything is read
+    check_new(out, overwrite)
     table = ranked_table_in(folder)
     if not table.log.is_file():
         raise RunFileError(
@@ -96,7 +97,7 @@ def apply_decisions(
     log = DecisionLog(table.log, table)
     try:
         columns = mended_columns(table, log)
-        write_bytes(out, writer(columns))
+        save_columns(columns, out)
         wrong, relabelled = (
             int((columns["decision"] == kind).sum()) for kind in ("wrong", "relabelled")
         )

@@ -44,7 +44,7 @@ from tracin.errors import DataError
 from tracin.plain_text import a_kind
 from tracin.random_state import same_random_state
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Collate = Callable[[list[Any]], Batch]
 
@@ -122,7 +122,7 @@ class DatasetSource:
         with same_random_state():
             arrangement = arrangement_of(lambda count: self._collated(few[:count]), self.name)
         if arrangement.alone is not None:
-            logger.info(
+            _log.info(
                 "Examples of %s come one at a time, each by a backward pass of its own: %s.",
                 self.name,
                 arrangement.alone,

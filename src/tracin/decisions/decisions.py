@@ -10,13 +10,14 @@ import torch
 
 from tracin.analysis.edited_data import kept_examples, label_column, relabelled_examples
 from tracin.decisions.decided import decided_columns, mended_columns
-from tracin.decisions.exports import label_studio_bytes, write_bytes, writer_for
+from tracin.decisions.exports import label_studio_bytes
 from tracin.decisions.log import DecisionLog
 from tracin.decisions.ranked_table import ranked_table_in
 from tracin.errors import DecisionError
 from tracin.plain_text import plain
-from tracin.results.saving import arrow_table
+from tracin.results.saving import write_whole
 from tracin.results.table import aligned
+from tracin.results.tabular import Tabular
 
 if TYPE_CHECKING:
     from tracin.decisions.cells import Cell
@@ -25,8 +26,8 @@ SHOWN = 10
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Decisions:
+@dataclass(frozen=True, eq=False, repr=False)
+class Decisions(Tabular):
     """What was decided about labels in `tracin view`. All columns are [decided].
 
     Decisions are kept in `decisions.sqlite` beside the ranking, by id and by a fingerprint of all
@@ -152,25 +153,14 @@ class Decisions:
             "decided_at": self.decided_at,
         }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `columns` to a .csv, .json or .parquet file: whole, or not at all.
-
-        Raises:
-            OutputError: The suffix is another, or the disk refuses.
-        """
-        target = Path(path)
-        write_bytes(target, writer_for(target)(self.columns()))
-
     def save_label_studio(self, path: str | os.PathLike[str]) -> None:
         """Write the decisions as tasks that Label Studio imports.
 
         Raises:
             OutputError: The disk refuses.
         """
-        write_bytes(Path(path), label_studio_bytes(self.columns()))
-
-    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return arrow_table(self.columns()).__arrow_c_stream__(requested_schema)
+        content = label_studio_bytes(self.columns())
+        write_whole(Path(path), lambda unfinished: unfinished.write_bytes(content))
 
     def __str__(self) -> str:
         names = ["id", "given", "decision", "new label"]

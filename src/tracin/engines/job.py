@@ -1,5 +1,6 @@
 """What an engine takes, a job and its units, and what it promises in return."""
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -8,6 +9,8 @@ from tracin.progress import bar
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
+
+_log = logging.getLogger(__name__)
 
 Unit: TypeAlias = Any
 """A piece of work that needs no other; engines only pass it on. Hashable and picklable."""
@@ -52,7 +55,9 @@ class Engine(Protocol):
 
 def missing(job: Job, units: Sequence[Unit]) -> list[int]:
     """The places of the units that are not done."""
-    return [place for place, unit in enumerate(units) if not job.is_done(unit)]
+    left = [place for place, unit in enumerate(units) if not job.is_done(unit)]
+    _log.info("%d of %d units are still to be done", len(left), len(units))
+    return left
 
 
 def job_bar(

@@ -1,5 +1,6 @@
 """Several worker processes on this machine."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -16,6 +17,8 @@ from tracin.engines.shares import UnitShares
 from tracin.engines.worker import WorkerReport, packed
 from tracin.engines.worker_process import WorkerProcess, sigint_blocked
 from tracin.errors import IndexingError
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -85,6 +88,7 @@ class Processes:
                             continue
                         deaths.add(worker)
                         place = worker.place
+                        _log.warning("worker %d ended; another takes its place", worker.slot)
                         if place is not None and job.is_done(units[place]):
                             shown.update(job.weight(units[place]))
                         elif place is not None:

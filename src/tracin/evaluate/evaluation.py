@@ -15,7 +15,7 @@ from tracin.evaluate.query_mean import QueryMean
 from tracin.evaluate.recommendation import recommended
 from tracin.evaluate.retrieval import Retrieval
 from tracin.evaluate.tail_patch import TailPatch
-from tracin.results.table import aligned
+from tracin.results.table import aligned_in_parts
 from tracin.results.tabular import Tabular
 
 
@@ -122,7 +122,7 @@ class Evaluation(Tabular):
             lds = [with_interval(self.lds[each.name])] if self.lds else []
             cells = [_short(mean_of(each)) for mean_of in shown.values()]
             rows.append([each.name, *lds, *cells, each.seconds])
-        return aligned(header, rows)
+        return aligned_in_parts(header, rows)
 
     def _legend(self) -> str:
         lines = []

@@ -1,6 +1,7 @@
 """Rows of an index: the sketched gradients of some examples at one checkpoint after the other."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import Plan, Projection, Sketcher, planned
 
 PILOT = 16  # examples that the plan is made from
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -228,7 +231,11 @@ def plan_of(
         walk.gradients.begin(length(pilot), is_checked=True)
         walk.gradients.visit(pilot, keep, is_last=True)
         numbers = {name: real_shape(one).numel() for name, one in walk.gradients.parameters.items()}
-        return planned(projection, forms, numbers, groups)
+        plan = planned(projection, forms, numbers, groups)
+    _log.info("%d numbers of each gradient become %d columns", sum(numbers.values()), plan.width)
+    for name, kind in plan.kinds.items():
+        _log.debug("'%s' is kept as %s", name, kind)
+    return plan
 
 
 def groups_of(

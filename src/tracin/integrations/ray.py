@@ -18,7 +18,7 @@ from tracin.engines.shares import UnitShares
 from tracin.engines.worker import Worker, WorkerReport, packed
 from tracin.errors import IndexingError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 # Units write files and return nothing: the object store only holds the job.
 SMALL_STORE = 256 * 1024**2
 PATIENCE = 60.0  # seconds without a worker before a warning
@@ -131,7 +131,7 @@ class RayCluster:
         """Wait for the next report; also return the slot of its worker."""
         ready, _ = ray.wait(list(at_work), num_returns=1, timeout=PATIENCE)
         if not ready and all(place is None for _, place in at_work.values()):
-            logger.warning(
+            _log.warning(
                 "No Ray worker has started for %d s: each needs %s CPUs and %s GPUs, and the "
                 "cluster has %s.",
                 PATIENCE, self.cpus_per_worker, self.gpus_per_worker, ray.cluster_resources(),

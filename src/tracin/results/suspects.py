@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from textwrap import wrap
 from typing import Any, final, overload
 
 import numpy as np
@@ -12,10 +13,10 @@ from tracin.checks import count_within, one_of
 from tracin.errors import QueryError
 from tracin.plain_text import plain
 from tracin.results.held_out import HeldOut
-from tracin.results.review import ReviewSample, WrongLabels, drawn, estimated
+from tracin.results.review import FEWEST, ReviewSample, WrongLabels, drawn, estimated
 from tracin.results.shown import Showing, Shown
 from tracin.results.shown_rows import shown_rows
-from tracin.results.table import aligned, numbers
+from tracin.results.table import SCREEN, aligned, numbers
 from tracin.results.tabular import Tabular
 from tracin.statistics import ranks
 
@@ -52,12 +53,14 @@ ON_SCREEN = {
     "given_probability": "p",
     "suggested_labels": "suggested",
     "suggested_probability": "p",
-    "loss_and_margin": "loss_and_margin",
+    "loss_and_margin": "rank",
     "residual": "residual",
     "loss": "loss",
     "margin": "margin",
     "self_influence": "self_influence",
 }
+FIRST = 5  # of these come before the score that leads, which is never the one that does not fit
+NO_OTHER = "no other suggestion"
 SHOWN = 10
 
 
@@ -336,19 +339,46 @@ class Suspects(Tabular):
         return {**labels, **{name: numbers(values) for name, values in self.scores.items()}}
 
     def __str__(self) -> str:
-        columns = self.top(min(SHOWN, len(self))).columns()
-        names = {**ON_SCREEN, self.ranked_by: self.ranked_by}
+        return self.as_text()
+
+    def as_text(self, n: int = SHOWN) -> str:
+        """What printing shows, with the first n rows: the table, and how to go on from it."""
+        columns = self.head(n).columns()
+        scores = [*ON_SCREEN]
+        names = dict.fromkeys([*scores[:FIRST], self.ranked_by, *scores[FIRST:]])
         shown = {name: columns[name] for name in names if name in columns}
-        rows = list(zip(*shown.values(), strict=True))
-        more = f"\n... {len(self) - SHOWN} more" if len(self) > SHOWN else ""
-        chosen = ""
-        if self.held_out is not None:
-            chosen = " over all checkpoints" if self.ranked_by.startswith("self_influence") else ""
-            chosen += (
-                f", means over the best checkpoints: {', '.join(map(plain, self.checkpoints))}"
-            )
-        table = aligned([names[name] for name in shown], rows)
-        return f"ranked by {self.ranked_by}{chosen}\n{table}{more}"
+        cells = {**shown, "suggested_labels": self._suggestions(columns)}
+        header = [ON_SCREEN.get(name, name) for name in shown]
+        table = aligned(header, list(zip(*cells.values(), strict=True)))
+        left = len(self) - len(columns["ids"])
+        more = [f"... {left} more"] if left else []
+        return "\n".join([self._head(), table, *more, *self._advice()])
+
+    def _head(self) -> str:
+        if self.held_out is None:
+            return f"ranked by {self.ranked_by}"
+        over = " over all checkpoints" if self.ranked_by.startswith("self_influence") else ""
+        best = ", ".join(map(plain, self.checkpoints))
+        return f"ranked by {self.ranked_by}{over}, means over the best checkpoints: {best}"
+
+    def _suggestions(self, columns: Mapping[str, np.ndarray]) -> list[Any]:
+        """As they are shown: a label that is the given one suggests nothing."""
+        pairs = zip(columns["given_labels"], columns["suggested_labels"], strict=True)
+        return [NO_OTHER if given == label else label for given, label in pairs]
+
+    def _advice(self) -> list[str]:
+        """What is known of the number of wrong labels, and what tells more."""
+        if len(self) < FEWEST or int(self.positions.max()) + 1 != len(self):
+            return []  # rows that were picked from a ranking are no ranking to sample
+        advice = "Review suspects.sample(); suspects.estimate(reviewed) says how many are wrong."
+        if "suggested_probability" in self.scores:
+            preferred = int((self.suggested_probability > self.given_probability).sum())
+            known = f"The model prefers another label for {preferred:,} of {len(self):,} examples"
+            if self.held_out is not None and self.held_out.accuracies is not None:
+                wrong = 1 - self.held_out.accuracies[list(self.held_out.best)].mean()
+                known += f", and for {wrong:.1%} of the validation data"
+            advice = f"{known}. Not all of these labels are wrong. {advice}"
+        return ["", *wrap(advice, SCREEN)]
 
     def _held(self, k: int) -> int:
         count = int(k) if isinstance(k, np.integer) else k

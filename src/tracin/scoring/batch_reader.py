@@ -1,5 +1,6 @@
 """Reads a span of examples batch by batch, in sizes that fit the device."""
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar, final
@@ -17,6 +18,8 @@ from tracin.scoring.named_examples import examples_named
 from tracin.sharding import each_says
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -53,6 +56,7 @@ class BatchReader:
                 batch_size = fitting_size(gradients, two, device)
                 if self._is_sharded:
                     batch_size = min(each_says(batch_size))
+                _log.debug("batches of %d examples fit %s", batch_size, device)
         self.batch_size, self.size = batch_size, min(batch_size, len(part))
         self._gradients = gradients
         if train.alone is not None:
@@ -108,6 +112,7 @@ class BatchReader:
                 if self.size == 1:
                     raise
                 self.size = self.batch_size = self.size // 2
+                _log.info("no memory left on %s: batches of %d now", self.device, self.size)
                 torch.cuda.empty_cache()
 
     def _batches(self, start: int) -> Iterator[tuple[range, Batch]]:

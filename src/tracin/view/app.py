@@ -4,6 +4,7 @@ import asyncio
 import hmac
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,10 @@ from starlette.routing import Route
 from tracin.checks import is_int
 from tracin.decisions.cells import Cell, as_label
 from tracin.decisions.decided import decided_columns
-from tracin.decisions.exports import (
-    csv_bytes,
-    json_bytes,
-    label_studio_bytes,
-    parquet_bytes_of,
-)
+from tracin.decisions.exports import label_studio_bytes
 from tracin.decisions.log import KINDS, DecidedElsewhereError
 from tracin.errors import DecisionError, TracInError
+from tracin.results.saving import as_bytes
 from tracin.view.examples import SIZES
 from tracin.view.explainer import BATCH
 from tracin.view.guard import Guard, media_key
@@ -38,9 +35,13 @@ KINDS_OF_FILE = {
     "icon.svg": "image/svg+xml",
 }
 EXPORTS: Mapping[str, tuple[str, str, Callable[[Any], bytes]]] = {
-    "csv": ("decisions.csv", "text/csv; charset=utf-8", csv_bytes),
-    "parquet": ("decisions.parquet", "application/vnd.apache.parquet", parquet_bytes_of),
-    "json": ("decisions.json", "application/json", json_bytes),
+    "csv": ("decisions.csv", "text/csv; charset=utf-8", partial(as_bytes, suffix=".csv")),
+    "parquet": (
+        "decisions.parquet",
+        "application/vnd.apache.parquet",
+        partial(as_bytes, suffix=".parquet"),
+    ),
+    "json": ("decisions.json", "application/json", partial(as_bytes, suffix=".json")),
     "label-studio": ("label-studio.json", "application/json", label_studio_bytes),
 }
 _SECONDS = 120.0
