@@ -14,7 +14,7 @@ from tracin.results.suspects import RANKINGS
 from tracin.view import save_examples
 from tracin.view.examples import ShownExamples
 from tracin.view.row_request import RowRequest
-from tracin.view.row_views import RowViews, suspicion_of
+from tracin.view.row_views import ORDERS, RowViews, suspicion_of
 
 RANKED = sorted(range(8), key=lambda at: -LOSS[at])
 
@@ -271,3 +271,16 @@ def test_a_suggestion_less_likely_than_the_given_label_is_no_disagreement(tmp_pa
 
 def test_suggestions_are_as_saved(client):
     assert [client.viewer.row(at)["suggested"]["value"] for at in range(8)] == SUGGESTED
+
+
+def test_few_orders_are_kept_and_made_again_alike(tmp_path, opened):
+    columns = {f"score{at}": np.roll(LOSS, at).tolist() for at in range(ORDERS + 3)}
+    client = opened(saved(tmp_path, **columns))
+    client.viewer.views.prepare()
+
+    first = {name: client.positions(sort=name) for name in columns}
+    again = {name: client.positions(sort=name, differs=0, down=1) for name in columns}
+
+    assert first == again
+    assert len(client.viewer.views._orders) <= ORDERS
+    assert first["score1"] == np.argsort(-np.roll(LOSS, 1), kind="stable").tolist()

@@ -122,6 +122,8 @@ class ShownExamples:
         if self.has_texts:
             # Arrow's first search for words takes a quarter of a second more than the next.
             self._texts.taken(np.arange(1)).containing("a")
+            if not self.has_pictures:
+                self._group.cache_clear()  # it may hold all texts once more
 
     def text(self, row: int) -> str | None:
         """The text of a row, if it has one."""
