@@ -20,8 +20,8 @@ _STEP = 1 << 16
 class Cells:
     """The values of one column, one per row.
 
-    Numbers take as few bytes as hold them all. Texts stay in Arrow's memory: a million Python strings
-    would take several times as much.
+    Whole numbers take as few bytes as hold them all. Texts stay in Arrow's memory: a million Python
+    strings would take several times as much.
 
     Attributes:
         values: [rows]: a NumPy array of numbers, or Arrow's array of texts.
