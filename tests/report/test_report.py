@@ -183,6 +183,20 @@ def test_what_the_model_prefers_goes_by_its_probabilities_where_they_are_known(t
     assert "agrees; else 1" in page.text
 
 
+def test_confusions_count_the_labels_that_the_model_doubts_and_no_others(tmp_path):
+    suspects = suspects_of([0, 0, 2, 1], [1, 1, 3, 0])
+    chances = {
+        "given_probability": torch.tensor([0.1, 0.2, 0.9, 0.5]),
+        "suggested_probability": torch.tensor([0.8, 0.7, 0.1, 0.4]),
+    }
+
+    page = page_of(tmp_path, replace(suspects, scores={**suspects.scores, **chances}))
+
+    counted = [tag for tag in page.named("li") if "data-given" in tag]
+    assert [(tag["data-given"], tag["data-suggested"]) for tag in counted] == [("0", "1")]
+    assert "0 → 1: 2" in page.text
+
+
 def test_targets_of_a_regression_are_predictions_not_disagreements(tmp_path):
     suspects = suspects_of([1.5, 2.5], [7.25, 2.0])
     suspects = replace(
