@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tracin.data import Examples
+    from tracin.results.explanations import Explanations
 
 SHOWN = 10
 
@@ -144,6 +145,7 @@ def mislabelled(run: RunFile, sets: Set = None, out: Out = None) -> None:
         batch_size=opened.settings.tracin.batch_size,
     )
     _finish(opened, str(suspects), suspects.save, "mislabelled")
+    _keep_examples(opened, [suspects.positions], adds=False)
 
 
 @app.command()
@@ -203,7 +205,8 @@ def explain(
             "keep": conditions,
             "notes": explanations.notes,
         }
-        return _finish(opened, str(explanations), explanations.save, "explain", **arguments)
+        _finish(opened, str(explanations), explanations.save, "explain", **arguments)
+        return _keep_examples(opened, _sides(explanations), adds=True)
     explanations = opened.tracer.explain(
         opened.task.train,
         chosen_queries.queries,
@@ -214,6 +217,7 @@ def explain(
         batch_size=opened.settings.tracin.batch_size,
     )
     _finish(opened, str(explanations), explanations.save, "explain", **chosen_queries.as_settings())
+    _keep_examples(opened, _sides(explanations), adds=True)
 
 
 @app.command("select")
@@ -402,3 +406,20 @@ def _finish(
     # Written first: a pager that is closed early must not cost the file.
     path = write(opened.folder, save, opened.settings, command, **arguments)
     typer.echo(f"{shown}\n\nwritten to {plain(path)}")
+
+
+def _sides(explanations: "Explanations") -> "list[np.ndarray]":
+    return [explanations.proponents.positions, explanations.opponents.positions]
+
+
+def _keep_examples(opened: Opened, positions: "list[np.ndarray]", *, adds: bool) -> None:
+    """What the examples look like, beside the result that is written already."""
+    import numpy as np
+
+    from tracin.cli.kept_examples import keep_examples
+
+    most = opened.settings.output.examples
+    ordered = np.concatenate([each.ravel() for each in positions])
+    said = keep_examples(opened.task, ordered, opened.folder, most, adds=adds)
+    if said:
+        typer.echo(said)

@@ -22,6 +22,7 @@ OF_SUSPECTS = ("ids", "positions", "given_labels", "suggested_labels")
 OF_CURVES = ("score", "inspected", "found")
 SHARE = "score at "  # and a checkpoint's name
 TRACE = "trace.json"
+EXAMPLES = "examples.parquet"  # what the viewer shows of examples: no result
 
 Columns = Mapping[str, np.ndarray]
 
@@ -54,6 +55,8 @@ def saved_results(folder: Path) -> SavedResults:
         raise QueryError(f"{folder} is not a folder with results, nor a RUN.toml.")
     results, notes = [], []
     for path in sorted(folder.glob("*.parquet")):
+        if path.name == EXAMPLES:
+            continue
         try:
             result = _result(_columns(path), _settings(path))
         except (OSError, ValueError, KeyError, TypeError) as error:
