@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import tracin
-from reported_results import HOSTILE, explanations_of, suspects_of
+from accessibility import violations
+from reported_results import HOSTILE, diagnostics_of, explanations_of, suspects_of
 from tracin import Shown
 
 pytestmark = pytest.mark.slow
@@ -95,3 +96,27 @@ def test_the_table_sorts_filters_and_is_whole_without_a_script(browser, tmp_path
     assert plain.locator(rows).count() == 4
     assert plain.locator("button").count() == 0
     assert not plain.locator(".tools").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_a_page_with_every_part(browser, tmp_path, scheme):
+    train = torch.rand(12, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    actual = np.random.default_rng(0).normal(1, 1, (50, 3))
+    scores = torch.arange(12, 0, -1.0)
+    path = tracin.write_report(
+        tmp_path / "page.html",
+        explanations_of(),
+        suspects_of([0, 1, 2] * 4, [1, 1, 2] * 4),
+        tracin.analysis.found_curve(scores, torch.arange(12) < 3),
+        diagnostics_of(actual * 3, actual),
+        train=train,
+        queries=train,
+    ).path
+    context = browser.new_context(bypass_csp=True, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(path.as_uri())
+
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert violations(page) == [], width
+    context.close()

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 import tracin
-from reported_results import HOSTILE, explanations_of, suspects_of
+from reported_results import HOSTILE, diagnostics_of, explanations_of, suspects_of
 from tracin import DataError, OutputError, QueryError, Shown
 from tracin.analysis import compare_found, found_curve
 from tracin.report import write
 from tracin.report.limits import PageLimits
 from tracin.results.recall import Recall
-from tracin.tracing import Quadrature, TraceDiagnostics
 
 
 class Tags(HTMLParser):
@@ -49,21 +48,6 @@ def page_of(tmp_path: Path, *results, **options) -> Tags:
     text = report.path.read_text()
     assert report.size == len(text.encode())
     return Tags(text)
-
-
-def diagnostics_of(predicted: np.ndarray, actual: np.ndarray) -> TraceDiagnostics:
-    class Steps:
-        step = np.arange(len(actual))
-        before = after = np.zeros((len(actual), actual.shape[1]))
-        buffers = np.zeros(actual.shape)
-
-        def part(self, path, part):
-            return predicted if part == "examples" else np.zeros_like(predicted)
-
-    steps = Steps()
-    steps.before = np.cumsum(actual[::-1], 0)[::-1]
-    steps.after = steps.before - actual
-    return TraceDiagnostics(Quadrature.TRAPEZOID, steps, predicted, actual)  # type: ignore[arg-type]
 
 
 def test_a_page_asks_for_nothing_outside(tmp_path, explanations, suspects, train):

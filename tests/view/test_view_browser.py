@@ -21,6 +21,7 @@ from served import saved
 from test_view_process import served
 
 import tracin
+from accessibility import violations
 from tracin.view import save_examples
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -309,3 +310,22 @@ def test_a_person_sees_pictures_explanations_and_when_to_stop(looked_at, tmp_pat
     if where:
         page.tab.screenshot(path=f"{where}/view-phone.png")
     assert page.said == []
+
+
+def test_axe_finds_nothing_in_either_scheme_or_on_a_phone(looked_at, tmp_path):
+    folder = trained(tmp_path / "digits")
+    page, _, _ = looked_at(folder, bypass_csp=True, viewport={"width": 1280, "height": 800})
+    page.tab.wait_for_selector("#why .hits")
+    page.press("w", "r", "s")  # each kind of decision has a colour of its own
+    page.tab.wait_for_selector("#why .hits")
+
+    for scheme in ("light", "dark"):
+        page.tab.emulate_media(color_scheme=scheme)
+        for width in (1280, 390):
+            page.tab.set_viewport_size({"width": width, "height": 800})
+            assert violations(page.tab) == [], (scheme, width)
+        page.tab.set_viewport_size({"width": 1280, "height": 800})
+        page.press("?")
+        assert page.tab.locator("dialog[open]").count() == 1
+        assert violations(page.tab) == [], scheme
+        page.press("Escape")
