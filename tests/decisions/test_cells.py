@@ -29,3 +29,9 @@ def test_a_small_column_takes_one_byte_per_row():
 
 def test_a_column_without_rows_is_whole_still():
     assert Cells.of(pa.chunked_array([pa.array([], pa.int64())])).is_whole
+
+
+def test_numbers_beyond_64_bits_with_a_sign_become_texts():
+    cells = Cells.of(pa.chunked_array([pa.array([1, 2**63], pa.uint64())]))
+
+    assert [cells[0], cells[1]] == ["1", str(2**63)]

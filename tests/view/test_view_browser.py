@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import saved
+from served import saved, saved_many
 from test_view_process import served
 
 import tracin
@@ -123,6 +123,23 @@ def test_undo_works_after_a_reload_and_a_held_key_decides_once(looked_at, tmp_pa
 
     assert page.decided() == []
     assert page.tab.text_content("#say").startswith("Taken back")
+
+
+def test_undo_reaches_a_row_on_another_page(looked_at, tmp_path):
+    page, process, _ = looked_at(saved_many(tmp_path / "results", 250))
+    page.press("w")
+    page.tab.wait_for_selector("#rows .wrong")
+    page.press("n")
+    page.tab.wait_for_selector("#rows tr:first-child :text-is('101')")
+
+    page.press("u")
+    page.tab.wait_for_timeout(300)
+
+    assert page.tab.text_content("#say").startswith("Taken back")
+    assert process.ask("api/rows")["decided"] == 0
+    page.press("p")
+    page.tab.wait_for_timeout(300)
+    assert page.decided() == []
 
 
 def test_the_token_leaves_the_address_and_nothing_else_is_asked(looked_at, tmp_path):

@@ -253,6 +253,17 @@ def test_ids_beyond_what_a_page_can_count_stay_whole(tmp_path, opened):
     assert client.positions(words=str(2**63 - 4)) == [3]
 
 
+def test_the_first_page_does_not_wait_for_all_texts(tmp_path, opened):
+    saved(tmp_path)
+    save_examples(tmp_path, texts=[f"text {at}" for at in range(8)])
+    viewer = opened(tmp_path).viewer
+
+    found = [viewer.row(row)["text"] for row in range(8)]
+
+    assert found == [f"text {at}" for at in range(8)]
+    assert "_texts" not in viewer.examples.__dict__
+
+
 def test_a_suggestion_less_likely_than_the_given_label_is_no_disagreement(tmp_path, opened):
     likely = [0.9, 0.2, 0.9, 0.9, 0.5, 0.1, 0.9, 0.9]
     suggested = [(one + 1) % 3 for one in GIVEN]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Cell: TypeAlias = int | float | str | None
 
 _STEP = 1 << 16
+_LARGEST = 2**63 - 1
 
 
 @final
@@ -42,7 +43,10 @@ class Cells:
         if types.is_boolean(kind):
             column, kind = column.cast(pyarrow.int8()), pyarrow.int8()
         if types.is_integer(kind) and column.null_count == 0:
-            return cls(_narrow(_numbers(column)))
+            numbers = _numbers(column)
+            if not len(numbers) or int(numbers.max()) <= _LARGEST:
+                return cls(_narrow(numbers))
+            kind = pyarrow.null()  # ids that 64 bits with a sign cannot hold: texts
         if types.is_integer(kind) or types.is_floating(kind):
             is_short = types.is_float32(kind) or types.is_float16(kind)
             floats = column.cast(pyarrow.float32() if is_short else pyarrow.float64())

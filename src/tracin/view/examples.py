@@ -5,7 +5,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -42,8 +42,8 @@ def save_examples(
     Args:
         folder: The folder of the ranking.
         pictures: [examples]: arrays or tensors [height, width], [height, width, 3 or 4] or [1 or 3,
-            height, width], of bytes or of numbers from 0 to 1; Pillow images; or the bytes of a
-            PNG, JPEG, WebP, GIF or BMP file.
+            height, width], of bytes or of numbers from 0 to 1; Pillow images; the bytes of a PNG,
+            JPEG, WebP, GIF or BMP file; or None for an example without a picture.
         texts: [examples].
         positions: [examples]: where each is in the training data, such as the top of a ranking;
             None for all of it, in its order.
@@ -62,7 +62,7 @@ def save_examples(
     """
     if pictures is None and texts is None:
         raise OutputError("There is nothing to show: give pictures, texts, or both.")
-    encoded = None if pictures is None else [_encoded(one) for one in pictures]
+    encoded = None if pictures is None else list(_all_encoded(pictures))
     written = None if texts is None else [str(one) for one in texts]
     first = written if encoded is None else encoded
     count = 0 if first is None else len(first)
@@ -271,6 +271,16 @@ def shown_picture(content: bytes | None, side: int) -> bytes:
     out = io.BytesIO()
     picture.resize((size[0], size[1]), how).save(out, "WEBP", quality=85, method=0)
     return out.getvalue()
+
+
+def _all_encoded(pictures: Sequence[Any]) -> Iterator[bytes | None]:
+    for at, one in enumerate(pictures):
+        try:
+            yield _encoded(one)
+        except ValueError as error:  # such as one of 0 x 0 pixels
+            raise OutputError(
+                f"Picture {at} cannot be encoded ({error}). Pass None for an example without one."
+            ) from error
 
 
 def _encoded(picture: Any) -> bytes | None:
