@@ -51,9 +51,9 @@ test-floor: ## the engine's tests on the oldest torch that pyproject.toml allows
 	.venv-floor/bin/python -m pytest $(FLOOR_TESTS) -k "not (lora or gpt2 or llama or bert or vit)" \
 		--numprocesses logical --maxprocesses 8 --dist worksteal
 
-test-browser: .venv/dev.stamp ## the viewer in a real browser (needs a chromium on the path)
-	$(pip) playwright
-	$(BIN)/python -m pytest tests/view/test_view_browser.py
+test-browser: .venv/dev.stamp ## the viewer and a report in a real browser (needs a chromium on the path)
+	$(pip) playwright axe-playwright-python
+	$(BIN)/python -m pytest tests/view/test_view_browser.py tests/report/test_browser.py
 
 lint: .venv/dev.stamp ## style
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import torch
 
 from tracin import Explanations, Suspects
 from tracin.results.explanations import TopInfluences
+from tracin.tracing import Quadrature, TraceDiagnostics
 
 # Texts that a page, a screen or a template could obey.
 HOSTILE = [
@@ -53,3 +54,20 @@ def suspects_of(given: list, suggested: list, ids: list | None = None) -> Suspec
         },
         ranked_by="self_influence",
     )
+
+
+def diagnostics_of(predicted: np.ndarray, actual: np.ndarray) -> TraceDiagnostics:
+    """Of steps whose queries' losses fell by `actual`: [steps, queries]."""
+
+    class Steps:
+        step = np.arange(len(actual))
+        before = after = np.zeros((len(actual), actual.shape[1]))
+        buffers = np.zeros(actual.shape)
+
+        def part(self, path, part):
+            return predicted if part == "examples" else np.zeros_like(predicted)
+
+    steps = Steps()
+    steps.before = np.cumsum(actual[::-1], 0)[::-1]
+    steps.after = steps.before - actual
+    return TraceDiagnostics(Quadrature.TRAPEZOID, steps, predicted, actual)  # type: ignore[arg-type]

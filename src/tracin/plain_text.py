@@ -79,6 +79,18 @@ def listed(names: Iterable[object], most: int = 4) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
+def many(count: int, thing: str) -> str:
+    """A count with its noun.
+
+    Example:
+        >>> many(1, "query"), many(1200, "row")
+        ('1 query', '1,200 rows')
+    """
+    if count == 1:
+        return f"1 {thing}"
+    return f"{count:,} {thing.removesuffix('y')}ies" if thing[-1] == "y" else f"{count:,} {thing}s"
+
+
 def first_few(texts: Sequence[str], most: int = 3) -> str:
     """The first few texts, and how many more there are.
 

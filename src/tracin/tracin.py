@@ -121,7 +121,7 @@ class TracIn(Run):
             train: A map-style Dataset, an unshuffled DataLoader, or a tensor / tuple / dict of
                 tensors with the examples first.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
@@ -165,7 +165,7 @@ class TracIn(Run):
             target: What proponents raise, as in `explain`; None is for the queries' loss, which
                 they lower.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
@@ -236,7 +236,7 @@ class TracIn(Run):
                 function target(model, batch) that returns a differentiable value per query,
                 [queries]; for a loss, return its negative.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             QueryError: k is below 1 or larger than the number of examples to choose from.
@@ -320,7 +320,7 @@ class TracIn(Run):
                 "loss_and_margin" of classes, the mean of the ranks by loss and by margin, and for
                 "residual" of numbers.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Warns:
             MemorisedWarning: The model agrees with nearly all given labels.
@@ -457,7 +457,7 @@ class TracIn(Run):
             recall_queries: On how many rows the recall of the finished index is measured; 0 for
                 none.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             IndexingError: The folder holds another index, or cannot be written; a worker failed.

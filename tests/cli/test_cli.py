@@ -71,6 +71,7 @@ def test_explain_writes_a_table_and_the_settings_that_made_it(begun, capsys, tmp
     assert settings["command"] == "explain"
     assert settings["query"] == [0, 3]
     assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "examples.parquet",  # for tracin view to show
         "explain.parquet",
         "explain.settings.json",
     ]

@@ -1,5 +1,6 @@
 """What a browser makes of a report; needs Playwright and a Chromium."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 
 import tracin
-from reported_results import HOSTILE, explanations_of, suspects_of
+from accessibility import violations
+from reported_results import HOSTILE, diagnostics_of, explanations_of, suspects_of
 from tracin import Shown
 
 pytestmark = pytest.mark.slow
 sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser")
+COLUMNS = ("given", "suggested")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -95,3 +98,49 @@ def test_the_table_sorts_filters_and_is_whole_without_a_script(browser, tmp_path
     assert plain.locator(rows).count() == 4
     assert plain.locator("button").count() == 0
     assert not plain.locator(".tools").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_a_page_with_every_part(browser, tmp_path, scheme):
+    train = torch.rand(12, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    actual = np.random.default_rng(0).normal(1, 1, (50, 3))
+    scores = torch.arange(12, 0, -1.0)
+    path = tracin.write_report(
+        tmp_path / "page.html",
+        explanations_of(),
+        suspects_of([0, 1, 2] * 4, [1, 1, 2] * 4),
+        tracin.analysis.found_curve(scores, torch.arange(12) < 3),
+        diagnostics_of(actual * 3, actual),
+        train=train,
+        queries=train,
+    ).path
+    context = browser.new_context(bypass_csp=True, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(path.as_uri())
+
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert violations(page) == [], width
+    context.close()
+
+
+def test_on_paper_the_columns_that_matter_are_on_the_first_page(browser, tmp_path):
+    train = torch.rand(300, 8, 8), torch.arange(300) % 3
+    suspects = suspects_of([0, 1, 2] * 100, [1, 1, 2] * 100, [f"{at}" * 40 for at in range(300)])
+    named = tracin.WithIds(train, suspects.ids.tolist())
+    path = tracin.write_report(tmp_path / "page.html", suspects, train=named).path
+    page = browser.new_page(viewport={"width": 718, "height": 1040})  # A4 less its margins
+    page.goto(path.as_uri())
+
+    pages = len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4")))
+    page.emulate_media(media="print")
+    boxes = [page.locator("th", has_text=name).first.bounding_box() for name in COLUMNS]
+    printed = page.locator("tbody tr[data-given]:visible").count()
+
+    assert printed == 100  # of 300: nobody wants the rest on paper
+    assert 3 <= pages <= 12
+    for box in boxes:
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 718
+        assert box["y"] + box["height"] <= 1040

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 import tracin
-from reported_results import HOSTILE, explanations_of, suspects_of
+from reported_results import HOSTILE, diagnostics_of, explanations_of, suspects_of
 from tracin import DataError, OutputError, QueryError, Shown
 from tracin.analysis import compare_found, found_curve
 from tracin.report import write
 from tracin.report.limits import PageLimits
 from tracin.results.recall import Recall
-from tracin.tracing import Quadrature, TraceDiagnostics
 
 
 class Tags(HTMLParser):
@@ -49,21 +48,6 @@ def page_of(tmp_path: Path, *results, **options) -> Tags:
     text = report.path.read_text()
     assert report.size == len(text.encode())
     return Tags(text)
-
-
-def diagnostics_of(predicted: np.ndarray, actual: np.ndarray) -> TraceDiagnostics:
-    class Steps:
-        step = np.arange(len(actual))
-        before = after = np.zeros((len(actual), actual.shape[1]))
-        buffers = np.zeros(actual.shape)
-
-        def part(self, path, part):
-            return predicted if part == "examples" else np.zeros_like(predicted)
-
-    steps = Steps()
-    steps.before = np.cumsum(actual[::-1], 0)[::-1]
-    steps.after = steps.before - actual
-    return TraceDiagnostics(Quadrature.TRAPEZOID, steps, predicted, actual)  # type: ignore[arg-type]
 
 
 def test_a_page_asks_for_nothing_outside(tmp_path, explanations, suspects, train):
@@ -181,6 +165,20 @@ def test_what_the_model_prefers_goes_by_its_probabilities_where_they_are_known(t
     assert "For 1 of 3 examples (33.3 %) the model finds another label likelier" in page.text
     assert sum("data-differs" in tag for tag in page.named("tr")) == 1
     assert "agrees; else 1" in page.text
+
+
+def test_confusions_count_the_labels_that_the_model_doubts_and_no_others(tmp_path):
+    suspects = suspects_of([0, 0, 2, 1], [1, 1, 3, 0])
+    chances = {
+        "given_probability": torch.tensor([0.1, 0.2, 0.9, 0.5]),
+        "suggested_probability": torch.tensor([0.8, 0.7, 0.1, 0.4]),
+    }
+
+    page = page_of(tmp_path, replace(suspects, scores={**suspects.scores, **chances}))
+
+    counted = [tag for tag in page.named("li") if "data-given" in tag]
+    assert [(tag["data-given"], tag["data-suggested"]) for tag in counted] == [("0", "1")]
+    assert "0 → 1: 2" in page.text
 
 
 def test_targets_of_a_regression_are_predictions_not_disagreements(tmp_path):

@@ -123,5 +123,8 @@ def test_a_tracers_folder_gives_its_explanations_and_its_verdict(tmp_path):
             optimizer.step()
 
     kinds = [type(one.result).__name__ for one in saved_results(tmp_path / "trace").results]
+    made = tracin.write_report(tmp_path / "page.html", tracer.trace(), train=data, queries=data)
 
     assert kinds == ["Explanations", "TraceDiagnostics"]
+    page = made.path.read_text()
+    assert page.index("Why did the model") < page.index("Can the trace be believed?")

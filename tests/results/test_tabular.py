@@ -10,6 +10,7 @@ import torch
 
 import tracin
 from tracin import OutputError, QueryError
+from tracin.printed import Printed
 from tracin.results.html_table import html_page, html_table
 from tracin.results.saving import save_columns
 from tracin.results.tabular import Tabular
@@ -190,3 +191,30 @@ def test_a_spreadsheet_runs_no_formula_and_half_a_character_breaks_no_file(tmp_p
     assert found["any"].isna().tolist() == [False] * 6 + [True]
     assert (found["score"].to_numpy(np.float32) == scores).all()
     assert json.loads((tmp_path / "x.json").read_text())[0]["=id"] == "=1+1"
+
+
+def subclasses(kind):
+    return [each for one in kind.__subclasses__() for each in (one, *subclasses(one))]
+
+
+def test_every_result_is_its_table_at_a_prompt_and_in_a_notebook():
+    for name in tracin.__all__:  # all that is public is imported
+        getattr(tracin, name)
+
+    names = {each.__name__ for each in subclasses(Printed) if each.__module__.startswith("tracin.")}
+    assert names >= {
+        *("Coverage", "Verification", "TraceDiagnostics", "Selection", "Recall", "HeldOut"),
+        *("FoundCurve", "FoundComparison", "RetrainingCurve", "LeaveOneOut", "Correlations"),
+    }
+    for each in subclasses(Printed):
+        # A dataclass writes a repr of its fields unless it is told not to.
+        assert each.__repr__ is Printed.__repr__, each
+        assert each is Tabular or each.__str__ is not object.__str__, each
+
+
+def test_what_holds_much_says_in_one_line_what_and_how_many(run, data, tmp_path):
+    index = run.index(data, tmp_path / "index", tracin.Projection(dim=64))
+
+    assert repr(run).startswith("TracIn(Linear, 1 checkpoint, 2 parameters (12 numbers), on cpu")
+    rows = f"Index({len(data[0])} rows of {index.plan.width} numbers (float16) at 1 checkpoint, "
+    assert repr(index) == f"{rows}{tmp_path / 'index'})"

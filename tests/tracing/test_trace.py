@@ -67,6 +67,9 @@ def test_explanations_are_the_top_and_bottom(tmp_path, train, queries):
     trace = tracin.tracing.Trace.open(tmp_path / "a")
     scores = trace.influence()
     found = trace.explain(k=4)
+    held = f"Trace({len(named)} examples, on {QUERIES} queries along "
+    assert repr(trace).startswith(held)
+    assert repr(trace).endswith(f"{trace.save.rows} steps traced, {tmp_path / 'a'})")
     assert torch.equal(found.top(4).scores, scores.topk(4, dim=0).values.T)
     assert torch.equal(found.bottom(4).scores, -(-scores).topk(4, dim=0).values.T)
     assert str(found.top(1).ids[0, 0]).startswith("image ")

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import saved
+from served import saved, saved_many
 from test_view_process import served
 
 import tracin
+from accessibility import violations
 from tracin.view import save_examples
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -122,6 +123,23 @@ def test_undo_works_after_a_reload_and_a_held_key_decides_once(looked_at, tmp_pa
 
     assert page.decided() == []
     assert page.tab.text_content("#say").startswith("Taken back")
+
+
+def test_undo_reaches_a_row_on_another_page(looked_at, tmp_path):
+    page, process, _ = looked_at(saved_many(tmp_path / "results", 250))
+    page.press("w")
+    page.tab.wait_for_selector("#rows .wrong")
+    page.press("n")
+    page.tab.wait_for_selector("#rows tr:first-child :text-is('101')")
+
+    page.press("u")
+    page.tab.wait_for_timeout(300)
+
+    assert page.tab.text_content("#say").startswith("Taken back")
+    assert process.ask("api/rows")["decided"] == 0
+    page.press("p")
+    page.tab.wait_for_timeout(300)
+    assert page.decided() == []
 
 
 def test_the_token_leaves_the_address_and_nothing_else_is_asked(looked_at, tmp_path):
@@ -309,3 +327,22 @@ def test_a_person_sees_pictures_explanations_and_when_to_stop(looked_at, tmp_pat
     if where:
         page.tab.screenshot(path=f"{where}/view-phone.png")
     assert page.said == []
+
+
+def test_axe_finds_nothing_in_either_scheme_or_on_a_phone(looked_at, tmp_path):
+    folder = trained(tmp_path / "digits")
+    page, _, _ = looked_at(folder, bypass_csp=True, viewport={"width": 1280, "height": 800})
+    page.tab.wait_for_selector("#why .hits")
+    page.press("w", "r", "s")  # each kind of decision has a colour of its own
+    page.tab.wait_for_selector("#why .hits")
+
+    for scheme in ("light", "dark"):
+        page.tab.emulate_media(color_scheme=scheme)
+        for width in (1280, 390):
+            page.tab.set_viewport_size({"width": width, "height": 800})
+            assert violations(page.tab) == [], (scheme, width)
+        page.tab.set_viewport_size({"width": 1280, "height": 800})
+        page.press("?")
+        assert page.tab.locator("dialog[open]").count() == 1
+        assert violations(page.tab) == [], scheme
+        page.press("Escape")

@@ -11,7 +11,7 @@ from served import saved
 from tracin import DecisionError, OutputError
 from tracin.report.pictures import pixels
 from tracin.view import save_examples
-from tracin.view.examples import shown_picture
+from tracin.view.examples import read_pack, shown_picture
 
 
 def decoded(content):
@@ -126,8 +126,17 @@ def test_what_cannot_be_packed_is_refused(tmp_path):
         save_examples(tmp_path, texts=["a", "b"], positions=[0])
     with pytest.raises(OutputError, match=r"not \[2, 2, 2, 2\]"):
         save_examples(tmp_path, pictures=np.zeros((1, 2, 2, 2, 2)))
+    for empty in (np.zeros((0, 0)), Image.new("RGB", (0, 0))):
+        with pytest.raises(OutputError, match=r"Picture 1 cannot be encoded .* Pass None"):
+            save_examples(tmp_path, pictures=[RED, empty])
     with pytest.raises(OutputError, match="Cannot write"):
         save_examples(tmp_path / "missing", texts=["a"])
+
+
+def test_texts_that_are_no_utf_8_are_spelled_out(tmp_path):
+    save_examples(tmp_path, texts=["half \ud800 character", "nul\0"])
+
+    assert read_pack(tmp_path / "examples.parquet").texts == ["half \\ud800 character", "nul\0"]
 
 
 def test_a_damaged_pack_is_explained(tmp_path, opened):

@@ -14,7 +14,7 @@ from tracin.results.suspects import RANKINGS
 from tracin.view import save_examples
 from tracin.view.examples import ShownExamples
 from tracin.view.row_request import RowRequest
-from tracin.view.row_views import RowViews, suspicion_of
+from tracin.view.row_views import ORDERS, RowViews, suspicion_of
 
 RANKED = sorted(range(8), key=lambda at: -LOSS[at])
 
@@ -253,6 +253,17 @@ def test_ids_beyond_what_a_page_can_count_stay_whole(tmp_path, opened):
     assert client.positions(words=str(2**63 - 4)) == [3]
 
 
+def test_the_first_page_does_not_wait_for_all_texts(tmp_path, opened):
+    saved(tmp_path)
+    save_examples(tmp_path, texts=[f"text {at}" for at in range(8)])
+    viewer = opened(tmp_path).viewer
+
+    found = [viewer.row(row)["text"] for row in range(8)]
+
+    assert found == [f"text {at}" for at in range(8)]
+    assert "_texts" not in viewer.examples.__dict__
+
+
 def test_a_suggestion_less_likely_than_the_given_label_is_no_disagreement(tmp_path, opened):
     likely = [0.9, 0.2, 0.9, 0.9, 0.5, 0.1, 0.9, 0.9]
     suggested = [(one + 1) % 3 for one in GIVEN]
@@ -271,3 +282,16 @@ def test_a_suggestion_less_likely_than_the_given_label_is_no_disagreement(tmp_pa
 
 def test_suggestions_are_as_saved(client):
     assert [client.viewer.row(at)["suggested"]["value"] for at in range(8)] == SUGGESTED
+
+
+def test_few_orders_are_kept_and_made_again_alike(tmp_path, opened):
+    columns = {f"score{at}": np.roll(LOSS, at).tolist() for at in range(ORDERS + 3)}
+    client = opened(saved(tmp_path, **columns))
+    client.viewer.views.prepare()
+
+    first = {name: client.positions(sort=name) for name in columns}
+    again = {name: client.positions(sort=name, differs=0, down=1) for name in columns}
+
+    assert first == again
+    assert len(client.viewer.views._orders) <= ORDERS
+    assert first["score1"] == np.argsort(-np.roll(LOSS, 1), kind="stable").tolist()

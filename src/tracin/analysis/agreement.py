@@ -90,7 +90,7 @@ def compare_selections(
         parameters: As for `tracin.TracIn`.
         device: Where to compute; by default where the model is.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         QueryError: There is no selection, or the reference has another shape.

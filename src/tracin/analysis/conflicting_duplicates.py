@@ -101,7 +101,7 @@ def conflicting_duplicates(
             near-duplicates apart.
         memory: Approximate limit, in bytes, for blocks of cosines. Features are held besides.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
         The pairs, each once.

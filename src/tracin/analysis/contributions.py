@@ -97,7 +97,7 @@ def contributions(
         among: [train], bool: count only these, such as the examples known to be mislabelled; the
             ranking is that of all examples.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         QueryError: top is no share, or labels or among are not one an example.

@@ -65,7 +65,7 @@ def fix_and_retrain(
             nowhere.
         settings: What `fit` and `metric` depend on, such as the learning rate: a folder made with
             others is refused, and the library cannot see into your functions.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
         The metric by ranking, fraction and seed, and with every label right.

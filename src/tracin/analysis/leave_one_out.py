@@ -162,7 +162,7 @@ def leave_one_out(
             nowhere.
         settings: What `fit` depends on, such as the learning rate: a folder made with others is
             refused.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
         The changes, [seeds, examples, queries].

@@ -82,7 +82,7 @@ class MeanOfRuns:
             train: As `TracIn.influence` takes it.
             queries: The same kinds of data.
             batch_size: "auto", or how many examples go through a model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             TracInError: As from each run's own `influence`.
@@ -101,7 +101,7 @@ class MeanOfRuns:
         Args:
             train: As `TracIn.self_influence` takes it.
             batch_size: "auto", or how many examples go through a model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             QueryError: A run is a baseline without self-influence.
@@ -138,7 +138,7 @@ class MeanOfRuns:
             queries: The examples whose loss is explained.
             k: How many of each.
             batch_size: "auto", or how many examples go through a model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Returns:
             Explanations whose `by_checkpoint` are the runs' shares, and `checkpoints` the runs.

@@ -64,7 +64,7 @@ def remove_and_retrain(
             nowhere.
         settings: What `fit` and `metric` depend on, such as the learning rate: a folder made with
             others is refused.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
         The metric by ranking, fraction and seed.

@@ -150,7 +150,7 @@ def select(
         duplicates: The cosine from which an example counts as a near-duplicate, up to 1, which
             leaves out exact copies; None to keep all.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         QueryError: The budget, the groups or duplicates cannot be, or no example helps.

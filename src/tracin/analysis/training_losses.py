@@ -27,7 +27,7 @@ def checkpoint_losses(
         run: Whose model, loss and checkpoints.
         data: The examples, such as the queries of `explained_share`.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
         [checkpoints, examples], float64.
@@ -83,7 +83,7 @@ def training_losses(
         run: Whose model, loss and checkpoints.
         train: The examples.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite; names example and checkpoint.

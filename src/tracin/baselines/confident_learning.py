@@ -74,7 +74,7 @@ class ConfidentLearning:
         Args:
             train: The labelled examples.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             QueryError: cleanlab is not installed.
@@ -97,7 +97,7 @@ class ConfidentLearning:
         Args:
             train: The labelled examples.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             QueryError: cleanlab is not installed.

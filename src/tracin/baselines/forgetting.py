@@ -63,7 +63,7 @@ class Forgetting:
         Args:
             train: The labelled examples.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             LossError: The loss knows no classes, or an example has several labels.

@@ -29,7 +29,7 @@ def forward_steps(
         compute: The run's loss, or its `outcome`.
         what: The word in front of the progress bar.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
@@ -55,7 +55,7 @@ def class_steps(
         checkpoints: Their places in the run, in the order of reading.
         name: The baseline, for errors.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         LossError: The loss knows no classes, or an example has more than one label.

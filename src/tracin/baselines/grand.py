@@ -55,7 +55,7 @@ class GraNd:
         Args:
             train: The training examples.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.

@@ -132,7 +132,7 @@ class InfluenceFunctions:
         Args:
             train: The examples that the model was trained on.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             CurvatureError: The damped Hessian is not positive definite.
@@ -156,7 +156,7 @@ class InfluenceFunctions:
             train: The examples that the model was trained on.
             queries: The examples whose loss is explained.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             CurvatureError: The damped Hessian is not positive definite.
@@ -194,7 +194,7 @@ class FittedInfluence:
         Args:
             train: Those of the training data, or others like them.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             CurvatureError: The damped Hessian is not positive definite.
@@ -234,7 +234,7 @@ class FittedInfluence:
             probes: How many random vectors.
             seed: Of their signs.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             CurvatureError: The damped Hessian is not positive definite.
@@ -272,7 +272,7 @@ class FittedInfluence:
             train: Those of the training data, or others like them.
             queries: The examples whose loss is explained.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             CurvatureError: The damped Hessian is not positive definite.

@@ -101,7 +101,7 @@ def features_of(
         checkpoint: The checkpoint's place in the run.
         name: The baseline, for errors.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         LossError: The loss knows no classes, or an example has several labels.

@@ -52,7 +52,7 @@ class Loss:
         Args:
             train: The training examples.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
@@ -82,7 +82,7 @@ class Loss:
             train: The training examples.
             queries: The queries.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             NonFiniteError: A loss is NaN or infinite; names example and checkpoint.

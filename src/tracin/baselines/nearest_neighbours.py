@@ -67,7 +67,7 @@ class NearestNeighbours:
         Args:
             train: The labelled examples, more than k.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             QueryError: There are not more than k examples.
@@ -112,7 +112,7 @@ class NearestNeighbours:
             train: The training examples.
             queries: The examples to compare them with.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             LossError: The loss knows no classes, or an example has several labels.

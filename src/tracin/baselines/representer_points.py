@@ -83,7 +83,7 @@ class RepresenterPoints:
         Args:
             train: The labelled examples that the model was trained on.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             CurvatureError: No stationary point was reached, so that the sums are not the scores.
@@ -122,7 +122,7 @@ class RepresenterPoints:
         Args:
             train: The labelled examples that the model was trained on.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             CurvatureError: No stationary point was reached.
@@ -147,7 +147,7 @@ class RepresenterPoints:
             train: The labelled examples that the model was trained on.
             queries: The labelled examples whose score is explained.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             CurvatureError: No stationary point was reached.
@@ -197,7 +197,7 @@ class FittedRepresenters:
         Args:
             queries: The labelled examples whose score is explained.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
         """
         asked = self._asked(queries, batch_size, progress)
         return self.alpha[:, asked.labels] * (self.inputs @ self._inputs(asked).mT)
@@ -213,7 +213,7 @@ class FittedRepresenters:
         Args:
             queries: The labelled examples.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
         """
         return self._inputs(self._asked(queries, batch_size, progress)) @ self.weights.mT
 

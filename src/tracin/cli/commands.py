@@ -29,7 +29,7 @@ from tracin.cli.index_commands import (
 )
 from tracin.cli.keep import keep_of
 from tracin.cli.log_lines import shown_log
-from tracin.cli.opened import opened_run
+from tracin.cli.opened import Opened, opened_run
 from tracin.cli.report_command import NAME, report
 from tracin.cli.results import deliver
 from tracin.cli.settings import read_settings
@@ -40,7 +40,10 @@ from tracin.errors import QueryError, RunFileError
 from tracin.plain_text import a_kind, plain
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tracin.data import Examples
+    from tracin.results.explanations import Explanations
 
 SHOWN = 10
 
@@ -187,6 +190,7 @@ def mislabelled(
     # A program that asks for some rows gets no more; a file holds all.
     columns = suspects.head(rows).columns if rows is not None and path is None else suspects.columns
     deliver(opened, shown, columns)
+    _keep_examples(opened, [suspects.positions], adds=False)
 
 
 @app.command()
@@ -250,7 +254,8 @@ def explain(
             "notes": explanations.notes,
             "target": explanations.target,
         }
-        return deliver(opened, str(explanations), explanations.columns, **arguments)
+        deliver(opened, str(explanations), explanations.columns, **arguments)
+        return _keep_examples(opened, _sides(explanations), adds=True)
     explanations = opened.tracer.explain(
         opened.task.train,
         chosen_queries.queries,
@@ -263,6 +268,7 @@ def explain(
     )
     arguments = {**chosen_queries.as_settings(), "target": explanations.target}
     deliver(opened, str(explanations), explanations.columns, **arguments)
+    _keep_examples(opened, _sides(explanations), adds=True)
 
 
 @app.command("select")
@@ -452,3 +458,23 @@ def _positions(text: str, examples: int, where: str) -> list[int]:
     if len(set(positions)) < len(positions):
         raise QueryError(f"--query {text}: a position comes twice.")
     return positions
+
+
+def _sides(explanations: "Explanations") -> "list[np.ndarray]":
+    return [explanations.proponents.positions, explanations.opponents.positions]
+
+
+def _keep_examples(opened: Opened, positions: "list[np.ndarray]", *, adds: bool) -> None:
+    """What the examples look like, beside a result that `tracin view` can open."""
+    path = opened.destination.path
+    if path is None or path.suffix != ".parquet":
+        return
+    import numpy as np
+
+    from tracin.cli.kept_examples import keep_examples
+
+    most = opened.settings.output.examples
+    ordered = np.concatenate([each.ravel() for each in positions])
+    said = keep_examples(opened.task, ordered, path.parent, most, adds=adds)
+    if said:
+        typer.echo(said)

@@ -100,9 +100,10 @@ class IndexTable(_Table):
 
 
 class OutputTable(_Table):
-    """Where results go, relative to the RUN.toml."""
+    """Where results go, relative to the RUN.toml, and how many examples are kept to look at."""
 
     folder: str = "results"
+    examples: NonNegativeInt = 5000
 
 
 class Settings(_Table):

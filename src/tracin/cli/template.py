@@ -55,6 +55,7 @@ function = "task.py:task"
 
 [output]
 # folder = "results"           # relative to this file
+# examples = 5000              # how many to keep for tracin view to show; 0 keeps none
 """
 
 TASK = '''\

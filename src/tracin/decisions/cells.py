@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 Cell: TypeAlias = int | float | str | None
 
 _STEP = 1 << 16
+_LARGEST = 2**63 - 1
 
 
 @final
 class Cells:
     """The values of one column, one per row.
 
-    Numbers take eight bytes or fewer each. Texts stay in Arrow's memory: a million Python strings
-    would take several times as much.
+    Whole numbers take as few bytes as hold them all. Texts stay in Arrow's memory: a million Python
+    strings would take several times as much.
 
     Attributes:
         values: [rows]: a NumPy array of numbers, or Arrow's array of texts.
@@ -42,7 +43,10 @@ class Cells:
         if types.is_boolean(kind):
             column, kind = column.cast(pyarrow.int8()), pyarrow.int8()
         if types.is_integer(kind) and column.null_count == 0:
-            return cls(_numbers(column).astype(np.int64, copy=False))
+            numbers = _numbers(column)
+            if not len(numbers) or int(numbers.max()) <= _LARGEST:
+                return cls(_narrow(numbers))
+            kind = pyarrow.null()  # ids that 64 bits with a sign cannot hold: texts
         if types.is_integer(kind) or types.is_floating(kind):
             is_short = types.is_float32(kind) or types.is_float16(kind)
             floats = column.cast(pyarrow.float32() if is_short else pyarrow.float64())
@@ -80,10 +84,10 @@ class Cells:
         return Cells(self.values.take(pyarrow.array(rows)))
 
     def array(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """As NumPy: texts as objects. [rows]."""
+        """As NumPy: whole numbers in 64 bits, texts as objects. [rows]."""
         some = self if rows is None else self.taken(rows)
         if isinstance(some.values, np.ndarray):
-            return some.values
+            return some.values.astype(np.int64, copy=False) if some.is_whole else some.values
         return np.array(some.values.to_pylist(), dtype=object)
 
     def equal(self, value: Cell) -> np.ndarray:
@@ -187,6 +191,16 @@ def _bools(found: Any) -> np.ndarray:
     import pyarrow
 
     return np.from_dlpack(found.fill_null(False).cast(pyarrow.uint8())).view(bool)
+
+
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    """Whole numbers in as few bytes as hold them all."""
+    if not len(numbers):
+        return numbers.astype(np.int64)
+    low, high = int(numbers.min()), int(numbers.max())
+    kinds = (np.int8, np.int16, np.int32, np.int64)
+    least = next((k for k in kinds if np.iinfo(k).min <= low <= high <= np.iinfo(k).max), np.int64)
+    return numbers.astype(least, copy=False)
 
 
 def _numbers(column: "pyarrow.ChunkedArray") -> np.ndarray:

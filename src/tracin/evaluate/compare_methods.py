@@ -76,7 +76,7 @@ def compare_methods(
         k: How many proponents to look at.
         resamples: As for `lds`.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         QueryError: There is no method, two have one name, k is no number of examples, or the truth

@@ -36,7 +36,7 @@ def duplicates(
         train: The training examples.
         queries: The same kind of data, of the same form.
         batch_size: "auto", or how many examples go through the model at once.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
         The ranks of the copies among the training examples and all copies.

@@ -80,7 +80,7 @@ class CosineScores:
             train: The training examples.
             queries: The queries.
             batch_size: "auto", or how many examples go through the model at once.
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
         """
         scores = self.run.influence(train, queries, batch_size=batch_size, progress=progress)
         ours, theirs = (

@@ -151,7 +151,7 @@ def retrained_losses(
             nowhere.
         settings: What `fit` depends on, such as the learning rate: a folder made with others is
             refused. What a `StackedFit` was given is known without.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         QueryError: A position or a seed cannot be, or there is no subset.

@@ -100,7 +100,7 @@ def tail_patch(
         checkpoint: The place of the checkpoint in the run; the last by default.
         learning_rate: The step's size; None for the checkpoint's own.
         seed: Decides which examples are taken at random, for comparison.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         QueryError: k is no number of examples, there is no such checkpoint, no learning rate is

@@ -56,7 +56,7 @@ class Curvatures:
             number: Which of them the rows are of.
             maker: Makes rows of examples.
             rows: [queries, width].
-            progress: None shows a bar on a terminal alone.
+            progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             PreconditionerError: There is no damping, or columns are too many; or the last

@@ -45,7 +45,7 @@ def exact_scores(
         candidates: [queries, candidates]: positions in train.
         memory: Bytes that scores, and queries' gradients written out, may take, about.
         batch_size: Examples per model call; None finds the size.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         NonFiniteError: A loss or gradient is NaN or infinite.
@@ -142,7 +142,7 @@ def rescored(
         k: The number of results per query and side.
         memory: As for `exact_scores`, like those that follow.
         batch_size: Examples per model call; None finds the size.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
         Proponents and opponents.
@@ -190,7 +190,7 @@ def strongest_of_all(
         k: Results per query and side.
         memory: Bytes that scores may take, about.
         batch_size: Examples per model call; None finds the size.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         NonFiniteError: A loss or gradient is NaN or infinite.

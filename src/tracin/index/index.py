@@ -18,7 +18,7 @@ from tracin.index.contents import plan_in
 from tracin.index.exact import Candidates, rescored
 from tracin.index.fan_out import SearchTask, best_of_all, estimated_candidates, strongest
 from tracin.index.finder import Finder
-from tracin.index.info import described
+from tracin.index.info import described, in_one_line
 from tracin.index.matched_run import MatchedRun
 from tracin.index.measure_recall import HITS, QUERIES, RecallRequest, known_recall, measured
 from tracin.index.row_curvature import curvature_in_words
@@ -435,6 +435,9 @@ class Index:
 
     def __str__(self) -> str:
         return described(self.store)
+
+    def __repr__(self) -> str:
+        return f"Index({in_one_line(self.store)})"
 
     def _needed_run(self) -> MatchedRun:
         if self._matched is None:

@@ -1,9 +1,9 @@
-"""The text of a printed index."""
+"""The texts of a printed index."""
 
 from tracin.index.store import Store, stale_files
 from tracin.index.store.store import TABLE
 from tracin.index.table import table_is_fresh
-from tracin.plain_text import plain
+from tracin.plain_text import many, plain
 from tracin.results.table import aligned
 
 
@@ -19,7 +19,7 @@ def described(store: Store) -> str:
     size = sum(each.size for name, each in files.items() if name not in stale)
     said = [
         f"{manifest.rows:,} rows of {manifest.width} numbers ({manifest.number_format}) at "
-        f"{len(rows)} checkpoints, {state}: {plain(store.place.url)}",
+        f"{many(len(rows), 'checkpoint')}, {state}: {plain(store.place.url)}",
         f"{size:,} bytes in {len(files) - len(stale)} files of up to {manifest.shard_size:,} "
         f"rows; {projection_in_words(store)}",
     ]
@@ -31,6 +31,16 @@ def described(store: Store) -> str:
     if TABLE in files and (missing or not table_is_fresh(store)):
         said.append(f"stale: {TABLE}, until the index is built again")
     return "\n".join([*said, aligned(("checkpoint", "weight"), rows)])
+
+
+def in_one_line(store: Store) -> str:
+    """What the index holds and where, by its manifest alone: no file is looked for."""
+    manifest = store.manifest
+    return (
+        f"{many(manifest.rows, 'row')} of {many(manifest.width, 'number')} "
+        f"({manifest.number_format}) at {many(len(manifest.checkpoints), 'checkpoint')}, "
+        f"{plain(store.place.url)}"
+    )
 
 
 def projection_in_words(store: Store) -> str:

@@ -179,7 +179,7 @@ class RecallRequest:
         candidates: Rows scored exactly per result and query.
         memory: Bytes that blocks of scores and rows may take, about.
         batch_size: "auto", or examples per model call.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
     """
 
     k: int

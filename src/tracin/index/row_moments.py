@@ -93,7 +93,7 @@ def moments_of_rows(
         columns: How they are laid out.
         key: The checkpoint.
         positions: Of the rows, rising: [positions].
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         IndexingError: The index is incomplete, or a file is damaged.

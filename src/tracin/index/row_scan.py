@@ -113,7 +113,7 @@ class RowScan:
         queries: The queries.
         memory: Bytes that a block, and what is made of it, may take, about.
         keep: [rows], bool: which may be found; None for all.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
         is_stopped: Asked before each block; once it is true, the scan raises ScanStoppedError.
     """
 

@@ -77,7 +77,7 @@ def rows_explained(
         k: Results per query and side.
         memory: Bytes that a block may take, about.
         is_stopped: Asked before each block; None never stops.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
     """
     queries = stored_queries(store, positions)
     scan = RowScan(store, plan, queries, memory, None, progress, is_stopped)

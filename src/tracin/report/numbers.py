@@ -35,15 +35,3 @@ def percent(share: float) -> str:
     """
     text = f"{100 * share:.1f}"
     return f"{text.removesuffix('.0')} %"
-
-
-def many(count: int, thing: str) -> str:
-    """A count with its noun.
-
-    Example:
-        >>> many(1, "query"), many(1200, "row")
-        ('1 query', '1,200 rows')
-    """
-    if count == 1:
-        return f"1 {thing}"
-    return f"{count:,} {thing.removesuffix('y')}ies" if thing[-1] == "y" else f"{count:,} {thing}s"

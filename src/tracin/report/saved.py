@@ -12,7 +12,7 @@ from tracin.errors import QueryError, TracInError
 from tracin.files import read_json
 from tracin.plain_text import first_line, plain
 from tracin.report.found_labels import FoundRanking
-from tracin.report.write import NamedResult
+from tracin.report.write import NamedResult, results_of
 from tracin.results.example_facts import ExampleFacts
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.suspects import Suspects
@@ -23,7 +23,7 @@ OF_SUSPECTS = ("ids", "positions", "given_labels", "suggested_labels")
 OF_CURVES = ("score", "inspected", "found")
 SHARE = "score at "  # and a checkpoint's name
 TRACE = "trace.json"
-OF_TRACE = 10  # proponents and opponents of each query of a trace
+EXAMPLES = "examples.parquet"  # what the viewer shows of examples: no result
 
 Columns = Mapping[str, np.ndarray]
 
@@ -56,6 +56,8 @@ def saved_results(folder: Path) -> SavedResults:
         raise QueryError(f"{folder} is not a folder with results, nor a RUN.toml.")
     results, notes = [], []
     for path in sorted(folder.glob("*.parquet")):
+        if path.name == EXAMPLES:
+            continue
         try:
             result = _result(_columns(path), _settings(path))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -68,7 +70,7 @@ def saved_results(folder: Path) -> SavedResults:
         else:
             results.append(NamedResult(result, path.stem))
     if (folder / TRACE).is_file():
-        results += _of_trace(folder)
+        results += [NamedResult(each, "trace") for each in results_of(Trace.open(folder))]
     if not results:
         found = f" ({'; '.join(notes)})" if notes else ""
         raise QueryError(
@@ -203,9 +205,3 @@ def _curves(columns: Columns) -> tuple[FoundRanking, ...]:
         FoundRanking(str(name), columns["inspected"][each] * 1.0, columns["found"][each] * 1.0)
         for name, each in rows.items()
     )
-
-
-def _of_trace(folder: Path) -> list[NamedResult]:
-    trace = Trace.open(folder)
-    k = min(OF_TRACE, trace.about.train)
-    return [NamedResult(trace.explain(k), "trace"), NamedResult(trace.goodness(), "trace")]

@@ -5,8 +5,9 @@ from typing import final
 
 import numpy as np
 
+from tracin.plain_text import many
 from tracin.report.chart import BOTTOM, HEIGHT, TOP, WIDTH, Chart, Line, chart
-from tracin.report.numbers import many, readable
+from tracin.report.numbers import readable
 from tracin.results.shown import one_line
 from tracin.tracing import TraceDiagnostics
 

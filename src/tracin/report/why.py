@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
+from tracin.plain_text import many
 from tracin.report.bars import Bars, bars, summed_neighbours
 from tracin.report.card import Card, card_of, isolated, label_text
 from tracin.report.judged import Judged, judged, judged_by_facts
 from tracin.report.limits import PageLimits
-from tracin.report.numbers import many, readable
+from tracin.report.numbers import readable
 from tracin.report.seen import Seen
 from tracin.results.explanations import Explanation, Explanations, Influence, TopInfluences
 from tracin.results.shown import one_line

@@ -20,10 +20,11 @@ from tracin.results.explanations import Explanations
 from tracin.results.saving import write_whole
 from tracin.results.shown import Showing, Shown, one_line
 from tracin.results.suspects import Suspects
-from tracin.tracing import TraceDiagnostics
+from tracin.tracing import Trace, TraceDiagnostics
 
 Result: TypeAlias = Explanations | Suspects | FoundCurve | FoundComparison | TraceDiagnostics
 Section: TypeAlias = WhySection | SuspectsSection | FoundSection | TrustSection
+OF_TRACE = 10  # proponents and opponents of each query of a trace
 ORDER = (WhySection, SuspectsSection, FoundSection, TrustSection)
 TITLES = {
     WhySection: "Which training examples made the model say this?",
@@ -64,7 +65,7 @@ class NamedResult:
 
 def write_report(
     path: str | os.PathLike[str],
-    *results: Result,
+    *results: Result | Trace,
     train: Any = None,
     queries: Any = None,
     labels: Sequence[str] | None = None,
@@ -80,9 +81,9 @@ def write_report(
 
     Args:
         path: The file, such as "why.html"; written whole or not at all.
-        results: `Explanations`, `Suspects`, found curves of `tracin.analysis`, and the diagnostics
-            of a trace, in any order. A ranking of suspects also tells the explanations which labels
-            the model doubts.
+        results: `Explanations`, `Suspects`, found curves of `tracin.analysis`, a trace and the
+            diagnostics of one, in any order. A trace gives its explanations and its diagnostics. A
+            ranking of suspects also tells the explanations which labels the model doubts.
         train: The training data that the results are about, to show pictures, texts and labels;
             None shows ids.
         queries: The data of the explained queries; None shows ids.
@@ -114,15 +115,28 @@ def write_report(
         >>> report.left_out
         ()
     """
+    named: list[NamedResult] = []
     for each in results:
-        if not isinstance(each, Result):
+        if isinstance(each, Trace):
+            named += map(NamedResult, results_of(each))
+        elif isinstance(each, Result):
+            named.append(NamedResult(each))
+        else:
             raise QueryError(
                 "A report shows Explanations, Suspects, found curves (tracin.analysis.found_curve, "
-                f"compare_found) and a trace's goodness(); got {a_kind(each)}."
+                f"compare_found), a trace and its goodness(); got {a_kind(each)}."
             )
     how = Showing(labels, decode, show)
-    named = [NamedResult(each) for each in results]
     return write_page(path, named, train=train, queries=queries, how=how, title=title)
+
+
+def results_of(trace: Trace) -> tuple[Explanations, TraceDiagnostics]:
+    """What a report shows of a trace: the strongest of each query, and whether to believe them.
+
+    Raises:
+        QueryError: The trace has no queries.
+    """
+    return trace.explain(min(OF_TRACE, trace.about.train)), trace.goodness()
 
 
 def write_page(

@@ -7,10 +7,11 @@ from typing import final
 
 import numpy as np
 
+from tracin.plain_text import many
 from tracin.report.card import Card, isolated, label_text
 from tracin.report.judged import are_classes, disagreements
 from tracin.report.limits import PageLimits
-from tracin.report.numbers import MINUS, many, percent, readable
+from tracin.report.numbers import MINUS, percent, readable
 from tracin.report.seen import Seen
 from tracin.results.suspects import Suspects
 

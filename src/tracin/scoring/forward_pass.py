@@ -55,7 +55,7 @@ def forward_pass(
         checkpoints: Their places in the run, in the order of reading.
         what: The word in front of the progress bar.
         batch_size: How many examples go through the model at once; None for as many as fit.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite; names example and checkpoint.

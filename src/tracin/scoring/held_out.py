@@ -19,7 +19,7 @@ def measured_on(
         walk: A pass whose loss also gives class scores, or predictions.
         validation: Examples that no checkpoint was trained on.
         batch_size: How many examples go through the model at once; None for as many as fit.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite; names example and checkpoint.

@@ -26,7 +26,7 @@ def with_classes(
         target: What is explained of a class.
         queries: The queries.
         batch_size: Examples per model call; None finds the size.
-        progress: None shows a bar on a terminal alone.
+        progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         LossError: The loss gives no score per class and query.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tracin.checks import count_within
 from tracin.errors import QueryError, TracingError
+from tracin.plain_text import many, plain
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.scoring.top_k import top_k
 from tracin.tracing.diagnostics import TraceDiagnostics, goodness_of
@@ -33,7 +34,7 @@ HELD = 1 << 22
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trace:
     """The influence of every training example on every query, along a whole training.
 
@@ -54,8 +55,16 @@ class Trace:
     save: Save
     ids: np.ndarray
     query_ids: np.ndarray
-    tables: Mapping[str, np.ndarray] = field(repr=False)
-    _checked: set[str] = field(default_factory=set, repr=False)
+    tables: Mapping[str, np.ndarray]
+    _checked: set[str] = field(default_factory=set)
+
+    def __repr__(self) -> str:
+        about, paths = self.about, ", ".join(path.value for path in self.paths)
+        of = f"on {many(about.queries, 'query')} along {paths}" if about.queries else "no queries"
+        return (
+            f"Trace({many(about.train, 'example')}, {of}, {many(self.save.rows, 'step')} traced, "
+            f"{plain(self.folder)})"
+        )
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:

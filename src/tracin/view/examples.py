@@ -2,9 +2,11 @@
 
 import functools
 import io
+import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 FILE = "examples.parquet"
+OF = "tracin"  # the key of what a file says of itself, in its metadata
 SIZES = (64, 256)  # pixels of a side: in the table, and of the example that is looked at
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # none that is script or reaches other files
 # Rows that are read at once: few where they have pictures.
@@ -40,7 +43,8 @@ def save_examples(
         folder: The folder of the ranking.
         pictures: [examples]: arrays or tensors [height, width], [height, width, 3] or [1 or 3,
             height, width], whose numbers become brightness as in a report (docs/report.md); Pillow
-            images; or the bytes of a PNG, JPEG, WebP, GIF or BMP file.
+            images; the bytes of a PNG, JPEG, WebP, GIF or BMP file; or None for an example without
+            a picture.
         texts: [examples].
         positions: [examples]: where each is in the training data, such as the top of a ranking;
             None for all of it, in its order.
@@ -57,30 +61,88 @@ def save_examples(
         >>> save_examples(folder, pictures=np.zeros((3, 8, 8)), texts=["a", "b", "c"]).name
         'examples.parquet'
     """
+    if pictures is None and texts is None:
+        raise OutputError("There is nothing to show: give pictures, texts, or both.")
+    encoded = None if pictures is None else list(_all_encoded(pictures))
+    written = None if texts is None else [str(one) for one in texts]
+    first = written if encoded is None else encoded
+    count = 0 if first is None else len(first)
+    at = np.arange(count) if positions is None else np.asarray(positions, dtype=np.int64)
+    path = Path(folder) / FILE
+    write_pack(path, Pack(at, encoded, written))
+    return path
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """What some examples look like, as `examples.parquet` has it.
+
+    Attributes:
+        positions: [examples]: where each is in the training data.
+        pictures: [examples]: the bytes of an image file each, None for one without; None for none.
+        texts: [examples]; None for none.
+        about: What else the file says of itself.
+    """
+
+    positions: np.ndarray
+    pictures: Sequence[bytes | None] | None
+    texts: Sequence[str | None] | None
+    about: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_pack(path: Path, pack: Pack) -> None:
+    """Write the file: whole, or not at all.
+
+    Raises:
+        OutputError: The lengths differ, or the disk refuses.
+    """
     import pyarrow
     from pyarrow import parquet
 
     columns: dict[str, Any] = {}
-    if pictures is not None:
-        columns["image"] = pyarrow.array([_encoded(one) for one in pictures], pyarrow.binary())
-    if texts is not None:
-        columns["text"] = pyarrow.array([str(one) for one in texts], pyarrow.large_string())
-    if not columns:
-        raise OutputError("There is nothing to show: give pictures, texts, or both.")
-    first = next(iter(columns.values()))
-    at = np.arange(len(first)) if positions is None else np.asarray(positions, dtype=np.int64)
-    lengths = {name: len(values) for name, values in columns.items()} | {"positions": len(at)}
+    if pack.pictures is not None:
+        columns["image"] = pyarrow.array(pack.pictures, pyarrow.binary())
+    if pack.texts is not None:
+        # Half a character, as a broken file may have, is no UTF-8: it is spelled out.
+        safe = [
+            None if one is None else one.encode("utf-8", "backslashreplace").decode()
+            for one in pack.texts
+        ]
+        columns["text"] = pyarrow.array(safe, pyarrow.large_string())
+    lengths = {name: len(values) for name, values in columns.items()}
+    lengths["positions"] = len(pack.positions)
     if len(set(lengths.values())) > 1:
         raise OutputError(f"One of each per example is needed; got {lengths}.")
-    path = Path(folder) / FILE
     try:
         with replacing(path) as unfinished:
-            table = pyarrow.table({"position": at, **columns})
-            size = _OF_TEXTS if pictures is None else _OF_PICTURES
+            table = pyarrow.table({"position": pack.positions, **columns})
+            table = table.replace_schema_metadata({OF: json.dumps(dict(pack.about))})
+            size = _OF_TEXTS if pack.pictures is None else _OF_PICTURES
             parquet.write_table(table, unfinished, row_group_size=size)
     except OSError as error:
         raise OutputError(f"Cannot write {str(path)!r}: {error.strerror or error}.") from error
-    return path
+
+
+def read_pack(path: Path) -> Pack:
+    """The file as a whole.
+
+    Raises:
+        DecisionError: It is damaged.
+    """
+    table = _pack(path).read()
+    metadata = table.schema.metadata or {}
+    try:
+        about = json.loads(metadata.get(OF.encode(), b"{}"))
+    except ValueError:
+        about = {}
+    lists = {name: table[name].to_pylist() for name in table.column_names}
+    return Pack(
+        np.array(lists["position"], dtype=np.int64),
+        lists.get("image"),
+        lists.get("text"),
+        about if isinstance(about, dict) else {},
+    )
 
 
 @final
@@ -122,6 +184,8 @@ class ShownExamples:
         if self.has_texts:
             # Arrow's first search for words takes a quarter of a second more than the next.
             self._texts.taken(np.arange(1)).containing("a")
+            if not self.has_pictures:
+                self._group.cache_clear()  # it may hold all texts once more
 
     def text(self, row: int) -> str | None:
         """The text of a row, if it has one."""
@@ -208,6 +272,16 @@ def shown_picture(content: bytes | None, side: int) -> bytes:
     out = io.BytesIO()
     picture.resize((size[0], size[1]), how).save(out, "WEBP", quality=85, method=0)
     return out.getvalue()
+
+
+def _all_encoded(pictures: Sequence[Any]) -> Iterator[bytes | None]:
+    for at, one in enumerate(pictures):
+        try:
+            yield _encoded(one)
+        except ValueError as error:  # such as one of 0 x 0 pixels
+            raise OutputError(
+                f"Picture {at} cannot be encoded ({error}). Pass None for an example without one."
+            ) from error
 
 
 def _encoded(picture: Any) -> bytes | None:

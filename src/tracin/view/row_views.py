@@ -21,13 +21,16 @@ USUAL = (
 )  # what find_mislabelled ranks by unless it is told otherwise
 FAR = frozenset({"residual", "final_residual"})
 PROBABILITIES = ("given_probability", "suggested_probability")
-VIEWS = 8
+VIEWS, ORDERS = 8, 4  # how many are kept
 _LOOKED_AT = 2000  # rows that say which score leads
 
 
 @final
 class RowViews:
     """Sorts and filters the rows of a table, and keeps what was asked last.
+
+    Of a million rows an order takes 4 MB and a fifth of a second: few are kept, and none is made
+    before it is asked for.
 
     Args:
         table: The rows.
@@ -36,7 +39,7 @@ class RowViews:
 
     def __init__(self, table: RankedTable, examples: ShownExamples) -> None:
         self._table, self._examples = table, examples
-        self._orders: dict[str, np.ndarray] = {"": table.ranked}
+        self._orders: OrderedDict[str, np.ndarray] = OrderedDict()
         self._views: OrderedDict[RowRequest, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
         self.leading = self._leading()
@@ -71,10 +74,9 @@ class RowViews:
         return found
 
     def prepare(self) -> None:
-        """Sort by every score, so that nobody waits for it later."""
+        """Read every score, so that nobody waits for it later."""
         for name in self._table.scores:
-            with self._lock:
-                self._order(name)
+            self._table.score(name)
 
     def _found(self, request: RowRequest, kinds: np.ndarray) -> np.ndarray:
         order = self._order(request.sort)
@@ -85,10 +87,15 @@ class RowViews:
         return found if request.is_down else self._reversed(request.sort, found)
 
     def _order(self, name: str) -> np.ndarray:
+        if not name:
+            return self._table.ranked
         if name not in self._orders:
             suspicion = suspicion_of(name, self._table.score(name))
             # Stable: equal values keep the data's order. NaN comes last.
             self._orders[name] = np.argsort(-suspicion, kind="stable").astype(np.int32)
+            if len(self._orders) > ORDERS:
+                self._orders.popitem(last=False)
+        self._orders.move_to_end(name)
         return self._orders[name]
 
     def _reversed(self, name: str, found: np.ndarray) -> np.ndarray:

@@ -1,7 +1,10 @@
 """A folder opened for looking at: its ranking, decisions, examples, and what explains them."""
 
+import ctypes
+import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -18,6 +21,8 @@ EXCERPT, WHOLE = 300, 5000  # letters of a text in the table, and of the example
 LAST = 50
 ORDINARY = ("results", "index")  # names of folders that say nothing of a run
 ALIKE = 100
+LARGE = 1 << 21  # bytes from which an array is given back as soon as it is freed
+_MMAP_THRESHOLD = -3  # as malloc.h names it
 
 
 @final
@@ -47,7 +52,7 @@ class Viewer:
         self.title = plain(next((one for one in places if one not in ORDINARY), places[0]))
 
     def prepare(self) -> None:
-        """Begin to read and sort, on a thread of its own, what the next clicks will need."""
+        """Begin to read, on a thread of its own, what the next clicks will need."""
         if not self._is_prepared:
             self._is_prepared = True
             threading.Thread(target=self._prepared, name="tracin ranking", daemon=True).start()
@@ -163,10 +168,19 @@ class Viewer:
 
 
 def give_memory_back() -> None:
-    """Let Arrow return what it read to the system: its own pool keeps 100 MB of a million rows."""
+    """Let Arrow, NumPy and torch return what they no longer need to the system.
+
+    Arrow's own pool keeps 100 MB of a million rows. glibc keeps another 60: once a large array was
+    freed, it takes the next ones of that size from a heap that cannot shrink past the last of
+    them. A fixed threshold keeps large arrays out of it:
+    https://www.man7.org/linux/man-pages/man3/mallopt.3.html
+    """
     import pyarrow
 
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # a C library without mallopt
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE)
 
 
 def found_index(table: RankedTable) -> str | None:
