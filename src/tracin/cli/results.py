@@ -10,6 +10,7 @@ from typing import Any
 from tracin import __version__
 from tracin.cli.settings import Settings
 from tracin.errors import RunFileError
+from tracin.extras import install_line
 
 
 def check_writable(folder: Path) -> None:
@@ -17,7 +18,7 @@ def check_writable(folder: Path) -> None:
     if find_spec("pyarrow") is None:
         raise RunFileError(
             "Results are written as Parquet files, but pyarrow is not installed: "
-            "pip install 'tracin[cli]'."
+            f"{install_line('cli')}."
         )
     _check_name(folder)
     existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tracin.errors import OutputError, QueryError
+from tracin.extras import install_line
 from tracin.files import replacing
 from tracin.results.html_table import html_page
 from tracin.results.table import Columns
@@ -24,7 +25,7 @@ def arrow_table(columns: Columns) -> Any:
     except ImportError as error:
         raise QueryError(
             "Results reach files and other libraries through Arrow, but pyarrow is not installed: "
-            "pip install 'tracin[cli]'."
+            f"{install_line('cli')}."
         ) from error
     # Ids of a user may be objects of any kind, which go one by one.
     return pyarrow.table(
