@@ -5,7 +5,7 @@
 Under three minutes on one CPU thread, without any download: a small Llama learns to spell from the
 first plays of Tiny Shakespeare, a LoRA adapter is fine-tuned on passages of the last plays by
 Hugging Face's Trainer with `TracInCallback`, and passages that were held out are explained by
-those that were trained on. Needs pip install 'tracin[transformers]'.
+those that were trained on. Needs pip install '.[transformers]'.
 """
 
 import argparse

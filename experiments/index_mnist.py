@@ -4,7 +4,7 @@ python -m experiments.index_mnist           # reads TRACIN_DATA; ten minutes
 python -m experiments.index_mnist --quick   # seconds: a tenth of the data, few epochs
 
 The net, its training and its checkpoints are those of experiments.mnist, on the right labels. The
-queries are the first test images. Rivals need `pip install 'tracin[bench]'`; without, they are left
+queries are the first test images. Rivals need `pip install '.[bench]'`; without, they are left
 out. TRAK takes 25 minutes for all rows, so it is run on some of them, and its time is multiplied.
 """
 
@@ -137,7 +137,7 @@ def with_rival(
     try:
         told = work()
     except ImportError as error:
-        print(f"({error.name} is not installed: pip install 'tracin[bench]')")
+        print(f"({error.name} is not installed: pip install '.[bench]')")
         return None
     tell(told, target, None if own is None else own())
     return told.build

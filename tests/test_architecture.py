@@ -44,6 +44,8 @@ def definitions() -> dict[str, set[str]]:
     """The files that define each public class or function on their top level."""
     found: dict[str, set[str]] = defaultdict(set)
     for path in SOURCE.rglob("*.py"):
+        if path.parent.name == "templates":
+            continue  # programs for users, each complete by itself
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 found[node.name].add(str(path.relative_to(SOURCE)))

@@ -89,3 +89,7 @@ def test_readme_names_commands_that_exist():
 
 def test_readme_leaves_no_gap():
     assert "FIGURES" not in (ROOT / "README.md").read_text()
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120

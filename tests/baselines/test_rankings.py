@@ -338,7 +338,7 @@ def test_confident_learning_says_what_to_install(network: Task, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cleanlab.filter", None)
     monkeypatch.setitem(__import__("sys").modules, "cleanlab", None)
 
-    with pytest.raises(QueryError, match=r"pip install 'tracin\[cleanlab\]'"):
+    with pytest.raises(QueryError, match=r"pip install '\.\[cleanlab\]' in a checkout"):
         baselines.ConfidentLearning(network.run).scores(network.train)
 
 

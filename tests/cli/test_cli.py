@@ -451,7 +451,7 @@ def test_without_typer_the_way_out_is_told(capsys, monkeypatch):
     code, _, err = call(capsys, "--help")
 
     assert code == 2
-    assert "needs typer: pip install 'tracin[cli]'" in err
+    assert "needs typer: pip install '.[cli]' in a checkout of tracin." in err
 
 
 def test_a_wrong_use_shows_how_it_is_used(capsys, begun):

@@ -15,7 +15,7 @@ from tracin.integrations.ray import RayCluster
 def test_without_ray_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
 
-    with pytest.raises(IndexingError, match=r"pip install 'tracin\[ray\]'"):
+    with pytest.raises(IndexingError, match=r"pip install '\.\[ray\]' in a checkout"):
         RayCluster().run(Toy(tmp_path), UNITS)
 
 

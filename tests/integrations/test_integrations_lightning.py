@@ -318,5 +318,5 @@ def test_without_lightning_the_extra_is_named(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "tracin.integrations.lightning")
 
-    with pytest.raises(ImportError, match=r"pip install 'tracin\[lightning\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[lightning\]' in a checkout"):
         import_module("tracin.integrations.lightning")

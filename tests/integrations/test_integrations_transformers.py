@@ -409,5 +409,5 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "tracin.integrations.transformers")
 
-    with pytest.raises(ImportError, match=r"pip install 'tracin\[transformers\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[transformers\]' in a checkout"):
         import_module("tracin.integrations.transformers")

@@ -170,7 +170,7 @@ def test_saving_replaces_a_file_whole_or_not_at_all(suspects, tmp_path, monkeypa
 def test_without_pyarrow_the_way_out_is_told(suspects, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
 
-    with pytest.raises(QueryError, match=r"pip install 'tracin\[cli\]'"):
+    with pytest.raises(QueryError, match=r"pip install '\.\[cli\]' in a checkout"):
         suspects.save(tmp_path / "suspects.parquet")
 
     assert list(tmp_path.iterdir()) == []

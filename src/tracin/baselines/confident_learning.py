@@ -14,6 +14,7 @@ from tracin.baselines.suspect_scores import SuspectScores
 from tracin.checks import one_of
 from tracin.data import Examples
 from tracin.errors import DataError, QueryError
+from tracin.extras import install_line
 from tracin.guards import guarded
 from tracin.run import Run, open_data
 from tracin.scoring.batch_size import BatchSize
@@ -26,7 +27,7 @@ ROUNDING = 1e-3
 @final
 @dataclass(frozen=True, eq=False)
 class ConfidentLearning:
-    """One minus cleanlab's label quality, and its label issues; `pip install 'tracin[cleanlab]'`.
+    """One minus cleanlab's label quality, and its label issues; extra `cleanlab`.
 
     C. G. Northcutt, L. Jiang and I. L. Chuang, "Confident learning: estimating uncertainty in
     dataset labels", 2021, https://arxiv.org/abs/1911.00068. It is meant for probabilities of models
@@ -172,7 +173,6 @@ def _cleanlab(part: str) -> ModuleType:
         import cleanlab.rank
     except ImportError as error:
         raise QueryError(
-            "ConfidentLearning needs cleanlab, which is not installed: pip install "
-            "'tracin[cleanlab]'."
+            f"ConfidentLearning needs cleanlab, which is not installed: {install_line('cleanlab')}."
         ) from error
     return cleanlab.filter if part == "filter" else cleanlab.rank

@@ -34,7 +34,7 @@ from tracin.cli.report_command import NAME, report
 from tracin.cli.results import deliver
 from tracin.cli.settings import read_settings
 from tracin.cli.task import Task
-from tracin.cli.template import RUN, TASK
+from tracin.cli.template import RUN, Template, task_text
 from tracin.cli.view_commands import apply_decisions, view
 from tracin.errors import QueryError, RunFileError
 from tracin.plain_text import a_kind, plain
@@ -111,9 +111,17 @@ def demo(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path(),
+    template: Annotated[
+        Template, typer.Option("--template", help="What the task is about.")
+    ] = Template.points,
 ) -> None:
-    """Write a run.toml and a task.py that run as they are."""
-    texts = {folder / "run.toml": RUN, folder / "task.py": TASK}
+    """Write a run.toml and a task.py that run as they are, to put your own parts into.
+
+    Templates: points (small, with all that replay and evaluate need), image (pictures with labels),
+    hf (texts with labels, by Hugging Face's Trainer), lm (a language model and a LoRA adapter),
+    regression (a table and a number).
+    """
+    texts = {folder / "run.toml": RUN, folder / "task.py": task_text(template)}
     for path in texts:
         if path.exists():
             raise RunFileError(

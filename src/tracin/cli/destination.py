@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from tracin.errors import OutputError, RunFileError
+from tracin.extras import install_line
 
 
 class Format(StrEnum):
@@ -155,7 +156,7 @@ def check_pyarrow() -> None:
     if find_spec("pyarrow") is None:
         raise RunFileError(
             "Parquet and CSV files are written by pyarrow, which is not installed: "
-            "pip install 'tracin[cli]'. --format table and --format json do without."
+            f"{install_line('cli')}. --format table and --format json do without."
         )
 
 

@@ -6,6 +6,7 @@ import sys
 from types import TracebackType
 
 from tracin.errors import TracInError
+from tracin.extras import install_line
 
 CLOSED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 _INTERRUPTED = "interrupted; nothing half-written is left behind"
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
         if (error.name or "").split(".")[0] == "tracin":
             raise
         print(
-            f"error: the command line needs {error.name}: pip install 'tracin[cli]'",
+            f"error: the command line needs {error.name}: {install_line('cli')}.",
             file=sys.stderr,
         )
         sys.exit(BAD_INPUT)

@@ -7,6 +7,7 @@ import typer
 
 from tracin.cli.destination import Overwrite, check_new
 from tracin.errors import RunFileError
+from tracin.extras import install_line
 from tracin.plain_text import plain
 
 Folder = Annotated[
@@ -47,7 +48,7 @@ def view(
         if (error.name or "").split(".")[0] == "tracin":
             raise
         raise RunFileError(
-            f"The viewer needs {error.name}, which is not installed: pip install 'tracin[view]'."
+            f"The viewer needs {error.name}, which is not installed: {install_line('view')}."
         ) from error
     if not is_loopback(host):
         meaning = (

@@ -11,6 +11,7 @@ import numpy as np
 
 from tracin.decisions.cells import Cells
 from tracin.errors import DecisionError
+from tracin.extras import install_line
 from tracin.files import fingerprint, read_json
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _opened(path: Path) -> "ParquetFile":
         from pyarrow import parquet
     except ImportError as error:
         raise DecisionError(
-            "Rankings are Parquet files, but pyarrow is not installed: pip install 'tracin[view]'."
+            f"Rankings are Parquet files, but pyarrow is not installed: {install_line('view')}."
         ) from error
     try:
         # Not mapped: a file replaced under a running viewer would end it.

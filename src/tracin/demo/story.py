@@ -16,6 +16,7 @@ from tracin.demo.pictures import Picture, a_digit, side_by_side
 from tracin.demo.threads import one_thread
 from tracin.demo.training import accuracy, emptied, trained
 from tracin.errors import TracInError
+from tracin.extras import install_line
 from tracin.report import write_report
 from tracin.results.explanations import Explanations
 from tracin.results.saving import save_columns
@@ -392,5 +393,5 @@ def _require_extras() -> None:
     except ImportError as error:
         raise TracInError(
             f"The demo needs scikit-learn, matplotlib and pyarrow, but {error.name} is not "
-            "installed. Run: pip install 'tracin[demo]'"
+            f"installed. Run {install_line('demo')}."
         ) from error

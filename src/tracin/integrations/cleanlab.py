@@ -12,6 +12,7 @@ import numpy as np
 
 from tracin.checks import is_int
 from tracin.errors import DataError, QueryError
+from tracin.extras import install_line
 from tracin.report.judged import are_classes, disagreements
 from tracin.results.suspects import RANKINGS, Suspects, mean_rank
 
@@ -22,7 +23,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "tracin.integrations.cleanlab needs cleanlab's Datalab, which is not installed: "
-        "pip install 'tracin[datalab]'."
+        f"{install_line('datalab')}."
     ) from error
 
 

@@ -14,6 +14,7 @@ import torch
 
 from tracin.checks import positive_int
 from tracin.errors import IndexingError, QueryError
+from tracin.extras import install_line
 from tracin.index.index import Index
 from tracin.index.row_scan import SketchedQueries
 from tracin.index.store import Store
@@ -297,7 +298,7 @@ def _faiss() -> ModuleType:
         import faiss
     except ImportError as error:
         raise IndexingError(
-            "Candidates are found by faiss, which is not installed: pip install 'tracin[faiss]'."
+            f"Candidates are found by faiss, which is not installed: {install_line('faiss')}."
         ) from error
     return faiss
 

@@ -17,6 +17,7 @@ from tracin.checkpoints.readers.lightning import is_lightning, lightning_rate
 from tracin.checkpoints.readers.torch import read_torch
 from tracin.checkpoints.state_dict import weights_within
 from tracin.errors import CheckpointError, LearningRateError, UnsupportedModelError
+from tracin.extras import install_line
 from tracin.integrations.recording import RecorderSettings
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ else:
         except ImportError as error:
             raise ImportError(
                 "tracin.integrations.lightning needs lightning, which is not installed: "
-                "pip install 'tracin[lightning]'."
+                f"{install_line('lightning')}."
             ) from error
 
 SUFFIX = ".ckpt"

@@ -17,6 +17,7 @@ from tracin.engines.job import Job, Unit, job_bar, missing
 from tracin.engines.shares import UnitShares
 from tracin.engines.worker import Worker, WorkerReport, packed
 from tracin.errors import IndexingError
+from tracin.extras import install_line
 
 _log = logging.getLogger(__name__)
 # Units write files and return nothing: the object store only holds the job.
@@ -27,7 +28,7 @@ PATIENCE = 60.0  # seconds without a worker before a warning
 @final
 @dataclass(frozen=True)
 class RayCluster:
-    """Does the units in Ray actors; `pip install 'tracin[ray]'`.
+    """Does the units in Ray actors; extra `ray`.
 
     An open Ray session is used and left open; otherwise one is opened, on the cluster at `address`
     or on this machine only, and closed again. A killed worker is restarted, on another machine if
@@ -258,7 +259,7 @@ def import_ray() -> ModuleType:
         import ray
     except ImportError as error:
         raise IndexingError(
-            "tracin.integrations.ray.RayCluster needs Ray: pip install 'tracin[ray]', on every "
+            f"tracin.integrations.ray.RayCluster needs Ray: {install_line('ray')}, on every "
             "machine of the cluster. tracin.engines.Processes works without it."
         ) from error
     return ray

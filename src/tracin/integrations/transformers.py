@@ -8,6 +8,7 @@ from torch.nn import Module
 from tracin.checkpoints import Checkpoint, Recorder, loaded, open_checkpoints
 from tracin.checkpoints.readers.hugging_face import step_of
 from tracin.errors import CheckpointError, UnsupportedModelError
+from tracin.extras import install_line
 from tracin.integrations.recording import RecorderSettings
 
 try:
@@ -16,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "tracin.integrations.transformers needs transformers with accelerate, which are not "
-        "installed: pip install 'tracin[transformers]'."
+        f"installed: {install_line('transformers')}."
     ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from tracin.errors import OutputError, QueryError
+from tracin.extras import install_line
 from tracin.files import replacing
 from tracin.results.html_table import html_page
 from tracin.results.table import Columns
@@ -32,7 +33,7 @@ def arrow_table(columns: Columns) -> Any:
     except ImportError as error:
         raise QueryError(
             "Results reach files and other libraries through Arrow, but pyarrow is not installed: "
-            "pip install 'tracin[cli]'."
+            f"{install_line('cli')}."
         ) from error
     # Ids of a user may be objects of any kind, which go one by one.
     return pyarrow.table(

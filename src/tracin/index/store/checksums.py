@@ -3,6 +3,7 @@
 import json
 
 from tracin.errors import IndexingError
+from tracin.extras import install_line
 
 BLANK = b"0" * 32
 
@@ -17,8 +18,8 @@ def checksum(*pieces: bytes | bytearray | memoryview) -> str:
         import xxhash
     except ImportError as error:
         raise IndexingError(
-            "The files of an index are checked with xxhash, which is not installed: pip install "
-            "'tracin[index]'."
+            "The files of an index are checked with xxhash, which is not installed: "
+            f"{install_line('index')}."
         ) from error
     total = xxhash.xxh3_128()
     for piece in pieces:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tracin.errors import IndexingError
+from tracin.extras import install_line
 from tracin.index.store.checksums import BLANK, refuse_changed, with_checksum
 
 SUM = b"xxh3_128"
@@ -54,8 +55,8 @@ def arrow() -> tuple[Any, Any]:
         from pyarrow import parquet
     except ImportError as error:
         raise IndexingError(
-            "The table of an index's rows is a Parquet file, but pyarrow is not installed: pip "
-            "install 'tracin[index]'."
+            "The table of an index's rows is a Parquet file, but pyarrow is not installed: "
+            f"{install_line('index')}."
         ) from error
     return pyarrow, parquet
 

@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 
 from tracin.errors import IndexingError
+from tracin.extras import install_line
 from tracin.index.store.storage import File, as_indexing_error
 
 # fsspec's names of object stores, which have no folders.
@@ -26,8 +27,7 @@ class Remote:
             import fsspec
         except ImportError as error:
             raise IndexingError(
-                f"{url} is read through fsspec, which is not installed: pip install "
-                "'tracin[index]'."
+                f"{url} is read through fsspec, which is not installed: {install_line('index')}."
             ) from error
         self.url = url.rstrip("/")
         with as_indexing_error(f"{url} cannot be opened", ANY):
