@@ -25,6 +25,7 @@ from tracin.gradients.forms import real_shape
 from tracin.guards import untouched
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.preconditioners import KeptMetrics, Preconditioner
+from tracin.preconditioners.trained_with_adam import warn_of_adam
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.device import checked_device
 from tracin.scoring.last_used import last_foreseen, last_used
@@ -77,7 +78,9 @@ class Run:
             learning_rates = "equal"
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
         self.device = checked_device(device)
-        if preconditioner is not None:
+        if preconditioner is None:
+            warn_of_adam(self.checkpoints, stacklevel=2)
+        else:
             preconditioner.check(self.checkpoints)
         self.preconditioner = preconditioner
         self.methods: dict[str, Covered] = {}

@@ -308,7 +308,7 @@ def test_a_run_of_another_model_is_found_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}], ids=["lora", "head"])
-def test_adapters_alone_score_as_whole_checkpoints_do(tmp_path, options):
+def test_adapters_of_the_trainer_score_as_recorded_ones_do(tmp_path, options):
     run = trainer(tmp_path / "out", lora(**options), TracInCallback(tmp_path / "rec", every=3))
     run.train()
     assert sorted(path.name for path in (tmp_path / "out" / "checkpoint-3").glob("*model*")) == [
@@ -321,7 +321,8 @@ def test_adapters_alone_score_as_whole_checkpoints_do(tmp_path, options):
     whole = tracin.open_checkpoints(tmp_path / "rec")
     data = tokens()
     scores = [
-        tracin.TracIn(model, "causal_lm", some).self_influence(data) for some in (adapters, whole)
+        tracin.TracIn(model, "causal_lm", some, preconditioner=tracin.Adam()).self_influence(data)
+        for some in (adapters, whole)
     ]
 
     assert [one.learning_rate for one in adapters] == [one.learning_rate for one in whole]
@@ -411,3 +412,67 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
 
     with pytest.raises(ImportError, match=r"pip install 'tracin\[transformers\]'"):
         import_module("tracin.integrations.transformers")
+
+
+# Adam's moments
+
+
+@pytest.mark.parametrize("build", [llama, lora], ids=["whole", "lora"])
+def test_a_past_run_has_the_moments_that_the_callback_records(tmp_path, build):
+    model = build()
+    trainer(tmp_path / "out", model, TracInCallback(tmp_path / "rec", every=3)).train()
+
+    past = from_run(tmp_path / "out", model)
+    recorded = tracin.open_checkpoints(tmp_path / "rec")
+
+    assert [one.step for one in past] == [one.step for one in recorded] == [3, 6, 9, 12]
+    for left, right in zip(past, recorded, strict=True):
+        mine, theirs = left.optimizer_state(), right.optimizer_state()
+        assert mine.kind == theirs.kind == "AdamW"
+        assert mine.moments.keys() == theirs.moments.keys()
+        assert all(same(mine.moments[name], theirs.moments[name]) for name in mine.moments)
+        assert [group["parameters"] for group in mine.groups] == [
+            group["parameters"] for group in theirs.groups
+        ]
+    data = tokens(4)
+    scores = [
+        tracin.TracIn(model, "causal_lm", it, preconditioner=tracin.Adam()).self_influence(data)
+        for it in (past, recorded)
+    ]
+    assert torch.equal(*scores)
+
+
+def test_moments_of_other_parameters_are_left_out_with_a_warning(tmp_path):
+    trainer(tmp_path / "out", llama(), max_steps=3).train()
+    model = llama()
+    model.lm_head.requires_grad_(False)
+
+    with pytest.warns(CheckpointWarning, match=r"optimizer.pt has the moments of other parameters"):
+        [found] = from_run(tmp_path / "out", model)
+    with pytest.warns(CheckpointWarning, match=r"from_run\(folder, model\)"):
+        tracin.TracIn(llama(), "causal_lm", tmp_path / "out")
+
+    assert found.optimizer_state() is None
+
+
+def test_an_optimizer_file_that_holds_code_is_passed_over(tmp_path):
+    trainer(tmp_path / "out", llama(), max_steps=3).train()
+    torch.save({"state": print}, tmp_path / "out" / "checkpoint-3" / "optimizer.pt")
+
+    [found] = from_run(tmp_path / "out", llama())
+
+    assert found.optimizer_kind == ""
+
+
+def test_a_lora_checkpoint_holds_the_adapter_alone(tmp_path):
+    model = lora()
+    trainer(tmp_path / "out", model, TracInCallback(tmp_path / "rec", every=3)).train()
+    adapter = sum(one.numel() for one in model.parameters() if one.requires_grad)
+
+    found = tracin.open_checkpoints(tmp_path / "rec")
+    fresh = lora()
+    with loaded(fresh, found[-1]):
+        assert same(fresh.state_dict(), model.state_dict())
+
+    assert sum(one.numel() for one in found[0].weights().values()) == adapter
+    assert 4 * adapter < (tmp_path / "rec" / found[0].name).stat().st_size < 4 * adapter + 20_000

@@ -21,6 +21,7 @@ FILE = "recorder.json"
 FORMAT = 2
 OPTIMIZER = "optimizer"  # folders within the Recorder's, with files of the checkpoints' names
 AVERAGED = "averaged"
+THAWED = "thawed"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,21 @@ class LogEntry:
 
 
 @dataclass(frozen=True)
+class ThawedFile:
+    """Weights that were frozen up to some step, as they were then.
+
+    Attributes:
+        path: Their file.
+        step: The number of optimizer steps before they were trained.
+        checksum: That of the file.
+    """
+
+    path: Path
+    step: int
+    checksum: str
+
+
+@dataclass(frozen=True)
 class CheckpointLog:
     """All that the file `recorder.json` says.
 
@@ -61,6 +77,8 @@ class CheckpointLog:
             requiring a gradient.
         visits: The name and checksum of each file of `visits`, in the order of its steps;
             nothing where no ids were given.
+        thawed: Weights that earlier checkpoints leave out and that were trained later.
+        optimizer_kind: The name of the optimizer's class; "" where an earlier release wrote it.
     """
 
     entries: tuple[LogEntry, ...]
@@ -68,6 +86,8 @@ class CheckpointLog:
     losses: tuple[tuple[int, int, float], ...] = ()
     trained: tuple[str, ...] = ()
     visits: tuple[tuple[str, str], ...] = ()
+    thawed: tuple[ThawedFile, ...] = ()
+    optimizer_kind: str = ""
 
     @property
     def folder(self) -> Path:
@@ -95,6 +115,8 @@ class CheckpointLog:
             trained=self.trained,
             checksum=entry.checksum,
             optimizer_checksum=entry.optimizer,
+            optimizer_kind=self.optimizer_kind,
+            thawed=tuple((one.path, one.checksum) for one in self.thawed if one.step >= entry.step),
         )
 
     def rate(self, entry: LogEntry) -> tuple[Rate | None, str]:
@@ -149,6 +171,8 @@ def read_version(folder: Path, written: int) -> CheckpointLog:
     path = folder / FILE
     content = read_sealed(path, FORMAT)
     try:
+        # Folders of earlier releases have none of these.
+        thawed, kind = content.pop("thawed", []), content.pop("optimizer_kind", "")
         checkpoints, losses, steps, trained, visits = checked_fields(
             content, checkpoints=list, losses=list, steps=list, trained=list, visits=list
         )
@@ -157,7 +181,13 @@ def read_version(folder: Path, written: int) -> CheckpointLog:
             raise ValueError("its checkpoints are not in the order of their steps")
         log = StepLog(folder.resolve(), tuple(segment(one) for one in steps))
         record = CheckpointLog(
-            entries, log, tuple(map(loss_of, losses)), names(trained), tuple(map(visited, visits))
+            entries,
+            log,
+            tuple(map(loss_of, losses)),
+            names(trained),
+            tuple(map(visited, visits)),
+            tuple(thawed_file(one, log.folder) for one in thawed),
+            *names([kind]),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
@@ -192,6 +222,11 @@ def write_record(record: CheckpointLog) -> None:
         ],
         "trained": list(record.trained),
         "visits": [list(one) for one in record.visits],
+        "thawed": [
+            {"file": one.path.name, "step": one.step, "checksum": one.checksum}
+            for one in record.thawed
+        ],
+        "optimizer_kind": record.optimizer_kind,
         "losses": [list(one) for one in record.losses],
         "steps": [
             {
@@ -245,6 +280,14 @@ def visited(content: Any) -> tuple[str, str]:
     """One file of `visits`, as JSON holds it."""
     name, checksum = names(content)
     return name, checksum
+
+
+def thawed_file(content: Any, folder: Path) -> ThawedFile:
+    """One file of `thawed`, as JSON holds it."""
+    file, step, checksum = checked_fields(content, file=str, step=int, checksum=str)
+    if step < 0 or file != file_of(step):
+        raise ValueError(f"{file!r} does not hold weights of step {step}")
+    return ThawedFile(folder / THAWED / file, step, checksum)
 
 
 def names(content: Any) -> tuple[str, ...]:
