@@ -476,3 +476,78 @@ def test_a_lora_checkpoint_holds_the_adapter_alone(tmp_path):
 
     assert sum(one.numel() for one in found[0].weights().values()) == adapter
     assert 4 * adapter < (tmp_path / "rec" / found[0].name).stat().st_size < 4 * adapter + 20_000
+
+
+# How tokens weigh
+
+
+def ragged(count=16):
+    texts = tokens(count)
+    for at, one in enumerate(texts):
+        one["labels"] = one["labels"].clone()
+        one["labels"][1 + at % 7 :] = -100
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("accepts", "rows", "is_by_tokens"),
+    [(True, 1, True), (False, 2, True), (False, 1, False)],
+    ids=["tokens of the step", "tokens of a micro-batch", "texts alike"],
+)
+def test_causal_lm_weighs_tokens_as_the_trainer_did(tmp_path, accepts, rows, is_by_tokens):
+    model, texts = llama(), ragged()
+    model.accepts_loss_kwargs = accepts
+    run = trainer(
+        tmp_path / "out",
+        model,
+        TracInCallback(tmp_path / "rec", every=1),
+        per_device_train_batch_size=rows,
+        max_steps=16 // (2 * rows),
+        save_strategy="no",
+    )
+    run.train_dataset = texts
+    run.train()
+    found = tracin.open_checkpoints(tmp_path / "rec")[-1:]
+    count = sum(int((one["labels"][1:] != -100).sum()) for one in texts)
+
+    scores = tracin.TracIn(model, "causal_lm", found, preconditioner=tracin.Adam())
+    name = "causal_lm_sum" if is_by_tokens else "causal_lm_mean"
+    expected = tracin.TracIn(model, name, found, preconditioner=tracin.Adam())
+
+    assert found[0].tokens_per_example == (count / 16 if is_by_tokens else None)
+    with pytest.warns(tracin.DataWarning, match="No label to score in"):
+        mine, theirs = scores.self_influence(texts), expected.self_influence(texts)
+    scale = (count / 16) ** 2 if is_by_tokens else 1.0
+    torch.testing.assert_close(mine * scale, theirs)
+    assert not model._forward_pre_hooks
+
+
+def test_the_recorded_weighing_is_the_gradient_of_the_trainers_step(tmp_path):
+    """Sum over examples of causal_lm's gradients / examples: what the optimizer was given."""
+    model, texts, given = llama(), ragged(4), []
+    texts = [texts[1], texts[2], texts[3], texts[3]]
+    run = trainer(
+        tmp_path / "out",
+        model,
+        TracInCallback(tmp_path / "rec", every=1),
+        max_steps=1,
+        warmup_steps=0,
+        max_grad_norm=0.0,
+        save_strategy="no",
+    )
+    run.train_dataset = texts
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    run.create_optimizer()
+    run.optimizer.register_step_pre_hook(
+        lambda *args: given.append(model.lm_head.weight.grad.clone())
+    )
+    run.train()
+    [found] = tracin.open_checkpoints(tmp_path / "rec")
+    loss = tracin.TracIn(model, "causal_lm", [found], preconditioner=tracin.Adam()).loss
+    model.load_state_dict(before)
+    model.zero_grad()
+
+    batch = {key: torch.stack([one[key] for one in texts]) for key in texts[0]}
+    loss(model, batch).mean().backward()
+
+    torch.testing.assert_close(given[0], model.lm_head.weight.grad)

@@ -61,9 +61,7 @@ def test_a_run_of_adam_without_a_preconditioner_warns(tmp_path):
 def test_the_warning_says_how_to_get_the_moments(tmp_path):
     model, _ = recorded(tmp_path, optimizer_state=False)
 
-    with pytest.warns(
-        CheckpointWarning, match=r"moments, which are not with 'step-00000001.*from_"
-    ):
+    with pytest.warns(CheckpointWarning, match=r"moments, which are not with 'step-0*1.*from_"):
         tracin.TracIn(model, "cross_entropy", tmp_path)
     with pytest.raises(CheckpointError, match=r"tracin.Recorder writes them, unless"):
         tracin.TracIn(model, "cross_entropy", tmp_path, preconditioner=tracin.Adam())

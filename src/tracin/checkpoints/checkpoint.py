@@ -46,6 +46,8 @@ class Checkpoint:
             wrote it.
         checksum: The checksum of the weights' file in its Recorder's list; "" if it is unknown.
         optimizer_checksum: The checksum of the optimizer's file.
+        tokens_per_example: The mean number of predicted tokens per training example, if the trainer
+            divided the loss of a batch by all of its tokens and a callback recorded it.
         thawed: Files, with checksums, of weights that its own file leaves out and that were
             trained later, if a `tracin.Recorder` wrote any.
         stamp: The sizes and times of its files when it was opened; None to read whatever is there.
@@ -74,6 +76,7 @@ class Checkpoint:
     trained: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
     checksum: str = field(default="", kw_only=True, repr=False)
     optimizer_checksum: str = field(default="", kw_only=True, repr=False)
+    tokens_per_example: float | None = field(default=None, kw_only=True, repr=False)
     thawed: tuple[tuple[Path, str], ...] = field(default=(), kw_only=True, repr=False)
     stamp: Stamp | None = field(default=None, kw_only=True, repr=False)
 

@@ -170,6 +170,7 @@ def completed(checkpoint: Checkpoint) -> Checkpoint:
         checksum=checkpoint.checksum or recorded.checksum,
         optimizer_checksum=checkpoint.optimizer_checksum or recorded.optimizer_checksum,
         optimizer_kind=checkpoint.optimizer_kind or recorded.optimizer_kind,
+        tokens_per_example=checkpoint.tokens_per_example or recorded.tokens_per_example,
         thawed=checkpoint.thawed or recorded.thawed,
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.rate import Rate, recorded
+from tracin.checkpoints.rate import Rate, number, recorded
 from tracin.checkpoints.step_log import Segment, StepLog
 from tracin.errors import CheckpointError
 from tracin.files import checked_fields, read_sealed, replacing, sealed
@@ -79,6 +79,8 @@ class CheckpointLog:
             nothing where no ids were given.
         thawed: Weights that earlier checkpoints leave out and that were trained later.
         optimizer_kind: The name of the optimizer's class; "" where an earlier release wrote it.
+        tokens_per_example: The mean number of predicted tokens per example, where the trainer
+            weighed every token alike and its callback counted them.
     """
 
     entries: tuple[LogEntry, ...]
@@ -88,6 +90,7 @@ class CheckpointLog:
     visits: tuple[tuple[str, str], ...] = ()
     thawed: tuple[ThawedFile, ...] = ()
     optimizer_kind: str = ""
+    tokens_per_example: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -116,6 +119,7 @@ class CheckpointLog:
             checksum=entry.checksum,
             optimizer_checksum=entry.optimizer,
             optimizer_kind=self.optimizer_kind,
+            tokens_per_example=self.tokens_per_example,
             thawed=tuple((one.path, one.checksum) for one in self.thawed if one.step >= entry.step),
         )
 
@@ -173,6 +177,7 @@ def read_version(folder: Path, written: int) -> CheckpointLog:
     try:
         # Folders of earlier releases have none of these.
         thawed, kind = content.pop("thawed", []), content.pop("optimizer_kind", "")
+        tokens = content.pop("tokens_per_example", None)
         checkpoints, losses, steps, trained, visits = checked_fields(
             content, checkpoints=list, losses=list, steps=list, trained=list, visits=list
         )
@@ -187,7 +192,8 @@ def read_version(folder: Path, written: int) -> CheckpointLog:
             names(trained),
             tuple(map(visited, visits)),
             tuple(thawed_file(one, log.folder) for one in thawed),
-            *names([kind]),
+            names([kind])[0],
+            None if tokens is None else positive(tokens),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
@@ -227,6 +233,7 @@ def write_record(record: CheckpointLog) -> None:
             for one in record.thawed
         ],
         "optimizer_kind": record.optimizer_kind,
+        "tokens_per_example": record.tokens_per_example,
         "losses": [list(one) for one in record.losses],
         "steps": [
             {
@@ -288,6 +295,14 @@ def thawed_file(content: Any, folder: Path) -> ThawedFile:
     if step < 0 or file != file_of(step):
         raise ValueError(f"{file!r} does not hold weights of step {step}")
     return ThawedFile(folder / THAWED / file, step, checksum)
+
+
+def positive(content: Any) -> float:
+    """A number above zero, as JSON holds it."""
+    found = number(content)
+    if found is None or not 0 < found < float("inf"):
+        raise ValueError(f"{content!r} is no number of tokens")
+    return found
 
 
 def names(content: Any) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ from tracin.checkpoints.record import (
 )
 from tracin.checkpoints.schedule import finite, kept, refuse_other_moments
 from tracin.checkpoints.step_log import RateLog, StepLog, TrainedNames
+from tracin.checkpoints.token_count import TokenCount
 from tracin.checkpoints.visits import FOLDER as VISITS
 from tracin.checkpoints.visits import VisitLog
 from tracin.errors import CheckpointError, CheckpointWarning
@@ -73,6 +74,7 @@ class Recorder:
     Attributes:
         step: The number of optimizer steps so far.
         epochs: The number of times `epoch` was called so far.
+        token_count: What a trainer's callback counts the tokens of batches in, to be written down.
 
     Args:
         model: The model that is trained, or a wrapper around it (DistributedDataParallel, ...).
@@ -150,6 +152,7 @@ class Recorder:
         self._scale = 1.0
         self.step = 0
         self.epochs = 0
+        self.token_count: TokenCount | None = None
         with writing(self._folder, CheckpointError):
             self._lock = self._locked()
             try:
@@ -444,6 +447,7 @@ class Recorder:
     def _record(self) -> CheckpointLog:
         """What there is to write down."""
         log = StepLog(self._folder.resolve(), self._log.segments())
+        tokens = self.token_count.per_example() if self.token_count is not None else None
         return CheckpointLog(
             tuple(self._entries),
             log,
@@ -452,6 +456,7 @@ class Recorder:
             self._visits.listed(),
             tuple(self._thawed),
             type(self._optimizer).__name__,
+            tokens,
         )
 
 

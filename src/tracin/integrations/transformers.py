@@ -2,20 +2,24 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.nn import Module
+from torch.utils.hooks import RemovableHandle
 
 from tracin.checkpoints import Checkpoint, Recorder, loaded, open_checkpoints
 from tracin.checkpoints.readers.hugging_face import step_of
 from tracin.checkpoints.readers.trainer_optimizer import OPTIMIZER_FILE, trainer_optimizer
+from tracin.checkpoints.token_count import TokenCount
 from tracin.errors import CheckpointError, CheckpointWarning, UnsupportedModelError
 from tracin.integrations.recording import RecorderSettings
 from tracin.wrappers import unwrapped
 
 try:
-    from accelerate.utils import extract_model_from_parallel
+    from accelerate.utils import extract_model_from_parallel, is_compiled_module
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     from tracin.integrations.trainer_groups import trainer_groups
@@ -32,7 +36,9 @@ class TracInCallback(TrainerCallback):
     Each checkpoint comes with the learning rate really used in its step, warm-up and decay
     included; with gradient accumulation a step is one of the optimizer's. Open the folder by
     `tracin.open_checkpoints(folder)`, or give it to `tracin.TracIn`. Of several processes the
-    first one records. Of a PEFT model the adapter alone is saved: what takes no steps is left out.
+    first one records. How the Trainer weighed tokens is recorded, too, for the loss "causal_lm",
+    unless the model is compiled. Of a PEFT model the adapter alone is saved: what takes no steps is
+    left out.
 
     With `trainer.train(resume_from_checkpoint=...)` recording resumes as well. The Trainer's
     checkpoint is mostly an earlier one than the Recorder's last: what was recorded after it is
@@ -82,6 +88,7 @@ class TracInCallback(TrainerCallback):
             frozen_weights,
         )
         self._logged: list[float] = []
+        self._hook: RemovableHandle | None = None
         self.recorder: Recorder | None = None
 
     def on_train_begin(
@@ -99,6 +106,11 @@ class TracInCallback(TrainerCallback):
         model = extract_model_from_parallel(kwargs["model"], keep_torch_compile=False)
         scaler = getattr(optimizer, "scaler", None)
         self.recorder = self._recording.begin(model, bare, state.global_step, scaler)
+        # A hook would make torch.compile compile again.
+        if not is_compiled_module(kwargs["model"]) and not args.torch_compile:
+            self.recorder.token_count = TokenCount()
+            count = partial(_count_tokens, self.recorder.token_count)
+            self._hook = model.register_forward_pre_hook(count, with_kwargs=True)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -131,6 +143,9 @@ class TracInCallback(TrainerCallback):
 
     def _close(self) -> None:
         recorder, self.recorder, self._logged = self.recorder, None, []
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            hook.remove()
         if recorder is not None:
             recorder.close()
 
@@ -142,6 +157,15 @@ class TracInCallback(TrainerCallback):
                 "record them. Train without it, or give the Trainer's own checkpoints, saved "
                 "whole: tracin.integrations.transformers.from_run(output_dir)."
             )
+
+
+def _count_tokens(
+    count: TokenCount, model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """See the labels that the Trainer hands to the model, and how it will divide their loss."""
+    labels = kwargs.get("labels")
+    if model.training and isinstance(labels, Tensor):
+        count.add(labels, kwargs.get("num_items_in_batch") is not None)
 
 
 def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint]:
