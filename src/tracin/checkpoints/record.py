@@ -164,8 +164,10 @@ def read_record(folder: Path) -> CheckpointLog:
     entries = tuple(
         replace(one, checksum=one.averaged, optimizer="") for one in record.entries if one.averaged
     )
-    # A folder of its own, so that "span" does not share the steps with the trained weights.
-    return replace(record, entries=entries, log=StepLog(folder, record.log.segments))
+    # A folder of its own, so that "span" does not share the steps with the trained weights. No
+    # optimizer took a step to an average.
+    log = StepLog(folder, record.log.segments)
+    return replace(record, entries=entries, log=log, optimizer_kind="")
 
 
 # A glob asks once for each file, and the log of a long training takes a while to parse.
