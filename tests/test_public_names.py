@@ -75,6 +75,7 @@ PUBLIC = [
     "conflicting_duplicates",
     "contributions",
     "correlations",
+    "documents",
     "mean",
     "open_checkpoints",
     "select",
