@@ -164,6 +164,17 @@ def test_a_frozen_weight_that_changes_between_checkpoints_is_refused(tmp_path, i
             recorder.save()
 
 
+def test_frozen_weights_without_numbers_are_refused(tmp_path):
+    model = net()
+    model[0].to("meta")
+
+    with (
+        Recorder(model, sgd(model), tmp_path) as recorder,
+        pytest.raises(CheckpointError, match=r"'0.weight' cannot be saved: .* \"meta\""),
+    ):
+        recorder.save()
+
+
 def test_a_run_resumes_on_its_own_base_alone(tmp_path):
     model = net()
     recorded(tmp_path, model)

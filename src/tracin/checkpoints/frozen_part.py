@@ -12,9 +12,11 @@ from tracin.checkpoints.frozen_weights import (
     FrozenWeights,
     parameters_by_bare_name,
 )
+from tracin.checkpoints.readers.safetensors import refuse_unsavable
 from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
 from tracin.plain_text import listed
+from tracin.sharding import is_dtensor
 
 Value = TypeVar("Value")
 
@@ -67,7 +69,10 @@ class FrozenPart:
             name for name, one in ours.items() if one.requires_grad or id(one) in optimized
         }
         self._frozen = {name: one for name, one in ours.items() if name not in self._written}
-        for name in () if self._is_written else self._frozen.keys() - self._known.keys():
+        for name in [] if self._is_written else [n for n in self._frozen if n not in self._known]:
+            # The parts of a divided weight are on other ranks, which do not call this.
+            if is_dtensor(self._frozen[name]) or self._frozen[name].is_meta:
+                refuse_unsavable(name, self._frozen[name])
             self._known[name] = FrozenWeight.of(self._frozen[name])
         now = self._in_no_file.by_name.keys() & self._written & ours.keys()
         self._refuse_changed(name for name in now if not self._known[name].is_same(ours[name]))
