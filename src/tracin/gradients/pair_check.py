@@ -39,9 +39,9 @@ from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import first_line
 from tracin.sharding import each_says
 
-# Different factors for the two examples of a pair, so that mixing them up changes the sum; powers of
-# two, so that a gradient that is rounding alone is the same with a factor before the backward pass
-# as with one after it.
+# Different factors for the two examples of a pair, so that mixing them up changes the sum; powers
+# of two, so that even a gradient that is rounding alone is the same whether the factor is put on
+# before the backward pass or after it.
 _FACTORS = torch.tensor([0.5, -1.0])
 
 # How many pairs are compared for a second opinion, at most.
