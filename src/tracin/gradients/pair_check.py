@@ -210,7 +210,7 @@ class PairCheck:
         except Exception as error:  # a model that cannot be watched: every exact method is open
             if is_out_of_memory(error):
                 raise
-            reasons = dict.fromkeys(fast, f"cannot be watched: {first_line(error)}")
+            reasons = dict.fromkeys(fast, f"cannot be watched: {_why(error)}")
             if traced.is_sharded:
                 raise UnsupportedModelError(without_fast_method(reasons)) from error
             return _Opinion(pair, losses, sizes, reasons, is_agreed=True)
@@ -281,6 +281,15 @@ class PairCheck:
                 for name, reason in missed.items()
             }
         )
+
+
+def _why(error: Exception) -> str:
+    if "torch.utils.checkpoint" in str(error):
+        return (
+            "activation checkpointing computes calls again in the backward pass, where they are "
+            "not watched; switch it off (it saves memory that smaller batches save as well)"
+        )
+    return first_line(error)
 
 
 def _lines(rows: list[int]) -> list[list[int]]:
