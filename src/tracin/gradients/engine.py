@@ -101,6 +101,11 @@ class Gradients:
             raise RuntimeError("visit before check; a bug in tracin")
         return self._inspection.tolerance
 
+    @property
+    def held(self) -> int:
+        """Bytes of activations that an example keeps for the backward pass; 0 before `inspect`."""
+        return 0 if self._inspection is None else self._inspection.held
+
     def loss_of(self, single: Batch) -> float:
         """The loss of one example in a batch of its own."""
         return self._traced.loss_of(single)
@@ -136,8 +141,7 @@ class Gradients:
         Returns:
             The most examples that the first batch should have, since all of it is audited.
         """
-        held = 0 if self._inspection is None else self._inspection.held
-        return self._auditor.begin(examples, held, self._checked if is_checked else None)
+        return self._auditor.begin(examples, self.held, self._checked if is_checked else None)
 
     def visit(
         self,
