@@ -199,10 +199,3 @@ def score_dtype(run: Run) -> torch.dtype:
     """float64 where a traced parameter has it, float32 otherwise."""
     kinds = {parameter.dtype.to_real() for parameter in run.parameters.values()}
     return torch.float64 if torch.float64 in kinds else torch.float32
-
-
-def query_spans(run: Run, queries: int) -> list[range]:
-    """Runs of queries whose gradients, written out, stay within bounds."""
-    numbers = sum(parameter.numel() for parameter in run.parameters.values())
-    step = max(1, 4 * HELD // numbers)
-    return [range(start, min(start + step, queries)) for start in range(0, queries, step)]

@@ -28,7 +28,6 @@ from tracin.run import (
     judging_pass,
     last_layer,
     open_data,
-    query_spans,
     score_dtype,
 )
 from tracin.scoring import mislabelled
@@ -164,19 +163,16 @@ class TracIn(Run):
         width = 1 if group else len(query_set)
         total = torch.zeros(len(examples), width, dtype=score_dtype(self))
         walk = checkpoint_pass(self)
-        everything = [range(len(query_set))]
-        for span in everything if group else query_spans(self, len(query_set)):
-            columns = slice(None) if group else _slice(span)
-            steps = walk.steps(
-                examples,
-                range(len(examples)),
-                ScoreRequest(query_set, span, bool(group)),
-                checked_size(batch_size),
-                progress,
-                "influence",
-            )
-            for step in steps:
-                total[_slice(step.positions), columns] += _known(step.scores).cpu()
+        steps = walk.steps(
+            examples,
+            range(len(examples)),
+            ScoreRequest(query_set, range(len(query_set)), bool(group)),
+            checked_size(batch_size),
+            progress,
+            "influence",
+        )
+        for step in steps:
+            total[_slice(step.positions), _slice(step.queries)] += _known(step.scores).cpu()
         if group is None:
             return total
         return total[:, 0] / len(query_set) if group == "mean" else total[:, 0]
@@ -224,16 +220,19 @@ class TracIn(Run):
         _check_words(group, ("sum", "mean"), "group")
         count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
         walk = judging_pass(self) if drop_misclassified else checkpoint_pass(self)
-        spans = [range(len(query_set))] if group else query_spans(self, len(query_set))
+        # Each run of queries passes over all blocks, and each block over the run: square blocks
+        # cost the fewest passes.
+        side = len(query_set) if group else max(1, int((HELD / len(self.checkpoints)) ** 0.5))
         rankings = []
-        for span in spans:
+        for first in range(0, len(query_set), side):
+            span = range(len(query_set))[first : first + side]
             width = 1 if group else len(span)
+            question = ScoreRequest(query_set, span, bool(group), norms=normalise == "cosine")
             ranking = Ranking(examples.ids, k, normalise, drop_misclassified)
             step = max(1, HELD // (width * len(self.checkpoints)))
             for start in range(0, len(examples), step):
                 block = range(start, min(start + step, len(examples)))
                 ranking.open(block, width, len(self.checkpoints), score_dtype(self))
-                question = ScoreRequest(query_set, span, bool(group), norms=normalise == "cosine")
                 for each in walk.steps(
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):

@@ -5,6 +5,7 @@ from tracin.gradients.forms.cancellation import cancelled, checked_squared_norm
 from tracin.gradients.forms.computed import Computed
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient
+from tracin.gradients.forms.growing import Growing
 from tracin.gradients.forms.outer import OuterProduct
 from tracin.gradients.forms.patches import ConvFactors, Geometry
 from tracin.gradients.forms.products import ProductCache, added, as_query, pairs
@@ -15,6 +16,7 @@ from tracin.gradients.forms.scaled_entries import ScaledEntries
 from tracin.gradients.forms.scaled_rows import ScaledRows
 from tracin.gradients.forms.slot import Slot
 from tracin.gradients.forms.stacked import Stacked
+from tracin.gradients.forms.streamed import Streamed
 from tracin.gradients.forms.total import SumOf, total
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "ConvFactors",
     "Dense",
     "Geometry",
+    "Growing",
     "OuterProduct",
     "PerExampleGradient",
     "ProductCache",
@@ -30,6 +33,7 @@ __all__ = [
     "Slot",
     "SparseRows",
     "Stacked",
+    "Streamed",
     "SumOf",
     "added",
     "aligned_products",
