@@ -87,7 +87,10 @@ def test_without_room_the_smaller_form_is_held():
     assert isinstance(held(forms.ScaledEntries(many, factors)), Dense)
     assert isinstance(held(tied), forms.SumOf)
     train = outer(4, 3, 5)
-    for form in (few, many, tied, forms.ScaledEntries(few, factors)):
+    scaled = forms.scaled_factors(tied, factors)
+    assert isinstance(held(scaled), forms.SumOf)
+    assert close(scaled.dense(), tied.dense() * factors)
+    for form in (few, many, tied, scaled, forms.ScaledEntries(few, factors)):
         assert close(forms.pairs(train, held(form)), train.dense() @ form.dense().T)
 
 

@@ -205,8 +205,9 @@ def test_neither_batch_size_nor_order_nor_blocks_of_queries_matter(
     assert close(
         runner.influence(part(train, order), part(test, turned)), expected[order][:, turned]
     )
-    monkeypatch.setattr(query_pass, "room", lambda device: 1)
-    assert close(runner.influence(train, test, batch_size=2), expected)
+    for memory in (1, 200):  # a batch at a time, and some whose factors are scaled in each product
+        monkeypatch.setattr(query_pass, "room", lambda device, memory=memory: memory)
+        assert close(runner.influence(train, test, batch_size=2), expected)
 
 
 def test_scores_add_up_over_disjoint_parameters(tmp_path: Path):

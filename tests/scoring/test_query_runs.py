@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,23 @@ def test_preconditioned_queries_do_not_depend_on_memory(
     monkeypatch.setattr(query_pass, "room", lambda device: 20_000)
 
     assert torch.allclose(run.influence(train, queries, batch_size=2), expected, rtol=1e-6)
+
+
+def test_factors_under_adam_are_scaled_in_each_product(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, data = run_of().model, list(texts(TRAIN, 1))
+    optimizer = torch.optim.Adam(model.parameters())
+    with tracin.Recorder(model, optimizer, tmp_path, optimizer_state=True) as recorder:
+        loss(model, data[0]).sum().backward()
+        optimizer.step()
+        recorder.epoch()
+    run = tracin.TracIn(model, loss, tmp_path, preconditioner=tracin.Adam())
+    train, queries = texts(TRAIN, 1), texts([2] * 9, 2)
+    expected = run.influence(train, queries)
+    monkeypatch.setattr(query_pass, "room", lambda device: 20_000)
+
+    assert close(run.influence(train, queries, batch_size=2), expected)
 
 
 def test_a_mean_of_queries_is_one_direction_whatever_the_memory(monkeypatch: pytest.MonkeyPatch):

@@ -23,6 +23,7 @@ from tracin.gradients.forms import (
     total,
 )
 from tracin.preconditioners import JointMetric, Metric
+from tracin.preconditioners.preconditioner import Scaling
 from tracin.scoring.joint_sums import JointSums
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
@@ -177,7 +178,12 @@ class QueryGradients:
         most = self.most if self._rows else size  # how much a query takes shows the first batch
         metric = self._metric
         own = checked_squared_norm(form) if metric is None else metric.squared_norm(name, form)
-        shares = {name: form} if metric is None else metric.scaled(name, form)
+        if metric is None:
+            shares = {name: form}
+        elif isinstance(metric, Scaling) and not self._is_roomy:
+            shares = metric.factored(name, form)
+        else:
+            shares = metric.scaled(name, form)
         for other, share in shares.items():
             held = self._held.setdefault(other, Growing())
             query = as_query(

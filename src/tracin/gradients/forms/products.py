@@ -130,8 +130,8 @@ def as_query(
     if isinstance(form, SumOf):
         if count * form.numbers <= SMALL or (not is_roomy and _held(form) >= form.numbers):
             return Dense(form.dense())
-        if is_roomy and not _has_cancelled(form, squares):
-            return form
+        if is_roomy:
+            return Dense(form.dense()) if _has_cancelled(form, squares) else form
         each = [as_query(one, queries=count, is_roomy=is_roomy) for one in form.forms]
         return SumOf(tuple(each))
     if _has_cancelled(form, squares):
@@ -168,6 +168,8 @@ def _held(form: PerExampleGradient) -> int:
             return form.positions * (form.left.shape[2] + form.right.shape[2])
         case SparseRows():
             return form.values[0].numel()
+        case ScaledEntries():
+            return _held(form.inner)
         case SumOf():
             return sum(_held(each) for each in form.forms)
     return form.numbers
