@@ -1,7 +1,7 @@
 """python -m benchmarks.many_queries: influence of language models' examples on many queries.
 
 All parameters of models of random weights, one checkpoint, against a plain forward and backward
-pass over the same training tokens. What is timed includes the queries' own gradients and the checks.
+pass over the same training tokens; the queries' own gradients and the checks are timed as well.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import tracin
 from benchmarks.models import LanguageModel
-from benchmarks.subjects import Pair
+from benchmarks.subjects import Pair, Subject
 from tracin.data import open_examples
 from tracin.precision import exact_matmuls
 from tracin.run import checkpoint_pass
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Print one line per model, precision, length and number of queries; returns the figures."""
     options = _options(arguments)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cpu":
+    if options.threads is not None:
         torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {device}; queries of {options.query_length} tokens")
     titles = (
@@ -65,6 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                     if options.json:
                         options.json.write_text(json.dumps(rows, indent=2) + "\n")
     return rows
+
+
+def many_queries_subject(size: str, examples: int, queries: int = 100) -> Subject:
+    """Examples and queries of 64 tokens, in batches of 64."""
+    model = _model(size, 64)
+    return Subject(
+        name=f"{size} LM",
+        model=model,
+        loss=_losses,
+        mean_loss=lambda model, batch: _losses(model, batch).mean(),
+        checkpoints=[{name: value.clone() for name, value in model.state_dict().items()}],
+        train=_texts(size, examples, 64, 1),
+        queries=_texts(size, queries, 64, 2),
+        batch_size=64,
+    )
 
 
 def _row(
@@ -200,7 +215,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=65_536, help="of the training examples")
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="of the CPU; by default as torch has it")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     return parser.parse_args(arguments)
 
