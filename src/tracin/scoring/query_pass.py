@@ -88,6 +88,7 @@ class QueryPass:
             try:
                 if stop == left.start and first < size:
                     stop = self._read(queries, left[:first], left, first, memory)
+                    size = max(1, min(size, self._end(queries, left, memory) - stop))
                 stop = self._read(queries, left[stop - left.start :], left, size, memory)
                 return queries, range(left.start, stop)
             except Exception as error:
@@ -98,6 +99,7 @@ class QueryPass:
                 if size == 1 and stop == left.start:
                     raise
                 queries.cut()
+                memory //= 2
             torch.cuda.empty_cache()
             if size == 1:
                 return queries, range(left.start, stop)
@@ -112,6 +114,8 @@ class QueryPass:
         if not rest or stop >= self._end(queries, left, memory):
             return stop
         for positions, batch in self._queries.batches(size, start=rest.start, stop=rest.stop):
+            if positions.stop > self._end(queries, left, memory):
+                break  # what the first batch took shows that a second one does not fit
             following = positions.stop + min(len(positions), left.stop - positions.stop)
             # The last batch is audited, so it must be known beforehand.
             is_last = positions.stop == left.stop or following > self._end(queries, left, memory)
