@@ -114,8 +114,13 @@ class Gradients:
         """The parameters that the fast method does not cover."""
         return list(self._table.by(GradientMethod.VMAP, GradientMethod.LOOP))
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, *, is_first: bool = True) -> None:
         """Settle each parameter's method on pairs of examples, against autograd on each alone.
+
+        Args:
+            batch: Examples first.
+            is_first: Whether it is the batch that `begin` calls the checked one. Queries, of
+                another structure, are checked between that batch and its pass.
 
         Raises:
             LossError: The loss is no differentiable value per example, draws random numbers,
@@ -127,9 +132,11 @@ class Gradients:
         tolerance = self.inspect(batch)
         if isinstance(batch, Single):
             self._table.begin_with(_SINGLE)
-            self._checked = None
+            checked = None
         else:
-            self._checked = self._pairs.check(batch, tolerance)
+            checked = self._pairs.check(batch, tolerance)
+        if is_first:
+            self._checked = checked
 
     def begin(self, examples: int, *, is_checked: bool = False) -> int:
         """Begin a pass: its batches are counted, for the audit.
