@@ -198,7 +198,7 @@ def _sum(found: Sequence[Tensor | None], like: Tensor) -> Tensor:
             total = dense if total is None else total + dense
     if total is None:
         total = torch.zeros_like(like, requires_grad=False)
-    return (torch.view_as_real(total) if total.is_complex() else total).flatten()
+    return (torch.view_as_real(total.resolve_conj()) if total.is_complex() else total).flatten()
 
 
 def _single(outcome: Any) -> Tensor:

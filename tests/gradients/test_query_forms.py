@@ -1,6 +1,5 @@
 """How queries' gradients are held and multiplied, against rows that are written out."""
 
-
 import pytest
 import torch
 from torch import Tensor

@@ -38,7 +38,7 @@ from tracin.sketches.budget import Layer, Need, divided
 from tracin.sketches.error_bars import fill
 from tracin.sketches.hashing import CountSketch, FoldedCountSketch, folded
 from tracin.sketches.kinds import BiasOf, Convolved, Factored, Hashed, TwoSided, Written
-from tracin.sketches.pilot import cost
+from tracin.sketches.pilot import Matrix, cost
 
 EXAMPLES = 12
 Forms = dict[str, PerExampleGradient]
@@ -365,7 +365,7 @@ def wide(positions: int) -> Forms:
 def test_wide_matrices_are_projected_on_both_sides_first(name: str, monkeypatch):
     monkeypatch.setattr(planning, "_WIDE", 1000)
     monkeypatch.setattr(planning, "_SIDE", 20)
-    monkeypatch.setattr(planning, "_is_convolved", lambda form, columns: False)
+    monkeypatch.setattr(Matrix, "is_convolved", lambda matrix, columns: False)
     forms = {name: wide(8)[name]}
     plan = planned(Projection(100), forms, {name: 3000})
     dense = forms[name].dense().double()

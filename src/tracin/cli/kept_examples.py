@@ -100,7 +100,7 @@ def _kept(examples: Any, positions: Sequence[int], how: Showing) -> Iterator[Kep
         some = list(positions[start : start + _STEP])
         ids = examples.ids[some].tolist()
         for position, shown in zip(some, shown_rows(examples, some, ids, how), strict=True):
-            yield KeptExample(position, picture_of(shown), words_of(shown))
+            yield KeptExample(position, picture_of(shown), said_of(shown))
 
 
 def _within(found: Iterator[KeptExample] | Sequence[KeptExample]) -> list[KeptExample]:
@@ -139,7 +139,7 @@ def _as_webp(image: Tensor) -> bytes:
     return out.getvalue()
 
 
-def words_of(shown: Shown) -> str:
+def said_of(shown: Shown) -> str:
     """The text, columns and note of an example, one after the other."""
     parts = (shown.words, shown.columns_in_words, shown.note)
     return shortened("\n".join(part for part in parts if part), LETTERS)

@@ -184,4 +184,4 @@ def _exact(values: Tensor) -> Tensor:
 
 
 def _real(rows: Tensor) -> Tensor:
-    return torch.view_as_real(rows).flatten(1) if rows.is_complex() else rows
+    return torch.view_as_real(rows.resolve_conj()).flatten(1) if rows.is_complex() else rows
