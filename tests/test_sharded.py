@@ -5,6 +5,7 @@ each test looks at what rank 0 and rank 1 reported of it.
 """
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import socket
@@ -23,7 +24,6 @@ from torch.utils.data import Dataset
 
 import tracin
 import tracin.engines
-from own_process import SERVER
 from tracin import IndexingError, Projection, TracIn
 from tracin.checkpoints import loaded
 from tracin.index.index import Index
@@ -319,8 +319,9 @@ def ranks(folder):
     with contextlib.closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
     processes = [
-        SERVER.Process(target=work, args=(rank, port, folder, folder)) for rank in range(2)
+        context.Process(target=work, args=(rank, port, folder, folder)) for rank in range(2)
     ]
     for process in processes:
         process.start()
