@@ -41,7 +41,7 @@ def run_script(source: str, *arguments: object, folder: Path) -> Ended:
 
 
 def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Processes` starts its workers as forks; `test_engines.py` also starts some as users do."""
+    """`Processes` forks its workers; `test_engines.py` and `test_index_faults.py` spawn theirs."""
 
     def forked(method: str) -> BaseContext:
         assert method == "spawn"
