@@ -1,18 +1,23 @@
-"""Runs scripts in processes of their own, forked from one that has imported torch already.
+"""Processes of their own, forked from one that has imported torch already.
 
-Importing torch, its optimizers and tracin takes a process four seconds; being killed, a few
+Importing torch, its optimizers and tracin takes a process three seconds of CPU; being forked, a few
 milliseconds.
 """
 
-import contextlib
 import multiprocessing
 import os
 import sys
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from types import SimpleNamespace
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["torch", "torch._dynamo", "tracin", "tracin.tracing", "numpy"])
+import pytest
+
+from tracin.engines import worker_process
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "torch._dynamo", "tracin", "tracin.tracing", "numpy"])
 
 
 @dataclass(frozen=True)
@@ -28,11 +33,22 @@ def run_script(source: str, *arguments: object, folder: Path) -> Ended:
     """Run Python source as `python -c source *arguments` would be; `folder` takes its output."""
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     words = [str(argument) for argument in arguments]
-    process = _SERVER.Process(target=_run, args=(source, words, str(out), str(err)))
+    process = SERVER.Process(target=_run, args=(source, words, str(out), str(err)))
     process.start()
     process.join()
     assert process.exitcode is not None
     return Ended(process.exitcode, out.read_text(), err.read_text())
+
+
+def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Processes` forks its workers; `test_engines.py` and `test_index_faults.py` spawn theirs."""
+
+    def forked(method: str) -> BaseContext:
+        assert method == "spawn"
+        return SERVER
+
+    stand_in = SimpleNamespace(get_context=forked)
+    monkeypatch.setattr(worker_process, "multiprocessing", stand_in)
 
 
 def _run(source: str, words: list[str], out: str, err: str) -> None:
@@ -41,6 +57,7 @@ def _run(source: str, words: list[str], out: str, err: str) -> None:
         os.dup2(file, stream)
         os.close(file)
     sys.argv = ["-c", *words]
-    with contextlib.suppress(SystemExit):
+    try:
         exec(compile(source, "<script>", "exec"), {"__name__": "__main__"})
-    sys.stdout.flush()
+    finally:
+        sys.stdout.flush()

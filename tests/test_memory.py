@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tracin
 from own_process import run_script
 
-TIMES = 20
+TIMES = 8
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +227,7 @@ class Pair(nn.Module):
     def forward(self, x):
         return self.layer(x, x).repeat(1, 128)
 model = nn.Sequential({layer}, nn.ReLU(), nn.Linear(256, 10))
-data = torch.randn(2048, 256), torch.arange(2048) % 10
+data = torch.randn(1024, 256), torch.arange(1024) % 10
 run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[1.0])
 few = tuple(column[:8] for column in data)
 run.self_influence(few), run.influence(few, few)
@@ -240,7 +240,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", MODELS.values(), ids=MODELS)
 def test_gradients_without_factors_take_bounded_memory(layer: str, tmp_path: Path):
-    # Written out for 2,048 examples they would take 512 MB and more.
+    # Written out for 1,024 examples they would take 256 MB and more.
     ran = run_script(PEAK.replace("{layer}", layer), folder=tmp_path)
 
     assert ran.code == 0, ran.stderr

@@ -67,10 +67,9 @@ def plainly(ours, theirs, groups, budget, cosine, limit):
     return picked, [scores[at] for at in picked], dropped
 
 
-@pytest.mark.parametrize("limit", [None, 0.999, 0.7])
+@pytest.mark.parametrize(("budget", "limit"), [(3, None), (3, 0.7), (15, 0.7), (15, 0.999)])
 @pytest.mark.parametrize("normalise", [None, "cosine"])
 @pytest.mark.parametrize("groups", [None, [0, 1, 2, 0, 1]])
-@pytest.mark.parametrize("budget", [3, 15])
 def test_the_selected_are_those_of_the_plain_way(
     task, groups, normalise, limit, budget, monkeypatch
 ):

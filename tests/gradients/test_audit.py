@@ -105,8 +105,11 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("batch_size", [6, EXAMPLES])
-@pytest.mark.parametrize("after", [0, 6, 12, EXAMPLES - 6])
+# In one batch of all the first example is example 0, so it is sorted with `after=0` alone.
+@pytest.mark.parametrize(
+    ("after", "batch_size"),
+    [(0, 6), (6, 6), (12, 6), (EXAMPLES - 6, 6), (0, EXAMPLES), (EXAMPLES - 6, EXAMPLES)],
+)
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 def test_examples_that_are_moved_keep_their_own_scores(
     move: Callable[[Tensor, Tensor], Tensor], after: int, batch_size: int

@@ -50,16 +50,17 @@ def check(
     queries = part(data, slice(0, 3))
     own = slow_twin.self_influence(model, loss, data)
     scores = slow_twin.influence(model, loss, data, queries)
-    for size in (1, 4, slow_twin.length(data)):
-        torch.testing.assert_close(
-            run.self_influence(data, batch_size=size).double(), own, rtol=gap, atol=0
-        )
-        torch.testing.assert_close(
-            run.influence(data, queries, batch_size=size).double(),
-            scores,
-            rtol=100 * gap,
-            atol=gap * float(scores.abs().max()),
-        )
+    alone = run.self_influence(queries, batch_size=1).double()
+    torch.testing.assert_close(alone, own[:3], rtol=gap, atol=0)
+    whole = run.self_influence(data, batch_size=slow_twin.length(data)).double()
+    torch.testing.assert_close(whole, own, rtol=gap, atol=0)
+    # Batches of 4, of which the last is not full.
+    torch.testing.assert_close(
+        run.influence(data, queries, batch_size=4).double(),
+        scores,
+        rtol=100 * gap,
+        atol=gap * float(scores.abs().max()),
+    )
     if is_fast:
         slow = {
             name: str(covered)
@@ -69,13 +70,16 @@ def check(
         assert slow == {}
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-@pytest.mark.parametrize("way", ["eager", "batched_mm"])
-def test_routed_experts_go_the_fast_way(name: str, way: str):
+# The models differ in their routers; how experts are multiplied, they have in common.
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [*(("eager", name) for name in EXPERTS), ("batched_mm", "Mixtral"), ("batched_mm", "Qwen2Moe")],
+)
+def test_routed_experts_go_the_fast_way(way: str, name: str):
     check(language_model(name, way, **EXPERTS[name]), "causal_lm", tokens())
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", ["Olmoe", "Qwen3Moe"])
 def test_grouped_experts_go_the_fast_way(name: str):
     # torch has no grouped product of float64.
     model = language_model(name, "grouped_mm", **EXPERTS[name]).float()
@@ -183,7 +187,7 @@ class Slots(nn.Module):
 
 
 def test_experts_with_slots_equal_the_slow_twin():
-    for seed in range(5):
+    for seed in range(3):
         torch.manual_seed(seed)
         model = Slots().double().eval()
         data = torch.randn(8, 4).double(), torch.arange(8) % 3

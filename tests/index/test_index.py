@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import tracin
+from own_process import fork_workers
 from tracin import IndexingError, Projection, QueryError, TracIn, WithIds
 from tracin.index.index import Index
 from tracin.index.row_scan import RowScan, SketchedQueries
@@ -385,7 +386,8 @@ def test_any_url_will_do(tmp_path):
     assert Index.open(url).gc().files == ()
 
 
-def test_batch_size_and_engine_do_not_matter(tmp_path):
+def test_batch_size_and_engine_do_not_matter(tmp_path, monkeypatch):
+    fork_workers(monkeypatch)
     run = run_of(pictures)
     one = built(tmp_path / "one", run, dim=50, batch_size=5)
     two = built(tmp_path / "two", run, dim=50, batch_size=64)

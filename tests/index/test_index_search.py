@@ -9,6 +9,7 @@ from test_index import QUERIES, ROWS, TEST, TRAIN, built, data, files, mlp, pict
 from torch import nn
 
 import tracin
+from own_process import fork_workers
 from tracin import IndexingError, Projection, QueryError
 from tracin.engines import Processes, Ranks, Serial
 from tracin.index.bounds import limits
@@ -55,7 +56,7 @@ def wide(seed=0):
 def test_what_is_called_certain_is_so(tmp_path, candidates):
     more = data(40, 5)
     certain = wrong = asked = 0
-    for seed in range(3):
+    for seed in range(2):
         run = run_of(wide, seeds=(seed, seed + 10))
         true = strongest(run.influence(TRAIN, more), 3)
         for dim in (30, 160, 300):
@@ -325,7 +326,8 @@ def test_building_twice_gives_the_same_recall(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"exact": True}])
-def test_workers_that_divide_the_rows_find_the_same(tmp_path, options):
+def test_workers_that_divide_the_rows_find_the_same(tmp_path, options, monkeypatch):
+    fork_workers(monkeypatch)
     run = run_of(pictures)
     index = built(tmp_path, run, dim=60)
     keep = np.arange(ROWS) % 3 > 0

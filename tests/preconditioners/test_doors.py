@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import tracin
+from own_process import fork_workers
 from preconditioners.nets import QUERIES, data_for, nets
 from tracin.errors import PreconditionerError, QueryError
 from tracin.preconditioners.kfac import CurvatureFit
@@ -101,7 +102,8 @@ def test_an_index_refuses_a_query_whose_curvature_rows_cannot_give(name, tmp_pat
         index.explain(ASKED, 2)
 
 
-def test_processes_build_the_index_of_a_run_that_has_it(tmp_path):
+def test_processes_build_the_index_of_a_run_that_has_it(tmp_path, monkeypatch):
+    fork_workers(monkeypatch)
     run = run_of(tracin.KFAC())
     run.self_influence(TRAIN)  # what is kept does not go along
     engine = tracin.engines.Processes(2)

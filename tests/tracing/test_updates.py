@@ -24,16 +24,12 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_examples_and_own_terms_are_the_real_step(tmp_path, make, train, queries):
+def test_steps_are_taken_apart_and_paths_follow_the_real_loss(tmp_path, make, train, queries):
     """Method E4: the prediction with the real w_t - w_{t+1}, to float precision."""
     trace, listening = traced(tmp_path, mlp, make, train, queries, batches(12))
+
     assert gap(trace, listening) < 1e-12
     assert np.abs(trace.steps.part(Quadrature.FIRST_ORDER, "unattributed")).max() == 0
-
-
-@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_paths_follow_the_real_loss_for_every_optimizer(tmp_path, make, train, queries):
-    trace, _ = traced(tmp_path, mlp, make, train, queries, batches(12))
     found = trace.goodness(Quadrature.SIMPSON)
     assert found.conservation_ratio == pytest.approx(1, abs=2e-3)
     assert found.lemma_gap < 1e-12
