@@ -6,13 +6,13 @@ from html import escape
 from tracin.plain_text import plain
 from tracin.results.table import cell
 
-# Blue and orange: told apart by most colour-blind people, and readable on light and dark pages.
-POSITIVE, NEGATIVE = "40,110,220", "235,125,20"
+# The blue and the red of a report: most colour-blind people tell them apart.
+POSITIVE, NEGATIVE = "11,107,203", "179,38,30"
 FAINTEST = 0.02  # of the largest share: what is not coloured
 
 
 def heat_map(tokens: Sequence[str], shares: Sequence[float]) -> str:
-    """The tokens one after the other, blue where they add to the score, orange where they take.
+    """The tokens one after the other, blue where they add to the score, red where they take.
 
     Args:
         tokens: [positions].
@@ -43,5 +43,5 @@ def _span(token: str, share: float, depth: float) -> str:
     # Tokens stand a little apart: many tokenizers name them without the space before them.
     spaced = "white-space:pre-wrap;padding:1px 2px;margin:0 1px"
     colour = POSITIVE if depth > 0 else NEGATIVE
-    shade = f";background:rgba({colour},{0.75 * abs(depth):.2f})" if depth else ""
+    shade = f";background:rgba({colour},{0.5 * abs(depth):.2f})" if depth else ""
     return f'<span style="{spaced}{shade}" title="{escape(cell(share))}">{text}</span>'

@@ -239,11 +239,12 @@ def _size(one: Direction, other: Direction) -> float:
 
 def _token_ids(batch: Any, positions: int) -> list[int]:
     """The token at each position of a batch of one text; none where it does not hold them so."""
-    found = batch.get("input_ids") if isinstance(batch, Mapping) else batch
+    found: Any = batch.get("input_ids") if isinstance(batch, Mapping) else batch
     if isinstance(found, list | tuple) and len(found) > 0:
         found = found[0]
-    is_ids = isinstance(found, Tensor) and not found.is_floating_point()
-    return found[0].tolist() if is_ids and found.shape == (1, positions) else []
+    if not isinstance(found, Tensor) or found.is_floating_point():
+        return []
+    return found[0].tolist() if found.shape == (1, positions) else []
 
 
 def _id(examples: Examples, position: int) -> Any:
