@@ -342,10 +342,10 @@ class TracIn(Run):
             >>> train, query = torch.tensor([[0, 1, 1, 2]]), torch.tensor([[1, 2]])
             >>> print(run.tokens(train, query)[0])
             query 0, example 0, score 0.1111
-            text   place  token   share
-            query      1  '2'    0.1111
-            train      2  '1'   -0.1111
-            train      3  '2'    0.2222
+            text   place  token    share
+            query      1  '2'     0.1111
+            train      2  '1'    -0.1111
+            train      3  '2'     0.2222
         """
         examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
         if not isinstance(self.loss, HasTokens):
