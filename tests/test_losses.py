@@ -203,7 +203,7 @@ def test_every_name_opens_its_loss():
     assert open_loss("cross_entropy") == CrossEntropy()
     assert open_loss("mse") == MeanSquaredError()
     assert open_loss("causal_lm") == open_loss("causal_lm_mean") == CausalLM()
-    assert open_loss("causal_lm_sum") == CausalLM(tokens=1.0)
+    assert open_loss("causal_lm_sum") == CausalLM(divided_by=1.0)
 
 
 def test_a_callable_is_returned_unchanged():
@@ -478,10 +478,10 @@ def test_the_sum_is_over_an_examples_own_tokens():
     labels = tokens([1, 2, 3], [4, -100, 6])
     model, batch = Words(), {"input_ids": tokens([1, 2, 3], [4, 5, 6]), "labels": labels}
 
-    found = CausalLM(tokens=1.0)(model, batch)
+    found = CausalLM(divided_by=1.0)(model, batch)
 
     torch.testing.assert_close(found, CausalLM()(model, batch) * torch.tensor([2.0, 1.0]))
-    torch.testing.assert_close(CausalLM(tokens=4.0)(model, batch), found / 4)
+    torch.testing.assert_close(CausalLM(divided_by=4.0)(model, batch), found / 4)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ PUBLIC = [
     "Shown",
     "Suspects",
     "TargetOutcome",
+    "TokenShares",
     "TracIn",
     "TracInError",
     "TracInWarning",

@@ -75,6 +75,7 @@ from .results.review import ReviewSample as ReviewSample
 from .results.review import WrongLabels as WrongLabels
 from .results.shown import Shown as Shown
 from .results.suspects import Suspects as Suspects
+from .results.token_shares import TokenShares as TokenShares
 from .results.verification import Verification as Verification
 from .scoring.targets import Logit as Logit
 from .scoring.targets import LogitMargin as LogitMargin

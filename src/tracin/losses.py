@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -69,6 +69,25 @@ class TargetOutcome:
     losses: Tensor
     predictions: Tensor
     targets: Tensor
+
+
+@runtime_checkable
+class HasTokens(Protocol):
+    """A loss that knows what each token adds to it."""
+
+    def tokens(self, model: Module, batch: Any) -> Tensor:
+        """Each token's share of its example's loss: [examples, positions]; they sum to the loss."""
+        ...
+
+
+def no_tokens(loss: PerExampleLoss) -> LossError:
+    """The error about a loss that does not say what each token adds to it."""
+    name = getattr(loss, "__name__", type(loss).__name__)
+    return LossError(
+        f"Shares of tokens need a loss that knows what each token adds to it, and {name} does not "
+        'say. Use loss="causal_lm", or give your loss a method tokens(model, batch) -> '
+        "[examples, positions], whose sum over positions is the loss."
+    )
 
 
 def losses_in(outcome: Any) -> Any:
@@ -129,6 +148,27 @@ class CrossEntropy:
         _check_labels(labels, logits.shape[1], IGNORED, _class_labels)
         each = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
         return Outcome(_mean_of_kept(each, labels), logits, labels)
+
+    def tokens(self, model: Module, batch: Any) -> Tensor:
+        """Each token's share of its example's loss, of a model that tags tokens.
+
+        Returns:
+            [examples, positions]; the sum over positions is the loss.
+
+        Raises:
+            LossError: as `outcome`, or examples have one label each, or a map of labels.
+            LabelError: as `outcome`.
+        """
+        found = self.outcome(model, batch)
+        if found.labels.dim() != 2:
+            raise LossError(
+                "cross_entropy knows the share of each token only where labels are [examples, "
+                f"positions], one per token, but they are {tuple(found.labels.shape)}. Use "
+                '"causal_lm" for texts, or give a loss of your own a method tokens(model, batch) '
+                "-> [examples, positions]."
+            )
+        each = F.cross_entropy(found.logits, found.labels, reduction="none", ignore_index=IGNORED)
+        return _shares(each, found.labels)
 
 
 @final
@@ -201,19 +241,19 @@ class CausalLM:
     [examples, positions, words], or has one as `.logits` or ["logits"].
 
     Attributes:
-        tokens: What the sum over an example's tokens is divided by: 1.0 for the sum itself; None
-            for the number of its own tokens.
+        divided_by: What the sum over an example's tokens is divided by: 1.0 for the sum itself;
+            None for the number of its own tokens.
 
     Example:
         >>> import torch
         >>> model = torch.nn.Embedding.from_pretrained(torch.zeros(5, 5))
         >>> CausalLM()(model, torch.tensor([[0, 1, 2], [3, 4, 4]]))
         tensor([1.6094, 1.6094])
-        >>> CausalLM(tokens=1.0)(model, torch.tensor([[0, 1, 2], [3, 4, 4]]))
+        >>> CausalLM(divided_by=1.0)(model, torch.tensor([[0, 1, 2], [3, 4, 4]]))
         tensor([3.2189, 3.2189])
     """
 
-    tokens: float | None = None
+    divided_by: float | None = None
 
     def __call__(self, model: Module, batch: Any) -> Tensor:
         """The loss of every example, [examples].
@@ -222,6 +262,35 @@ class CausalLM:
             LossError: the batch has another form, or the output does not fit it.
             LabelError: tokens or labels that are no integers, or lie outside the words.
         """
+        each, following = self._each(model, batch)
+        if self.divided_by is None:
+            return _mean_of_kept(each, following)
+        return each.sum(1) / self.divided_by
+
+    def tokens(self, model: Module, batch: Any) -> Tensor:
+        """Each token's share of its text's loss, at its own position: that of being predicted.
+
+        Returns:
+            [examples, positions]; the sum over positions is the loss. The first token, which
+            nothing predicts, and tokens without a label have 0.
+
+        Raises:
+            LossError: the batch has another form, or the output does not fit it.
+            LabelError: tokens or labels that are no integers, or lie outside the words.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Embedding.from_pretrained(torch.zeros(5, 5))
+            >>> CausalLM().tokens(model, torch.tensor([[0, 1, 2]]))
+            tensor([[0.0000, 0.8047, 0.8047]])
+        """
+        each, following = self._each(model, batch)
+        is_mean = self.divided_by is None
+        shares = _shares(each, following) if is_mean else each / self.divided_by
+        return F.pad(shares[:, :-1], (1, 0))
+
+    def _each(self, model: Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """What predicting the next token costs at each position, and that token."""
         following = next_tokens(batch)
         if isinstance(batch, Mapping):
             output = _by_name(model, {key: batch[key] for key in batch if key != "labels"})
@@ -239,10 +308,7 @@ class CausalLM:
         each = F.cross_entropy(
             logits.flatten(0, 1), following.flatten(), reduction="none", ignore_index=IGNORED
         )
-        each = each.view_as(following)
-        if self.tokens is None:
-            return _mean_of_kept(each, following)
-        return each.sum(1) / self.tokens
+        return each.view_as(following), following
 
 
 _NAMED: dict[str, Callable[[], PerExampleLoss]] = {
@@ -250,7 +316,7 @@ _NAMED: dict[str, Callable[[], PerExampleLoss]] = {
     "mse": MeanSquaredError,
     "causal_lm": CausalLM,
     "causal_lm_mean": CausalLM,
-    "causal_lm_sum": partial(CausalLM, tokens=1.0),
+    "causal_lm_sum": partial(CausalLM, divided_by=1.0),
 }
 
 
@@ -568,6 +634,11 @@ def _warn_unlabelled(labels: Tensor) -> None:
 def _mean_of_kept(each: Tensor, labels: Tensor) -> Tensor:
     """The mean over an example's positions that are not ignored, 0 where none is: [examples]."""
     return each.flatten(1).sum(1) / (labels != IGNORED).flatten(1).sum(1).clamp(min=1)
+
+
+def _shares(each: Tensor, labels: Tensor) -> Tensor:
+    """What each position adds to the mean over the positions that are not ignored."""
+    return each / (labels != IGNORED).sum(1, keepdim=True).clamp(min=1)
 
 
 def _columns(values: Tensor) -> Tensor:

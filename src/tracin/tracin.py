@@ -1,6 +1,7 @@
 """The front door: which training examples made the model say this?"""
 
 import os
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
@@ -15,11 +16,12 @@ from tracin.gradients import Coverage, Covered, GradientMethod
 from tracin.guards import guarded
 from tracin.index.build import begun, finished
 from tracin.index.index import Index
-from tracin.losses import TargetOutcome
+from tracin.losses import HasTokens, TargetOutcome, no_tokens
 from tracin.preconditioners import HasDescribedFit
 from tracin.results.example_facts import ExampleFacts
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.suspects import OF_CLASSES, OF_TARGETS, Suspects, check_ranking
+from tracin.results.token_shares import TokenShares
 from tracin.results.verification import Verification
 from tracin.run import (
     HELD,
@@ -45,6 +47,8 @@ from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
 from tracin.scoring.target_residuals import TargetJudgement
 from tracin.scoring.targets import Target
+from tracin.scoring.token_pairs import token_pairs
+from tracin.scoring.token_pass import TokenPass
 from tracin.scoring.verify import verified
 from tracin.sketches import Projection
 
@@ -292,6 +296,66 @@ class TracIn(Run):
             class_names=class_names(self),
             target=asked.target,
         )
+
+    @guarded
+    @settled
+    def tokens(
+        self,
+        train: Any,
+        queries: Any,
+        found: Explanations | None = None,
+        *,
+        decode: Callable[[list[int]], str] | None = None,
+        progress: bool | None = None,
+    ) -> TokenShares:
+        """Which tokens of a query, and which of a training text, carry the score of the two.
+
+        The loss of a text is a sum over its tokens, and so is its gradient: a token's share of the
+        score is the product of its own gradient with the other text's. The shares of either text
+        sum to the score, `influence(train, queries)`. A pair takes two passes in forward mode and
+        one backward pass per checkpoint, however long the texts are.
+
+        The loss has to know its tokens: "causal_lm" does, and "cross_entropy" where each position
+        has a label. A loss of your own needs a method tokens(model, batch) -> [examples,
+        positions], whose sum over positions is the loss; aligned with "input_ids", its tokens have
+        names.
+
+        Args:
+            train: The training examples.
+            queries: The queries.
+            found: What `explain(train, queries, k=3)` returned, for the tokens of each query with
+                its proponents and opponents; None for those of every pair, which have to be few.
+            decode: Makes a text of a list of token ids, such as `tokenizer.decode`; None shows ids.
+            progress: None shows a bar on a terminal alone.
+
+        Raises:
+            LossError: The loss does not know its tokens, or they do not add up to it.
+            QueryError: Too many pairs, or explanations of a target.
+            DataError: The explanations are about other data.
+            PreconditionerError: The preconditioner mixes all parameters, as `tracin.Kernel()` does.
+            NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
+
+        Example:
+            >>> import torch, tracin
+            >>> model = torch.nn.Embedding.from_pretrained(torch.zeros(3, 3), freeze=False)
+            >>> run = tracin.TracIn(
+            ...     model, "causal_lm", [model.state_dict()], learning_rates=[1.0]
+            ... )
+            >>> train, query = torch.tensor([[0, 1, 1, 2]]), torch.tensor([[1, 2]])
+            >>> print(run.tokens(train, query)[0])
+            query 0, example 0, score 0.1111
+            text   place  token    share
+            query      1  '2'     0.1111
+            train      2  '1'    -0.1111
+            train      3  '2'     0.2222
+        """
+        examples, asked = open_data(self, train, "train"), open_examples(queries, name="queries")
+        if not isinstance(self.loss, HasTokens):
+            raise no_tokens(self.loss)
+        pairs = token_pairs(examples, asked, found)
+        walk = checkpoint_pass(self)
+        shares = TokenPass(walk, self.loss.tokens, self.weights, examples, asked, decode)
+        return TokenShares(tuple(shares.shares(pairs, progress)))
 
     @guarded
     @settled

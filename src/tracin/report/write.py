@@ -13,6 +13,7 @@ from tracin.report.found_labels import FoundRanking, FoundSection, found_section
 from tracin.report.html import html
 from tracin.report.limits import LARGEST, PageLimits
 from tracin.report.seen import Seen
+from tracin.report.token_maps import TokensSection, tokens_section
 from tracin.report.trust import TrustSection, trust_section
 from tracin.report.why import WhySection, why_section
 from tracin.report.wrong_labels import SuspectsSection, suspects_section
@@ -20,14 +21,18 @@ from tracin.results.explanations import Explanations
 from tracin.results.saving import write_whole
 from tracin.results.shown import Showing, Shown, one_line
 from tracin.results.suspects import Suspects
+from tracin.results.token_shares import TokenShares
 from tracin.tracing import Trace, TraceDiagnostics
 
-Result: TypeAlias = Explanations | Suspects | FoundCurve | FoundComparison | TraceDiagnostics
-Section: TypeAlias = WhySection | SuspectsSection | FoundSection | TrustSection
+Result: TypeAlias = (
+    Explanations | TokenShares | Suspects | FoundCurve | FoundComparison | TraceDiagnostics
+)
+Section: TypeAlias = WhySection | TokensSection | SuspectsSection | FoundSection | TrustSection
 OF_TRACE = 10  # proponents and opponents of each query of a trace
-ORDER = (WhySection, SuspectsSection, FoundSection, TrustSection)
+ORDER = (WhySection, TokensSection, SuspectsSection, FoundSection, TrustSection)
 TITLES = {
     WhySection: "Which training examples made the model say this?",
+    TokensSection: TokensSection.title,
     SuspectsSection: "Which labels are wrong?",
     FoundSection: "How many wrong labels does the ranking find?",
     TrustSection: "Can the trace be believed?",
@@ -81,9 +86,10 @@ def write_report(
 
     Args:
         path: The file, such as "why.html"; written whole or not at all.
-        results: `Explanations`, `Suspects`, found curves of `tracin.analysis`, a trace and the
-            diagnostics of one, in any order. A trace gives its explanations and its diagnostics. A
-            ranking of suspects also tells the explanations which labels the model doubts.
+        results: `Explanations`, `TokenShares`, `Suspects`, found curves of `tracin.analysis`, a
+            trace and the diagnostics of one, in any order. A trace gives its explanations and its
+            diagnostics. A ranking of suspects also tells the explanations which labels the model
+            doubts.
         train: The training data that the results are about, to show pictures, texts and labels;
             None shows ids.
         queries: The data of the explained queries; None shows ids.
@@ -123,8 +129,9 @@ def write_report(
             named.append(NamedResult(each))
         else:
             raise QueryError(
-                "A report shows Explanations, Suspects, found curves (tracin.analysis.found_curve, "
-                f"compare_found), a trace and its goodness(); got {a_kind(each)}."
+                "A report shows Explanations, TokenShares, Suspects, found curves "
+                "(tracin.analysis.found_curve, compare_found), a trace and its goodness(); got "
+                f"{a_kind(each)}."
             )
     how = Showing(labels, decode, show)
     return write_page(path, named, train=train, queries=queries, how=how, title=title)
@@ -203,6 +210,8 @@ def _section(
 ) -> Section:
     if isinstance(result, Explanations):
         return why_section(result, key, seen, suspects, limits)
+    if isinstance(result, TokenShares):
+        return tokens_section(result, key, limits)
     if isinstance(result, Suspects):
         return suspects_section(result, key, seen, limits)
     if isinstance(result, TraceDiagnostics):

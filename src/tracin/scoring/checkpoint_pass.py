@@ -117,6 +117,11 @@ class CheckpointPass:
         """Those of the checkpoints."""
         return tuple(checkpoint.name for checkpoint in self._checkpoints)
 
+    @property
+    def preconditioner(self) -> Preconditioner | None:
+        """What multiplies a query's gradient."""
+        return self._preconditioner
+
     @contextmanager
     def at(self, number: int) -> Iterator[torch.device]:
         """Put a checkpoint in place, ready for gradients; leave the model as it was."""
@@ -149,7 +154,7 @@ class CheckpointPass:
                 `until_settled` does.
         """
         basis = train if fitted_on is None else fitted_on
-        metric, is_made = self._metric_of_all(basis, batch_size)
+        metric, is_made = self.metric_of_all(basis, batch_size)
         with bar(len(self._checkpoints) * len(span), what, progress) as shown:
             for number, checkpoint in enumerate(self._checkpoints):
                 with self.at(number) as device:
@@ -158,7 +163,7 @@ class CheckpointPass:
                     if isinstance(metric, JointMetric):
                         self._refuse_apart(number, request)
                     elif isinstance(metric, CurvatureMetric):
-                        self._refuse_parted(number, metric)
+                        self.refuse_parted(number, metric)
                     reader = self.reader(train, span, batch_size, device)
                     runs = self._runs_of_queries(number, request, reader, metric)
                     for run, score in enumerate(runs):
@@ -321,7 +326,7 @@ class CheckpointPass:
                 'learning_rates="equal", or one number per checkpoint.'
             )
 
-    def _refuse_parted(self, number: int, metric: CurvatureMetric) -> None:
+    def refuse_parted(self, number: int, metric: CurvatureMetric) -> None:
         """A bias is multiplied together with its weight, so that neither has a share of its own."""
         weights = by_parameter(self._weights[number], self.gradients.parameters)
         for weight, bias in metric.biases.items():
@@ -334,7 +339,7 @@ class CheckpointPass:
                     "checkpoint."
                 )
 
-    def _metric_of_all(
+    def metric_of_all(
         self, train: Examples | None, batch_size: int | None
     ) -> tuple[Metric | JointMetric | None, bool]:
         """The metric that serves all checkpoints, and whether one does."""
