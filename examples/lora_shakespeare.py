@@ -79,7 +79,7 @@ def main() -> None:
 
         for checkpoint in tracin.open_checkpoints(recorded):
             print(f"  {checkpoint.name}: learning rate {checkpoint.learning_rate:.2e}")
-        run = tracin.TracIn(model, "causal_lm", recorded)
+        run = tracin.TracIn(model, "causal_lm", recorded, preconditioner=tracin.Adam())
         found = run.explain(data, queries, k=2, normalise="cosine", progress=False)
         for passage, explanation in zip(held_out, found, strict=True):
             print(f"\n{'=' * 72}\nHeld out:\n{indented(passage)}")

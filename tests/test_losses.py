@@ -202,7 +202,8 @@ def test_a_loss_runs_while_functions_are_watched(name):
 def test_every_name_opens_its_loss():
     assert open_loss("cross_entropy") == CrossEntropy()
     assert open_loss("mse") == MeanSquaredError()
-    assert open_loss("causal_lm") == CausalLM()
+    assert open_loss("causal_lm") == open_loss("causal_lm_mean") == CausalLM()
+    assert open_loss("causal_lm_sum") == CausalLM(tokens=1.0)
 
 
 def test_a_callable_is_returned_unchanged():
@@ -216,7 +217,7 @@ def test_an_unknown_name_lists_the_known_ones(monkeypatch):
     monkeypatch.setitem(losses._NAMED, "added", CrossEntropy)
 
     with pytest.raises(
-        LossError, match="'cross_entropy', 'mse', 'causal_lm', 'added', but 'huber' was given"
+        LossError, match="'causal_lm_mean', 'causal_lm_sum', 'added', but 'huber' was given"
     ):
         open_loss("huber")
 
@@ -471,6 +472,16 @@ def test_each_token_is_predicted_from_those_before_it():
 
     expected = torch.stack([by_hand(model, [1, 2, 3]), by_hand(model, [4, 5, 6])])
     torch.testing.assert_close(found, expected)
+
+
+def test_the_sum_is_over_an_examples_own_tokens():
+    labels = tokens([1, 2, 3], [4, -100, 6])
+    model, batch = Words(), {"input_ids": tokens([1, 2, 3], [4, 5, 6]), "labels": labels}
+
+    found = CausalLM(tokens=1.0)(model, batch)
+
+    torch.testing.assert_close(found, CausalLM()(model, batch) * torch.tensor([2.0, 1.0]))
+    torch.testing.assert_close(CausalLM(tokens=4.0)(model, batch), found / 4)
 
 
 @pytest.mark.parametrize(

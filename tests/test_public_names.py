@@ -78,6 +78,7 @@ PUBLIC = [
     "conflicting_duplicates",
     "contributions",
     "correlations",
+    "documents",
     "mean",
     "open_checkpoints",
     "select",

@@ -26,6 +26,7 @@ from .checkpoints import Recorder as Recorder
 from .checkpoints import Visits as Visits
 from .checkpoints import open_checkpoints as open_checkpoints
 from .data import WithIds as WithIds
+from .data import documents as documents
 from .data import with_ids as with_ids
 from .decisions.decisions import Decisions as Decisions
 from .errors import CheckpointError as CheckpointError

@@ -184,11 +184,12 @@ class MeanSquaredError:
 @final
 @dataclass(frozen=True)
 class CausalLM:
-    """Cross-entropy of each next token, in nats per token: the mean over an example's own tokens.
+    """Cross-entropy of each next token, in nats: the mean over an example's own tokens, or the sum.
 
-    The mean makes long and short texts comparable, and is the logarithm of the perplexity; with
-    the sum, long texts lead every ranking (for the sum, pass a callable). It is over the example,
-    never over the batch, so padding and other examples change nothing.
+    The mean makes long and short texts comparable, and is the logarithm of the perplexity. A
+    trainer that divides by the tokens of its whole batch weighs every token alike, so that long
+    texts take larger steps: that is the sum, over any number that is the same for all examples. The
+    loss depends on the example alone, never on its batch: padding changes nothing.
 
     The batch is a mapping with "input_ids" [examples, positions], and "attention_mask" and
     "labels" where there are any; the model is called by name with all but the labels that its
@@ -199,12 +200,20 @@ class CausalLM:
     the left gives the same loss as padding on the right. The output is a tensor
     [examples, positions, words], or has one as `.logits` or ["logits"].
 
+    Attributes:
+        tokens: What the sum over an example's tokens is divided by: 1.0 for the sum itself; None
+            for the number of its own tokens.
+
     Example:
         >>> import torch
         >>> model = torch.nn.Embedding.from_pretrained(torch.zeros(5, 5))
         >>> CausalLM()(model, torch.tensor([[0, 1, 2], [3, 4, 4]]))
         tensor([1.6094, 1.6094])
+        >>> CausalLM(tokens=1.0)(model, torch.tensor([[0, 1, 2], [3, 4, 4]]))
+        tensor([3.2189, 3.2189])
     """
+
+    tokens: float | None = None
 
     def __call__(self, model: Module, batch: Any) -> Tensor:
         """The loss of every example, [examples].
@@ -230,13 +239,18 @@ class CausalLM:
         each = F.cross_entropy(
             logits.flatten(0, 1), following.flatten(), reduction="none", ignore_index=IGNORED
         )
-        return _mean_of_kept(each.view_as(following), following)
+        each = each.view_as(following)
+        if self.tokens is None:
+            return _mean_of_kept(each, following)
+        return each.sum(1) / self.tokens
 
 
 _NAMED: dict[str, Callable[[], PerExampleLoss]] = {
     "cross_entropy": CrossEntropy,
     "mse": MeanSquaredError,
     "causal_lm": CausalLM,
+    "causal_lm_mean": CausalLM,
+    "causal_lm_sum": partial(CausalLM, tokens=1.0),
 }
 
 
@@ -244,7 +258,8 @@ def open_loss(loss: str | PerExampleLoss) -> PerExampleLoss:
     """The per-example loss that a name stands for; a callable is returned as it is.
 
     Args:
-        loss: "cross_entropy", "mse", "causal_lm", or `loss(model, batch)` that returns [examples].
+        loss: "cross_entropy", "mse", "causal_lm_mean" (also "causal_lm"), "causal_lm_sum", or
+            `loss(model, batch)` that returns [examples].
 
     Raises:
         LossError: an unknown name, or something that cannot be called with a model and a batch.

@@ -1,7 +1,7 @@
 """What a question is about: a model, its loss and its checkpoints, opened and checked."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from tracin.checkpoints import (
+    Checkpoint,
     bare_name,
     checkpoint_weights,
     loaded,
@@ -25,8 +26,9 @@ from tracin.gradients import Covered
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.guards import untouched
-from tracin.losses import PerExampleLoss, open_loss
+from tracin.losses import CausalLM, PerExampleLoss, open_loss
 from tracin.preconditioners import KeptMetrics, Preconditioner
+from tracin.preconditioners.trained_with_adam import warn_of_adam
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.device import checked_device
@@ -76,11 +78,12 @@ class Run:
         allow_tf32: bool = False,
     ) -> None:
         self.model = unwrapped(model)
-        self.loss = open_loss(loss)
+        open_loss(loss)  # what it is not is said before files are read
         self._chosen = chosen_parameters(self.model, parameters)
         self._is_last = parameters == LAST
         self._last: dict[str, Parameter] | None = None
         self.checkpoints = open_checkpoints(checkpoints)
+        self.loss = _as_trained(loss, self.checkpoints)
         is_choice = parameters is not None
         refuse_other_traced(self.model, self.checkpoints, self._chosen, is_choice)
         _refuse_no_preconditioner(preconditioner)
@@ -88,7 +91,9 @@ class Run:
             learning_rates = "equal"
         self.weights = checkpoint_weights(self.checkpoints, learning_rates)
         self.device = checked_device(device)
-        if preconditioner is not None:
+        if preconditioner is None:
+            warn_of_adam(self.checkpoints, stacklevel=2)
+        else:
             preconditioner.check(self.checkpoints)
         self.preconditioner = preconditioner
         self.allow_tf32 = allow_tf32
@@ -119,6 +124,15 @@ class Run:
         if not self._is_last:
             return self._chosen
         return last_foreseen(self.model) if self._last is None else self._last
+
+
+def _as_trained(loss: str | PerExampleLoss, checkpoints: Sequence[Checkpoint]) -> PerExampleLoss:
+    """The loss; by the name "causal_lm", with tokens weighed as the trainer did, if it is known."""
+    counts = [one.tokens_per_example for one in checkpoints]
+    known = [one for one in counts if one is not None]
+    if loss != "causal_lm" or len(known) < len(counts):
+        return open_loss(loss)
+    return CausalLM(sum(known) / len(known))
 
 
 def _refuse_no_preconditioner(given: Any) -> None:

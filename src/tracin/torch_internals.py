@@ -124,3 +124,21 @@ def top_function_mode() -> Any:
     """The function mode that sees calls first; None without one. There is no public way to ask."""
     depth = C._len_torch_function_stack()
     return C._get_function_stack_at(depth - 1) if depth else None
+
+
+def inner_tensors(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that hold a tensor's numbers; of quantised weights there may be several.
+
+    `__tensor_flatten__` is how tensors made of tensors say so to torch.compile
+    (torch.utils._python_dispatch), and has no public caller.
+    """
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return [tensor]
+    names, _ = flatten()
+    return [part for name in names for part in inner_tensors(getattr(tensor, name))]
+
+
+def is_made_of_others(tensor: Tensor) -> bool:
+    """Whether a tensor has no memory of its own, but that of other tensors."""
+    return hasattr(tensor, "__tensor_flatten__")

@@ -67,8 +67,9 @@ class TracIn(Run):
     Args:
         model: The model that was trained, of any kind. DistributedDataParallel, DataParallel and
             `torch.compile` are taken off: the loss gets the model within.
-        loss: "cross_entropy", "mse", "causal_lm", or a callable loss(model, batch) -> one value per
-            example, [examples].
+        loss: "cross_entropy", "mse", "causal_lm" (tokens weigh as a trainer's callback recorded;
+            "causal_lm_mean" and "causal_lm_sum" decide), or a callable loss(model, batch) -> one
+            value per example, [examples].
         checkpoints: A folder written by `tracin.Recorder`, a glob, or a list of paths, state dicts
             or `tracin.Checkpoint`. Their order is kept.
         parameters: None for every trainable parameter, "last" for the layer that a forward pass

@@ -257,7 +257,7 @@ def test_the_optimizers_moments_are_written_and_restored(tmp_path):
 
 
 def test_without_the_option_no_moments_are_read(tmp_path):
-    recorded(tmp_path, [None])
+    recorded(tmp_path, [None], optimizer_state=False)
 
     [checkpoint] = open_checkpoints(tmp_path)
 
@@ -270,7 +270,7 @@ def test_moments_of_an_earlier_save_of_the_step_do_not_stay(tmp_path):
     model = net()
     with Recorder(model, adam(model), tmp_path, optimizer_state=True) as recorder:
         recorder.save()
-    with Recorder(model, adam(model), tmp_path) as recorder:
+    with Recorder(model, adam(model), tmp_path, optimizer_state=False) as recorder:
         recorder.save()
 
     assert open_checkpoints(tmp_path)[0].optimizer_state() is None
@@ -325,7 +325,8 @@ def test_both_kinds_of_weights_trace(tmp_path, monkeypatch):
     data = [(torch.ones(3), 0), (torch.zeros(3), 1)]
     monkeypatch.chdir(tmp_path / "averaged")
 
-    trained = tracin.TracIn(model, "cross_entropy", tmp_path).self_influence(data)
+    with pytest.warns(CheckpointWarning, match="Trained with AdamW"):
+        trained = tracin.TracIn(model, "cross_entropy", tmp_path).self_influence(data)
     averaged = tracin.TracIn(model, "cross_entropy", ".").self_influence(data)
 
     assert len(trained) == len(averaged) == 2

@@ -133,4 +133,4 @@ def test_the_command_keeps_them_unless_it_is_told_not_to(tmp_path, capsys):
     assert "to look at" not in without
     assert not (none / "examples.parquet").exists()
     assert "20 examples of " in told
-    assert "examples.parquet" not in call("report", kept)  # it is no result
+    assert "examples.parquet" not in call("report", kept, "--overwrite")  # it is no result

@@ -129,7 +129,8 @@ def test_adam_is_a_method_where_every_checkpoint_has_moments(tmp_path):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(model(TRAIN[0]), TRAIN[1]).backward()
             optimizer.step()
-    run = tracin.TracIn(model, "cross_entropy", tmp_path)
+    with pytest.warns(tracin.CheckpointWarning, match="Trained with Adam, "):
+        run = tracin.TracIn(model, "cross_entropy", tmp_path)
 
     found = compare_methods(run, TRAIN, QUERIES, k=5)
 

@@ -64,7 +64,7 @@ def check(
         slow = {
             name: str(covered)
             for name, covered in run.coverage(data).entries.items()
-            if str(covered.method) != "fast"
+            if str(covered.method) not in ("fast", "excluded")
         }
         assert slow == {}
 
@@ -213,3 +213,17 @@ def test_nodes_of_one_graph_share_its_forward_pass(is_sparse: bool):
     model = Graph(9, is_sparse=is_sparse).double().eval()
 
     check(model, "cross_entropy", (torch.arange(9), torch.arange(9) % 3), is_fast=not is_sparse)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], "all-linear"], ids=str)
+def test_dora_goes_the_fast_way(targets: Any):
+    """Its magnitudes are divided by norms that are made of parameters and then detached."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, use_dora=True, target_modules=targets, lora_dropout=0.0)
+    model = peft.get_peft_model(language_model("Llama", "eager"), config).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.rand_like(parameter))
+
+    check(model, "causal_lm", tokens())

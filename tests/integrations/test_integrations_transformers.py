@@ -308,7 +308,7 @@ def test_a_run_of_another_model_is_found_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}], ids=["lora", "head"])
-def test_adapters_alone_score_as_whole_checkpoints_do(tmp_path, options):
+def test_adapters_of_the_trainer_score_as_recorded_ones_do(tmp_path, options):
     run = trainer(tmp_path / "out", lora(**options), TracInCallback(tmp_path / "rec", every=3))
     run.train()
     assert sorted(path.name for path in (tmp_path / "out" / "checkpoint-3").glob("*model*")) == [
@@ -321,7 +321,8 @@ def test_adapters_alone_score_as_whole_checkpoints_do(tmp_path, options):
     whole = tracin.open_checkpoints(tmp_path / "rec")
     data = tokens()
     scores = [
-        tracin.TracIn(model, "causal_lm", some).self_influence(data) for some in (adapters, whole)
+        tracin.TracIn(model, "causal_lm", some, preconditioner=tracin.Adam()).self_influence(data)
+        for some in (adapters, whole)
     ]
 
     assert [one.learning_rate for one in adapters] == [one.learning_rate for one in whole]
@@ -411,3 +412,142 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
 
     with pytest.raises(ImportError, match=r"pip install '\.\[transformers\]' in a checkout"):
         import_module("tracin.integrations.transformers")
+
+
+# Adam's moments
+
+
+@pytest.mark.parametrize("build", [llama, lora], ids=["whole", "lora"])
+def test_a_past_run_has_the_moments_that_the_callback_records(tmp_path, build):
+    model = build()
+    trainer(tmp_path / "out", model, TracInCallback(tmp_path / "rec", every=3)).train()
+
+    past = from_run(tmp_path / "out", model)
+    recorded = tracin.open_checkpoints(tmp_path / "rec")
+
+    assert [one.step for one in past] == [one.step for one in recorded] == [3, 6, 9, 12]
+    for left, right in zip(past, recorded, strict=True):
+        mine, theirs = left.optimizer_state(), right.optimizer_state()
+        assert mine.kind == theirs.kind == "AdamW"
+        assert mine.moments.keys() == theirs.moments.keys()
+        assert all(same(mine.moments[name], theirs.moments[name]) for name in mine.moments)
+        assert [group["parameters"] for group in mine.groups] == [
+            group["parameters"] for group in theirs.groups
+        ]
+    data = tokens(4)
+    scores = [
+        tracin.TracIn(model, "causal_lm", it, preconditioner=tracin.Adam()).self_influence(data)
+        for it in (past, recorded)
+    ]
+    assert torch.equal(*scores)
+
+
+def test_moments_of_other_parameters_are_left_out_with_a_warning(tmp_path):
+    trainer(tmp_path / "out", llama(), max_steps=3).train()
+    model = llama()
+    model.lm_head.requires_grad_(False)
+
+    with pytest.warns(CheckpointWarning, match=r"optimizer.pt has the moments of other parameters"):
+        [found] = from_run(tmp_path / "out", model)
+    with pytest.warns(CheckpointWarning, match=r"from_run\(folder, model\)"):
+        tracin.TracIn(llama(), "causal_lm", tmp_path / "out")
+
+    assert found.optimizer_state() is None
+
+
+def test_an_optimizer_file_that_holds_code_is_passed_over(tmp_path):
+    trainer(tmp_path / "out", llama(), max_steps=3).train()
+    torch.save({"state": print}, tmp_path / "out" / "checkpoint-3" / "optimizer.pt")
+
+    [found] = from_run(tmp_path / "out", llama())
+
+    assert found.optimizer_kind == ""
+
+
+def test_a_lora_checkpoint_holds_the_adapter_alone(tmp_path):
+    model = lora()
+    trainer(tmp_path / "out", model, TracInCallback(tmp_path / "rec", every=3)).train()
+    adapter = sum(one.numel() for one in model.parameters() if one.requires_grad)
+
+    found = tracin.open_checkpoints(tmp_path / "rec")
+    fresh = lora()
+    with loaded(fresh, found[-1]):
+        assert same(fresh.state_dict(), model.state_dict())
+
+    assert sum(one.numel() for one in found[0].weights().values()) == adapter
+    assert 4 * adapter < (tmp_path / "rec" / found[0].name).stat().st_size < 4 * adapter + 20_000
+
+
+# How tokens weigh
+
+
+def ragged(count=16):
+    texts = tokens(count)
+    for at, one in enumerate(texts):
+        one["labels"] = one["labels"].clone()
+        one["labels"][1 + at % 7 :] = -100
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("accepts", "rows", "is_by_tokens"),
+    [(True, 1, True), (False, 2, True), (False, 1, False)],
+    ids=["tokens of the step", "tokens of a micro-batch", "texts alike"],
+)
+def test_causal_lm_weighs_tokens_as_the_trainer_did(tmp_path, accepts, rows, is_by_tokens):
+    model, texts = llama(), ragged()
+    model.accepts_loss_kwargs = accepts
+    run = trainer(
+        tmp_path / "out",
+        model,
+        TracInCallback(tmp_path / "rec", every=1),
+        per_device_train_batch_size=rows,
+        max_steps=16 // (2 * rows),
+        save_strategy="no",
+    )
+    run.train_dataset = texts
+    run.train()
+    found = tracin.open_checkpoints(tmp_path / "rec")[-1:]
+    count = sum(int((one["labels"][1:] != -100).sum()) for one in texts)
+
+    scores = tracin.TracIn(model, "causal_lm", found, preconditioner=tracin.Adam())
+    name = "causal_lm_sum" if is_by_tokens else "causal_lm_mean"
+    expected = tracin.TracIn(model, name, found, preconditioner=tracin.Adam())
+
+    assert found[0].tokens_per_example == (count / 16 if is_by_tokens else None)
+    with pytest.warns(tracin.DataWarning, match="No label to score in"):
+        mine, theirs = scores.self_influence(texts), expected.self_influence(texts)
+    scale = (count / 16) ** 2 if is_by_tokens else 1.0
+    torch.testing.assert_close(mine * scale, theirs)
+    assert not model._forward_pre_hooks
+
+
+def test_the_recorded_weighing_is_the_gradient_of_the_trainers_step(tmp_path):
+    """Sum over examples of causal_lm's gradients / examples: what the optimizer was given."""
+    model, texts, given = llama(), ragged(4), []
+    texts = [texts[1], texts[2], texts[3], texts[3]]
+    run = trainer(
+        tmp_path / "out",
+        model,
+        TracInCallback(tmp_path / "rec", every=1),
+        max_steps=1,
+        warmup_steps=0,
+        max_grad_norm=0.0,
+        save_strategy="no",
+    )
+    run.train_dataset = texts
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    run.create_optimizer()
+    run.optimizer.register_step_pre_hook(
+        lambda *args: given.append(model.lm_head.weight.grad.clone())
+    )
+    run.train()
+    [found] = tracin.open_checkpoints(tmp_path / "rec")
+    loss = tracin.TracIn(model, "causal_lm", [found], preconditioner=tracin.Adam()).loss
+    model.load_state_dict(before)
+    model.zero_grad()
+
+    batch = {key: torch.stack([one[key] for one in texts]) for key in texts[0]}
+    loss(model, batch).mean().backward()
+
+    torch.testing.assert_close(given[0], model.lm_head.weight.grad)

@@ -17,6 +17,7 @@ from tracin.checkpoints.discover import identity
 from tracin.data import open_examples
 from tracin.errors import CheckpointWarning, LearningRateError, QueryError
 from tracin.losses import PerExampleLoss
+from tracin.preconditioners.trained_with_adam import plain_on_purpose
 from tracin.results.table import aligned
 from tracin.results.tabular import Tabular
 from tracin.scoring.batch_size import BatchSize
@@ -122,14 +123,15 @@ def compare_selections(
         parts = tuple(sorted(direction.items())) if isinstance(direction, dict) else ()
         key = identity(checkpoint), parts
         if key not in needed:
-            run = TracIn(
-                model,
-                loss,
-                [checkpoint],
-                parameters=parameters,
-                learning_rates=[direction],
-                device=device,
-            )
+            with plain_on_purpose():
+                run = TracIn(
+                    model,
+                    loss,
+                    [checkpoint],
+                    parameters=parameters,
+                    learning_rates=[direction],
+                    device=device,
+                )
             needed[key] = run, []
         needed[key][1].append((at, scale))
     totals: Tensor | None = None

@@ -7,11 +7,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tracin.checkpoints.frozen_weights import FrozenWeights
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.checkpoints.rate import Rate, valid_rate
-from tracin.checkpoints.readers.formats import files_of, read_weights
-from tracin.checkpoints.readers.safetensors import refuse_other_file
-from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
+from tracin.checkpoints.readers.formats import SAFETENSORS, files_of, read_weights, suffix_of
+from tracin.checkpoints.readers.safetensors import read_safetensors, refuse_other_file
+from tracin.checkpoints.readers.torch import read_torch
+from tracin.checkpoints.state_dict import (
+    refuse_other_kinds,
+    weights_within,
+    without_wrappers,
+)
 from tracin.checkpoints.step_log import StepLog
 from tracin.errors import CheckpointError
 from tracin.files import Stamp, stamp_of
@@ -32,11 +38,18 @@ class Checkpoint:
         log: The rates of all steps of its training run, if a `tracin.Recorder` kept them.
         no_rate: Why no learning rate is known, for the message that asks for one.
         loss: The training loss at that moment, if a `tracin.Recorder` was given it.
-        optimizer_path: Where a `tracin.Recorder` wrote the optimizer's moments, if it did.
+        optimizer_path: Where the optimizer's moments are, if they were kept: a file that
+            `tracin.OptimizerState` wrote, or a Trainer's `optimizer.pt`.
+        optimizer_kind: The name of the optimizer's class, such as "AdamW"; "" if it is unknown.
+        optimizer_names: Of an `optimizer.pt`, the names of the parameters in each group, in order.
         trained: The parameters that were trained up to then; empty unless a `tracin.Recorder`
             wrote it.
         checksum: The checksum of the weights' file in its Recorder's list; "" if it is unknown.
         optimizer_checksum: The checksum of the optimizer's file.
+        tokens_per_example: The mean number of predicted tokens per training example, if the trainer
+            divided the loss of a batch by all of its tokens and a callback recorded it.
+        thawed: Files, with checksums, of weights that its own file leaves out and that were
+            trained later, if a `tracin.Recorder` wrote any.
         stamp: The sizes and times of its files when it was opened; None to read whatever is there.
 
     Raises:
@@ -58,9 +71,13 @@ class Checkpoint:
     no_rate: str = field(default="none was given", kw_only=True, repr=False)
     loss: float | None = field(default=None, kw_only=True, repr=False)
     optimizer_path: Path | None = field(default=None, kw_only=True, repr=False)
+    optimizer_kind: str = field(default="", kw_only=True, repr=False)
+    optimizer_names: tuple[tuple[str, ...], ...] = field(default=(), kw_only=True, repr=False)
     trained: tuple[str, ...] = field(default=(), kw_only=True, repr=False)
     checksum: str = field(default="", kw_only=True, repr=False)
     optimizer_checksum: str = field(default="", kw_only=True, repr=False)
+    tokens_per_example: float | None = field(default=None, kw_only=True, repr=False)
+    thawed: tuple[tuple[Path, str], ...] = field(default=(), kw_only=True, repr=False)
     stamp: Stamp | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +98,8 @@ class Checkpoint:
     def weights(self) -> dict[str, Tensor]:
         """Read the weights: parameter or buffer name -> tensor, on the CPU if from a file.
 
-        Names come without the prefixes of wrappers (`module.`, `_orig_mod.`).
+        Names come without the prefixes of wrappers (`module.`, `_orig_mod.`). A `tracin.Recorder`
+        leaves frozen weights out (`left_out`).
 
         Raises:
             CheckpointError: The file is missing, truncated, damaged or not the one that its record
@@ -96,7 +114,23 @@ class Checkpoint:
             refuse_other_file(self.source, self.checksum)
         weights = read_weights(self.source)
         self._unchanged(self.source, before)
+        # The first of them was written first, when its weights had the numbers of this checkpoint.
+        for path, checksum in reversed(self.thawed):
+            refuse_other_file(path, checksum)
+            weights = without_wrappers(read_safetensors(path)) | weights
         return weights
+
+    def left_out(self) -> FrozenWeights:
+        """What was frozen when a `tracin.Recorder` wrote this, and is not in `weights`.
+
+        Raises:
+            CheckpointError: The file is missing or damaged.
+        """
+        if not isinstance(self.source, Path) or suffix_of(self.source) != SAFETENSORS:
+            return FrozenWeights({})
+        found = FrozenWeights.read(self.source)
+        thawed = [name for path, _ in self.thawed for name in read_safetensors(path)]
+        return found.without(thawed)
 
     def _unchanged(self, path: Path, expected: Stamp | None) -> Stamp | None:
         """The stamp of the files now, which must be the expected one."""
@@ -118,4 +152,7 @@ class Checkpoint:
         """
         if self.optimizer_path is None:
             return None
+        if self.optimizer_names:
+            content = read_torch(self.optimizer_path)
+            return OptimizerState.of_state_dict(content, self.optimizer_names, self.optimizer_path)
         return OptimizerState.read(self.optimizer_path, self.optimizer_checksum)

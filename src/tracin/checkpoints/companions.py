@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from tracin.checkpoints.frozen_part import without_frozen
+from tracin.checkpoints.frozen_weights import FrozenWeights, parameters_by_bare_name
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.checkpoints.readers.safetensors import write_safetensors
 from tracin.checkpoints.record import AVERAGED, OPTIMIZER
@@ -31,8 +34,12 @@ class Companions:
         if averaged is not None:
             refuse_other_averages(model, averaged)
 
-    def write(self, name: str) -> tuple[str, str]:
+    def write(self, name: str, left_out: FrozenWeights) -> tuple[str, str]:
         """Write what belongs to the checkpoint of this name, and leave nothing older there.
+
+        Args:
+            name: The name of the checkpoint's file.
+            left_out: What that file leaves out, and averages with it, where they are equal.
 
         Returns the checksums of the two files; "" for one that is not written.
         """
@@ -45,8 +52,22 @@ class Companions:
         if self._averaged is None:
             (self._folder / AVERAGED / name).unlink(missing_ok=True)
         else:
-            averaged = write_safetensors(averages(self._averaged), self._made(AVERAGED) / name)
+            averaged = self._write_averages(self._averaged, name, left_out)
         return optimizer, averaged
+
+    def _write_averages(self, averaged: Module, name: str, left_out: FrozenWeights) -> str:
+        """Averages of frozen weights are the weights themselves, up to rounding."""
+        ours, theirs = parameters_by_bare_name(self._model), averages(averaged)
+        rounded = [
+            key
+            for key in left_out.by_name
+            if key in theirs and not torch.equal(ours[key].detach(), theirs[key].to(ours[key]))
+        ]
+        alike = left_out.without(rounded)
+        kept = without_frozen(self._model, theirs, alike)
+        return write_safetensors(
+            {key: theirs[key] for key in kept}, self._made(AVERAGED) / name, alike.metadata()
+        )
 
     def delete(self, name: str) -> None:
         """Delete a checkpoint's weights, and all that belongs to them."""
@@ -66,16 +87,18 @@ def averages(averaged: Module) -> dict[str, Tensor]:
     )
 
 
-def tensors(model: Module) -> dict[str, Tensor]:
-    """A model's state dict, without the extra state of modules (`get_extra_state`)."""
+def tensors(model: Module, left_out: FrozenWeights | None = None) -> dict[str, Tensor]:
+    """A model's state dict, without frozen weights and modules' extra state (`get_extra_state`)."""
     state: Mapping[str, Any] = without_extra_state(model.state_dict())
+    if left_out is not None:
+        state = without_frozen(model, state, left_out)
     others = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(
             f"Only tensors can be saved, but the model's state dict holds {listed(others)}. "
             "Keep such state outside of the model."
         )
-    return state
+    return dict(state)
 
 
 def refuse_other_averages(model: Module, averaged: Module) -> None:

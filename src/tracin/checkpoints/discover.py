@@ -143,7 +143,12 @@ def at_path(path: Path) -> Checkpoint:
 def checkpoint_of_file(source: Path | Mapping[str, Any], name: str, found: FileInfo) -> Checkpoint:
     """A checkpoint with what its file says of itself."""
     return Checkpoint(
-        source, found.learning_rate, name=name, step=found.step, no_rate=found.no_rate
+        source,
+        found.learning_rate,
+        name=name,
+        step=found.step,
+        no_rate=found.no_rate,
+        optimizer_kind=found.optimizer_kind,
     )
 
 
@@ -164,6 +169,9 @@ def completed(checkpoint: Checkpoint) -> Checkpoint:
         trained=checkpoint.trained or recorded.trained,
         checksum=checkpoint.checksum or recorded.checksum,
         optimizer_checksum=checkpoint.optimizer_checksum or recorded.optimizer_checksum,
+        optimizer_kind=checkpoint.optimizer_kind or recorded.optimizer_kind,
+        tokens_per_example=checkpoint.tokens_per_example or recorded.tokens_per_example,
+        thawed=checkpoint.thawed or recorded.thawed,
     )
 
 

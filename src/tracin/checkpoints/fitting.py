@@ -10,6 +10,8 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints.checkpoint import Checkpoint
+from tracin.checkpoints.frozen_part import without_frozen
+from tracin.checkpoints.frozen_weights import FrozenWeights
 from tracin.checkpoints.readers.safetensors import read_shapes
 from tracin.checkpoints.state_dict import bare_name, without_extra_state, without_wrappers
 from tracin.errors import CheckpointError, TracInError
@@ -54,11 +56,13 @@ def refuse_other_optimizer(model: Module, optimizer: Optimizer) -> None:
 
 def refuse_other_model(model: Module, path: Path) -> None:
     """Refuse a folder whose checkpoints, such as `path`, are of another model."""
+    left_out = FrozenWeights.read(path)
     theirs = without_wrappers(read_shapes(path))
+    theirs |= {name: one.shape for name, one in left_out.by_name.items()}
     ours = without_wrappers(
         {
             name: tuple(value.shape)
-            for name, value in without_extra_state(model.state_dict()).items()
+            for name, value in whole_state(model, left_out).items()
             if isinstance(value, Tensor)
         }
     )
@@ -78,7 +82,7 @@ def refuse_other_weights(model: Module, latest: Checkpoint | None, folder: Path)
     """Refuse a model without the last checkpoint's weights: the log is of another training."""
     if latest is None:
         return
-    saved = latest.weights()
+    saved, frozen = latest.weights(), latest.left_out().by_name
     ours: Mapping[str, Tensor] = without_wrappers(
         dict(model.named_parameters(remove_duplicate=False))
     )
@@ -86,15 +90,24 @@ def refuse_other_weights(model: Module, latest: Checkpoint | None, folder: Path)
     differing = [
         name
         for name, parameter in ours.items()
-        if name in saved and not torch.equal(saved[name], parameter.detach().cpu())
+        if (name in saved and not torch.equal(saved[name], parameter.detach().cpu()))
+        or (name in frozen and not frozen[name].is_same(parameter))
     ]
     if differing:
         raise CheckpointError(
             f"{folder} has checkpoints up to step {latest.step}, but the model does not "
             f"hold the last one's weights: {listed(differing)} differ. To resume, load "
-            "recorder.latest().weights() into the model before the first step; to start "
-            "afresh, give a new folder."
+            "recorder.latest().weights() into the model before the first step (and give it the "
+            "base that was frozen then); to start afresh, give a new folder."
         )
+
+
+def whole_state(model: Module, left_out: FrozenWeights) -> dict[str, Any]:
+    """A model's state dict with its frozen weights, and without what quantised ones add to it."""
+    state = without_extra_state(model.state_dict())
+    frozen = {name for name in state if bare_name(name) in left_out.by_name}
+    kept = without_frozen(model, state, left_out)
+    return {name: value for name, value in state.items() if name in kept or name in frozen}
 
 
 def shape_text(shape: tuple[int, ...] | None) -> str:

@@ -1,6 +1,6 @@
 """Put a checkpoint's weights into the user's model within a block."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
 from tracin.checkpoints.checkpoint import Checkpoint
+from tracin.checkpoints.frozen_weights import FrozenWeights
 from tracin.checkpoints.places import Places, fits, fitted
 from tracin.checkpoints.readers.formats import is_adapter, is_saved_pretrained
 from tracin.checkpoints.readers.peft import adapter_weights
@@ -41,6 +42,7 @@ def loaded(
 
     A checkpoint of PEFT that has the adapter alone replaces what it has, and must have every
     parameter that requires a gradient; the base model's weights, which training left alone, stay.
+    So do the weights that a `tracin.Recorder` left out as frozen; they must be those of training.
 
     Args:
         model: The model, on one device.
@@ -56,8 +58,8 @@ def loaded(
             that differ are in the message.
         DeviceError: The model is on several devices, or on none ("meta").
         ModelInUseError: Another thread holds the model indefinitely.
-        UnsupportedModelError: A parameter has no shape yet, is quantised, or is divided over ranks
-            in another way than by `fully_shard` alone.
+        UnsupportedModelError: A parameter has no shape yet, is quantised and not frozen, or is
+            divided over ranks in another way than by `fully_shard` alone.
 
     Example:
         >>> model = torch.nn.Linear(1, 1)
@@ -79,9 +81,10 @@ def exchanged_parts(
     refuse_unfit(model, device)
     if isinstance(checkpoint, Checkpoint):
         name, weights = checkpoint.name, checkpoint.weights()
+        left_out = checkpoint.left_out()
         path = checkpoint.source if isinstance(checkpoint.source, Path) else None
     else:
-        name, path = "the state dict", None
+        name, path, left_out = "the state dict", None, FrozenWeights({})
         weights = weights_within(checkpoint, name)
         refuse_other_kinds(weights, name)
     is_own = path is not None
@@ -98,9 +101,12 @@ def exchanged_parts(
         folder = path if path.is_dir() else path.parent
         weights, places = adapter_weights(model, folder, weights, name), places.trained(model)
     else:
+        places = places.without(left_out.by_name)
         is_saved = path is not None and is_saved_pretrained(path)
         weights = under_live_names(model, places, weights, name, is_saved)
     matches = fitted(places, weights, name)
+    left_out.refuse_others(model, name)
+    refuse_no_plain_tensor([(key, tensor) for key, tensor, _ in matches])
     pairs = [
         (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
         for key, tensor, values in matches
@@ -155,11 +161,6 @@ def refuse_unfit(model: Module, device: Device) -> None:
             raise UnsupportedModelError(
                 f"{name} has no shape yet: run one batch through the model before."
             )
-        if type(local_part(parameter)) is not Tensor:
-            raise UnsupportedModelError(
-                f"{name} is a {type(parameter.data).__name__}, no plain tensor: quantised weights "
-                "cannot be replaced by a checkpoint's. Give the model in floating point."
-            )
         devices.setdefault(parameter.device, name)
     for place, name in devices.items():
         if place.type == "meta":
@@ -178,6 +179,16 @@ def refuse_unfit(model: Module, device: Device) -> None:
             f"The model must be on one device, but it is spread over {len(devices)}: {where}. "
             "Move it, or name the device: device=..."
         )
+
+
+def refuse_no_plain_tensor(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse to replace what is no plain tensor; frozen weights may be quantised, and stay."""
+    for name, tensor in named:
+        if type(local_part(tensor)) is not Tensor:
+            raise UnsupportedModelError(
+                f"{name} is a {type(tensor.data).__name__}, no plain tensor: quantised weights "
+                "cannot be replaced by a checkpoint's. Give the model in floating point."
+            )
 
 
 def placed(values: Tensor, tensor: Tensor, device: Device, is_own: bool, name: str) -> Tensor:

@@ -1,7 +1,7 @@
 """An optimizer's moments at a checkpoint, by parameter name, in a safetensors file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from tracin.checkpoints.adam_kind import adam_kind
 from tracin.checkpoints.readers.safetensors import (
     read_tensors,
     refuse_other_file,
@@ -73,6 +74,47 @@ class OptimizerState:
         return cls(
             type(optimizer).__name__, groups, {n: values for n, values in moments.items() if values}
         )
+
+    @classmethod
+    def of_state_dict(
+        cls, content: Any, names: Sequence[Sequence[str]], path: Path
+    ) -> "OptimizerState":
+        """The state in the state dict of torch's Adam or AdamW.
+
+        Args:
+            content: What `optimizer.state_dict()` gave.
+            names: The names of the parameters in each group, in its order.
+            path: Where it was read, for messages.
+
+        Raises:
+            CheckpointError: It is another optimizer's, or its groups have other sizes.
+        """
+        kind = adam_kind([content])
+        groups = content["param_groups"] if kind else []
+        sizes = [len(group["params"]) for group in groups]
+        if not kind or sizes != [len(group) for group in names]:
+            raise CheckpointError(
+                f"{path} does not hold the state of Adam or AdamW over groups of "
+                f"{[len(group) for group in names]} parameters: it was rewritten since it was "
+                "opened. Open it again."
+            )
+        by_number = {
+            at: bare_name(name)
+            for group, held in zip(groups, names, strict=True)
+            for at, name in zip(group["params"], held, strict=True)
+        }
+        moments = {
+            by_number[at]: {key: torch.as_tensor(one) for key, one in values.items()}
+            for at, values in content["state"].items()
+        }
+        options = tuple(
+            {
+                **{key: _plain(value) for key, value in group.items() if key != "params"},
+                PARAMETERS: [bare_name(name) for name in held],
+            }
+            for group, held in zip(groups, names, strict=True)
+        )
+        return cls(kind, options, moments)
 
     def restore(self, model: Module, optimizer: Optimizer) -> None:
         """Put this state into an optimizer of the same kind over the same parameters.

@@ -1,6 +1,6 @@
 """Which of a checkpoint's tensors goes where in a model: matched by name and by shape."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,13 @@ class Places:
         """The same places, of which only the trained parameters must be filled."""
         needed = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         required = {key: one for key, one in self.required.items() if id(one) in needed}
+        return Places(
+            required, {key: one for key, one in self.all().items() if key not in required}
+        )
+
+    def without(self, names: Collection[str]) -> "Places":
+        """The same places, of which those of these bare names need not be filled."""
+        required = {key: one for key, one in self.required.items() if bare_name(key) not in names}
         return Places(
             required, {key: one for key, one in self.all().items() if key not in required}
         )

@@ -3,12 +3,13 @@
 import math
 import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
+from tracin.checkpoints.adam_kind import adam_kind
 from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import LearningRateError
 
@@ -71,11 +72,13 @@ class FileInfo:
             file says.
         step: The number of optimizer steps before it, if the file says.
         no_rate: Why no learning rate is known.
+        optimizer_kind: "Adam" or "AdamW" if the file has the state of one of them.
     """
 
     learning_rate: Rate | None = None
     step: int | None = None
     no_rate: str = "it records none"
+    optimizer_kind: str = ""
 
 
 def rate_within(content: Any) -> FileInfo:
@@ -83,14 +86,16 @@ def rate_within(content: Any) -> FileInfo:
     if not isinstance(content, Mapping):
         return FileInfo()
     step = next((whole_number(content[key]) for key in STEP_KEYS if key in content), None)
+    states = [content[key] for key in OPTIMIZER_KEYS if isinstance(content.get(key), Mapping)]
+    kind = adam_kind(states)
     for key in RATE_KEYS:
         rate = number(content.get(key))
         if rate is not None:
-            return recorded(rate, step, f"its {key!r}")
-    states = [content[key] for key in OPTIMIZER_KEYS if isinstance(content.get(key), Mapping)]
+            return replace(recorded(rate, step, f"its {key!r}"), optimizer_kind=kind)
     if not states:
         return FileInfo(step=step)
-    return optimizer_rate(states, any(content.get(key) for key in SCHEDULER_KEYS), step)
+    found = optimizer_rate(states, any(content.get(key) for key in SCHEDULER_KEYS), step)
+    return replace(found, optimizer_kind=kind)
 
 
 def optimizer_rate(states: Iterable[Any], has_scheduler: bool, step: int | None) -> FileInfo:

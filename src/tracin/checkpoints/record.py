@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tracin.checkpoints.checkpoint import Checkpoint
-from tracin.checkpoints.rate import Rate, recorded
+from tracin.checkpoints.rate import Rate, number, recorded
 from tracin.checkpoints.step_log import Segment, StepLog
 from tracin.errors import CheckpointError
 from tracin.files import checked_fields, read_sealed, replacing, sealed
@@ -21,6 +21,7 @@ FILE = "recorder.json"
 FORMAT = 2
 OPTIMIZER = "optimizer"  # folders within the Recorder's, with files of the checkpoints' names
 AVERAGED = "averaged"
+THAWED = "thawed"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,21 @@ class LogEntry:
 
 
 @dataclass(frozen=True)
+class ThawedFile:
+    """Weights that were frozen up to some step, as they were then.
+
+    Attributes:
+        path: Their file.
+        step: The number of optimizer steps before they were trained.
+        checksum: That of the file.
+    """
+
+    path: Path
+    step: int
+    checksum: str
+
+
+@dataclass(frozen=True)
 class CheckpointLog:
     """All that the file `recorder.json` says.
 
@@ -61,6 +77,10 @@ class CheckpointLog:
             requiring a gradient.
         visits: The name and checksum of each file of `visits`, in the order of its steps;
             nothing where no ids were given.
+        thawed: Weights that earlier checkpoints leave out and that were trained later.
+        optimizer_kind: The name of the optimizer's class; "" where an earlier release wrote it.
+        tokens_per_example: The mean number of predicted tokens per example, where the trainer
+            weighed every token alike and its callback counted them.
     """
 
     entries: tuple[LogEntry, ...]
@@ -68,6 +88,9 @@ class CheckpointLog:
     losses: tuple[tuple[int, int, float], ...] = ()
     trained: tuple[str, ...] = ()
     visits: tuple[tuple[str, str], ...] = ()
+    thawed: tuple[ThawedFile, ...] = ()
+    optimizer_kind: str = ""
+    tokens_per_example: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -95,6 +118,9 @@ class CheckpointLog:
             trained=self.trained,
             checksum=entry.checksum,
             optimizer_checksum=entry.optimizer,
+            optimizer_kind=self.optimizer_kind,
+            tokens_per_example=self.tokens_per_example,
+            thawed=tuple((one.path, one.checksum) for one in self.thawed if one.step >= entry.step),
         )
 
     def rate(self, entry: LogEntry) -> tuple[Rate | None, str]:
@@ -138,8 +164,10 @@ def read_record(folder: Path) -> CheckpointLog:
     entries = tuple(
         replace(one, checksum=one.averaged, optimizer="") for one in record.entries if one.averaged
     )
-    # A folder of its own, so that "span" does not share the steps with the trained weights.
-    return replace(record, entries=entries, log=StepLog(folder, record.log.segments))
+    # A folder of its own, so that "span" does not share the steps with the trained weights. No
+    # optimizer took a step to an average.
+    log = StepLog(folder, record.log.segments)
+    return replace(record, entries=entries, log=log, optimizer_kind="")
 
 
 # A glob asks once for each file, and the log of a long training takes a while to parse.
@@ -149,6 +177,9 @@ def read_version(folder: Path, written: int) -> CheckpointLog:
     path = folder / FILE
     content = read_sealed(path, FORMAT)
     try:
+        # Folders of earlier releases have none of these.
+        thawed, kind = content.pop("thawed", []), content.pop("optimizer_kind", "")
+        tokens = content.pop("tokens_per_example", None)
         checkpoints, losses, steps, trained, visits = checked_fields(
             content, checkpoints=list, losses=list, steps=list, trained=list, visits=list
         )
@@ -157,7 +188,14 @@ def read_version(folder: Path, written: int) -> CheckpointLog:
             raise ValueError("its checkpoints are not in the order of their steps")
         log = StepLog(folder.resolve(), tuple(segment(one) for one in steps))
         record = CheckpointLog(
-            entries, log, tuple(map(loss_of, losses)), names(trained), tuple(map(visited, visits))
+            entries,
+            log,
+            tuple(map(loss_of, losses)),
+            names(trained),
+            tuple(map(visited, visits)),
+            tuple(thawed_file(one, log.folder) for one in thawed),
+            names([kind])[0],
+            None if tokens is None else positive(tokens),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
@@ -192,6 +230,12 @@ def write_record(record: CheckpointLog) -> None:
         ],
         "trained": list(record.trained),
         "visits": [list(one) for one in record.visits],
+        "thawed": [
+            {"file": one.path.name, "step": one.step, "checksum": one.checksum}
+            for one in record.thawed
+        ],
+        "optimizer_kind": record.optimizer_kind,
+        "tokens_per_example": record.tokens_per_example,
         "losses": [list(one) for one in record.losses],
         "steps": [
             {
@@ -245,6 +289,22 @@ def visited(content: Any) -> tuple[str, str]:
     """One file of `visits`, as JSON holds it."""
     name, checksum = names(content)
     return name, checksum
+
+
+def thawed_file(content: Any, folder: Path) -> ThawedFile:
+    """One file of `thawed`, as JSON holds it."""
+    file, step, checksum = checked_fields(content, file=str, step=int, checksum=str)
+    if step < 0 or file != file_of(step):
+        raise ValueError(f"{file!r} does not hold weights of step {step}")
+    return ThawedFile(folder / THAWED / file, step, checksum)
+
+
+def positive(content: Any) -> float:
+    """A number above zero, as JSON holds it."""
+    found = number(content)
+    if found is None or not 0 < found < float("inf"):
+        raise ValueError(f"{content!r} is no number of tokens")
+    return found
 
 
 def names(content: Any) -> tuple[str, ...]:

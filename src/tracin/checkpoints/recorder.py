@@ -10,6 +10,7 @@ import torch.distributed
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from tracin.checkpoints.adam_kind import ADAM_KINDS
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.companions import Companions, tensors
 from tracin.checkpoints.fitting import (
@@ -19,19 +20,24 @@ from tracin.checkpoints.fitting import (
     refuse_other_weights,
 )
 from tracin.checkpoints.folder_lock import FolderLock
-from tracin.checkpoints.readers.safetensors import write_safetensors
+from tracin.checkpoints.frozen_part import FrozenPart
+from tracin.checkpoints.frozen_weights import FrozenWeights
+from tracin.checkpoints.readers.safetensors import read_shapes, write_safetensors
 from tracin.checkpoints.record import (
     AVERAGED,
     FILE,
     OPTIMIZER,
+    THAWED,
     CheckpointLog,
     LogEntry,
+    ThawedFile,
     file_of,
     read_record,
     write_record,
 )
 from tracin.checkpoints.schedule import finite, kept, refuse_other_moments
 from tracin.checkpoints.step_log import RateLog, StepLog, TrainedNames
+from tracin.checkpoints.token_count import TokenCount
 from tracin.checkpoints.visits import FOLDER as VISITS
 from tracin.checkpoints.visits import VisitLog
 from tracin.errors import CheckpointError, CheckpointWarning
@@ -39,7 +45,7 @@ from tracin.files import made_folder, remove_unfinished, writing
 from tracin.guards import owned
 from tracin.wrappers import unwrapped
 
-INNER = (OPTIMIZER, AVERAGED, VISITS)  # folders within the Recorder's
+INNER = (OPTIMIZER, AVERAGED, THAWED, VISITS)  # folders within the Recorder's
 
 
 class Recorder:
@@ -48,13 +54,18 @@ class Recorder:
     It listens to the optimizer and changes nothing: training with it and without gives the same
     weights, bit for bit. The folder gets one `.safetensors` file per checkpoint and a small
     `recorder.json`; each is written whole or not at all. Optional parts lie in folders within:
-    `optimizer/` and `averaged/`, with files of the checkpoints' names, and `visits/`.
+    `optimizer/`, `averaged/` and `thawed/`, with files of the checkpoints' names, and `visits/`.
 
     A Recorder on a folder that has checkpoints of this model resumes after the last one. Put its
     weights into the model (`recorder.latest().weights()`), and your own saved state into the
     optimizer, the averaged model and the random generators, before the first step; the
     optimizer's is also in `recorder.latest().optimizer_state()`, if it was written. Steps that a
     broken run took after its last checkpoint leave the log, since training repeats them.
+
+    Weights that take no steps are not written: those that require no gradient and are not in the
+    optimizer. A checkpoint of LoRA is as small as its adapter, and the base may be quantised. The
+    file keeps checksums of them, and loading refuses a model in which they are others. A weight
+    that is trained only later is written once more when that begins, for the checkpoints before.
 
     A folder has one Recorder at a time: a second one is refused, also of another process. Of the
     processes of a parallel training (torch.distributed, or the variable RANK) the first one
@@ -63,6 +74,7 @@ class Recorder:
     Attributes:
         step: The number of optimizer steps so far.
         epochs: The number of times `epoch` was called so far.
+        token_count: What a trainer's callback counts the tokens of batches in, to be written down.
 
     Args:
         model: The model that is trained, or a wrapper around it (DistributedDataParallel, ...).
@@ -75,8 +87,9 @@ class Recorder:
             before. Every save then needs the loss. The last checkpoint is always kept, to
             resume from, so there may be one more; the first one, with no loss before it, counts
             as the smallest reduction.
-        optimizer_state: Also write the optimizer's moments with each checkpoint, for
-            `Checkpoint.optimizer_state`.
+        optimizer_state: Whether the optimizer's moments are written with each checkpoint, for
+            `Checkpoint.optimizer_state`. By default those of Adam and AdamW are, which
+            `tracin.Adam` needs; they take twice the space of the trained weights.
         averaged: A model with averaged weights (EMA), such as torch's `AveragedModel`, to be saved
             at the same moments. `tracin.open_checkpoints(folder / "averaged")` opens these; the
             folder itself still opens the trained weights. The number of models that
@@ -84,6 +97,8 @@ class Recorder:
         scaler: The GradScaler of mixed precision, if there is one and `batch` is called: the ids
             of steps that it skips are dropped. Most optimizers are not called for these, so
             that without it such ids would count for the next step.
+        frozen_weights: Also write the weights that take no steps, with every checkpoint: for a
+            base that cannot be built again, such as random weights without a seed.
 
     Raises:
         CheckpointError: The optimizer trains another model, the folder has the checkpoints of
@@ -117,9 +132,10 @@ class Recorder:
         *,
         every_n_epochs: int = 1,
         keep: int | None = None,
-        optimizer_state: bool = False,
+        optimizer_state: bool | None = None,
         averaged: Module | None = None,
         scaler: Any = None,
+        frozen_weights: bool = False,
     ) -> None:
         refuse_other_moments(every, every_n_epochs, keep)
         model, optimizer = unwrapped(model), bare_optimizer(optimizer, "Recorder", CheckpointError)
@@ -136,10 +152,12 @@ class Recorder:
         self._scale = 1.0
         self.step = 0
         self.epochs = 0
+        self.token_count: TokenCount | None = None
         with writing(self._folder, CheckpointError):
             self._lock = self._locked()
             try:
-                self._begin(averaged if self._is_writing else None, optimizer_state)
+                averaged = averaged if self._is_writing else None
+                self._begin(averaged, optimizer_state, frozen_weights)
             except BaseException:
                 self._release()
                 raise
@@ -225,8 +243,11 @@ class Recorder:
     def _write(self, loss: float | None) -> Path:
         """Write a checkpoint, then the record that lists it, then delete what the record lacks."""
         name = file_of(self.step)
-        checksum = write_safetensors(tensors(self._model), self._folder / name)
-        checksums = self._companions.write(name)
+        self._write_thawed()
+        left_out = self._frozen.left_out()
+        weights = tensors(self._model, left_out)
+        checksum = write_safetensors(weights, self._folder / name, left_out.metadata())
+        checksums = self._companions.write(name, left_out)
         self._visits.flush()
         self._trained.look()
         self._add_entry(name, loss, (checksum, *checksums))
@@ -240,6 +261,17 @@ class Recorder:
         for one in dropped:
             self._companions.delete(one.file)
         return self._folder / name
+
+    def _write_thawed(self) -> None:
+        """Write what earlier checkpoints leave out, and is trained from now on."""
+        thawed = self._frozen.thawed()
+        if not thawed:
+            return
+        folder = self._folder / THAWED
+        folder.mkdir(exist_ok=True)
+        path = folder / file_of(self.step)
+        checksum = write_safetensors({name: one.detach() for name, one in thawed.items()}, path)
+        self._thawed = [*self._thawed, ThawedFile(path, self.step, checksum)]
 
     def latest(self) -> Checkpoint | None:
         """The last checkpoint in the folder, to resume from; None if there is none."""
@@ -297,20 +329,26 @@ class Recorder:
         if self._lock is not None:
             self._lock.release()
 
-    def _begin(self, averaged: Module | None, optimizer_state: bool) -> None:
+    def _begin(
+        self, averaged: Module | None, optimizer_state: bool | None, frozen_weights: bool
+    ) -> None:
         """Find what is there already, and clean up after a process that was killed."""
         if self._is_writing:
             for folder in (self._folder, *(self._folder / name for name in INNER)):
                 remove_unfinished(folder)
+        if optimizer_state is None:
+            optimizer_state = has_adam_moments(self._model, self._optimizer)
         moments = self._optimizer if optimizer_state else None
         self._companions = Companions(self._folder, self._model, moments, averaged)
+        self._frozen = FrozenPart(self._model, self._optimizer, frozen_weights)
+        self._thawed: list[ThawedFile] = []
         record = read_record(self._folder) if (self._folder / FILE).is_file() else None
         if record is not None and record.entries:
-            self._resume(record)
+            self._resume(record, frozen_weights)
         listed = record.visits if record is not None and record.entries else ()
         self._visits = VisitLog(self._folder / VISITS, listed, self.step)
 
-    def _resume(self, record: CheckpointLog) -> None:
+    def _resume(self, record: CheckpointLog, frozen_weights: bool) -> None:
         """Resume after the last checkpoint in the folder."""
         last = record.entries[-1]
         record.checkpoint(last)
@@ -326,6 +364,16 @@ class Recorder:
         self._log = RateLog(self._model, self._optimizer, record.log.until(last.step).segments)
         self._trained = TrainedNames(self._model, self._optimizer, record.trained)
         self.step, self.epochs = last.step, last.epoch
+        path = self._folder / last.file
+        self._frozen = FrozenPart(
+            self._model,
+            self._optimizer,
+            frozen_weights,
+            list(read_shapes(path)),
+            FrozenWeights.read(path),
+        )
+        # Training repeats what came after the last checkpoint.
+        self._thawed = [one for one in record.thawed if one.step < last.step]
         if not self._is_writing:
             return
         # A process that was killed after it wrote the record may have left what that dropped.
@@ -371,6 +419,8 @@ class Recorder:
             self._rates = ()
             return
         self._refuse_other_weights()
+        with writing(self._folder, CheckpointError):
+            self._write_thawed()
         # A closure may yet give the ids of the step that calls it.
         if not (len(args) > 1 or kwargs.get("closure")):
             self._visits.check(self.step)
@@ -397,13 +447,24 @@ class Recorder:
     def _record(self) -> CheckpointLog:
         """What there is to write down."""
         log = StepLog(self._folder.resolve(), self._log.segments())
+        tokens = self.token_count.per_example() if self.token_count is not None else None
         return CheckpointLog(
             tuple(self._entries),
             log,
             tuple(self._losses),
             self._trained.names(),
             self._visits.listed(),
+            tuple(self._thawed),
+            type(self._optimizer).__name__,
+            tokens,
         )
+
+
+def has_adam_moments(model: Module, optimizer: Optimizer) -> bool:
+    """Whether it is Adam or AdamW, over parameters of this model alone."""
+    ours = set(map(id, model.parameters()))
+    held = [id(one) for group in optimizer.param_groups for one in group["params"]]
+    return type(optimizer).__name__ in ADAM_KINDS and ours.issuperset(held)
 
 
 def is_first_rank() -> bool:

@@ -16,7 +16,7 @@ function = "task.py:task"
 # parameters = "last"          # all trainable ones if left out; "last" layer; or ["head.*", ...]
 # learning_rates = "span"      # the recorded ones if left out; "equal"; "span"; or [0.1, 0.1]
 # preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or "adam",
-                               # which needs Recorder(..., optimizer_state=True)
+                               # where Adam or AdamW took the steps
 # curvature_folder = "curvature"  # keeps what "kfac" and "ekfac" compute, relative to this file
 # batch_size = "auto"          # or a number
 # device = "cuda"              # where the model is if left out

@@ -7,6 +7,7 @@ from tracin.data.batches import length as length
 from tracin.data.batches import move as move
 from tracin.data.batches import part as part
 from tracin.data.contents import examples_fingerprint as examples_fingerprint
+from tracin.data.documents import documents as documents
 from tracin.data.examples import Examples as Examples
 from tracin.data.examples import open_examples as open_examples
 from tracin.data.ids import WithIds as WithIds

@@ -18,6 +18,7 @@ from tracin.errors import QueryError
 from tracin.evaluate.query_mean import QueryMean, query_mean
 from tracin.guards import untouched
 from tracin.preconditioners import Preconditioner
+from tracin.preconditioners.trained_with_adam import plain_on_purpose
 from tracin.run import Run, last_layer
 from tracin.statistics import pearson
 from tracin.tracin import TracIn
@@ -99,15 +100,16 @@ def run_like(
         # A span may be empty; as a list, a weight of 0 is refused.
         kept = [pair for pair in zip(checkpoints, learning_rates, strict=True) if pair[1]]
         checkpoints, learning_rates = [each for each, _ in kept], [rate for _, rate in kept]
-    return TracIn(
-        run.model,
-        run.loss,
-        checkpoints,
-        parameters=names,
-        learning_rates=learning_rates,
-        device=run.device,
-        preconditioner=preconditioner,
-    )
+    with plain_on_purpose():
+        return TracIn(
+            run.model,
+            run.loss,
+            checkpoints,
+            parameters=names,
+            learning_rates=learning_rates,
+            device=run.device,
+            preconditioner=preconditioner,
+        )
 
 
 def traced_names(run: Run, examples: Examples) -> list[str]:

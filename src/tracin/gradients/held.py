@@ -14,6 +14,7 @@ from tracin.gradients.arguments import tensors_in
 from tracin.gradients.compute import Compute
 from tracin.gradients.mode import Mode
 from tracin.sharding import local_part
+from tracin.torch_internals import inner_tensors
 
 
 def held_bytes(model: Module, compute: Compute, batch: Batch) -> int:
@@ -22,12 +23,17 @@ def held_bytes(model: Module, compute: Compute, batch: Batch) -> int:
 
     def note(tensor: Tensor) -> Tensor:
         if is_strided(tensor):  # sparse and nested ones are inputs, which come one at a time
-            storage = tensor.untyped_storage()
-            saved[storage.data_ptr()] = storage.nbytes()
+            for part in inner_tensors(tensor):
+                storage = part.untyped_storage()
+                saved[storage.data_ptr()] = storage.nbytes()
         # The tensor itself would be held by its own graph, in a cycle that nobody can collect.
         return tensor.detach()
 
-    weights = {local_part(p).untyped_storage().data_ptr() for p in model.parameters()}
+    weights = {
+        part.untyped_storage().data_ptr()
+        for parameter in model.parameters()
+        for part in inner_tensors(local_part(parameter))
+    }
     try:
         with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
             compute(model, batch)

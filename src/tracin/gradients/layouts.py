@@ -107,6 +107,7 @@ class _Call:
     sources: list[str | tuple[int, int] | None]  # a parameter, an earlier call's output, or data
     shapes: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]]
+    follows: list[bool]  # whether gradients flow through each output: not if it was detached
     is_single: bool
 
 
@@ -152,7 +153,10 @@ class ShapeRecorder(Mode):
                 self._source[id(tensor)] = (len(self.calls), place)
         self._kept.extend(made)
         outputs = [tuple(tensor.shape) for tensor in made]
-        self.calls.append(_Call(func, sources, shapes, outputs, isinstance(output, Tensor)))
+        follows = [tensor.requires_grad for tensor in made]
+        self.calls.append(
+            _Call(func, sources, shapes, outputs, follows, isinstance(output, Tensor))
+        )
 
 
 def compared(few: ShapeRecorder, more: ShapeRecorder) -> ShapeProbe:
@@ -179,7 +183,8 @@ def _roles(few: ShapeRecorder, more: ShapeRecorder) -> dict[str, Role]:
             continue
         if one.outputs == other.outputs:
             roles[name] = Derived()
-            for place in range(len(other.outputs)):
+            # The watch takes what was detached (DoRA's norms) for numbers, and names calls so.
+            for place in (at for at, follows in enumerate(other.follows) if follows):
                 derived[number, place] = output_name(name, place, other.is_single)
         elif other.is_single and (output := _layout(one.outputs[0], other.outputs[0])) is not None:
             inputs = tuple(_layout(*pair) for pair in zip(one.shapes, other.shapes, strict=True))

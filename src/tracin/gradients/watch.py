@@ -172,8 +172,11 @@ class FunctionWatch(Mode):
         """A call on rows that the data moved, if it treats each row by itself."""
         marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
         if not is_routable(func, marked, marked_by_name):
-            self._note(leaves, f"{name} {reason}")
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+            # A shape or a dtype carries no gradient.
+            if any(tensor.requires_grad for tensor in tensors_in((output,), {})):
+                self._note(leaves, f"{name} {reason}")
+            return output
         self._note(leaves, "rows that the data moved")
         output = func(*plain(marked), **plain(marked_by_name))
         routed = Routed(name, func, marked, marked_by_name, self._examples, output.shape)

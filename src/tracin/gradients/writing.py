@@ -13,7 +13,12 @@ from torch import Tensor
 from tracin.data import Batch
 from tracin.data.batches import leaves, mapped
 from tracin.gradients.arguments import tensors_in
-from tracin.torch_internals import OpOverload, OpOverloadPacket, is_functorch_wrapped_tensor
+from tracin.torch_internals import (
+    OpOverload,
+    OpOverloadPacket,
+    is_functorch_wrapped_tensor,
+    is_made_of_others,
+)
 
 
 class WritesError(Exception):
@@ -89,6 +94,7 @@ def _has_storage(tensor: Tensor) -> bool:
         tensor.layout is torch.strided
         and not tensor.is_nested
         and not is_functorch_wrapped_tensor(tensor)
+        and not is_made_of_others(tensor)
     )
 
 

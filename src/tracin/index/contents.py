@@ -1,6 +1,7 @@
 """What an index was made from: parameters, projection and plan, which must match a run's."""
 
 from collections.abc import Mapping
+from itertools import chain
 from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -92,15 +93,13 @@ def checkpoint_keys(run: Run) -> list[str]:
 
 
 def checkpoint_key(checkpoint: Checkpoint) -> str:
-    """Equal for checkpoints with the same weights, bit for bit."""
-    return fingerprint(
-        (
-            piece
-            for name, weight in sorted(checkpoint.weights().items())
-            for piece in (name, str(weight.dtype), bytes_of(weight))
-        ),
-        size=8,
+    """Equal for checkpoints with the same weights, bit for bit, and the same frozen ones."""
+    weights = (
+        piece
+        for name, weight in sorted(checkpoint.weights().items())
+        for piece in (name, str(weight.dtype), bytes_of(weight))
     )
+    return fingerprint(chain(weights, checkpoint.left_out().metadata().values()), size=8)
 
 
 def refuse_other_parameters(store: Store, run: Run) -> None:

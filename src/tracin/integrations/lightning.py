@@ -59,8 +59,10 @@ class TracInCallback(Callback):
         every_n_epochs: With `every="epoch"`, save at each n-th epoch only.
         keep: How many checkpoints to keep: those with the largest reductions of the training
             loss, the mean of what `training_step` returned during an epoch.
-        optimizer_state: Also write the optimizer's moments with each checkpoint.
+        optimizer_state: Whether the optimizer's moments are written with each checkpoint; by
+            default those of Adam and AdamW, for `tracin.Adam`.
         averaged: A model with averaged weights, to be saved at the same moments.
+        frozen_weights: Also write the weights that take no steps, with every checkpoint.
 
     Raises:
         CheckpointError: An option cannot be; when training begins, also with several optimizers,
@@ -75,11 +77,18 @@ class TracInCallback(Callback):
         *,
         every_n_epochs: int = 1,
         keep: int | None = None,
-        optimizer_state: bool = False,
+        optimizer_state: bool | None = None,
         averaged: Module | None = None,
+        frozen_weights: bool = False,
     ) -> None:
         self._recording = RecorderSettings(
-            Path(folder).expanduser(), every, every_n_epochs, keep, optimizer_state, averaged
+            Path(folder).expanduser(),
+            every,
+            every_n_epochs,
+            keep,
+            optimizer_state,
+            averaged,
+            frozen_weights,
         )
         self._losses: list[Tensor] = []
         self.recorder: Recorder | None = None

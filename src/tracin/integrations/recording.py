@@ -25,8 +25,9 @@ class RecorderSettings:
         every: When to save.
         every_n_epochs: Save at each n-th epoch only.
         keep: How many checkpoints to keep.
-        optimizer_state: Whether the optimizer's moments are written.
+        optimizer_state: Whether the optimizer's moments are written; None for Adam's alone.
         averaged: A model with averaged weights.
+        frozen_weights: Whether weights that take no steps are written.
 
     Raises:
         CheckpointError: An option cannot be.
@@ -36,8 +37,9 @@ class RecorderSettings:
     every: Literal["epoch"] | int
     every_n_epochs: int
     keep: int | None
-    optimizer_state: bool
+    optimizer_state: bool | None
     averaged: Module | None
+    frozen_weights: bool = False
 
     def __post_init__(self) -> None:
         refuse_other_moments(self.every, self.every_n_epochs, self.keep)
@@ -69,6 +71,7 @@ class RecorderSettings:
             optimizer_state=self.optimizer_state,
             averaged=self.averaged,
             scaler=scaler,
+            frozen_weights=self.frozen_weights,
         )
 
     def _go_back(self, model: Module, step: int) -> None:

@@ -1,19 +1,29 @@
 """Hugging Face's Trainer: a callback that records, and the checkpoints of runs without it."""
 
+import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from torch.nn import Module
+from torch.utils.hooks import RemovableHandle
 
 from tracin.checkpoints import Checkpoint, Recorder, loaded, open_checkpoints
 from tracin.checkpoints.readers.hugging_face import step_of
-from tracin.errors import CheckpointError, UnsupportedModelError
+from tracin.checkpoints.readers.trainer_optimizer import OPTIMIZER_FILE, trainer_optimizer
+from tracin.checkpoints.token_count import TokenCount
+from tracin.errors import CheckpointError, CheckpointWarning, UnsupportedModelError
 from tracin.extras import install_line
 from tracin.integrations.recording import RecorderSettings
+from tracin.wrappers import unwrapped
 
 try:
-    from accelerate.utils import extract_model_from_parallel
+    from accelerate.utils import extract_model_from_parallel, is_compiled_module
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    from tracin.integrations.trainer_groups import trainer_groups
 except ImportError as error:
     raise ImportError(
         "tracin.integrations.transformers needs transformers with accelerate, which are not "
@@ -27,7 +37,9 @@ class TracInCallback(TrainerCallback):
     Each checkpoint comes with the learning rate really used in its step, warm-up and decay
     included; with gradient accumulation a step is one of the optimizer's. Open the folder by
     `tracin.open_checkpoints(folder)`, or give it to `tracin.TracIn`. Of several processes the
-    first one records. A PEFT model is saved whole, base model included.
+    first one records. How the Trainer weighed tokens is recorded, too, for the loss "causal_lm",
+    unless the model is compiled. Of a PEFT model the adapter alone is saved: what takes no steps is
+    left out.
 
     With `trainer.train(resume_from_checkpoint=...)` recording resumes as well. The Trainer's
     checkpoint is mostly an earlier one than the Recorder's last: what was recorded after it is
@@ -44,8 +56,10 @@ class TracInCallback(TrainerCallback):
         keep: How many checkpoints to keep: those with the largest reductions of the training
             loss. The loss is the mean of those that the Trainer logs during an epoch, so
             `logging_steps` must be shorter than one.
-        optimizer_state: Also write the optimizer's moments with each checkpoint.
+        optimizer_state: Whether the optimizer's moments are written with each checkpoint; by
+            default those of Adam and AdamW, for `tracin.Adam`.
         averaged: A model with averaged weights, to be saved at the same moments.
+        frozen_weights: Also write the weights that take no steps, with every checkpoint.
 
     Raises:
         CheckpointError: An option cannot be; when training begins, also where the folder has
@@ -61,13 +75,21 @@ class TracInCallback(TrainerCallback):
         *,
         every_n_epochs: int = 1,
         keep: int | None = None,
-        optimizer_state: bool = False,
+        optimizer_state: bool | None = None,
         averaged: Module | None = None,
+        frozen_weights: bool = False,
     ) -> None:
         self._recording = RecorderSettings(
-            Path(folder).expanduser(), every, every_n_epochs, keep, optimizer_state, averaged
+            Path(folder).expanduser(),
+            every,
+            every_n_epochs,
+            keep,
+            optimizer_state,
+            averaged,
+            frozen_weights,
         )
         self._logged: list[float] = []
+        self._hook: RemovableHandle | None = None
         self.recorder: Recorder | None = None
 
     def on_train_begin(
@@ -85,6 +107,11 @@ class TracInCallback(TrainerCallback):
         model = extract_model_from_parallel(kwargs["model"], keep_torch_compile=False)
         scaler = getattr(optimizer, "scaler", None)
         self.recorder = self._recording.begin(model, bare, state.global_step, scaler)
+        # A hook would make torch.compile compile again.
+        if not is_compiled_module(kwargs["model"]) and not args.torch_compile:
+            self.recorder.token_count = TokenCount()
+            count = partial(_count_tokens, self.recorder.token_count)
+            self._hook = model.register_forward_pre_hook(count, with_kwargs=True)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -117,6 +144,9 @@ class TracInCallback(TrainerCallback):
 
     def _close(self) -> None:
         recorder, self.recorder, self._logged = self.recorder, None, []
+        hook, self._hook = self._hook, None
+        if hook is not None:
+            hook.remove()
         if recorder is not None:
             recorder.close()
 
@@ -130,6 +160,15 @@ class TracInCallback(TrainerCallback):
             )
 
 
+def _count_tokens(
+    count: TokenCount, model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """See the labels that the Trainer hands to the model, and how it will divide their loss."""
+    labels = kwargs.get("labels")
+    if model.training and isinstance(labels, Tensor):
+        count.add(labels, kwargs.get("num_items_in_batch") is not None)
+
+
 def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint]:
     """The checkpoints that Hugging Face's Trainer left in its output folder.
 
@@ -141,16 +180,23 @@ def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint
     checkpoint's own step (`logging_steps` above 1), the last one before counts, and `tracin.TracIn`
     warns.
 
+    Adam's moments, for `tracin.Adam`, are read from `optimizer.pt`, which numbers parameters where
+    the model names them: give the model, with the same parameters frozen as in training.
+
     Args:
         folder: The Trainer's `output_dir`, with its `checkpoint-*` folders.
         model: If given, each checkpoint is loaded into it once, so that one that does not fit is
-            found now. It comes back as it was.
+            found now, and gets its moments. It comes back as it was.
 
     Returns:
         The checkpoints in the order of their steps.
 
     Raises:
         CheckpointError: There is none, or one cannot be read or does not fit the model.
+
+    Warns:
+        CheckpointWarning: The moments of a checkpoint are over other parameters than those that
+            the model trains.
     """
     folder = Path(folder).expanduser()
     inner = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -161,8 +207,29 @@ def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint
             'but it has none. The Trainer writes them with save_strategy="steps" or "epoch".'
         )
     checkpoints = open_checkpoints(sorted(steps, key=lambda path: steps[path]))
-    if model is not None:
-        for checkpoint in checkpoints:
-            with loaded(model, checkpoint):
-                pass
-    return checkpoints
+    if model is None:
+        return checkpoints
+    for checkpoint in checkpoints:
+        with loaded(model, checkpoint):
+            pass
+    return [_with_moments(checkpoint, unwrapped(model)) for checkpoint in checkpoints]
+
+
+def _with_moments(checkpoint: Checkpoint, model: Module) -> Checkpoint:
+    """The checkpoint with the moments in its folder, if they are Adam's."""
+    folder = checkpoint.source
+    if not isinstance(folder, Path) or not checkpoint.optimizer_kind:
+        return checkpoint
+    content = trainer_optimizer(folder)
+    names = None if content is None else trainer_groups(model, content)
+    if names is None:
+        warnings.warn(
+            f"{folder / OPTIMIZER_FILE} has the moments of other parameters than those that "
+            "require a gradient in the model, so they are left out. Give the model as it was "
+            "trained, with the same parameters frozen.",
+            CheckpointWarning,
+            stacklevel=3,
+        )
+        return checkpoint
+    path = folder / OPTIMIZER_FILE
+    return replace(checkpoint, optimizer_path=path, optimizer_names=names)

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import Checkpoint, bare_name
+from tracin.checkpoints.adam_kind import ADAM_KINDS
 from tracin.checkpoints.optimizer_state import PARAMETERS
 from tracin.errors import CheckpointError
 from tracin.plain_text import listed
 from tracin.preconditioners.preconditioner import HasOptimizerState, Place, Scaling
 
 WAY_OUT = (
-    "Record them while training, by tracin.Recorder(..., optimizer_state=True), or give a file of "
-    "them, by tracin.Checkpoint(..., optimizer_path=...); or leave the preconditioner out."
+    "tracin.Recorder writes them, unless optimizer_state=False; tracin.integrations.transformers."
+    "from_run(folder, model) reads a Trainer's; or give a file of them, by tracin.Checkpoint(..., "
+    "optimizer_path=...); or leave the preconditioner out."
 )
-KINDS = ("Adam", "AdamW")
 
 
 @final
@@ -28,8 +29,8 @@ class Adam:
     v_hat are the second moments that Adam or AdamW had at the checkpoint (under AMSGrad their
     largest), with their bias correction; eps and the betas are those of each parameter's group. An
     entry whose second moment is zero has the factor zero: no gradient has reached it, so no step
-    has moved it. `tracin.Recorder(..., optimizer_state=True)` writes the moments. Momentum is left
-    out; a `tracin.Tracer` follows it. Source: Kingma and Ba, 2015,
+    has moved it. `tracin.Recorder` writes the moments. Momentum is left out; a `tracin.Tracer`
+    follows it. Source: Kingma and Ba, 2015,
     https://arxiv.org/abs/1412.6980; as a preconditioner of influence: LESS,
     https://arxiv.org/abs/2402.04333.
 
@@ -38,7 +39,7 @@ class Adam:
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.Adam(model.parameters())
         >>> data, folder = (torch.randn(8, 2), torch.randn(8)), tempfile.mkdtemp()
-        >>> with tracin.Recorder(model, optimizer, folder, optimizer_state=True) as recorder:
+        >>> with tracin.Recorder(model, optimizer, folder) as recorder:
         ...     (model(data[0])[:, 0] - data[1]).square().mean().backward()
         ...     optimizer.step()
         ...     _ = recorder.epoch()
@@ -102,7 +103,7 @@ class Adam:
                 "preconditioner=tracin.Adam() needs the second moments that Adam had at each "
                 f"checkpoint, but none were written with {where}. {WAY_OUT}"
             )
-        if state.kind not in KINDS:
+        if state.kind not in ADAM_KINDS:
             raise CheckpointError(
                 "preconditioner=tracin.Adam() needs the second moments of Adam or AdamW, but "
                 f"{where} has the state of {state.kind}. Leave the preconditioner out, or, if its "

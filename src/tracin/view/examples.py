@@ -301,10 +301,7 @@ def _from_array(picture: Any) -> "Image":
     # Imported late: with torch, which the viewer itself does not need.
     from tracin.report.pictures import pixels
 
-    try:
-        image = pixels(picture if hasattr(picture, "detach") else np.asarray(picture))
-    except ValueError as error:
-        raise OutputError(f"A picture cannot be written: {error}.") from error
+    image = pixels(picture if hasattr(picture, "detach") else np.asarray(picture))
     return Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
 
 

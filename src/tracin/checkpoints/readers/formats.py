@@ -1,5 +1,6 @@
 """From a path to what it holds: which reader belongs to which kind of file or folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tracin.checkpoints.readers.lightning import is_lightning, lightning_rate
 from tracin.checkpoints.readers.peft import ADAPTER_FILES, inner_adapters
 from tracin.checkpoints.readers.safetensors import read_shapes
 from tracin.checkpoints.readers.torch import look_into, read_torch
+from tracin.checkpoints.readers.trainer_optimizer import trainer_optimizer_kind
 from tracin.checkpoints.readers.weight_file import read_weight_file
 from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
 from tracin.errors import CheckpointError
@@ -68,7 +70,7 @@ def read_recorded(path: Path) -> FileInfo:
     known(path)
     if path.is_dir():
         found_weight_file(path)
-        return hugging_face_rate(path)
+        return replace(hugging_face_rate(path), optimizer_kind=trainer_optimizer_kind(path))
     if suffix_of(path) == SAFETENSORS:
         read_shapes(path)
         return FileInfo()

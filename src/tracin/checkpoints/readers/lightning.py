@@ -1,8 +1,10 @@
 """Checkpoints of Lightning's Trainer, and when the learning rate in them can be believed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from tracin.checkpoints.adam_kind import adam_kind
 from tracin.checkpoints.rate import FileInfo, optimizer_rate, whole_number
 
 
@@ -20,5 +22,6 @@ def lightning_rate(content: Mapping[str, Any]) -> FileInfo:
     """
     step = whole_number(content.get("global_step"))
     states = content.get("optimizer_states")
-    has_states = isinstance(states, list | tuple)
-    return optimizer_rate(states if has_states else (), bool(content.get("lr_schedulers")), step)
+    states = states if isinstance(states, list | tuple) else ()
+    found = optimizer_rate(states, bool(content.get("lr_schedulers")), step)
+    return replace(found, optimizer_kind=adam_kind(states))

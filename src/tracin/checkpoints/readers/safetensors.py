@@ -72,21 +72,33 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     return weights, header.metadata
 
 
-def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes alone, from the head of the file: name -> shape."""
+def read_header(path: Path) -> "Header":
+    """The head of a file alone."""
     try:
         with path.open("rb") as file:
-            header = Header.read(file)
+            return Header.read(file)
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """The metadata alone, from the head of the file."""
+    return read_header(path).metadata
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes alone, from the head of the file: name -> shape."""
+    header = read_header(path)
     shapes = {name: entry.shape for name, entry in header.entries.items()}
     return shapes | {alias: shapes[name] for alias, name in header.aliases.items()}
 
 
-def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> str:
+def write_safetensors(
+    weights: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> str:
     """Write a state dict whole or not at all, and return the file's checksum.
 
-    A tensor with two names is stored once.
+    A tensor with two names is stored once. `metadata` are further texts for the head.
     """
     names: dict[tuple[object, ...], str] = {}
     kept: dict[str, Tensor] = {}
@@ -99,7 +111,8 @@ def write_safetensors(weights: Mapping[str, Tensor], path: Path) -> str:
             continue
         names[place] = name
         kept[name] = tensor
-    return write_sealed(kept, path, {"format": "pt", ALIASES: json.dumps(aliases)})
+    head = {"format": "pt", ALIASES: json.dumps(aliases), **(metadata or {})}
+    return write_sealed(kept, path, head)
 
 
 def memory(tensor: Tensor) -> tuple[object, ...]:
