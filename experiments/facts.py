@@ -168,7 +168,7 @@ def fit(model: Any, tokenizer: Any, texts: list[str], epochs: int, folder: Path)
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
     mean = 0.0
     model.train()
-    with tracin.Recorder(model, optimizer, folder, optimizer_state=True) as recorder:
+    with tracin.Recorder(model, optimizer, folder) as recorder:
         for _ in range(epochs):
             losses = []
             for places in torch.randperm(len(texts)).split(BATCH):
