@@ -26,7 +26,7 @@ SUBJECTS: Mapping[str, Callable[[], Subject]] = {
 }
 PARTS: Mapping[str, tuple[type, str]] = {
     "one example's loss, looked at": (Gradients, "inspect"),
-    "a pair alone, together, and examples in halves": (PairCheck, "check"),
+    "a pair alone, together, and smaller batches": (PairCheck, "check"),
     "autograd's gradients of audited batches": (Auditor, "next"),
     "the pass's gradients of the same, added up": (Audit, "take"),
     "batches that went another way": (Auditor, "after"),

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tracin
+from benchmarks.many_queries import main as many_queries
 from benchmarks.models import LanguageModel, ResNet, ResNet50, mlp, settle_norms
 from benchmarks.report import Report
 from benchmarks.subjects import Pair, Subject
@@ -32,9 +33,15 @@ from tracin.precision import exact_matmuls, precision_of_products
 Loss = Callable[[nn.Module, Pair], Tensor]
 
 QUERIES = 100
+QUERY_LENGTH = 64  # tokens
 ROUNDS = 2
 LONG = 15.0  # seconds: what takes longer is not run again
 PRECISIONS = ("float32", "bfloat16 autocast")
+# Language models with many queries, of the quick form and of the whole one.
+LANGUAGE_MODELS = {
+    True: (("tiny", "float32"),),
+    False: (("gpt2", "float32"), ("0.5B", "bfloat16"), ("1B", "bfloat16")),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.add(f"host waits, {subject.name}, {precision}", partial(_waits, subject))
             del subject
             _empty(device)
+    if fnmatch("many_queries", options.subjects):
+        for size, precision in LANGUAGE_MODELS[options.quick]:
+            name = f"influence on {QUERIES} queries of {QUERY_LENGTH} tokens, {size}, {precision}"
+            report.add(name, partial(_many_queries, device, size, precision))
+            _empty(device)
     return int(any("error" in row for row in report.rows))
 
 
@@ -90,15 +102,18 @@ def resnet50(is_quick: bool) -> Subject:
 def gpt2(is_quick: bool) -> Subject:
     """A language model of GPT-2's size, 124 M parameters and a head of its own.
 
-    Four queries: each takes a pass of its own at this size.
+    Queries are shorter than training examples: `benchmarks.many_queries` varies both.
     """
     words, length = (128, 16) if is_quick else (50_304, 512)
     sizes = {"width": 32, "layers": 2, "heads": 2} if is_quick else _GPT2
-    examples, queries = (4, 2) if is_quick else (64, 4)
+    examples, queries = (4, 2) if is_quick else (64, QUERIES)
     some = torch.randint(words, (examples + queries, length + 1))
     inputs, labels = some[:, :-1].contiguous(), some[:, 1:].contiguous()
-    model = LanguageModel(words, length, **sizes).eval()
-    return _subject("GPT-2-size LM", model, _word_losses, inputs, labels, examples, 8)
+    model = LanguageModel(words, length, sizes["width"], sizes["layers"], sizes["heads"]).eval()
+    subject = _subject("GPT-2-size LM", model, _word_losses, inputs, labels, examples, 16)
+    short = min(length, QUERY_LENGTH)
+    asked = inputs[examples:, :short].contiguous(), labels[examples:, :short].contiguous()
+    return replace(subject, queries=asked)
 
 
 _GPT2 = {"width": 768, "layers": 12, "heads": 12}
@@ -239,6 +254,23 @@ def _ratio(
     }
 
 
+def _many_queries(device: torch.device, size: str, precision: str) -> dict[str, Any]:
+    """A row of `benchmarks.many_queries`."""
+    given = {
+        "device": str(device),
+        "sizes": size,
+        "precisions": precision,
+        "lengths": "64" if size == "tiny" else "512",
+        "queries": str(QUERIES),
+        "query-length": str(QUERY_LENGTH),
+        "rounds": "1",
+    }
+    if size == "tiny":
+        given["tokens"] = "512"
+    (row,) = many_queries([f"--{name}={value}" for name, value in given.items()])
+    return row
+
+
 def _half(subject: Subject) -> Subject:
     inputs, labels = subject.train
     few = max(1, len(inputs) // 2)
@@ -374,7 +406,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.device", description=__doc__)
     parser.add_argument("--device", help="cuda, mps or cpu; by default the first that is there")
     parser.add_argument("--budget", type=float, default=420, help="seconds to begin rows in")
-    names = ", ".join(build.__name__ for build in SUBJECTS)
+    names = ", ".join([*(build.__name__ for build in SUBJECTS), "many_queries"])
     parser.add_argument("--subjects", default="*", help=f"a glob of {names}")
     parser.add_argument("--zoo", default="*", help="a glob of the zoo's entries")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs")

@@ -74,15 +74,27 @@ def settle_norms(model: nn.Module, images: Tensor) -> None:
 
 @final
 class LanguageModel(nn.Module):
-    """A causal transformer: learned positions, LayerNorm first, GELU, an untied head."""
+    """A causal transformer: learned positions, LayerNorm first, GELU, a head that may be tied."""
 
-    def __init__(self, words: int, length: int, width: int, layers: int, heads: int) -> None:
+    def __init__(
+        self,
+        words: int,
+        length: int,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        is_tied: bool = False,
+    ) -> None:
         super().__init__()
         self.words = nn.Embedding(words, width)
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
         self.layers = nn.Sequential(*[_Layer(width, heads) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, words, bias=False)
+        if is_tied:
+            self.head.weight = self.words.weight
+            nn.init.normal_(self.words.weight, std=0.02)
 
     def forward(self, words: Tensor) -> Tensor:  # [examples, length] -> [examples, length, words]
         """Scores of the next word at every position."""

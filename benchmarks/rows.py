@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
+from benchmarks.many_queries import many_queries_subject
 from benchmarks.subjects import Subject, lm_subject, mlp_subject, resnet_subject
 from benchmarks.training import TrainingSubject, training_subject
 from tracin import Projection
@@ -98,6 +99,10 @@ def _large_lm(is_quick: bool) -> Subject:
     return lm_subject(64 if is_quick else 1024)
 
 
+def _many_queries(is_quick: bool) -> Subject:
+    return many_queries_subject("tiny" if is_quick else "gpt2", 64 if is_quick else 1024)
+
+
 def _training(is_quick: bool) -> TrainingSubject:
     return training_subject(5000 if is_quick else 59_000)
 
@@ -113,6 +118,7 @@ ROWS = [
     Row("lm", "self-influence, transformer LM", 1.0, _lm, self_influence),
     Row("lm", "influence on 8 queries, transformer LM", 1.5, _lm, influence),
     Row("lm", "explain one query, transformer LM", 1.2, _lm, explain_one),
+    Row("lm-queries", "influence on 100 queries, 124 M LM", 2.0, _many_queries, influence),
     Row("index", "build an index, MLP, 3 checkpoints", 1.1, _mlp, index),
     Row("index", "build an index, ResNet-20", 1.5, _resnet20, index),
     Row("index", "build an index, transformer LM", 1.1, _lm, index),

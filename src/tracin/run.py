@@ -1,6 +1,5 @@
 """What a question is about: a model, its loss and its checkpoints, opened and checked."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +39,6 @@ from tracin.scoring.query_loss import QueryLoss, query_loss
 from tracin.scoring.targets import ClassTarget, Target
 from tracin.sharding import device_of
 from tracin.wrappers import unwrapped
-
-_log = logging.getLogger(__name__)
 
 # Numbers of one block that is held at once, whatever the size of the data: 256 MB in float32.
 HELD = 1 << 26
@@ -302,12 +299,3 @@ def score_dtype(run: Run) -> torch.dtype:
     """float64 where a traced parameter has it, float32 otherwise."""
     kinds = {parameter.dtype.to_real() for parameter in run.parameters.values()}
     return torch.float64 if torch.float64 in kinds else torch.float32
-
-
-def query_spans(run: Run, queries: int) -> list[range]:
-    """Runs of queries whose gradients, written out, stay within bounds."""
-    numbers = sum(parameter.numel() for parameter in run.parameters.values())
-    step = max(1, 4 * HELD // numbers)
-    if step < queries:
-        _log.info("%d queries are too many at once: %d per pass over the data", queries, step)
-    return [range(start, min(start + step, queries)) for start in range(0, queries, step)]

@@ -190,11 +190,14 @@ def _by_backward(losses: Tensor, ends: Sequence[Tensor]) -> Sequence[Tensor | No
 
 def _sum(found: Sequence[Tensor | None], like: Tensor) -> Tensor:
     """Of what came from several places, as real numbers in a row."""
-    total = torch.zeros_like(like, requires_grad=False)
+    total: Tensor | None = None
     for each in found:
         if each is not None:
-            total = total + (each.to_dense() if each.is_sparse else each)
-    total = total.detach()
+            dense = each.detach().to_dense() if each.is_sparse else each.detach()
+            # Not in place: autograd may give one tensor for several ends.
+            total = dense if total is None else total + dense
+    if total is None:
+        total = torch.zeros_like(like, requires_grad=False)
     return (torch.view_as_real(total) if total.is_complex() else total).flatten()
 
 

@@ -31,7 +31,6 @@ from tracin.run import (
     judging_pass,
     last_layer,
     open_data,
-    query_spans,
     rows_pass,
     score_dtype,
 )
@@ -184,19 +183,16 @@ class TracIn(Run):
         width = 1 if group else len(query_set)
         total = torch.zeros(len(examples), width, dtype=score_dtype(self))
         walk = checkpoint_pass(self, asked=asked.loss)
-        everything = [range(len(query_set))]
-        for span in everything if group else query_spans(self, len(query_set)):
-            columns = slice(None) if group else _slice(span)
-            steps = walk.steps(
-                examples,
-                range(len(examples)),
-                ScoreRequest(query_set, span, bool(group)),
-                checked_size(batch_size),
-                progress,
-                "influence",
-            )
-            for step in steps:
-                total[_slice(step.positions), columns] += _known(step.scores).cpu()
+        steps = walk.steps(
+            examples,
+            range(len(examples)),
+            ScoreRequest(query_set, range(len(query_set)), bool(group)),
+            checked_size(batch_size),
+            progress,
+            "influence",
+        )
+        for step in steps:
+            total[_slice(step.positions), _slice(step.queries)] += _known(step.scores).cpu()
         if group is None:
             return total
         return total[:, 0] / len(query_set) if group == "mean" else total[:, 0]
@@ -258,27 +254,32 @@ class TracIn(Run):
         last = len(self.checkpoints) - 1
         known = FactsSoFar(len(examples))
         query_facts: list[ExampleFacts | None] = []
-        spans = [range(len(query_set))] if group else query_spans(self, len(query_set))
+        # Each run of queries passes over all blocks, and each block over the run: square blocks
+        # cost the fewest passes.
+        side = len(query_set) if group else max(1, int((HELD / len(self.checkpoints)) ** 0.5))
         rankings = []
-        of_queries: ExampleFacts | None = None
-        for span in spans:
+        of_runs: dict[int, ExampleFacts | None] = {}
+        for first in range(0, len(query_set), side):
+            span = range(len(query_set))[first : first + side]
             width = 1 if group else len(span)
+            question = ScoreRequest(query_set, span, bool(group), norms=normalise == "cosine")
             ranking = Ranking(examples.ids, k, normalise, drop_misclassified)
             step = max(1, HELD // (width * len(self.checkpoints)))
             for start in range(0, len(examples), step):
                 block = range(start, min(start + step, len(examples)))
+                of_runs.clear()
                 ranking.open(block, width, len(self.checkpoints), score_dtype(self))
-                question = ScoreRequest(query_set, span, bool(group), norms=normalise == "cosine")
                 for each in walk.steps(
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):
                     ranking.take(each, 1 / len(query_set) if group == "mean" else 1.0)
-                    if each.checkpoint == last and span == spans[0]:
-                        known.take(_slice(each.positions), each.outcome)
-                    of_queries = each.query_facts
+                    if each.checkpoint == last:
+                        of_runs[each.queries.start] = each.query_facts
+                        if first == 0:
+                            known.take(_slice(each.positions), each.outcome)
                 ranking.close()
             rankings.append(ranking)
-            query_facts.append(of_queries)
+            query_facts += [of_runs[start] for start in sorted(of_runs)]
         ids = np.array([f"{group} of {len(query_set)}"]) if group else query_set.ids
         names = tuple(checkpoint.name for checkpoint in self.checkpoints)
         of_all = asked.facts if asked.loss is not None else ExampleFacts.joined(query_facts)

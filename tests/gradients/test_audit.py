@@ -563,7 +563,8 @@ def test_an_audit_tells_which_parameter_is_wrong_and_by_how_much():
     rows = {"a": torch.eye(3), "b": torch.arange(6.0).view(3, 2)}
     factors = torch.tensor([0.5, -1.0, 1.5])
     wanted = {name: factors @ each for name, each in rows.items()}
-    audit = Audit(Reference(range(3), factors, wanted, [[0, 1, 2]], torch.zeros(3)), 1e-6)
+    given = {name: each.clone() for name, each in wanted.items()}  # audits write to theirs
+    audit = Audit(Reference(range(3), factors, given, [[0, 1, 2]], torch.zeros(3)), 1e-6)
 
     audit.take("a", Dense(rows["a"][:2]), 0)
     audit.take("a", Dense(rows["a"][2:]), 2)

@@ -131,6 +131,19 @@ def test_a_sum_of_examples_is_the_sum_of_rows(kind):
 
 
 @of_each_kind
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["alike", "narrower"])
+def test_a_weighted_sum_is_added_in_place(kind, dtype: torch.dtype):
+    form, weights = kind(EXAMPLES, 3, 0), rand(EXAMPLES, seed=3)
+    into = rand(form.numbers, seed=4).to(dtype)
+    expected = into.double() + weights @ form.dense()
+
+    form.add_weighted_sum(weights, into)
+
+    assert torch.allclose(into.double(), expected, rtol=1e-10 if dtype == torch.float64 else 1e-5)
+    assert torch.allclose(form.weighted_sum(weights), weights @ form.dense(), rtol=1e-10)
+
+
+@of_each_kind
 def test_a_projection_is_applied_to_every_row(kind):
     form, matrix = kind(EXAMPLES, 3, 0), rand(6, WORDS * WIDTH)
 

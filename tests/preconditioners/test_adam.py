@@ -16,10 +16,9 @@ import tracin
 from slow_twin import part
 from test_tracin import close, data, net
 from tracin import errors
-from tracin import run as front_door
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.cli.settings import read_settings
-from tracin.run import query_spans
+from tracin.scoring import query_pass
 from zoo import ZOO, relative_error
 
 BETAS, EPSILON, STEP = (0.8, 0.95), 1e-3, 7
@@ -206,10 +205,9 @@ def test_neither_batch_size_nor_order_nor_blocks_of_queries_matter(
     assert close(
         runner.influence(part(train, order), part(test, turned)), expected[order][:, turned]
     )
-    numbers = sum(parameter.numel() for parameter in runner.parameters.values())
-    monkeypatch.setattr(front_door, "HELD", numbers // 2 + 1)
-    assert len(query_spans(runner, 5)) == 3
-    assert close(runner.influence(train, test), expected)
+    for memory in (1, 200):  # a batch at a time, and some whose factors are scaled in each product
+        monkeypatch.setattr(query_pass, "room", lambda device, memory=memory: memory)
+        assert close(runner.influence(train, test, batch_size=2), expected)
 
 
 def test_scores_add_up_over_disjoint_parameters(tmp_path: Path):

@@ -12,7 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tracin.errors import IndexingError
 from tracin.gradients import Gradients
-from tracin.gradients.forms import Dense, OuterProduct, PerExampleGradient, SparseRows, total
+from tracin.gradients.forms import (
+    Dense,
+    OuterProduct,
+    PerExampleGradient,
+    SparseRows,
+    as_query,
+    pairs,
+    total,
+)
 from tracin.sketches import (
     Columns,
     Dot,
@@ -30,6 +38,7 @@ from tracin.sketches.budget import Layer, Need, divided
 from tracin.sketches.error_bars import fill
 from tracin.sketches.hashing import CountSketch, FoldedCountSketch, folded
 from tracin.sketches.kinds import BiasOf, Convolved, Factored, Hashed, TwoSided, Written
+from tracin.sketches.pilot import cost
 
 EXAMPLES = 12
 Forms = dict[str, PerExampleGradient]
@@ -479,9 +488,9 @@ def test_convolved_factors_are_right_on_average_and_vary_as_both_their_sketches_
     errors = errors_of(plan, forms, dense @ dense.mT, 400)
 
     assert bool((errors.mean(0).abs() < 4.5 * errors.std(0) / 20).all())
-    layer = planning._layer(outer, has_bias=False)
+    layer = planning._layer(outer.left[:, 0], outer.right[:, 0], has_bias=False)
     sides = layer.left.cost * fill(64, 300) + layer.right.cost * fill(64, 400)
-    formula = sides + planning._cost(planning._seen(outer)) / 64
+    formula = sides + cost(pairs(outer, as_query(outer)).double()) / 64
     assert spread(errors) == pytest.approx(formula, rel=0.15)
 
 

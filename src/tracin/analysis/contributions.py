@@ -12,7 +12,7 @@ from tracin.errors import QueryError
 from tracin.guards import guarded
 from tracin.results.table import aligned, numbers
 from tracin.results.tabular import Tabular
-from tracin.run import Run, checkpoint_pass, open_data, query_spans, score_dtype
+from tracin.run import Run, checkpoint_pass, open_data, score_dtype
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
@@ -178,17 +178,14 @@ def sums_of(
                 own[step.checkpoint, step.positions.start : step.positions.stop] = step.norms.cpu()
         return own, None, None
     sums = torch.zeros(2, count, len(asked), dtype=torch.float64)
-    for span in query_spans(run, len(asked)):
-        question = ScoreRequest(asked, span, norms=span.start == 0)
-        for step in walk.steps(
-            examples, everything, question, batch_size, progress, "contributions"
-        ):
-            if step.norms is not None:
-                own[step.checkpoint, step.positions.start : step.positions.stop] = step.norms.cpu()
-            if step.scores is not None:
-                scores = step.scores.detach().cpu().double()
-                here = sums[:, step.checkpoint, span.start : span.stop]
-                here[0] += scores.clamp(min=0).sum(0)
-                here[1] += scores.clamp(max=0).sum(0)
+    question = ScoreRequest(asked, range(len(asked)), norms=True)
+    for step in walk.steps(examples, everything, question, batch_size, progress, "contributions"):
+        if step.norms is not None:
+            own[step.checkpoint, step.positions.start : step.positions.stop] = step.norms.cpu()
+        if step.scores is not None:
+            scores = step.scores.detach().cpu().double()
+            here = sums[:, step.checkpoint, step.queries.start : step.queries.stop]
+            here[0] += scores.clamp(min=0).sum(0)
+            here[1] += scores.clamp(max=0).sum(0)
     positive, negative = sums.to(score_dtype(run))
     return own, positive, negative

@@ -21,7 +21,6 @@ from tracin.run import (
     checkpoint_pass,
     open_data,
     plain_checkpoint_pass,
-    query_spans,
     score_dtype,
 )
 from tracin.scoring.batch_size import BatchSize, checked_size
@@ -373,12 +372,12 @@ def _products(
 ) -> Tensor:
     found = torch.zeros(len(some), len(others), dtype=torch.float64)
     size, rows = checked_size(batch_size), range(len(some))
-    for span in query_spans(run, len(others)):
-        request = ScoreRequest(others, span)
-        for step in walk.steps(some, rows, request, size, False, "products", fitted_on):
-            if step.scores is not None:
-                at = slice(step.positions.start, step.positions.stop)
-                found[at, span.start : span.stop] += step.scores.detach().cpu().double()
+    request = ScoreRequest(others, range(len(others)))
+    for step in walk.steps(some, rows, request, size, False, "products", fitted_on):
+        if step.scores is not None:
+            at = slice(step.positions.start, step.positions.stop)
+            columns = slice(step.queries.start, step.queries.stop)
+            found[at, columns] += step.scores.detach().cpu().double()
     return found
 
 
@@ -415,17 +414,16 @@ def group_influence(
     is_one = len(members) == 1
     walk = checkpoint_pass(run)
     # One group is one sum of gradients, however many targets it has.
-    for span in [range(len(targets))] if is_one else query_spans(run, len(targets)):
-        request = ScoreRequest(targets, span, together=is_one, norms=span.start == 0)
-        share = parts[:1] if is_one else parts[span.start : span.stop]
-        for step in walk.steps(
-            pool, range(len(pool)), request, checked_size(batch_size), progress, "select"
-        ):
-            rows = slice(step.positions.start, step.positions.stop)
-            if step.scores is not None:
-                scores[rows] += step.scores.detach().cpu().double() @ share
-            if step.norms is not None:
-                squares[rows] += step.norms.cpu()
+    request = ScoreRequest(targets, range(len(targets)), together=is_one, norms=True)
+    for step in walk.steps(
+        pool, range(len(pool)), request, checked_size(batch_size), progress, "select"
+    ):
+        rows = slice(step.positions.start, step.positions.stop)
+        if step.scores is not None:
+            share = parts[step.queries.start : step.queries.stop]
+            scores[rows] += step.scores.detach().cpu().double() @ share
+        if step.norms is not None:
+            squares[rows] += step.norms.cpu()
     return scores, squares
 
 

@@ -255,7 +255,16 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
         >>> move((torch.ones(2), "kept"), "cpu")
         (tensor([1., 1.]), 'kept')
     """
-    return mapped_within(lambda leaf: leaf.to(device) if can_move(leaf) else leaf, batch)
+    return mapped_within(lambda leaf: _moved(leaf, device), batch)
+
+
+def _moved(leaf: Any, device: torch.device | str) -> Any:
+    if not can_move(leaf):
+        return leaf
+    if isinstance(leaf, Tensor) and torch.device(device).type == "cuda" and leaf.is_pinned():
+        # The host goes on while the copy runs; what reads it on the device waits for it.
+        return leaf.to(device, non_blocking=True)
+    return leaf.to(device)
 
 
 def can_move(leaf: object) -> bool:

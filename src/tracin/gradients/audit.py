@@ -7,7 +7,6 @@ change that sum by |c_i - c_j| |g_i - g_j|, far above rounding, whichever call m
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import final
 
 import torch
@@ -17,13 +16,9 @@ from torch.nn import Module
 from tracin.data import Batch, length, part
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import PerExampleGradient
-from tracin.gradients.reference import weighted_gradients
+from tracin.gradients.reference import summed_gradients
+from tracin.gradients.remainder import Remainder
 from tracin.gradients.visit import Visit
-from tracin.torch_internals import lengths_of
-
-# A gradient that is zero but for rounding (a key's bias under softmax) has no meaningful relative
-# gap, so the length of the whole gradient sets a floor.
-FLOOR = 0.01
 
 
 def audit_factors(examples: int, generator: torch.Generator) -> Tensor:
@@ -40,7 +35,7 @@ class Reference:
     Attributes:
         window: The examples' rows in the batch.
         factors: One per example of the window.
-        gradients: The sum of factor x gradient, by parameter.
+        gradients: The sum of factor x gradient, by parameter; an audit takes those of a pass off.
         groups: The rows of the smaller batches that it was computed in.
         losses: Those of the groups' rows, one group after the other: [examples].
     """
@@ -76,32 +71,29 @@ class Reference:
         rows = [row for group in groups for row in group]
         window = range(min(rows), max(rows) + 1)
         factors = audit_factors(len(window), generator)
-        sums: dict[str, Tensor] = {}
-        losses = []
+        parts = []
         for group in groups:
             order = torch.tensor(group)
             some = batch if group == list(range(length(batch))) else part(batch, order)
-            places = order - window.start
-            gradients, own = weighted_gradients(model, compute, some, parameters, factors[places])
-            losses.append(own)
-            for name, gradient in gradients.items():
-                sums[name] = gradient if name not in sums else sums[name].add_(gradient)
-        return cls(window, factors, sums, groups, torch.cat(losses))
+            parts.append((some, factors[order - window.start]))
+        sums, losses = summed_gradients(model, compute, parts, parameters)
+        return cls(window, factors, sums, groups, losses)
 
 
 @final
 class Audit:
-    """Adds up what a pass gives for the examples of a reference, and compares.
+    """Takes what a pass gives for the examples of a reference off its gradients, and compares.
 
-    Attributes:
-        reference: What autograd gives.
+    Args:
+        reference: What autograd gives; its gradients are written to.
         tolerance: How far two computations of the same gradient may be apart, relative to it.
+        kept: Parameters whose sums are kept apart in `found`, and their reference as it is.
     """
 
-    def __init__(self, reference: Reference, tolerance: float) -> None:
+    def __init__(self, reference: Reference, tolerance: float, kept: Collection[str] = ()) -> None:
         self.reference = reference
         self.tolerance = tolerance
-        self._sums: dict[str, Tensor] = {}
+        self._remainder = Remainder(reference.gradients, reference.gradients, kept)
 
     def taking(self, visit: Visit) -> Visit:
         """The same visitor; this audit takes whatever it takes."""
@@ -112,26 +104,20 @@ class Audit:
 
         return take_and_visit
 
-    @torch.no_grad()
     def take(self, name: str, form: PerExampleGradient, row: int) -> None:
-        """Add one parameter's gradients; the first example of `form` is that row of the batch."""
+        """Take one parameter's gradients; the first example of `form` is that row of the batch."""
         window = self.reference.window
         start, stop = max(row, window.start), min(row + form.examples, window.stop)
         if start >= stop:
             return
         some = form if stop - start == form.examples else form.part(start - row, stop - row)
-        found = some.weighted_sum(
-            self.reference.factors[start - window.start : stop - window.start]
-        )
-        self._sums[name] = found if name not in self._sums else self._sums[name].add_(found)
+        factors = self.reference.factors[start - window.start : stop - window.start]
+        self._remainder.take(name, some, factors)
 
     @property
     def found(self) -> dict[str, Tensor]:
-        """The sum of factor x gradient that the pass gave, by parameter."""
-        return {
-            name: self._sums.get(name, torch.zeros_like(gradient))
-            for name, gradient in self.reference.gradients.items()
-        }
+        """The sum of factor x gradient that the pass gave, of each kept parameter."""
+        return self._remainder.found
 
     def gaps(self, leave_out: Collection[str] = ()) -> dict[str, float] | None:
         """The parameters that differ by more than rounding, with their relative gap.
@@ -142,43 +128,4 @@ class Audit:
         Returns:
             None if a wanted gradient is not finite: there is nothing to compare with.
         """
-        wanted = {
-            name: gradient.flatten()
-            for name, gradient in self.reference.gradients.items()
-            if name not in leave_out
-        }
-        if not wanted:
-            return {}
-        apart = [
-            gradient if name not in self._sums else self._sums[name] - gradient
-            for name, gradient in wanted.items()
-        ]
-        # One look at the device for all of them.
-        lengths = lengths_of([*wanted.values(), *apart]).tolist()
-        sizes, distances = lengths[: len(wanted)], lengths[len(wanted) :]
-        if not all(map(isfinite, sizes)):
-            return None
-        return too_far(
-            dict(zip(wanted, sizes, strict=True)),
-            dict(zip(wanted, distances, strict=True)),
-            self.tolerance,
-        )
-
-
-def lengths_by_name(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """The length of each tensor, in one look at the device."""
-    found = lengths_of(list(tensors.values())).tolist() if tensors else []
-    return dict(zip(tensors, found, strict=True))
-
-
-def too_far(
-    sizes: Mapping[str, float], apart: Mapping[str, float], tolerance: float
-) -> dict[str, float]:
-    """Where a distance is more than rounding explains, relative to the size."""
-    whole = sum(size * size for size in sizes.values()) ** 0.5
-    found = {}
-    for name, size in sizes.items():
-        # Written so that NaN counts as a difference.
-        if not apart[name] <= tolerance * (size + FLOOR * whole):
-            found[name] = apart[name] / size if size else float("inf")
-    return found
+        return self._remainder.gaps(self.tolerance, leave_out)

@@ -11,16 +11,12 @@ from tracin.gradients.batch_pass import BatchPass
 from tracin.gradients.fast import Pass
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.pair_check import LossesApart
-from tracin.gradients.schedule import Schedule
+from tracin.gradients.schedule import GROUPS, Schedule
 from tracin.gradients.second_opinion import beyond_rounding
 from tracin.gradients.self_check import refuse_other_losses
 from tracin.gradients.settling import slower_methods
 from tracin.gradients.stepping_down import SteppedDownError
 from tracin.gradients.traced_model import TracedModel
-
-# In how many smaller batches a whole one is computed again. Two examples whose losses depend on
-# each other are in different ones three times out of four.
-GROUPS = 4
 
 
 @final
@@ -131,9 +127,11 @@ class Auditor:
         if failed:
             # A ReLU whose input is zero but for rounding may switch with the order of a batch or
             # its size: compare with the same batch in the same order.
-            audit = self._audit(batch, [list(range(length(batch)))], audit.tolerance)
+            rows = list(range(length(batch)))
+            audit = self._audit(batch, [rows], audit.tolerance, kept=failed)
             self._passes.run(batch, audit.take, leave_out)
-            failed = audit.gaps(leave_out)
+            found = audit.gaps(leave_out) or {}
+            failed = {name: gap for name, gap in found.items() if name in failed}
         if failed:
             beyond = beyond_rounding(
                 traced,
@@ -141,7 +139,7 @@ class Auditor:
                 {name: traced.parameters[name] for name in failed},
                 audit.reference.factors,
                 audit.found,
-                audit.reference.gradients,
+                [audit.reference.gradients],
             )
             failed = {name: gap for name, gap in failed.items() if name in beyond}
         if failed:
@@ -162,9 +160,15 @@ class Auditor:
         order = torch.randperm(len(window), generator=self._random).tolist()
         return [window[row] for row in order]
 
-    def _audit(self, batch: Batch, groups: list[list[int]], tolerance: float) -> Audit:
+    def _audit(
+        self,
+        batch: Batch,
+        groups: list[list[int]],
+        tolerance: float,
+        kept: Collection[str] = (),
+    ) -> Audit:
         traced = self._traced
         reference = Reference.of(
             traced.model, traced.compute, batch, traced.parameters, groups, self._random
         )
-        return Audit(reference, tolerance)
+        return Audit(reference, tolerance, kept)

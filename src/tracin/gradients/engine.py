@@ -101,6 +101,11 @@ class Gradients:
             raise RuntimeError("visit before check; a bug in tracin")
         return self._inspection.tolerance
 
+    @property
+    def held(self) -> int:
+        """Bytes of activations that an example keeps for the backward pass; 0 before `inspect`."""
+        return 0 if self._inspection is None else self._inspection.held
+
     def loss_of(self, single: Batch) -> float:
         """The loss of one example in a batch of its own."""
         return self._traced.loss_of(single)
@@ -109,8 +114,13 @@ class Gradients:
         """The parameters that the fast method does not cover."""
         return list(self._table.by(GradientMethod.VMAP, GradientMethod.LOOP))
 
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, *, is_first: bool = True) -> None:
         """Settle each parameter's method on pairs of examples, against autograd on each alone.
+
+        Args:
+            batch: Examples first.
+            is_first: Whether it is the batch that `begin` calls the checked one. Queries, of
+                another structure, are checked between that batch and its pass.
 
         Raises:
             LossError: The loss is no differentiable value per example, draws random numbers,
@@ -122,9 +132,11 @@ class Gradients:
         tolerance = self.inspect(batch)
         if isinstance(batch, Single):
             self._table.begin_with(_SINGLE)
-            self._checked = None
+            checked = None
         else:
-            self._checked = self._pairs.check(batch, tolerance)
+            checked = self._pairs.check(batch, tolerance)
+        if is_first:
+            self._checked = checked
 
     def begin(self, examples: int, *, is_checked: bool = False) -> int:
         """Begin a pass: its batches are counted, for the audit.
@@ -136,8 +148,7 @@ class Gradients:
         Returns:
             The most examples that the first batch should have, since all of it is audited.
         """
-        held = 0 if self._inspection is None else self._inspection.held
-        return self._auditor.begin(examples, held, self._checked if is_checked else None)
+        return self._auditor.begin(examples, self.held, self._checked if is_checked else None)
 
     def visit(
         self,

@@ -5,6 +5,7 @@ The fast method on two examples must give what autograd gives on each alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite, isqrt
 from typing import Any, final
 
 import torch
@@ -15,12 +16,15 @@ from tracin.data.batches import structure
 from tracin.errors import TracInError, UnsupportedModelError
 from tracin.gradients.batch_pass import BatchPass
 from tracin.gradients.coverage import Covered, GradientMethod
+from tracin.gradients.distances import lengths_by_name, whole_lengths
 from tracin.gradients.forms import Dense
 from tracin.gradients.method_table import MethodTable
+from tracin.gradients.reference import weighted_gradients
+from tracin.gradients.remainder import Remainder
 from tracin.gradients.repeatable import refuse_unrepeatable
+from tracin.gradients.schedule import GROUPS
 from tracin.gradients.second_opinion import beyond_rounding
 from tracin.gradients.self_check import (
-    Alone,
     alone,
     are_apart,
     differences,
@@ -35,13 +39,15 @@ from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import first_line
 from tracin.sharding import each_says
 
-# Different factors for the two examples of a pair, so that mixing them up changes the sum.
-_FACTORS = torch.tensor([0.7, -1.3])
+# Different factors for the two examples of a pair, so that mixing them up changes the sum; powers
+# of two, so that even a gradient that is rounding alone is the same whether the factor is put on
+# before the backward pass or after it.
+_FACTORS = torch.tensor([0.5, -1.0])
 
 # How many pairs are compared for a second opinion, at most.
 _OPINIONS = 16
 
-# How many examples are compared in all halves at most.
+# How many examples are compared in smaller batches at most.
 COMPARED = 16
 
 _GAP = "its rules and autograd differ by {:.1e}"
@@ -66,12 +72,11 @@ class _Opinion:
     """What one pair of examples says of the fast method."""
 
     pair: Batch
-    apart: Alone
-    losses: Tensor | None  # those of the fast method, if it could be used
-    missed: dict[str, str]  # the parameters that it cannot cover, and why
+    alone: Tensor  # the losses of each in a batch of its own: [examples]
+    sizes: Mapping[str, float]  # how long autograd's sums of factor x gradient are
+    missed: Mapping[str, str]  # the parameters that the fast method cannot cover, and why
     is_agreed: bool  # whether a second opinion cannot change anything
-    found: Mapping[str, Tensor] = field(default_factory=dict)  # the fast sums of factor x gradient
-    gaps: Mapping[str, float] = field(default_factory=dict)  # how far these are from autograd's
+    gaps: Mapping[str, float] = field(default_factory=dict)  # how far its sums are from autograd's
     is_finite: bool = True  # whether there is anything to compare with
 
 
@@ -121,18 +126,19 @@ class PairCheck:
             # The methods are known, and the audit compares gradients.
             return self._compare_losses(first, pairs[0], tolerance)
         opinion = self._opinion(first, tolerance)
-        checked = self._apart(batch, pairs[0], opinion.apart.losses) if opinion.is_finite else None
+        checked = self._apart(batch, pairs[0], opinion.alone) if opinion.is_finite else None
         if opinion.is_finite:
-            refuse_unrepeatable(traced, first, opinion.apart.losses, tolerance)
+            refuse_unrepeatable(traced, first, opinion.alone, tolerance)
         for pair in pairs[1:]:
             if opinion.is_agreed:
                 break
             opinion = self._opinion(part(batch, pair), tolerance)
         if not opinion.is_finite:
             return checked  # nothing can be compared; the pass itself will name the example
-        missed = opinion.missed
-        if opinion.losses is None or missed or not opinion.is_agreed:
-            missed = missed | self._refuse_coupled(opinion, tolerance)
+        missed = dict(opinion.missed)
+        has_fast = bool(self._methods.by(GradientMethod.FAST))
+        if not has_fast or missed or not opinion.is_agreed:
+            missed |= self._refuse_coupled(opinion, tolerance)
         if missed and traced.is_sharded:
             raise UnsupportedModelError(without_fast_method(missed))
         if missed:
@@ -141,21 +147,22 @@ class PairCheck:
         return checked
 
     def _apart(self, batch: Batch, pair: list[int], alone: Tensor) -> LossesApart:
-        """The losses of a pair alone, and of a few examples in halves, any two of them apart once.
+        """The losses of a pair alone, and of a few examples, any two of them apart once.
 
-        The loss of an example may depend on few others: those of its class, its neighbours.
+        The loss of an example may depend on few others: those of its class, its neighbours. A batch
+        of a few is audited one by one, which tells as much.
         """
         groups, losses = [[row] for row in pair], [alone]
-        if not self._traced.is_sharded:
+        if not self._traced.is_sharded and length(batch) > GROUPS:
             drawn = torch.randperm(length(batch), generator=self._random)[:COMPARED].tolist()
-            for half in _halves(drawn):
+            for line in _lines(drawn):
                 try:
-                    own = self._traced.losses_of(part(batch, torch.tensor(half)))
+                    own = self._traced.losses_of(part(batch, torch.tensor(line)))
                 except Exception as error:  # the pass itself finds the batch size that fits
                     if not is_out_of_memory(error):
                         raise
                     break
-                groups.append(half)
+                groups.append(line)
                 losses.append(own.to(alone))
         return LossesApart(groups, torch.cat(losses))
 
@@ -181,42 +188,43 @@ class PairCheck:
     def _opinion(self, pair: Batch, tolerance: float) -> _Opinion:
         """Compare the fast method on a pair of examples with autograd on each alone."""
         traced = self._traced
-        apart = alone(traced.model, traced.compute, pair, traced.parameters, _FACTORS)
-        is_finite = all(each_says(apart.is_finite)) if traced.is_sharded else apart.is_finite
+        parameters = traced.parameters
+        gradients, losses = alone(traced.model, traced.compute, pair, parameters, _FACTORS)
+        sizes = lengths_by_name(gradients)
+        is_finite = all(map(isfinite, [*sizes.values(), *losses.tolist()]))
+        is_finite = all(each_says(is_finite)) if traced.is_sharded else is_finite
         if not is_finite:
-            return _Opinion(pair, apart, None, {}, is_agreed=False, is_finite=False)
+            return _Opinion(pair, losses, sizes, {}, is_agreed=False, is_finite=False)
+        sizes = whole_lengths(sizes, parameters)
         fast = self._methods.by(GradientMethod.FAST)
         if not fast:
-            return _Opinion(pair, apart, None, {}, is_agreed=True)
-        missed: dict[str, str] = {}
-        losses: list[Tensor] = []
-
-        def run(visit: Visit) -> None:
-            result = self._passes.on_trial(pair, fast, visit)
-            missed.update(result.missed)
-            losses.append(result.losses)
-            self._methods.explain(result.reasons)
-
+            return _Opinion(pair, losses, sizes, {}, is_agreed=True)
+        remainder = Remainder(gradients, parameters)
+        del gradients
         try:
-            found = weighted_sum(run, fast, _FACTORS)
+            result = self._passes.on_trial(
+                pair, fast, lambda name, form, row: remainder.take(name, form, _FACTORS)
+            )
         except TracInError:
             raise
         except Exception as error:  # a model that cannot be watched: every exact method is open
             if is_out_of_memory(error):
                 raise
-            reasons = dict.fromkeys(fast, f"cannot be watched: {first_line(error)}")
+            reasons = dict.fromkeys(fast, f"cannot be watched: {_why(error)}")
             if traced.is_sharded:
                 raise UnsupportedModelError(without_fast_method(reasons)) from error
-            return _Opinion(pair, apart, None, reasons, is_agreed=True)
+            return _Opinion(pair, losses, sizes, reasons, is_agreed=True)
+        self._methods.explain(result.reasons)
+        missed = dict(result.missed)
         if traced.is_sharded:
             for found_by_rank in each_says(dict(missed)):
                 missed |= found_by_rank
-        wanted = {name: apart.gradients[name] for name in fast if name not in missed}
-        gaps = differences(found, wanted, tolerance, traced.parameters)
-        is_agreed = not gaps and not are_apart(losses[0], apart.losses, tolerance)
+        left_out = [name for name in parameters if name not in fast or name in missed]
+        gaps = remainder.gaps(tolerance, left_out) or {}
+        is_agreed = not gaps and not are_apart(result.losses, losses, tolerance)
         if traced.is_sharded:
             is_agreed = all(each_says(is_agreed))
-        return _Opinion(pair, apart, losses[0], missed, is_agreed, found, gaps)
+        return _Opinion(pair, losses, sizes, missed, is_agreed, gaps)
 
     def _refuse_coupled(self, opinion: _Opinion, tolerance: float) -> dict[str, str]:
         """Rule out that examples depend on each other; the parameters that still differ, and why.
@@ -224,46 +232,42 @@ class PairCheck:
         Raises:
             CoupledExamplesError: They do.
         """
-        traced = self._traced
-        together = refuse_coupled(
-            traced,
-            opinion.pair,
-            traced.parameters,
-            _FACTORS,
-            opinion.apart,
-            tolerance,
-        )
-        wanted = {name: together[name] for name in opinion.gaps}
-        gaps = differences(opinion.found, wanted, tolerance, traced.parameters)
+        traced, pair = self._traced, opinion.pair
+        refuse_coupled(traced, pair, traced.parameters, _FACTORS, opinion.sizes, tolerance)
+        if not opinion.gaps:
+            return {}
+        parameters = {name: traced.parameters[name] for name in opinion.gaps}
+        together, _ = weighted_gradients(traced.model, traced.compute, pair, parameters, _FACTORS)
+        fast = self._methods.by(GradientMethod.FAST)
+
+        def run(visit: Visit) -> None:
+            self._passes.on_trial(pair, fast, visit)
+
+        found = weighted_sum(run, parameters, _FACTORS)
+        gaps = differences(found, together, tolerance, parameters)
         if gaps:
-            parameters = {name: traced.parameters[name] for name in gaps}
-            beyond = beyond_rounding(
-                traced,
-                opinion.pair,
-                parameters,
-                _FACTORS,
-                opinion.found,
-                together,
-            )
+            parameters = {name: parameters[name] for name in gaps}
+            apart, _ = alone(traced.model, traced.compute, pair, parameters, _FACTORS)
+            both = [together, apart]
+            beyond = beyond_rounding(traced, pair, parameters, _FACTORS, found, both)
             gaps = {name: gap for name, gap in gaps.items() if name in beyond}
         return {name: _GAP.format(gap) for name, gap in gaps.items()}
 
     def _step_down(self, opinion: _Opinion, missed: Mapping[str, str], tolerance: float) -> None:
         """Settle a slower method for the parameters that the fast one missed."""
-        traced = self._traced
+        traced, pair = self._traced, opinion.pair
         parameters = {name: traced.parameters[name] for name in missed}
-        wanted = {name: opinion.apart.gradients[name] for name in missed}
 
         def run(visit: Visit) -> None:
-            gradients = vmap_gradients(traced.model, traced.compute, opinion.pair, parameters)
+            gradients = vmap_gradients(traced.model, traced.compute, pair, parameters)
             for name, rows in gradients.items():
                 visit(name, Dense(rows), 0)
 
         failed: Mapping[str, object]
+        wanted, _ = alone(traced.model, traced.compute, pair, parameters, _FACTORS)
         try:
-            failed = differences(
-                weighted_sum(run, parameters, _FACTORS), wanted, tolerance, parameters
-            )
+            found = weighted_sum(run, parameters, _FACTORS)
+            failed = differences(found, wanted, tolerance, parameters)
             why = "vmap and autograd differ"
         except Exception as error:  # torch raises all kinds here; backward passes are exact as well
             if is_out_of_memory(error):
@@ -279,10 +283,21 @@ class PairCheck:
         )
 
 
-def _halves(rows: list[int]) -> list[list[int]]:
-    """Halves of some rows, by each bit of their places: any two rows are apart in one of them."""
-    return [
-        [row for at, row in enumerate(rows) if at >> bit & 1 == value]
-        for bit in range((len(rows) - 1).bit_length())
-        for value in (0, 1)
-    ]
+def _why(error: Exception) -> str:
+    if "torch.utils.checkpoint" in str(error):
+        return (
+            "activation checkpointing computes calls again in the backward pass, where they are "
+            "not watched; switch it off (it saves memory that smaller batches save as well)"
+        )
+    return first_line(error)
+
+
+def _lines(rows: list[int]) -> list[list[int]]:
+    """The rows and the columns of a square that they fill: any two are apart in one direction.
+
+    Halves by each bit of their places would be as many batches, and twice as many examples.
+    """
+    side = isqrt(len(rows) - 1) + 1
+    across = [rows[start : start + side] for start in range(0, len(rows), side)]
+    down = [rows[start::side] for start in range(side)]
+    return [*across, *down]

@@ -5,7 +5,7 @@ the user's parameters takes part: no hooks, no `.grad`, no optimizer that steps 
 pass, no reducer of DistributedDataParallel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,8 +48,34 @@ def weighted_gradients(
         LossError: The loss is no differentiable value per example, or depends on trained tensors
             outside the model.
     """
+    gradients, losses = summed_gradients(model, compute, [(batch, factors)], parameters)
+    return gradients, losses
+
+
+def summed_gradients(
+    model: Module,
+    compute: Compute,
+    parts: Sequence[tuple[Batch, Tensor | None]],
+    parameters: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The gradient of the sum of factor x loss over several batches, one backward pass for each.
+
+    Each pass adds to the numbers of the ones before it, so that a model's gradient is held once.
+
+    Args:
+        model: In eval mode.
+        compute: The per-example loss.
+        parts: Batches with their factors, as in `weighted_gradients`.
+        parameters: Those to differentiate by, by name.
+
+    Returns:
+        The gradients by name, and the losses of the batches, one after the other: [examples].
+
+    Raises:
+        LossError: As from `weighted_gradients`.
+    """
     if is_divided(parameters):
-        return _on_the_parameters(model, compute, batch, parameters, factors)
+        return _on_the_parameters(model, compute, parts, parameters)
     leaves = {name: one.detach().requires_grad_() for name, one in parameters.items()}
     wanted = {id(one) for one in parameters.values()}
     rest = {
@@ -61,7 +87,7 @@ def weighted_gradients(
     try:
         with exchanged(model, {**rest, **parameters}, {**fixed, **leaves}):
             # The backward pass belongs inside: checkpointed parts of a model run again in it.
-            losses = _on_leaves(model, compute, batch, parameters, leaves, factors)
+            losses = _on_leaves(model, compute, parts, parameters, leaves)
     except TracInError:
         raise
     except Exception as error:
@@ -69,7 +95,8 @@ def weighted_gradients(
             raise
         losses = None  # the parameters themselves tell whether it is the model's own error
     if losses is None:
-        return _by_grad(model, compute, batch, parameters, factors)
+        del leaves  # with what was added to them
+        return _by_grad(model, compute, parts, parameters)
     return {name: _gradient(leaf) for name, leaf in leaves.items()}, losses
 
 
@@ -105,62 +132,68 @@ def _doubled(leaf: Any) -> Any:
 def _on_leaves(
     model: Module,
     compute: Compute,
-    batch: Batch,
+    parts: Sequence[tuple[Batch, Tensor | None]],
     parameters: Mapping[str, Tensor],
     leaves: Mapping[str, Tensor],
-    factors: Tensor | None,
 ) -> Tensor | None:
     """The losses, after gradients were added to the leaves; None where the originals were used."""
-    with torch.enable_grad():
-        losses = checked_losses(compute(model, batch), length(batch))
-    used = leaves_of(losses)
-    if reached(used, parameters):
-        return None
-    if losses.requires_grad:
-        refuse_foreign(used, leaves.values(), compute)
-        # `.backward()`, since reentrant activation checkpointing refuses `torch.autograd.grad`.
-        _weighted(losses, factors).backward()
-    return losses.detach()
+    of_parts = []
+    for batch, factors in parts:
+        with torch.enable_grad():
+            losses = checked_losses(compute(model, batch), length(batch))
+        used = leaves_of(losses)
+        if reached(used, parameters):
+            return None
+        if losses.requires_grad:
+            refuse_foreign(used, leaves.values(), compute)
+            # `.backward()`, since reentrant activation checkpointing refuses `torch.autograd.grad`.
+            _weighted(losses, factors).backward()
+        of_parts.append(losses.detach())
+    return torch.cat(of_parts)
 
 
 def _by_grad(
     model: Module,
     compute: Compute,
-    batch: Batch,
+    parts: Sequence[tuple[Batch, Tensor | None]],
     parameters: Mapping[str, Tensor],
-    factors: Tensor | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """For a loss that reaches the parameters around the model, as closures over weights do."""
-    with torch.enable_grad():
-        losses = checked_losses(compute(model, batch), length(batch))
     found = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    if losses.requires_grad:
-        refuse_foreign(leaves_of(losses), model.parameters(), compute)
-        wanted = [parameters[name] for name in parameters]
-        gradients = torch.autograd.grad(_weighted(losses, factors), wanted, allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                found[name] = _plain(gradient)
-    return found, losses.detach()
+    of_parts = []
+    for batch, factors in parts:
+        with torch.enable_grad():
+            losses = checked_losses(compute(model, batch), length(batch))
+        of_parts.append(losses.detach())
+        if losses.requires_grad:
+            refuse_foreign(leaves_of(losses), model.parameters(), compute)
+            wanted = [parameters[name] for name in parameters]
+            gradients = torch.autograd.grad(_weighted(losses, factors), wanted, allow_unused=True)
+            for name, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    found[name] += gradient
+    return found, torch.cat(of_parts)
 
 
 def _on_the_parameters(
     model: Module,
     compute: Compute,
-    batch: Batch,
+    parts: Sequence[tuple[Batch, Tensor | None]],
     parameters: Mapping[str, Tensor],
-    factors: Tensor | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """For sharded parameters, whose gradients FSDP2 gathers into `.grad` as it goes."""
     kept = {name: parameter.grad for name, parameter in parameters.items()}
+    of_parts = []
     try:
         for parameter in parameters.values():
             parameter.grad = None
-        with torch.enable_grad():
-            losses = checked_losses(compute(model, batch), length(batch))
-        if losses.requires_grad:
-            _weighted(losses, factors).backward()
-        return {name: _gradient(one) for name, one in parameters.items()}, losses.detach()
+        for batch, factors in parts:
+            with torch.enable_grad():
+                losses = checked_losses(compute(model, batch), length(batch))
+            of_parts.append(losses.detach())
+            if losses.requires_grad:
+                _weighted(losses, factors).backward()
+        return {name: _gradient(one) for name, one in parameters.items()}, torch.cat(of_parts)
     finally:
         for name, parameter in parameters.items():
             parameter.grad = kept[name]

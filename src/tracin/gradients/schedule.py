@@ -10,6 +10,9 @@ from typing import final
 
 SHARE = 64  # of the examples of a pass, and of a batch: one in so many
 FEW = 4  # examples that are audited in a whole batch at least
+# In how many smaller batches a whole one is computed again. Two examples whose losses depend on
+# each other are in different ones three times out of four.
+GROUPS = 4
 PATHS = 16  # ways through a model that are audited one by one
 BYTES = 1 << 20  # of activations whose audit nobody notices
 

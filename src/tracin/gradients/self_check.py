@@ -5,7 +5,6 @@ train-mode BatchNorm, contrastive losses, averages over the batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,36 +12,15 @@ from torch.nn import Module
 
 from tracin.data import Batch, length, part
 from tracin.errors import CoupledExamplesError
-from tracin.gradients.audit import lengths_by_name, too_far
 from tracin.gradients.compute import Compute
+from tracin.gradients.distances import lengths_by_name, too_far, whole_lengths
 from tracin.gradients.forms import PerExampleGradient
-from tracin.gradients.reference import weighted_gradients
+from tracin.gradients.reference import summed_gradients
 from tracin.gradients.second_opinion import gradients_differ, losses_differ
 from tracin.gradients.traced_model import TracedModel
 from tracin.gradients.visit import Visit
 from tracin.precision import lowest, lowest_precision, precision_of
-from tracin.sharding import is_divided, local_part, over_ranks, own
-
-
-@dataclass(frozen=True)
-class Alone:
-    """What autograd gives for a few examples, each in a batch of its own.
-
-    Attributes:
-        gradients: The sum over examples of factor x gradient, by parameter; of a sharded one,
-            this rank's part.
-        norms: The squared length of each example's whole gradient: [examples].
-        losses: [examples].
-    """
-
-    gradients: dict[str, Tensor]
-    norms: Tensor
-    losses: Tensor
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether there is anything to compare with."""
-        return bool(torch.isfinite(self.norms).all() and torch.isfinite(self.losses).all())
+from tracin.sharding import is_divided, local_part, own
 
 
 def alone(
@@ -51,28 +29,20 @@ def alone(
     batch: Batch,
     parameters: Mapping[str, Tensor],
     factors: Tensor,
-) -> Alone:
-    """One ordinary backward pass per example; all ranks of a sharded model take the same ones."""
-    sums = {name: torch.zeros_like(local_part(parameter)) for name, parameter in parameters.items()}
-    norms, losses = [], []
-    for example, factor in zip(range(length(batch)), factors.tolist(), strict=False):
-        single = part(batch, slice(example, example + 1))
-        gradients, loss = weighted_gradients(model, compute, single, parameters)
-        for name, gradient in gradients.items():
-            sums[name].add_(gradient, alpha=factor)
-        norms.append(_squared_length(gradients, parameters, loss))
-        losses.append(loss)
-    return Alone(sums, torch.stack([torch.as_tensor(norm) for norm in norms]), torch.cat(losses))
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The sum over examples of factor x gradient, by one ordinary backward pass per example.
+
+    All ranks of a sharded model take the same examples.
+
+    Returns:
+        The sum by parameter, of a sharded one this rank's part, and the losses: [examples].
+    """
+    return summed_gradients(model, compute, _singles(batch, factors), parameters)
 
 
-def _squared_length(
-    gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], like: Tensor
-) -> Tensor | float:
-    squares = {name: torch.linalg.vector_norm(g).square() for name, g in gradients.items()}
-    if not is_divided(parameters):
-        return sum(squares.values())
-    parts = {name: float(square) for name, square in squares.items()}
-    return torch.tensor(sum(over_ranks(parts, parameters).values()), device=like.device)
+def _singles(batch: Batch, factors: Tensor) -> list[tuple[Batch, Tensor | None]]:
+    rows = [slice(row, row + 1) for row in range(length(batch))]
+    return [(part(batch, row), factors[row]) for row in rows]
 
 
 def refuse_coupled(
@@ -80,25 +50,32 @@ def refuse_coupled(
     batch: Batch,
     parameters: Mapping[str, Tensor],
     factors: Tensor,
-    apart: Alone,
+    sizes: Mapping[str, float],
     tolerance: float,
-) -> dict[str, Tensor]:
+) -> None:
     """Compare one backward pass over the batch with one per example.
 
-    Returns:
-        The sum of factor x gradient of the one over the batch, by parameter.
+    Args:
+        traced: The model and its loss.
+        batch: A few examples.
+        parameters: Those to compare, by name.
+        factors: One per example.
+        sizes: The length of the sum of factor x gradient that examples alone give, by parameter.
+        tolerance: What rounding explains.
 
     Raises:
         CoupledExamplesError: They differ, in float64 too.
     """
-    together, losses = weighted_gradients(traced.model, traced.compute, batch, parameters, factors)
-    singles = [[row] for row in range(length(batch))]
-    refuse_other_losses(traced, batch, singles, losses, apart.losses, tolerance)
-    differing = differences(apart.gradients, together, tolerance, parameters)
+    examples = length(batch)
+    # What examples alone give is taken off in the same sums, which are held once.
+    parts = [(batch, factors), *_singles(batch, -factors)]
+    apart, losses = summed_gradients(traced.model, traced.compute, parts, parameters)
+    singles = [[row] for row in range(examples)]
+    refuse_other_losses(traced, batch, singles, losses[:examples], losses[examples:], tolerance)
+    gaps = whole_lengths(lengths_by_name(apart), parameters)
+    differing = too_far(sizes, gaps, tolerance)
     if differing:
-        lengths = _lengths(
-            {name: apart.gradients[name] - together[name] for name in differing}, parameters
-        )
+        lengths = {name: gaps[name] for name in differing}
         differing = {
             name: differing[name]
             for name in gradients_differ(traced, batch, parameters, factors, lengths, tolerance)
@@ -110,7 +87,6 @@ def refuse_coupled(
             f"gradient of its own: alone and together, the gradients of '{name}' differ by "
             f"{gap:.1e} of their length, and rounding explains {tolerance:.0e}. {_SUCH}"
         )
-    return together
 
 
 def refuse_other_losses(
@@ -170,14 +146,15 @@ def weighted_sum(
 
     Args:
         run: Hands each parameter's gradients to a visitor, those of all examples at once.
-        parameters: The parameters, by name.
+        parameters: Those to add up, by name.
         factors: [examples].
     """
     sums = {name: torch.zeros_like(local_part(parameter)) for name, parameter in parameters.items()}
 
     def visit(name: str, form: PerExampleGradient, row: int) -> None:
-        whole = form.weighted_sum(factors).view(parameters[name].shape)
-        sums[name] = own(whole, parameters[name]).to(sums[name], copy=is_divided(parameters))
+        if name in parameters:
+            whole = form.weighted_sum(factors).view(parameters[name].shape)
+            sums[name] = own(whole, parameters[name]).to(sums[name], copy=is_divided(parameters))
 
     run(visit)
     return sums
@@ -190,17 +167,9 @@ def differences(
     parameters: Mapping[str, Tensor],
 ) -> dict[str, float]:
     """The parameters whose gradients are further apart than allowed, with their relative gap."""
-    sizes = _lengths(expected, parameters)
-    apart = _lengths({name: found[name] - g for name, g in expected.items()}, parameters)
-    return too_far(sizes, apart, tolerance)
-
-
-def _lengths(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, float]:
-    lengths = lengths_by_name(tensors)
-    if not is_divided(parameters):
-        return lengths
-    squares = over_ranks({name: one * one for name, one in lengths.items()}, parameters)
-    return {name: square**0.5 for name, square in squares.items()}
+    apart = {name: found[name] - gradient for name, gradient in expected.items()}
+    sizes = whole_lengths(lengths_by_name(expected), parameters)
+    return too_far(sizes, whole_lengths(lengths_by_name(apart), parameters), tolerance)
 
 
 def tolerance_of(parameters: Mapping[str, Tensor], losses: Tensor) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tracin.data import Batch, length, part
 from tracin.gradients.audit import audit_factors
 from tracin.gradients.coverage import Covered, GradientMethod
+from tracin.gradients.distances import lengths_by_name
 from tracin.gradients.forms import Dense
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.reference import weighted_gradients
@@ -98,15 +99,16 @@ def _independent(
     for rows in _stretches(length(batch)):
         some = part(batch, rows)
         factors = audit_factors(length(some), random)
-        apart = alone(model, compute, some, parameters, factors)
-        refuse_unrepeatable(traced, part(some, [0]), apart.losses[:1], tolerance)
+        apart, losses_alone = alone(model, compute, some, parameters, factors)
+        refuse_unrepeatable(traced, part(some, [0]), losses_alone[:1], tolerance)
         together, losses = weighted_gradients(model, compute, some, parameters, factors)
         singles = [[row] for row in range(length(some))]
-        refuse_other_losses(traced, some, singles, losses, apart.losses, tolerance)
-        if not differences(apart.gradients, together, tolerance, parameters):
+        refuse_other_losses(traced, some, singles, losses, losses_alone, tolerance)
+        if not differences(apart, together, tolerance, parameters):
             agreed.append(_Independent(some, factors, together))
         elif not agreed and rows.stop >= length(batch):
-            refuse_coupled(traced, some, parameters, factors, apart, tolerance)
+            sizes = lengths_by_name(apart)
+            refuse_coupled(traced, some, parameters, factors, sizes, tolerance)
     return agreed
 
 

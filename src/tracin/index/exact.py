@@ -43,7 +43,7 @@ def exact_scores(
         train: All training examples.
         queries: The queries.
         candidates: [queries, candidates]: positions in train.
-        memory: Bytes that scores, and queries' gradients written out, may take, about.
+        memory: Bytes that scores may take, about, and as many for the queries' gradients.
         batch_size: Examples per model call; None finds the size.
         progress: None shows a bar on a terminal or in a notebook.
 
@@ -53,9 +53,7 @@ def exact_scores(
     count, each = candidates.shape
     found = torch.empty(count, each, walk.checkpoints)
     facts: list[ExampleFacts | None] = []
-    numbers = sum(one.numel() for one in walk.gradients.parameters.values())
-    by_scores = int((memory / (4 * walk.checkpoints * each)) ** 0.5)
-    at_once = max(1, min(by_scores, memory // (4 * numbers)))
+    at_once = max(1, int((memory / (4 * walk.checkpoints * each)) ** 0.5))
     for start in range(0, count, at_once):
         span = range(start, min(start + at_once, count))
         union, places = np.unique(candidates[span.start : span.stop], return_inverse=True)
@@ -66,7 +64,7 @@ def exact_scores(
         for step in walk.steps(
             some,
             range(len(some)),
-            ScoreRequest(queries, span),
+            ScoreRequest(queries, span, memory=memory),
             batch_size,
             progress,
             "rescoring",
@@ -74,7 +72,8 @@ def exact_scores(
         ):
             if step.scores is not None:
                 rows = slice(step.positions.start, step.positions.stop)
-                scores[step.checkpoint, rows] = step.scores.float().cpu()
+                columns = slice(step.queries.start, step.queries.stop)
+                scores[step.checkpoint, rows, columns] = step.scores.float().cpu()
                 if step.checkpoint == walk.checkpoints - 1:
                     known.take(rows, step.outcome)
         rows = torch.arange(len(span))[:, None].expand_as(places)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from tracin.checkpoints import by_parameter
 from tracin.data import Batch, Examples, length, move
+from tracin.data import part as rows_of
 from tracin.errors import IndexingError, UnsupportedModelError
-from tracin.gradients import LateError
-from tracin.gradients.forms import PerExampleGradient, real_shape
+from tracin.gradients import Gradients, LateError
+from tracin.gradients.forms import Dense, PerExampleGradient, real_shape
+from tracin.gradients.visit import Visit
 from tracin.index.stored_facts import known_facts
 from tracin.preconditioners import JointMetric, Metric
 from tracin.results.example_facts import ExampleFacts
@@ -23,9 +25,10 @@ from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.settled import settled
 from tracin.sharding import each_says, joined, part_of
-from tracin.sketches import Plan, Projection, Sketcher, planned
+from tracin.sketches import Pilot, Plan, Projection, Sketcher, Spreads, drafted
 
 PILOT = 16  # examples that the plan is made from
+PILOT_BYTES = 1 << 31  # of their activations at once; the same everywhere, so that plans are, too
 
 _log = logging.getLogger(__name__)
 
@@ -217,25 +220,60 @@ class RowMaker:
 def plan_of(
     walk: CheckpointPass, examples: Examples, projection: Projection, groups: Mapping[str, int]
 ) -> Plan:
-    """The plan made from the first examples' gradients at the last checkpoint."""
-    forms: dict[str, PerExampleGradient] = {}
+    """The plan made from the first examples' gradients at the last checkpoint.
 
-    def keep(name: str, form: PerExampleGradient, row: int) -> None:
-        if row == 0:
-            forms.setdefault(name, form)
-
+    One parameter's gradients are there at a time, of as many examples as `PILOT_BYTES` allow; they
+    are computed twice, since how far a plan's sketches are off shows only once there is a plan.
+    """
+    gradients = walk.gradients
+    pilot = Pilot()
     with walk.at(walk.checkpoints - 1) as device:
-        count = min(PILOT, len(examples))
-        pilot = move(examples.few(range(count)), device)
-        walk.gradients.check(pilot)
-        walk.gradients.begin(length(pilot), is_checked=True)
-        walk.gradients.visit(pilot, keep, is_last=True)
-        numbers = {name: real_shape(one).numel() for name, one in walk.gradients.parameters.items()}
-        plan = planned(projection, forms, numbers, groups)
+        few = move(examples.few(range(min(PILOT, len(examples)))), device)
+        gradients.check(few)
+        batches = _equal_batches(few, gradients)
+        gradients.begin(length(few), is_checked=len(batches) == 1)
+        for batch in batches:
+            take = _whole(pilot.take, length(batch))
+            gradients.visit(batch, take, is_last=batch is batches[-1])
+        numbers = {name: real_shape(one).numel() for name, one in gradients.parameters.items()}
+        spreads = Spreads(drafted(projection, pilot, numbers, groups), pilot)
+        for batch in batches if spreads.are_wanted else ():
+            spreads.begin(length(batch), device)
+            gradients.again(batch, _whole(spreads.add, length(batch)))
+            spreads.finish()
+        plan = spreads.plan()
     _log.info("%d numbers of each gradient become %d columns", sum(numbers.values()), plan.width)
     for name, kind in plan.kinds.items():
         _log.debug("'%s' is kept as %s", name, kind)
     return plan
+
+
+def _equal_batches(few: Batch, gradients: Gradients) -> list[Batch]:
+    """The pilot's examples in one batch or, where their activations are many, in several."""
+    examples = size = length(few)
+    # The ranks of a sharded model take the same batches.
+    while size > 2 and size * gradients.held > PILOT_BYTES and not gradients.is_sharded:
+        size = max(2, size // 2)
+    if size == examples:
+        return [few]
+    starts = range(0, examples - size + 1, size)
+    return [rows_of(few, slice(start, start + size)) for start in starts]
+
+
+def _whole(take: Callable[[str, PerExampleGradient], None], examples: int) -> Visit:
+    """A visitor that takes gradients of all examples of a batch at once, as blocks are complete."""
+    blocks: dict[str, list[Tensor]] = {}
+
+    def visit(name: str, form: PerExampleGradient, row: int) -> None:
+        if form.examples == examples:
+            take(name, form)
+            return
+        rows = blocks.setdefault(name, [])
+        rows.append(form.dense())
+        if sum(map(len, rows)) == examples:
+            take(name, Dense(torch.cat(blocks.pop(name))))
+
+    return visit
 
 
 def groups_of(

@@ -11,7 +11,7 @@ from torch import Tensor
 from tracin.checkpoints import Checkpoint
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.data import Examples
-from tracin.gradients.forms import PerExampleGradient, ProductCache, added, scaled
+from tracin.gradients.forms import PerExampleGradient, ProductCache, added, scaled, scaled_factors
 from tracin.preconditioners.kept_metrics import KeptMetrics
 
 T = TypeVar("T")
@@ -173,6 +173,10 @@ class Scaling:
     def scaled(self, name: str, form: PerExampleGradient) -> Mapping[str, PerExampleGradient]:
         """One parameter's gradients times the factors, written out unless they are few rows."""
         return {name: scaled(form, self.factors[name])}
+
+    def factored(self, name: str, form: PerExampleGradient) -> Mapping[str, PerExampleGradient]:
+        """As `scaled`, but nothing is written out that has factors: each product does it anew."""
+        return {name: scaled_factors(form, self.factors[name])}
 
     def scaled_sum(self, name: str, form: PerExampleGradient) -> Mapping[str, PerExampleGradient]:
         """The sum over examples times the factors."""

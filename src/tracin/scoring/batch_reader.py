@@ -13,7 +13,8 @@ from tracin.data.batches import structure
 from tracin.errors import DeviceError
 from tracin.gradients import Gradients, until_settled
 from tracin.out_of_memory import is_out_of_memory
-from tracin.scoring.batch_size import fitting_size
+from tracin.scoring.batch_size import MOST, bytes_each, fitting_size
+from tracin.scoring.free_memory import room
 from tracin.scoring.named_examples import examples_named
 from tracin.sharding import each_says
 
@@ -50,6 +51,8 @@ class BatchReader:
         self._is_sharded = gradients.is_sharded
         self.device = device
         two = move(train.few(span[:2]), device)
+        self._may_grow = batch_size is None and device.type == "cpu" and not self._is_sharded
+        self._two = two
         with examples_named(train, span[:2], two):
             gradients.inspect(two)
             if batch_size is None:
@@ -57,6 +60,7 @@ class BatchReader:
                 if self._is_sharded:
                     batch_size = min(each_says(batch_size))
                 _log.debug("batches of %d examples fit %s", batch_size, device)
+        self._most = len(part)
         self.batch_size, self.size = batch_size, min(batch_size, len(part))
         self._gradients = gradients
         if train.alone is not None:
@@ -78,6 +82,17 @@ class BatchReader:
         if self.first is not None and len(self.first[0]) > self.size:
             # What was found out about the checked batch does not hold for a part of it.
             self.first = None
+
+    def grow(self, size: int) -> None:
+        """Take up to so many examples at once from here on, where no number was asked for.
+
+        On a CPU a batch otherwise stays in what is kept near, which leaves memory unused.
+        """
+        if not self._may_grow or size <= self.batch_size or self._train.alone is not None:
+            return
+        fitting = room(self.device) // (2 * bytes_each(self._gradients, self._two))
+        self.batch_size = max(self.batch_size, min(size, fitting, MOST))
+        self.size = min(self.batch_size, self._most)
 
     def read(self, each: Callable[[range, Batch, bool], T]) -> Iterator[T]:
         """What `each` returns for every batch, in order.
@@ -119,8 +134,9 @@ class BatchReader:
         """Batches from a position on; the first of the span is short: all of it is audited."""
         if start == self._span.start:
             few = self._gradients.begin(len(self._span), is_checked=self.first is not None)
-            positions = range(start, min(start + few, start + self.size, self._span.stop))
             checked, self.first = self.first, None
+            most = self.size if checked is None else min(self.size, len(checked[0]))
+            positions = range(start, min(start + few, start + most, self._span.stop))
             if checked is None:
                 yield positions, move(self._train.take(positions), self.device)
             else:

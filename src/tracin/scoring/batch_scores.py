@@ -16,8 +16,10 @@ class BatchScores:
     Attributes:
         checkpoint: The number of the checkpoint.
         positions: The batch's examples.
+        queries: Which queries of the request the scores are for: all, unless their gradients did
+            not fit in memory together. Then a batch comes once for each run of queries.
         scores: [examples, queries].
-        norms: Squared gradient lengths: [examples].
+        norms: Squared gradient lengths: [examples]; with the first run of queries alone.
         norms_apart: Those of the parameters that the request sets apart: [examples].
         query_norms: The queries' squared gradient lengths: [queries].
         outcome: What the loss returned.
@@ -26,6 +28,7 @@ class BatchScores:
 
     checkpoint: int
     positions: range
+    queries: range
     scores: Tensor | None
     norms: Tensor | None
     norms_apart: Tensor | None

@@ -7,6 +7,7 @@ from tracin.data import Batch, length, part
 from tracin.errors import DataError
 from tracin.gradients import Gradients
 from tracin.gradients.held import held_bytes
+from tracin.scoring.free_memory import free_memory
 
 BatchSize = int | str
 
@@ -30,16 +31,18 @@ def checked_size(batch_size: BatchSize) -> int | None:
 
 def fitting_size(gradients: Gradients, batch: Batch, device: torch.device) -> int:
     """A batch size whose activations fit well: on the device, or in what a CPU keeps near."""
+    budget = CPU_BYTES
+    if device.type == "cuda":
+        budget = int(GPU_SHARE * free_memory(device))
+    return max(1, min(MOST, budget // bytes_each(gradients, batch)))
+
+
+def bytes_each(gradients: Gradients, batch: Batch) -> int:
+    """What a pass holds per example of a batch."""
     few = part(batch, slice(0, min(2, length(batch))))
     held = held_bytes(gradients.model, gradients.compute, few)
     if gradients.is_sharded:
         # Whole weights are made anew in every pass; what two examples hold beyond one is theirs.
         one = held_bytes(gradients.model, gradients.compute, part(few, [0]))
         held = length(few) * (held - one) if length(few) > 1 else held
-    budget = CPU_BYTES
-    if device.type == "cuda":
-        # What torch keeps for tensors to come is free as well.
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        budget = int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + kept))
-    each = max(1, UNITS * held // length(few))
-    return max(1, min(MOST, budget // each))
+    return max(1, UNITS * held // length(few))

@@ -88,7 +88,9 @@ class BatchSums:
         self._terms = self._added(self._terms, self._weights[name] * terms, row)
         return form.squared_norm()
 
-    def scores(self, checkpoint: int, positions: range, result: Pass) -> BatchScores:
+    def scores(
+        self, checkpoint: int, positions: range, columns: range, result: Pass
+    ) -> BatchScores:
         """The sums over all parameters, once the pass over the batch is done."""
         request, queries = self._request, self._queries
         zeros = result.losses.new_zeros
@@ -107,7 +109,15 @@ class BatchSums:
         query_norms = None if queries is None else queries.norms
         facts = None if queries is None else queries.facts
         return BatchScores(
-            checkpoint, positions, scores, norms, apart, query_norms, result.outcome, facts
+            checkpoint,
+            positions,
+            columns,
+            scores,
+            norms,
+            apart,
+            query_norms,
+            result.outcome,
+            facts,
         )
 
     def _under_joint(

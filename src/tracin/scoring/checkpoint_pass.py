@@ -1,8 +1,10 @@
 """Passes over checkpoints and batches, with the weights in place, and the scores of each batch."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import final
 
@@ -13,7 +15,6 @@ from torch.nn import Module
 from tracin.checkpoints import Checkpoint, by_parameter, loaded
 from tracin.code_fingerprint import code_fingerprint, settings_fingerprint
 from tracin.data import Batch, Examples, length, move
-from tracin.data.batches import structure
 from tracin.errors import PreconditionerError, TracInError
 from tracin.files import bytes_of, fingerprint
 from tracin.gradients import Covered, Gradients, SteppedDownError
@@ -28,7 +29,7 @@ from tracin.preconditioners import BatchFit, JointMetric, KeptMetrics, Metric, P
 from tracin.preconditioners.fit_data import spread_evenly
 from tracin.preconditioners.kfac import CurvatureMetric
 from tracin.progress import bar
-from tracin.scoring.batch_reader import BatchReader, spread
+from tracin.scoring.batch_reader import BatchReader
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.batch_sums import BatchSums
 from tracin.scoring.few_examples_left import warn_if_fitted
@@ -37,11 +38,18 @@ from tracin.scoring.named_examples import examples_named
 from tracin.scoring.padding import warn_if_padding_counts
 from tracin.scoring.query_gradients import FEW, QueryGradients
 from tracin.scoring.query_loss import QueryLoss
+from tracin.scoring.query_pass import QueryPass
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import device_of
 
 # Examples whose losses tell whether kept curvature is still that of the loss.
 FEW_LOSSES = 16
+
+# Examples in a batch per query whose factors are written out for each batch anew: as many rows are
+# then written of both sides, and half again.
+PER_QUERY = 2
+
+_log = logging.getLogger(__name__)
 
 
 @final
@@ -152,12 +160,15 @@ class CheckpointPass:
                     elif isinstance(metric, CurvatureMetric):
                         self._refuse_parted(number, metric)
                     reader = self.reader(train, span, batch_size, device)
-                    queries = self._queries(number, request, reader, metric)
-                    score = partial(self._scores, number, queries, request, metric)
-                    for found in reader.read(score):
-                        check_finite(found, train.ids, checkpoint.name)
-                        yield found
-                        shown.update(len(found.positions))
+                    runs = self._runs_of_queries(number, request, reader, metric)
+                    for run, score in enumerate(runs):
+                        if run > 0:
+                            shown.total += len(span)
+                        for found in reader.read(score):
+                            check_finite(found, train.ids, checkpoint.name)
+                            yield found
+                            shown.update(len(found.positions))
+                        del score  # with its queries, before the next are held
                     batch_size = reader.batch_size
 
     def reader(
@@ -333,40 +344,49 @@ class CheckpointPass:
         with self.at(last) as device:
             return self.metric_at(last, train, batch_size, device), True
 
-    def _queries(
+    def _runs_of_queries(
         self,
         number: int,
         request: ScoreRequest,
         reader: BatchReader,
         metric: Metric | JointMetric | None,
-    ) -> QueryGradients | None:
+    ) -> Iterator[Callable[[range, Batch, bool], BatchScores]]:
+        """What scores a batch: once, or once for each run of queries that fits in memory."""
         if request.queries is None:
-            return None
+            yield partial(self._scores, number, None, range(0), request, metric)
+            return
         names = [n for n in self.gradients.parameters if n not in request.only_apart]
         weights = by_parameter(self._weights[number], names)
-        queries = QueryGradients(weights, together=request.together, metric=metric)
-        examples, span = request.queries, request.span
-        few = move(examples.few(spread(span.start, len(span))), reader.device)
-        gradients = self.query_gradients
-        if self._asked is not None or structure(few) != reader.structure:
-            with examples_named(examples, spread(span.start, len(span)), few), self.asked_named():
-                gradients.check(few)
-        gradients.begin(len(span))
-        for positions, batch in examples.batches(reader.size, start=span.start, stop=span.stop):
-            is_last = positions.stop == span.stop
-            with examples_named(examples, positions, batch), self.asked_named():
-                losses = queries.add(gradients, move(batch, reader.device), is_last=is_last)
-            name = self._checkpoints[number].name
-            refuse_non_finite(losses, positions, examples.ids, name, self.what_is_asked, "query")
-            if not request.together:
-                norms = queries.norms[-len(positions) :]
-                refuse_non_finite(norms, positions, examples.ids, name, "gradient", "query")
-        return queries
+        source = QueryPass(
+            self.query_gradients,
+            request,
+            weights,
+            metric,
+            reader,
+            self._checkpoints[number].name,
+            self.what_is_asked,
+            self.asked_named if self._asked is not None else None,
+        )
+        left = request.span
+        while True:
+            queries, taken = source.take(left)
+            start = taken.start - request.span.start
+            columns = range(start, start + len(queries))
+            if queries.gain_by_examples:
+                reader.grow(PER_QUERY * len(queries))
+            yield partial(self._scores, number, queries, columns, request, metric)
+            left = range(taken.stop, left.stop)
+            if not left:
+                return
+            _log.info("%d queries fit in memory at once; %d are left", len(taken), len(left))
+            request = replace(request, norms=False)
+            del queries  # before the next are held
 
     def _scores(
         self,
         number: int,
         queries: QueryGradients | None,
+        columns: range,
         request: ScoreRequest,
         metric: Metric | JointMetric | None,
         positions: range,
@@ -386,7 +406,7 @@ class CheckpointPass:
         if sums.has_cancelled:
             sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
             result = self.gradients.again(batch, sums.visit)
-        return sums.scores(number, positions, result)
+        return sums.scores(number, positions, columns, result)
 
 
 @contextmanager

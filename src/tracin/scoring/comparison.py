@@ -104,7 +104,9 @@ class _Beside:
     def __init__(self, owns: list[Own], rows: range) -> None:
         self._rows = rows
         self._truth = {
-            name: torch.stack([own.gradient[name] for own in owns]) for name in owns[0].gradient
+            # Each gradient goes as it is stacked: in float64 one is two models large.
+            name: _stacked([own.gradient.pop(name) for own in owns])
+            for name in list(owns[0].gradient)
         }
         # As if the engine gave nothing, which is right where a gradient is zero.
         self._errors = {name: _lengths(truth) for name, truth in self._truth.items()}
@@ -117,10 +119,12 @@ class _Beside:
             return
         here, truth = form.part(start - row, stop - row), self._truth[name]
         at = slice(start - self._rows.start, stop - self._rows.start)
-        dense = _real(here.dense())
-        self._errors[name][at] = _lengths(dense.to(truth) - truth[at])
+        apart = _real(here.dense()).to(truth, copy=True).sub_(truth[at])
+        self._errors[name][at] = _lengths(apart)
+        del apart
         # As scores are made: forms by forms, where all the rows are there.
-        query = here if stop - start == len(self._rows) else Dense(truth.to(dense))
+        is_whole = stop - start == len(self._rows)
+        query = here if is_whole else Dense(truth.to(_real(here.part(0, 1).dense())))
         products = _exact(pairs(here, as_query(query)))
         self._scores[name][at] = products - _exact(truth[at] @ truth.mT)
 
@@ -160,6 +164,10 @@ class _Willing:
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 self._reasons.append(f"{self.weights.name}: {line[:100]}")
                 self._choices = self._choices[1:]
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
 
 def _relative(gaps: Tensor, sizes: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The gradients of the queries at one checkpoint, in the form that is cheapest to multiply."""
 
 from collections.abc import Mapping
-from typing import TypeAlias, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -9,8 +9,13 @@ from torch import Tensor
 from tracin.data import Batch, length
 from tracin.gradients import Gradients
 from tracin.gradients.forms import (
+    Dense,
+    Growing,
+    OuterProduct,
     PerExampleGradient,
     ProductCache,
+    SparseRows,
+    Streamed,
     added,
     as_query,
     checked_squared_norm,
@@ -18,12 +23,10 @@ from tracin.gradients.forms import (
     total,
 )
 from tracin.preconditioners import JointMetric, Metric
+from tracin.preconditioners.preconditioner import Scaling
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.facts_of import facts_of
 from tracin.scoring.joint_sums import JointSums
-
-Forms: TypeAlias = dict[str, list[tuple[int, PerExampleGradient]]]
-"""Parameter -> gradients of some rows of a batch, each with the first of its rows."""
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
 FEW = 4
@@ -39,6 +42,8 @@ class QueryGradients:
         metric: What multiplies the queries' gradients; None for nothing. It is symmetric, and
             applied here, g . (M q) = (M g) . q: those of training examples stay factored. Of a
             joint one, the queries' products with its directions are kept.
+        most: How many queries will be added, at most; may be lowered after the first batch.
+        is_roomy: Whether the gradients of all may be written out.
     """
 
     def __init__(
@@ -47,58 +52,87 @@ class QueryGradients:
         *,
         together: bool,
         metric: Metric | JointMetric | None = None,
+        most: int,
+        is_roomy: bool = True,
     ) -> None:
+        self.most = most
         self._weights = weights
         self._together = together
+        self._is_roomy = is_roomy
+        self._all = most
         self._joint = metric if isinstance(metric, JointMetric) else None
         self._metric = None if isinstance(metric, JointMetric) else metric
         self._directions: list[Tensor] = []  # products with those of the joint metric
         self._sums: dict[str, PerExampleGradient] = {}
         self._sums_under: dict[str, PerExampleGradient] = {}
-        self._blocks: list[tuple[int, Forms]] = []
+        self._held: dict[str, Growing] = {}
+        self._rows = 0
+        self._norms: Tensor | None = torch.zeros(0)
         self._facts: list[ExampleFacts] = []
-        self.norms = torch.zeros(0)  # [queries]: weighted squared lengths
 
     def add(self, gradients: Gradients, batch: Batch, *, is_last: bool) -> Tensor:
         """Add a batch of queries; returns their losses: [queries]."""
-        forms: Forms = {}
-        under: Forms = {}
         size = length(batch)
         sums = None if self._joint is None else JointSums(size, self._joint)
+        squares: list[tuple[int, Tensor]] = []
 
+        @torch.no_grad()  # factors may still know the graph that they came from
         def keep(name: str, form: PerExampleGradient, row: int) -> None:
             if sums is not None:
-                with torch.no_grad():
-                    sums.add(name, form, row)
-            if not self._together:
-                forms.setdefault(name, []).append((row, form))
-                return
-            forms.setdefault(name, []).append((0, added(form)))
-            if self._metric is not None:
-                for other, share in self._metric.scaled_sum(name, form).items():
-                    under.setdefault(other, []).append((0, share))
+                sums.add(name, form, row)
+            if self._together:
+                self._add_to_sums(name, form)
+            else:
+                squares.append((row, self._weights[name] * self._hold(name, form, row, size)))
 
         result = gradients.visit(batch, keep, is_last=is_last)
-        self._facts.append(facts_of(result.outcome))
-        with torch.no_grad():  # factors may still know the graph that they came from
+        with torch.no_grad():
             if sums is not None:
                 self._directions.append(sums.products(result.losses))
             if self._together:
-                self._add_up(forms, forms if self._metric is None else under)
-            else:
-                block = {
-                    name: [(row, as_query(form)) for row, form in each]
-                    for name, each in self._under_metric(forms).items()
-                }
-                self._blocks.append((size, block))
-                norms = self._weighted_norms(forms, size, result.losses)
-                if self._joint is not None:
-                    norms = self._joint_norms(norms, self._directions[-1])
-                self.norms = torch.cat([self.norms.to(norms), norms])
+                self._rows, self._norms = 1, None
+                self._facts.append(facts_of(result.outcome))
+                return result.losses
+            norms = torch.zeros(size).to(result.losses)
+            for row, each in squares:
+                norms = norms.to(each)
+                norms[row : row + len(each)] += each
+            if self._joint is not None:
+                norms = self._joint_norms(norms, self._directions[-1])
+            before = self.norms
+            self._norms = torch.cat([before.to(norms), norms])
+            self._facts.append(facts_of(result.outcome))
+            self._rows += size
         return result.losses
 
+    def cut(self) -> None:
+        """Forget what a batch has left that did not come to its end."""
+        for each in self._held.values():
+            each.cut(len(self))
+
     def __len__(self) -> int:
-        return sum(size for size, _ in self._blocks)
+        return self._rows
+
+    @property
+    def bytes(self) -> int:
+        """What the gradients of the queries take."""
+        return sum(each.bytes for each in self._held.values())
+
+    @property
+    def gain_by_examples(self) -> bool:
+        """Whether products cost less per example in larger batches: each writes rows out anew."""
+        forms = [form for each in self._held.values() for _, form in each.forms]
+        return any(
+            isinstance(form, Streamed) or (isinstance(form, OuterProduct) and form.positions > 1)
+            for form in forms
+        )
+
+    @property
+    def norms(self) -> Tensor:
+        """The weighted squared lengths: [queries]."""
+        if self._norms is None:
+            self._norms = self._norms_of_sums()
+        return self._norms
 
     @property
     def facts(self) -> ExampleFacts | None:
@@ -107,33 +141,22 @@ class QueryGradients:
 
     def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
         """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""
-        weight = self._weights[name]
-        if len(self._blocks) == 1 and len(self._blocks[0][1].get(name, [])) == 1:
-            _, query = self._blocks[0][1][name][0]
-            if query.examples == len(self):
-                return pairs(form, query, cache).mul(weight)
-        columns, is_used = [], False
-        for size, block in self._blocks:
-            scores = None
-            for row, query in block.get(name, []):
-                part = weight * pairs(form, query)
-                is_used = True
-                if part.shape[1] == size:
-                    scores = part
-                else:
-                    scores = part.new_zeros(part.shape[0], size) if scores is None else scores
-                    scores[:, row : row + part.shape[1]] += part
-            columns.append((size, scores))
-        if not is_used:
+        held = self._forms(name)
+        if not held:
             return None
-        like = next(scores for _, scores in columns if scores is not None)
-        return torch.cat(
-            [
-                like.new_zeros(like.shape[0], size) if scores is None else scores
-                for size, scores in columns
-            ],
-            1,
-        )
+        weight = self._weights[name]
+        if len(held) == 1 and held[0][1].examples == len(self):
+            return pairs(form, held[0][1], cache).mul(weight)
+        scores: Tensor | None = None
+        for row, query in held:
+            part = pairs(form, query)
+            if scores is None:
+                scores = part.new_zeros(part.shape[0], len(self))
+            elif scores.dtype != part.dtype:
+                scores = scores.to(torch.promote_types(scores.dtype, part.dtype))
+            scores[:, row : row + part.shape[1]] += part
+        assert scores is not None
+        return scores.mul_(weight)
 
     @property
     def solved(self) -> Tensor:
@@ -144,19 +167,52 @@ class QueryGradients:
 
     def directions(self, shapes: Mapping[str, torch.Size]) -> list[dict[str, Tensor]]:
         """Every query's weighted gradient of these parameters, written out, for forward mode."""
-        written: list[dict[str, Tensor]] = []
-        for size, block in self._blocks:
-            rows = {name: torch.zeros(size, shape.numel()) for name, shape in shapes.items()}
-            for name in shapes:
-                for row, form in block.get(name, []):
-                    dense = self._weights[name] * form.dense()
-                    rows[name] = rows[name].to(dense)
-                    rows[name][row : row + form.examples] = dense
-            written += [
-                {name: rows[name][query].view(shape) for name, shape in shapes.items()}
-                for query in range(size)
-            ]
-        return written
+        written = {name: torch.zeros(len(self), shape.numel()) for name, shape in shapes.items()}
+        for name in shapes:
+            for row, form in self._forms(name):
+                dense = self._weights[name] * form.dense()
+                written[name] = written[name].to(dense)
+                written[name][row : row + form.examples] += dense
+        return [
+            {name: written[name][query].view(shape) for name, shape in shapes.items()}
+            for query in range(len(self))
+        ]
+
+    def _forms(self, name: str) -> list[tuple[int, PerExampleGradient]]:
+        if self._together:
+            return [(0, self._sums_under[name])] if name in self._sums_under else []
+        return self._held[name].forms if name in self._held else []
+
+    def _hold(self, name: str, form: PerExampleGradient, row: int, size: int) -> Tensor:
+        """Keep a batch's gradients of one parameter; returns their squared lengths: [examples]."""
+        most = self.most if self._rows else size  # how much a query takes shows the first batch
+        metric = self._metric
+        own = checked_squared_norm(form) if metric is None else metric.squared_norm(name, form)
+        if metric is None:
+            shares = {name: form}
+        elif isinstance(metric, Scaling) and not self._is_roomy:
+            shares = metric.factored(name, form)
+        else:
+            shares = metric.scaled(name, form)
+        for other, share in shares.items():
+            held = self._held.setdefault(other, Growing())
+            query = as_query(
+                share,
+                queries=self._all,
+                is_roomy=self._is_roomy,
+                squares=own if metric is None else None,
+            )
+            held.add(self._rows + row, query, most)
+        return own
+
+    def _add_to_sums(self, name: str, form: PerExampleGradient) -> None:
+        """Add up a batch's gradients of one parameter: all queries together are one."""
+        _add(self._sums, name, added(form))
+        if self._metric is None:
+            self._sums_under = self._sums
+            return
+        for other, share in self._metric.scaled_sum(name, form).items():
+            _add(self._sums_under, other, share)
 
     def _joint_products(self) -> Tensor:
         """The products with the directions of the joint metric: [queries, directions]."""
@@ -170,40 +226,24 @@ class QueryGradients:
             return norms
         return weight * self._joint.squared_norms(norms / weight, products, None)
 
-    def _under_metric(self, forms: Forms) -> Forms:
-        """The gradients times the metric, by the parameter that they are multiplied with."""
-        if self._metric is None:
-            return forms
-        found: Forms = {}
-        for name, each in forms.items():
-            for row, form in each:
-                for other, share in self._metric.scaled(name, form).items():
-                    found.setdefault(other, []).append((row, share))
-        return found
-
-    def _add_up(self, forms: Forms, under: Forms) -> None:
-        """Add a batch's sums to those before: all together are one query."""
-        for sums, more in ((self._sums, forms), (self._sums_under, under)):
-            for name, each in more.items():
-                before = [sums[name]] if name in sums else []
-                sums[name] = total([*before, *(form for _, form in each)])
-        self._blocks = [(1, {name: [(0, form)] for name, form in self._sums_under.items()})]
+    @torch.no_grad()
+    def _norms_of_sums(self) -> Tensor:
         squares = [
             self._weights[name] * pairs(form, self._sums_under[name]).flatten()
             for name, form in self._sums.items()
             if name in self._sums_under
         ]
-        self.norms = torch.stack(squares).sum(0) if squares else torch.zeros(1)
-        if self._joint is not None:
-            self.norms = self._joint_norms(self.norms, self._joint_products())
+        norms = torch.stack(squares).sum(0) if squares else torch.zeros(1)
+        return norms if self._joint is None else self._joint_norms(norms, self._joint_products())
 
-    def _weighted_norms(self, forms: Forms, size: int, like: Tensor) -> Tensor:
-        metric = self._metric
-        norms = torch.zeros(size).to(like)
-        for name, each in forms.items():
-            for row, form in each:
-                own = metric.squared_norm(name, form) if metric else checked_squared_norm(form)
-                squares = self._weights[name] * own
-                norms = norms.to(squares)
-                norms[row : row + form.examples] += squares
-        return norms
+
+def _add(sums: dict[str, PerExampleGradient], name: str, form: PerExampleGradient) -> None:
+    if name in sums:
+        before = sums[name]
+        if isinstance(before, Dense) and isinstance(form, Dense):
+            form = Dense(before.dense() + form.dense())
+        else:
+            form = total([before, form])
+    if isinstance(form, SparseRows) and form.index.shape[1] > form.size:
+        form = Dense(form.dense())
+    sums[name] = form

@@ -40,12 +40,15 @@ class Ranking:
         rows = slice(
             step.positions.start - self._block.start, step.positions.stop - self._block.start
         )
+        columns = slice(step.queries.start, step.queries.stop)
         if step.scores is not None:
-            self._scores[step.checkpoint, rows] = factor * step.scores.to(self._scores)
+            found = factor * step.scores.to(self._scores)
+            self._scores[step.checkpoint, rows, columns] = found
         if step.norms is not None:
             self._norms[rows] += step.norms.cpu()
         if step.query_norms is not None:
-            self._query_norms[step.checkpoint] = factor * factor * step.query_norms.cpu()
+            norms = factor * factor * step.query_norms.cpu()
+            self._query_norms[step.checkpoint, columns] = norms
         if self._drops:
             self._is_wrong[rows] = is_misclassified(step.outcome).cpu()
 

@@ -15,6 +15,7 @@ class ScoreRequest:
         queries: Examples to score influence on, or None.
         span: Which of them.
         together: Whether the queries are one, their sum.
+        memory: Bytes that the queries' gradients may take, about; None for half of what is free.
         norms: Whether to compute squared gradient lengths.
         apart: Parameters whose squared lengths are also given apart from those of all.
         only_apart: Parameters that are traced for `apart` alone.
@@ -23,6 +24,7 @@ class ScoreRequest:
     queries: Examples | None = None
     span: range = range(0)
     together: bool = False
+    memory: int | None = None
     norms: bool = False
     apart: frozenset[str] = frozenset()
     only_apart: frozenset[str] = frozenset()

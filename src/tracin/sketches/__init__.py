@@ -2,19 +2,24 @@
 
 from tracin.sketches.columns import Columns, Dot, Product, Side
 from tracin.sketches.error_bars import standard_error
+from tracin.sketches.pilot import Pilot
 from tracin.sketches.plan import Plan
-from tracin.sketches.planning import planned
+from tracin.sketches.planning import drafted, planned
 from tracin.sketches.projection import Projection
 from tracin.sketches.sketcher import Sketcher
+from tracin.sketches.spreads import Spreads
 
 __all__ = [
     "Columns",
     "Dot",
+    "Pilot",
     "Plan",
     "Product",
     "Projection",
     "Side",
     "Sketcher",
+    "Spreads",
+    "drafted",
     "planned",
     "standard_error",
 ]

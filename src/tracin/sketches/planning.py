@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import final
 
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from tracin.errors import IndexingError
-from tracin.gradients.forms import Dense, OuterProduct, PerExampleGradient, SumOf, as_query, pairs
+from tracin.gradients.forms import PerExampleGradient
 from tracin.precision import in_double
 from tracin.sketches.budget import Layer, Need, Shares, divided
 from tracin.sketches.columns import Block, Columns, Dot, Product, Side
 from tracin.sketches.error_bars import fill
 from tracin.sketches.kinds import BiasOf, Convolved, Factored, Hashed, SketchKind, TwoSided, Written
+from tracin.sketches.pilot import Pilot, around, cost, mean_of_pairs
 from tracin.sketches.plan import Plan
 from tracin.sketches.projection import Projection
-from tracin.sketches.sketcher import Sketcher
+from tracin.sketches.spreads import Spreads
 
 PILOT = 16
 """Examples that a plan is made from."""
@@ -28,9 +29,6 @@ PILOT = 16
 # the time, and raises the variance of 1024 columns by a twelfth.
 _WIDE = 1 << 15
 _SIDE = 64
-
-# Draws of random numbers by which a block's spread is measured; not those of any checkpoint.
-_DRAWS = range(-8, 0)
 
 
 @torch.no_grad()
@@ -68,16 +66,38 @@ def planned(
         >>> plan.columns.blocks[0].left
         Side(start=0, stop=30, numbers=30)
     """
+    few = {name: form.part(0, PILOT) for name, form in forms.items() if name in numbers}
+    pilot = Pilot()
+    for name, form in few.items():
+        pilot.take(name, form)
+    plan = drafted(projection, pilot, numbers, groups)
+    spreads = Spreads(plan, pilot)
+    if spreads.are_wanted:
+        spreads.begin(max(form.examples for form in few.values()), pilot.device)
+        for name, form in few.items():
+            spreads.add(name, form)
+        spreads.finish()
+    return spreads.plan()
+
+
+def drafted(
+    projection: Projection,
+    pilot: Pilot,
+    numbers: Mapping[str, int],
+    groups: Mapping[str, int] | None = None,
+) -> Plan:
+    """As `planned`, from what a pilot has seen; how far products are off is not measured yet.
+
+    Raises:
+        IndexingError: As from `planned`.
+    """
     groups = {name: 0 if groups is None else groups[name] for name in numbers}
-    pilot = {name: form.part(0, PILOT) for name, form in forms.items() if name in numbers}
-    seen = {name: _seen(form) for name, form in pilot.items()}
-    draft = _Draft(pilot, seen, numbers, groups)
+    draft = _Draft(pilot, numbers, groups)
     for names, dim in _split(projection, numbers):
         draft.divide(names, dim)
     columns = Columns(tuple(draft.blocks), draft.width)
     kinds = {name: draft.kinds[name] for name in numbers}
-    plan = Plan(projection.seed, columns, kinds, dict(numbers), groups)
-    return _with_spreads(plan, pilot, seen)
+    return Plan(projection.seed, columns, kinds, dict(numbers), groups)
 
 
 @final
@@ -86,8 +106,7 @@ class _Draft:
 
     def __init__(
         self,
-        pilot: Mapping[str, PerExampleGradient],
-        seen: Mapping[str, Tensor],
+        pilot: Pilot,
         numbers: Mapping[str, int],
         groups: Mapping[str, int],
     ) -> None:
@@ -95,7 +114,7 @@ class _Draft:
         self.kinds: dict[str, SketchKind] = {}
         self.width = 0
         self._pilot = pilot
-        self._seen = seen
+        self._seen = pilot.products()
         self._numbers = numbers
         self._groups = groups
 
@@ -148,15 +167,15 @@ class _Draft:
         self.blocks.append(Dot(Side(start, self.width, self.width - start), group))
 
     def _kind(self, name: str, block: int, columns: int) -> SketchKind:
-        form, numbers = self._pilot.get(name), self._numbers[name]
-        matrix = _matrix(form)
+        numbers = self._numbers[name]
+        matrix = self._pilot.matrices.get(name)
         if matrix is None:
             return Hashed(block)
-        out, inner = matrix.left.shape[2], matrix.right.shape[2]
-        if matrix is form and _is_convolved(matrix, columns):
-            return Convolved(block, (out, inner))
+        if matrix.is_alone and matrix.is_convolved(columns):
+            return Convolved(block, matrix.shape)
         if numbers > _WIDE:
-            return TwoSided(block, min(out, _SIDE), min(inner, _SIDE), (out, inner))
+            out, inner = matrix.shape
+            return TwoSided(block, min(out, _SIDE), min(inner, _SIDE), matrix.shape)
         return Hashed(block)
 
     def _side(self, columns: int, numbers: int) -> Side:
@@ -173,43 +192,34 @@ class _Draft:
         """What a sketch of several parameters together costs: |u|^2 |v|^2 + (u . v)^2."""
         total = sum(self._numbers[name] for name in members)
         products = [self._seen[name] for name in members if name in self._seen]
-        cost = _cost(torch.stack(products).sum(0)) if products else 0.0
+        variance = cost(torch.stack(products).sum(0)) if products else 0.0
         for name in members:
-            form = self._pilot.get(name)
-            if isinstance(form, OuterProduct) and form.positions == 1 and _is_convolved(form, dim):
-                layer = _layer(form, has_bias=False)
-                cost += layer.left.cost + layer.right.cost
-        return Need(total, cost)
+            sides = self._pilot.sides(name)
+            if sides is not None and self._pilot.matrices[name].is_convolved(dim):
+                layer = _layer(*sides, has_bias=False)
+                variance += layer.left.cost + layer.right.cost
+        return Need(total, variance)
 
     def _candidates(self, names: Sequence[str]) -> list["_Candidate"]:
         """Layers that may keep their factors, those with the largest gain per column first."""
-        biases = {
-            form.dense().data_ptr(): name
-            for name, form in self._pilot.items()
-            if name in names and isinstance(form, Dense)
-        }
         found: list[tuple[float, _Candidate]] = []
+        biases = {place: name for name, place in self._pilot.places.items() if name in names}
         for name in names:
-            form = self._pilot.get(name)
-            if not isinstance(form, OuterProduct) or form.positions != 1:
+            sides = self._pilot.sides(name)
+            if sides is None:
                 continue
-            bias = biases.pop(form.left.data_ptr(), None)
+            bias = biases.pop(self._pilot.left_places[name], None)
             if bias is not None and not self._go_together(name, bias):
                 bias = None
-            layer = _layer(form, has_bias=bias is not None)
-            sides = layer.left.numbers + layer.right.numbers
-            use = math.sqrt(max(_cost(self._seen[name]), 0.0)) / sides
+            layer = _layer(*sides, has_bias=bias is not None)
+            width = layer.left.numbers + layer.right.numbers
+            use = math.sqrt(max(cost(self._seen[name]), 0.0)) / width
             found.append((-use, _Candidate(name, bias, layer)))
         return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
     def _go_together(self, weight: str, bias: str) -> bool:
         is_one_group = self._groups[weight] == self._groups[bias]
-        out = self._pilot[weight].part(0, 1)
-        return (
-            is_one_group
-            and isinstance(out, OuterProduct)
-            and self._numbers[bias] == out.left.shape[2]
-        )
+        return is_one_group and self._numbers[bias] == self._pilot.matrices[weight].shape[0]
 
 
 @final
@@ -227,55 +237,16 @@ def _without(names: Sequence[str], chosen: Sequence[_Candidate]) -> list[str]:
     return [name for name in names if name not in taken]
 
 
-def _layer(form: OuterProduct, *, has_bias: bool) -> Layer:
+def _layer(left: Tensor, right: Tensor, *, has_bias: bool) -> Layer:
     """The variance of (A + bias) E, where A and E have independent errors."""
-    left, right = in_double(form.left[:, 0]), in_double(form.right[:, 0])
+    left, right = in_double(left), in_double(right)
     lefts, rights = left @ left.mT, right @ right.mT
-    around_left, around_right = _around(lefts), _around(rights)
+    around_left, around_right = around(lefts), around(rights)
     return Layer(
-        left=Need(left.shape[1], _mean((rights + int(has_bias)).square() * around_left)),
-        right=Need(right.shape[1], _mean(lefts.square() * around_right)),
-        both=_mean(around_left * around_right),
+        left=Need(left.shape[1], mean_of_pairs((rights + int(has_bias)).square() * around_left)),
+        right=Need(right.shape[1], mean_of_pairs(lefts.square() * around_right)),
+        both=mean_of_pairs(around_left * around_right),
     )
-
-
-def _seen(form: PerExampleGradient) -> Tensor:
-    """The products of a parameter's gradients among the first examples: [examples, examples]."""
-    return pairs(form, as_query(form)).cpu().double()
-
-
-def _cost(products: Tensor) -> float:
-    return _mean(_around(products))
-
-
-def _around(products: Tensor) -> Tensor:
-    """|u|^2 |v|^2 + (u . v)^2 for every two examples."""
-    lengths = products.diagonal()
-    return lengths.unsqueeze(1) * lengths + products.square()
-
-
-def _mean(values: Tensor) -> float:
-    """Over pairs of two examples, if there are two."""
-    examples = len(values)
-    if examples == 1:
-        return float(values[0, 0])
-    total = values.sum() - values.diagonal().sum()
-    return float(total) / (examples * (examples - 1))
-
-
-def _matrix(form: PerExampleGradient | None) -> OuterProduct | None:
-    """The outer products of a form, if it has any."""
-    if isinstance(form, OuterProduct):
-        return form
-    forms = form.forms if isinstance(form, SumOf) else ()
-    return next((each for each in forms if isinstance(each, OuterProduct)), None)
-
-
-def _is_convolved(form: OuterProduct, columns: int) -> bool:
-    """Whether two Fourier transforms a position are cheaper than writing the matrix out."""
-    sides = form.left.shape[2] + form.right.shape[2]
-    transform = columns * math.log2(columns + 1) / 2
-    return form.positions * (2 * sides + transform) < form.numbers
 
 
 def _split(projection: Projection, numbers: Mapping[str, int]) -> list[tuple[list[str], int]]:
@@ -298,38 +269,3 @@ def _split(projection: Projection, numbers: Mapping[str, int]) -> list[tuple[lis
             f"{', '.join(left)}. Use fewer, raise dim, or include these in the split."
         )
     return [*parts, (left, rest)] if left else parts
-
-
-def _with_spreads(
-    plan: Plan, pilot: Mapping[str, PerExampleGradient], seen: Mapping[str, Tensor]
-) -> Plan:
-    """Measure how far sketched dot products are off, on the first examples.
-
-    The formula with 1 / columns knows neither entries that are large in both gradients, which
-    lessen the variance, nor projections of two sides, which raise it.
-    """
-    blocks = list(plan.columns.blocks)
-    sketched = [i for i, block in enumerate(blocks) if isinstance(block, Dot) and block.spread]
-    examples = max((form.examples for form in pilot.values()), default=0)
-    if not sketched or examples < 2:
-        return plan
-    exact, errors = {}, dict.fromkeys(sketched, 0.0)
-    for number in sketched:
-        members = [seen[name] for name in seen if getattr(plan.kinds[name], "block", -1) == number]
-        exact[number] = torch.stack(members).sum(0) if members else None
-    device = next(iter(pilot.values())).device
-    for draw in _DRAWS:
-        sketcher = Sketcher(plan, device, draw=draw, has_norms=False)
-        sketcher.begin(examples)
-        for name, form in pilot.items():
-            sketcher.add(name, form, 0)
-        rows = sketcher.rows()
-        found = plan.columns.parts(rows, rows).cpu().double()
-        for number in sketched:
-            if exact[number] is not None:
-                errors[number] += _mean((found[number] - exact[number]).square()) / len(_DRAWS)
-    for number, error in errors.items():
-        block, products = blocks[number], exact[number]
-        if isinstance(block, Dot) and products is not None and (around := _cost(products)) > 0:
-            blocks[number] = replace(block, spread=error / around)
-    return replace(plan, columns=replace(plan.columns, blocks=tuple(blocks)))

@@ -136,6 +136,13 @@ class Sketcher:
                 norms = squared_lengths(left)
         self._norms[at, self.plan.groups[name]] += norms.to(self._norms.dtype)
 
+    def forget(self, name: str) -> None:
+        """Let a parameter's random numbers go; they are drawn again when it is added again."""
+        self._folded.pop(name, None)
+        for side in ("left", "right"):
+            self._short.pop((name, side), None)
+            self._sides.pop((name, side), None)
+
     @torch.no_grad()
     def rows(self) -> Tensor:
         """Finish the batch. Call `begin` before the next one.

@@ -24,8 +24,9 @@ from tracin.data import Examples, move
 from tracin.data.batches import leaves as leaves_of
 from tracin.errors import TracingError, TracingWarning
 from tracin.gradients.accumulator import GradientAccumulator
-from tracin.gradients.audit import audit_factors, too_far
+from tracin.gradients.audit import audit_factors
 from tracin.gradients.compute import Compute
+from tracin.gradients.distances import too_far
 from tracin.gradients.forms import PerExampleGradient
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.layouts import ShapeProbe

@@ -5,16 +5,18 @@ from tracin.gradients.forms.cancellation import cancelled, checked_squared_norm
 from tracin.gradients.forms.computed import Computed
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient
+from tracin.gradients.forms.growing import Growing
 from tracin.gradients.forms.outer import OuterProduct
 from tracin.gradients.forms.patches import ConvFactors, Geometry
 from tracin.gradients.forms.products import ProductCache, added, as_query, pairs
 from tracin.gradients.forms.real import in_real_numbers, is_complex, real_part, real_shape
 from tracin.gradients.forms.rows import SparseRows
-from tracin.gradients.forms.scaled import scaled
+from tracin.gradients.forms.scaled import scaled, scaled_factors
 from tracin.gradients.forms.scaled_entries import ScaledEntries
 from tracin.gradients.forms.scaled_rows import ScaledRows
 from tracin.gradients.forms.slot import Slot
 from tracin.gradients.forms.stacked import Stacked
+from tracin.gradients.forms.streamed import Streamed
 from tracin.gradients.forms.summed_products import HALF, full
 from tracin.gradients.forms.total import SumOf, total
 
@@ -24,6 +26,7 @@ __all__ = [
     "ConvFactors",
     "Dense",
     "Geometry",
+    "Growing",
     "OuterProduct",
     "PerExampleGradient",
     "ProductCache",
@@ -32,6 +35,7 @@ __all__ = [
     "Slot",
     "SparseRows",
     "Stacked",
+    "Streamed",
     "SumOf",
     "added",
     "aligned_products",
@@ -45,5 +49,6 @@ __all__ = [
     "real_part",
     "real_shape",
     "scaled",
+    "scaled_factors",
     "total",
 ]

@@ -75,6 +75,15 @@ class PerExampleGradient(ABC):
             total.addmv_(rows.mT, weights[start:stop].to(rows))
         return torch.zeros(self.numbers) if total is None else total
 
+    def add_weighted_sum(self, weights: Tensor, into: Tensor) -> None:
+        """Add the sum over examples of weight x gradient to other numbers, in place.
+
+        Args:
+            weights: [examples].
+            into: What is added to: [numbers].
+        """
+        into.add_(self.weighted_sum(weights))
+
     def squared_norm_under(self, metric: Tensor) -> Tensor:
         """The sum over entries of metric x gradient^2, [examples]: a length in scaled units.
 

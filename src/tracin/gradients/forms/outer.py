@@ -77,8 +77,22 @@ class OuterProduct(PerExampleGradient):
         return multiplied(self.kept_left.mT, self.kept_right).flatten(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
-        left = (self.left * weights.to(self.left).view(-1, 1, 1)).flatten(0, 1)
-        return (left.mT @ self.right.flatten(0, 1)).flatten()
+        left, right = self._weighted(weights)
+        return (left.mT @ right).flatten()
+
+    def add_weighted_sum(self, weights: Tensor, into: Tensor) -> None:
+        if into.dtype != self.left.dtype or into.dtype != self.right.dtype:
+            super().add_weighted_sum(weights, into)
+            return
+        left, right = self._weighted(weights)
+        into.view(left.shape[1], right.shape[1]).addmm_(left.mT, right)
+
+    def _weighted(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides, [examples x positions, ..]; the narrower one is multiplied by the weights."""
+        each = weights.to(self.left).view(-1, 1, 1)
+        if self.left.shape[2] <= self.right.shape[2]:
+            return (self.left * each).flatten(0, 1), self.right.flatten(0, 1)
+        return self.left.flatten(0, 1), (self.right * each).flatten(0, 1)
 
     def squared_norm(self) -> Tensor:
         if self.positions == 1:

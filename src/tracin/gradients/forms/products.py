@@ -9,10 +9,16 @@ from tracin.gradients.forms.cancellation import cancelled
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient, blocks
 from tracin.gradients.forms.outer import OuterProduct
+from tracin.gradients.forms.outer_products import (
+    WRITTEN,
+    by_rows,
+    outer_products,
+)
 from tracin.gradients.forms.patches import ConvFactors
 from tracin.gradients.forms.rows import SparseRows
 from tracin.gradients.forms.scaled_entries import ScaledEntries
 from tracin.gradients.forms.stacked import Stacked
+from tracin.gradients.forms.streamed import Streamed
 from tracin.gradients.forms.summed_products import multiplied
 from tracin.gradients.forms.total import SumOf
 
@@ -72,7 +78,7 @@ def pairs(
     if isinstance(query, SumOf):
         return torch.stack([pairs(form, each) for each in query.forms]).sum(0)
     if isinstance(form, OuterProduct) and isinstance(query, OuterProduct):
-        return _outer_outer(form, query)
+        return outer_products(form, query)
     if isinstance(form, SparseRows) and isinstance(query, SparseRows):
         return _rows_rows(form, query)
     if isinstance(form, SparseRows) and isinstance(query, OuterProduct):
@@ -81,33 +87,91 @@ def pairs(
         return _rows_outer(query, form).mT
     if isinstance(form, Stacked) and isinstance(query, Stacked):
         each = zip(form.each, query.each, strict=True)
-        return torch.stack([_outer_outer(one, other) for one, other in each]).sum(0)
-    return _with_dense(form, query.dense())
+        return torch.stack([outer_products(one, other) for one, other in each]).sum(0)
+    if isinstance(query, Streamed):
+        if isinstance(form, OuterProduct):
+            return by_rows(form, query.inner, query.factors)
+        if isinstance(form, SparseRows) and query.factors is not None:
+            return _rows_outer(form.scaled(query.factors), query.inner)
+    if isinstance(query, Dense):
+        return _with_dense(form, query.dense())
+    # Written out for this product alone: never all queries at once.
+    runs = blocks(query.examples, query.written, query.device, WRITTEN)
+    columns = [_with_dense(form, query.part(*run).dense()) for run in runs]
+    return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
 
 
-def as_query(form: PerExampleGradient) -> PerExampleGradient:
+def as_query(
+    form: PerExampleGradient,
+    *,
+    queries: int | None = None,
+    is_roomy: bool = True,
+    squares: Tensor | None = None,
+) -> PerExampleGradient:
     """The form in which a set of queries costs the least to multiply with many batches.
 
     Factors are kept where products of factors are cheaper than products of matrices (queries x
-    positions^2 x (in + out) against (positions + queries) x in x out); all else is
-    written out once. So are factors whose terms cancel (`cancellation.py`).
+    positions^2 x (in + out) against (positions + queries) x in x out); all else is written out once
+    if there is room for it. If not, the smaller of both forms is kept. Factors whose terms cancel
+    (`cancellation.py`) are multiplied written out in any case.
+
+    Args:
+        form: The gradients of the queries, or of the first of them.
+        queries: How many there are in all; None for those of `form`.
+        is_roomy: Whether the gradients of all may be written out.
+        squares: The squared lengths of the gradients, if they are known: [examples].
     """
-    terms = form.terms()
-    if terms is not None and bool(cancelled(form.squared_norm(), terms).any()):
-        return Dense(form.dense())
+    count = form.examples if queries is None else queries
+    if isinstance(form, ScaledEntries) and isinstance(form.inner, OuterProduct):
+        inner = form.inner
+        if is_roomy or _held(inner) >= form.numbers:
+            return Dense(form.dense())
+        return Streamed(inner, form.factors)
+    if isinstance(form, SumOf):
+        if count * form.numbers <= SMALL or (not is_roomy and _held(form) >= form.numbers):
+            return Dense(form.dense())
+        if is_roomy:
+            return Dense(form.dense()) if _has_cancelled(form, squares) else form
+        each = [as_query(one, queries=count, is_roomy=is_roomy) for one in form.forms]
+        return SumOf(tuple(each))
+    if _has_cancelled(form, squares):
+        if is_roomy or not isinstance(form, OuterProduct) or _held(form) >= form.numbers:
+            return Dense(form.dense())
+        return Streamed(form)
     if isinstance(form, OuterProduct):
-        factored = form.examples * form.positions**2 * sum(form.shape)
-        written = (form.positions + form.examples) * form.numbers
+        if not is_roomy:
+            return form if _held(form) < form.numbers else Dense(form.dense())
+        factored = count * form.positions**2 * sum(form.shape)
+        written = (form.positions + count) * form.numbers
         return form if factored < written else Dense(form.dense())
     if isinstance(form, Stacked):
-        kept = [as_query(each) for each in form.each[:1]]
-        return form if isinstance(kept[0], OuterProduct) else Dense(form.dense())
+        first = as_query(form.each[0], queries=count, is_roomy=is_roomy)
+        return form if isinstance(first, OuterProduct) else Dense(form.dense())
     if isinstance(form, SparseRows):
-        return Dense(form.dense()) if form.examples * form.numbers <= SMALL else form
-    if isinstance(form, SumOf):
-        small = form.examples * form.numbers <= SMALL
-        return Dense(form.dense()) if small else form
+        is_small = count * form.numbers <= SMALL or _held(form) >= form.numbers
+        return Dense(form.dense()) if is_small else form
     return Dense(form.dense())
+
+
+def _has_cancelled(form: PerExampleGradient, squares: Tensor | None) -> bool:
+    terms = form.terms()
+    if terms is None:
+        return False
+    return bool(cancelled(form.squared_norm() if squares is None else squares, terms).any())
+
+
+def _held(form: PerExampleGradient) -> int:
+    """How many numbers the factors of one example have."""
+    match form:
+        case OuterProduct():
+            return form.positions * (form.left.shape[2] + form.right.shape[2])
+        case SparseRows():
+            return form.values[0].numel()
+        case ScaledEntries():
+            return _held(form.inner)
+        case SumOf():
+            return sum(_held(each) for each in form.forms)
+    return form.numbers
 
 
 def added(form: PerExampleGradient) -> PerExampleGradient:
@@ -133,20 +197,6 @@ def _shared(
     product = cache.product(form.kept_left[:, 0], query.kept_left[:, 0])
     right = multiplied(form.kept_right[:, 0], query.kept_right[:, 0].mT)
     return right.mul_(product) if right.dtype == product.dtype else right * product
-
-
-def _outer_outer(form: OuterProduct, query: OuterProduct) -> Tensor:
-    queries, there = query.examples, query.positions
-    lefts, rights = query.kept_left.flatten(0, 1).mT, query.kept_right.flatten(0, 1).mT
-    out = []
-    for at in blocks(form.examples, form.positions * queries * there, form.device):
-        each = form.part(*at)
-        products = multiplied(each.kept_left.flatten(0, 1), lefts)
-        products = products.mul_(multiplied(each.kept_right.flatten(0, 1), rights))
-        if form.positions * there > 1:
-            products = products.view(each.examples, form.positions, queries, there).sum((1, 3))
-        out.append(products)
-    return torch.cat(out)
 
 
 def _rows_rows(form: SparseRows, query: SparseRows) -> Tensor:

@@ -40,9 +40,16 @@ class SparseRows(PerExampleGradient):
         return out.flatten(1)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
+        out = self.values.new_zeros(self.numbers)
+        self.add_weighted_sum(weights, out)
+        return out
+
+    def add_weighted_sum(self, weights: Tensor, into: Tensor) -> None:
+        if into.dtype != self.values.dtype:
+            super().add_weighted_sum(weights, into)
+            return
         values = (self.values * weights.to(self.values).view(-1, 1, 1)).flatten(0, 1)
-        out = values.new_zeros(self.size, values.shape[1])
-        return out.index_add_(0, self.index.flatten(), values).flatten()
+        into.view(self.size, values.shape[1]).index_add_(0, self.index.flatten(), values)
 
     def squared_norm(self) -> Tensor:
         positions = self.index.shape[1]

@@ -5,7 +5,10 @@ from torch import Tensor
 
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient, blocks
+from tracin.gradients.forms.outer import OuterProduct
 from tracin.gradients.forms.rows import SparseRows
+from tracin.gradients.forms.scaled_entries import ScaledEntries
+from tracin.gradients.forms.total import SumOf
 
 
 @torch.no_grad()
@@ -24,3 +27,11 @@ def scaled(form: PerExampleGradient, factors: Tensor) -> Dense | SparseRows:
         part = form.part(start, stop).dense() if start else first
         torch.mul(part, factors.to(part), out=rows[start:stop])
     return Dense(rows)
+
+
+@torch.no_grad()
+def scaled_factors(form: PerExampleGradient, factors: Tensor) -> PerExampleGradient:
+    """The same, with outer products kept as such beside the factors."""
+    if isinstance(form, SumOf):
+        return SumOf(tuple(scaled_factors(each, factors) for each in form.forms))
+    return ScaledEntries(form, factors) if isinstance(form, OuterProduct) else scaled(form, factors)

@@ -48,6 +48,10 @@ class Stacked(PerExampleGradient):
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return torch.cat([form.weighted_sum(weights) for form in self.each])
 
+    def add_weighted_sum(self, weights: Tensor, into: Tensor) -> None:
+        for form, matrix in zip(self.each, into.view(self.matrices, -1), strict=True):
+            form.add_weighted_sum(weights, matrix)
+
     def squared_norm(self) -> Tensor:
         return self._as_one().squared_norm().view(self.examples, self.matrices).sum(1)
 

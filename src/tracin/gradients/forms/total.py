@@ -51,6 +51,10 @@ class SumOf(PerExampleGradient):
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return torch.stack([form.weighted_sum(weights) for form in self.forms]).sum(0)
 
+    def add_weighted_sum(self, weights: Tensor, into: Tensor) -> None:
+        for form in self.forms:
+            form.add_weighted_sum(weights, into)
+
     def squared_norm(self) -> Tensor:
         norms = torch.stack([form.squared_norm() for form in self.forms]).sum(0)
         for i, form in enumerate(self.forms):
