@@ -1,6 +1,7 @@
 """The commands. torch is imported late, so that --help answers at once."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 
 from tracin import __version__
 from tracin.cli import index_commands
+from tracin.cli.ask import ask
 from tracin.cli.destination import (
     FileFormat,
     Format,
@@ -28,6 +30,7 @@ from tracin.cli.index_commands import (
     engine_of,
 )
 from tracin.cli.keep import keep_of
+from tracin.cli.language_template import EXAMPLE, RUN_LM, TASK_LM
 from tracin.cli.log_lines import shown_log
 from tracin.cli.opened import Opened, opened_run
 from tracin.cli.report_command import NAME, report
@@ -47,6 +50,14 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 
+
+class Template(StrEnum):
+    """What `init` writes a task for."""
+
+    CLASSIFIER = "classifier"
+    LM = "lm"
+
+
 app = typer.Typer(
     help="Which training examples made a model say what it said.",
     no_args_is_help=True,
@@ -55,6 +66,7 @@ app = typer.Typer(
 )
 
 app.add_typer(index_commands.app, name="index")
+app.command()(ask)
 app.command()(view)
 app.command("apply")(apply_decisions)
 app.command("report")(report)
@@ -111,9 +123,14 @@ def demo(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path(),
+    template: Annotated[
+        Template, typer.Option("--template", help="A classifier, or a language model (lm).")
+    ] = Template.CLASSIFIER,
 ) -> None:
     """Write a run.toml and a task.py that run as they are."""
-    texts = {folder / "run.toml": RUN, folder / "task.py": TASK}
+    is_lm = template is Template.LM
+    written = (RUN_LM, TASK_LM) if is_lm else (RUN, TASK)
+    texts = dict(zip((folder / "run.toml", folder / "task.py"), written, strict=True))
     for path in texts:
         if path.exists():
             raise RunFileError(
@@ -126,7 +143,9 @@ def init(
     except OSError as error:
         raise RunFileError(f"{folder} cannot be written to: {error.strerror}.") from error
     typer.echo(f"Wrote {' and '.join(map(plain, texts))}. Try:")
-    typer.echo(f"  tracin explain {plain(folder / 'run.toml')} --query 0,1 -k 3")
+    run = plain(folder / "run.toml")
+    example = f'ask {run} "{EXAMPLE}" -k 3' if is_lm else f"explain {run} --query 0,1 -k 3"
+    typer.echo(f"  tracin {example}")
 
 
 @app.command("self-influence")

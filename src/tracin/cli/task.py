@@ -23,6 +23,7 @@ OPTIONAL = (
     "fit",
     "texts",
     "query_texts",
+    "tokenizer",
 )
 SHOWING = ("labels", "show", "decode")
 
@@ -48,6 +49,7 @@ class Task:
             or a `tracin.evaluate.StackedFit`.
         texts: The training examples' texts, for `evaluate`.
         query_texts: The queries' texts, for `evaluate`.
+        tokenizer: Makes tokens of a question and text of tokens, for `ask`.
         labels: The classes' names, for a report.
         show: Makes a `tracin.Shown` of an example, for a report; None goes by its type.
         decode: Makes a text of token ids, for a report.
@@ -66,6 +68,7 @@ class Task:
     fit: Any = None
     texts: Any = None
     query_texts: Any = None
+    tokenizer: Any = None
     labels: Any = None
     show: Any = None
     decode: Any = None

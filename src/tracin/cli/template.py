@@ -24,6 +24,12 @@ function = "task.py:task"
 # group = "mean"               # "none"; "sum" or "mean" make all queries one
 # drop_misclassified = true
 
+[ask]
+# k = 5                        # texts of each kind, of a language model with a "tokenizer"
+# new_tokens = 64              # how long an answer may be
+# normalise = "cosine"         # "none" or "cosine"
+# near_copies = 0.8            # share of words in common from which texts are folded; "none"
+
 [mislabelled]
 # rank_by = "loss"             # "loss_and_margin" of classes, "residual" of numbers if left out;
                                # or "margin", "aum", "el2n", "final_loss", "self_influence", ...
