@@ -100,17 +100,17 @@ def _number(checkpoint: int | None, names: list[str]) -> int:
 def _explained(opened: Opened, query: "dict[str, Tensor]", index: str | None) -> "Explanations":
     options, task = opened.settings.ask, opened.task
     size = opened.settings.tracin.batch_size
+    normalise = None if options.normalise == "none" else options.normalise
     if index is not None:
         from tracin import Index
 
         rows = Index.open(index, run=opened.tracer, train=task.train)
         most = min(len(rows), SPARE * options.k)
-        return rows.explain(query, most, batch_size=size)
+        return rows.explain(query, most, normalise=normalise, batch_size=size)
     from tracin.data import open_examples
 
     train = open_examples(task.train, name="train")
     most = min(len(train), SPARE * options.k)
-    normalise = None if options.normalise == "none" else options.normalise
     return opened.tracer.explain(train, query, most, normalise=normalise, batch_size=size)
 
 

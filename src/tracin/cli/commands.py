@@ -249,17 +249,15 @@ def explain(
     if index is not None:
         from tracin import Index
 
-        other = [name for name in ("normalise", "group") if getattr(options, name) != "none"]
-        if other:
-            raise QueryError(
-                f"An index gives the scores themselves: explain.{other[0]} is not for --index."
-            )
+        if options.group != "none":
+            raise QueryError("An index explains queries one by one: explain.group is not for it.")
         opened_index = Index.open(index, run=opened.tracer, train=opened.task.train)
         conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
         explanations = opened_index.explain(
             chosen_queries.queries,
             options.k,
             exact=exact,
+            normalise=None if options.normalise == "none" else options.normalise,
             where=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
             target=opened.task.target,
