@@ -291,9 +291,16 @@ def explain(
 @app.command("select")
 def select_examples(
     run: RunFile,
-    query: Query,
+    query: Annotated[
+        str | None,
+        typer.Option("--query", help="Positions in queries: 3,17; all of them if left out."),
+    ] = None,
     budget: Annotated[
         int | None, typer.Option("--budget", "-n", help="How many examples at most.")
+    ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option("--index", help="Select from this index, not the data: a folder or URL."),
     ] = None,
     sets: Set = None,
     out: Out = None,
@@ -302,25 +309,36 @@ def select_examples(
 ) -> None:
     """Expand a few examples into a set: those of a pool that help the model with them most.
 
-    The pool is the task's 'pool', or its training data. Near-duplicates are left out.
+    The pool is the task's 'pool', or its training data, or the rows of an index. By the task's
+    'groups' an example counts for the group of queries that it helps most. Near-duplicates are
+    left out.
     """
+    index = None if index is None else checked_folder(index)
     changed = [*(sets or []), *([f"select.budget={budget}"] if budget is not None else [])]
     read_settings(run, changed)  # a mistake is reported before torch is imported
     opened = opened_run(run, changed, Output(out, file_format, overwrite), "select")
     options, task = opened.settings.select, opened.task
+    if query is None and task.queries is None:
+        raise QueryError(
+            "The task returns no 'queries' to select for. Give --query 3,17, positions in its "
+            "training data."
+        )
     chosen_queries = _queries(task, query)
-    from tracin import select
+    from tracin import Index, select
 
+    whole = task.train if task.pool is None else task.pool
     found = select(
-        opened.tracer,
-        task.train if task.pool is None else task.pool,
+        opened.tracer if index is None else Index.open(index, run=opened.tracer),
+        whole if index is None else None,
         chosen_queries.queries,
         options.budget,
+        groups=_groups(task, chosen_queries),
         normalise=None if options.normalise == "none" else options.normalise,
         duplicates=None if options.duplicates == "none" else options.duplicates,
         batch_size=opened.settings.tracin.batch_size,
     )
-    where = {**chosen_queries.as_settings(), "pool": "train" if task.pool is None else "pool"}
+    pool = "train" if task.pool is None else "pool"
+    where = {**chosen_queries.as_settings(), "pool": pool if index is None else index}
     deliver(opened, str(found), found.columns, **where)
 
 
@@ -452,13 +470,32 @@ class _Queries:
         return {"query": self.positions, "query_data": self.where}
 
 
-def _queries(task: Task, query: str) -> _Queries:
+def _queries(task: Task, query: str | None) -> _Queries:
+    """The queries at some positions; None for all."""
     from tracin.data import open_examples
 
     where = "train" if task.queries is None else "queries"
     among = open_examples(getattr(task, where), name=where)
-    positions = _positions(query, len(among), where)
+    everything = list(range(len(among)))
+    positions = everything if query is None else _positions(query, len(among), where)
     return _Queries(among.subset(positions), positions, where)
+
+
+def _groups(task: Task, queries: _Queries) -> list[Any] | None:
+    """The group of each query; None where the task names none."""
+    if task.groups is None or task.queries is None:
+        return None
+    from tracin.data import open_examples
+
+    given = task.groups
+    named = list(given.tolist() if hasattr(given, "tolist") else given)
+    count = len(open_examples(task.queries, name="queries"))
+    if len(named) != count:
+        raise RunFileError(
+            f"The task's 'groups' has {len(named)} entries for {count} queries. Name the group of "
+            "each query."
+        )
+    return [named[position] for position in queries.positions]
 
 
 def _positions(text: str, examples: int, where: str) -> list[int]:

@@ -72,7 +72,7 @@ class SelectTable(_Table):
     """What `select` takes."""
 
     budget: PositiveInt = 100
-    normalise: Literal["none", "cosine"] = "none"
+    normalise: Literal["none", "cosine", "checkpoint_cosine"] = "none"
     duplicates: Literal["none"] | Cosine = 0.98
 
 

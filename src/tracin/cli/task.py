@@ -15,6 +15,7 @@ from tracin.plain_text import a_kind
 NEEDED = ("model", "loss", "train", "checkpoints")
 OPTIONAL = (
     "queries",
+    "groups",
     "target",
     "pool",
     "validation",
@@ -38,6 +39,8 @@ class Task:
         train: The training data.
         checkpoints: The checkpoints.
         queries: Where queries come from; None for the training data.
+        groups: Which group, such as a validation set, each query belongs to, for `select`; None for
+            one group.
         target: What `explain` explains of queries, such as `tracin.Predicted()` or a function; None
             for their loss.
         pool: What `select` selects from; None for the training data.
@@ -60,6 +63,7 @@ class Task:
     train: Any
     checkpoints: Any
     queries: Any = None
+    groups: Any = None
     target: Any = None
     pool: Any = None
     validation: Any = None

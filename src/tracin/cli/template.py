@@ -36,7 +36,7 @@ function = "task.py:task"
 
 [select]
 # budget = 100                 # how many examples of the task's "pool", or of train, at most
-# normalise = "cosine"         # "none" or "cosine"
+# normalise = "cosine"         # "none", "cosine" or "checkpoint_cosine", as in LESS
 # duplicates = 0.98            # cosine of gradients from which two count as one; "none" keeps all
 
 [replay]
