@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tracin.cli.conversation import check_tokenizer, prompt_of, text_of, with_answer
+from tracin.cli.conversation import check_tokenizer, prompt_of, text_of_tokens, with_answer
 from tracin.cli.main import main
 from tracin.errors import QueryError, RunFileError
 from tracin.losses import IGNORED
@@ -107,7 +107,7 @@ def test_a_chat_template_is_filled_in_and_ends_the_answer():
 
     conversation = with_answer(tokenizer, "hi", "yes")
 
-    assert text_of(tokenizer, prompt_of(tokenizer, "hi")) == "u:hia:"
+    assert text_of_tokens(tokenizer, prompt_of(tokenizer, "hi")) == "u:hia:"
     assert "".join(map(chr, conversation.prompt)) == "u:hi|a:"
     assert "".join(map(chr, conversation.answer)) == "yes|"
     assert conversation.as_query()["labels"].tolist()[0] == [IGNORED] * 7 + list(map(ord, "yes|"))

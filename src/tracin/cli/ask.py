@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracin.cli.conversation import check_tokenizer, text_of, with_answer, with_generated
+from tracin.cli.conversation import check_tokenizer, text_of_tokens, with_answer, with_generated
 from tracin.cli.destination import FileFormat, Format, Out, Output, Overwrite
 from tracin.cli.index_commands import RunFile, Set, checked_folder
 from tracin.cli.opened import Opened, opened_run
@@ -69,7 +69,7 @@ def ask(
     proponents, opponents = _hits(opened, explanations)
     found = TextAnswer(
         question,
-        text_of(tokenizer, conversation.answer),
+        text_of_tokens(tokenizer, conversation.answer),
         "as given" if answer is not None else "generated",
         _loss_at(opened, number, query),
         name,
@@ -125,7 +125,7 @@ def _hits(opened: Opened, explanations: "Explanations") -> "list[list[TextHit]]"
     if decode is None:
 
         def decode(ids: list[int]) -> str:
-            return text_of(task.tokenizer, ids)
+            return text_of_tokens(task.tokenizer, ids)
 
     how = Showing(task.labels, decode, task.show)
     only = explanations[0]

@@ -151,7 +151,7 @@ def with_generated(
     return Conversation(prompt, answer)
 
 
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+def text_of_tokens(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of some tokens, without those that begin, end or pad one."""
     named = _takes(tokenizer.decode, "skip_special_tokens")
     listed = [int(each) for each in ids]
