@@ -69,7 +69,8 @@ class ModelPool:
         """
         run, by_checkpoint = self.run, normalise == "checkpoint_cosine"
         count = len(run.checkpoints) if by_checkpoint else 1
-        is_step = by_checkpoint and isinstance(run.preconditioner, Adam)
+        own = run.preconditioner
+        adam = own if by_checkpoint and isinstance(own, Adam) else None
         scores = torch.zeros(count, len(self.examples), len(members), dtype=torch.float64)
         squares = torch.zeros(count, len(self.examples), dtype=torch.float64)
         # Each target's part in each group's mean: [targets, groups].
@@ -81,7 +82,7 @@ class ModelPool:
         # One group is one sum of gradients, however many targets it has.
         everything = [range(len(self.targets))]
         for span in everything if is_one else query_spans(run, len(self.targets)):
-            has_norms = normalise is not None and not is_step and span.start == 0
+            has_norms = normalise is not None and adam is None and span.start == 0
             request = ScoreRequest(self.targets, span, together=is_one, norms=has_norms)
             share = parts[:1] if is_one else parts[span.start : span.stop]
             for step in walk.steps(self.examples, *self._whole(request, "select")):
@@ -93,9 +94,9 @@ class ModelPool:
                     squares[at, rows] += step.norms.cpu()
         if normalise is None:
             return scores[0]
-        if is_step:
-            squares = self._step_squares(run.preconditioner)
-        kernel = self._target_kernel(plain_checkpoint_pass(run) if is_step else walk)
+        if adam is not None:
+            squares = self._step_squares(adam)
+        kernel = self._target_kernel(walk if adam is None else plain_checkpoint_pass(run))
         sizes = [kernel[:, one][:, :, one].mean((1, 2)) for one in members]
         groups = torch.stack(sizes, 1)  # [checkpoints, groups]
         weights = [largest(each) for each in run.weights]

@@ -1,5 +1,6 @@
 """`tracin ask`: a question in, an answer out, and the training texts behind it."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -121,12 +122,7 @@ def _hits(opened: Opened, explanations: "Explanations") -> "list[list[TextHit]]"
     from tracin.results.shown_rows import shown_rows
 
     task, options = opened.task, opened.settings.ask
-    decode = task.decode
-    if decode is None:
-
-        def decode(ids: list[int]) -> str:
-            return text_of_tokens(task.tokenizer, ids)
-
+    decode = partial(text_of_tokens, task.tokenizer) if task.decode is None else task.decode
     how = Showing(task.labels, decode, task.show)
     only = explanations[0]
     sides = [
