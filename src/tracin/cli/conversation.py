@@ -141,7 +141,7 @@ def with_generated(
         use_eval(run.model)
         ids = torch.tensor([prompt], device=device_of(run.model))
         with torch.no_grad():
-            found = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+            found: Any = generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     answer = tuple(found[0, len(prompt) :].tolist())
     if not answer:
         raise QueryError(
