@@ -285,8 +285,8 @@ class CausalLM:
             tensor([[0.0000, 0.8047, 0.8047]])
         """
         each, following = self._each(model, batch)
-        is_mean = self.divided_by is None
-        shares = _shares(each, following) if is_mean else each / self.divided_by
+        by = self.divided_by
+        shares = _shares(each, following) if by is None else each / by
         return F.pad(shares[:, :-1], (1, 0))
 
     def _each(self, model: Module, batch: Any) -> tuple[Tensor, Tensor]:

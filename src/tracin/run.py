@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -224,6 +225,13 @@ def class_names(run: Run) -> tuple[str, ...]:
     if found == [f"LABEL_{number}" for number in range(len(named))]:
         return ()
     return tuple(map(str, found))
+
+
+def run_under(run: Run, preconditioner: Preconditioner | None) -> Run:
+    """The same run under another preconditioner, or under none; it is not checked again."""
+    other = copy(run)
+    other.preconditioner, other.kept = preconditioner, KeptMetrics()
+    return other
 
 
 def checkpoint_pass(

@@ -9,7 +9,7 @@ from tracin.cli.main import main
 from tracin.cli.template import Template, task_text
 
 # How many examples each template spoils; a language model has no labels to judge.
-SPOILED = {"image": 12, "hf": 8, "lm": 0, "regression": 8}
+SPOILED = {"image": 12, "hf": 8, "lm": 0, "regression": 8}  # questions: test_ask.py
 
 
 def call(*arguments: object) -> None:

@@ -8,25 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.analysis.model_pool import ModelPool
 from tracin.analysis.plotting import axes_for
+from tracin.analysis.pool import NORMALISED, Pool
+from tracin.analysis.row_pool import RowPool
 from tracin.checks import one_of, positive_int
-from tracin.data import Examples, open_examples
+from tracin.data import open_examples
 from tracin.errors import DataError, QueryError
 from tracin.guards import guarded
+from tracin.index.index import Index
 from tracin.progress import bar
 from tracin.results.table import aligned, numbers
 from tracin.results.tabular import Tabular
-from tracin.run import (
-    Run,
-    checkpoint_pass,
-    open_data,
-    plain_checkpoint_pass,
-    score_dtype,
-)
-from tracin.scoring.batch_size import BatchSize, checked_size
-from tracin.scoring.checkpoint_pass import CheckpointPass
-from tracin.scoring.score_request import ScoreRequest
-from tracin.scoring.settled import settled
+from tracin.run import Run, open_data
+from tracin.scoring.batch_size import BatchSize
 from tracin.scoring.top_k import top_k
 
 BLOCK = 2048  # candidates whose gradients are compared with each other at once
@@ -109,7 +104,7 @@ class SelectedExamples(Tabular):
 
 @guarded
 def select(
-    run: Run,
+    run: Run | Index,
     pool: Any,
     targets: Any,
     budget: int = 100,
@@ -137,22 +132,34 @@ def select(
     on MNIST with a small net it took half as long as the pass over a pool of 60,000 for a budget of
     1,000, and ten times as long for 10,000.
 
+    With `tracin.Adam()`, groups that are validation sets and `normalise="checkpoint_cosine"`, the
+    score is that of LESS (section 4.2), with Adam's second moments but without its momentum: the
+    cosine of Adam's step on the example with the gradient of a validation set, averaged over
+    checkpoints, the best of all sets. By an index the cosine is that of the example's plain
+    gradient with the set's gradient times Adam's factors: the length of the step is not in the
+    rows.
+
     Args:
-        run: The model, its loss and its checkpoints; a `tracin.TracIn`.
-        pool: The examples to select from, with labels as the loss takes them.
+        run: The model, its loss and its checkpoints; a `tracin.TracIn`. Or a `tracin.Index` with a
+            run: its rows are the pool, and scores and cosines are estimated from them, so that the
+            model sees the targets alone.
+        pool: The examples to select from, with labels as the loss takes them; None for an index.
         targets: The examples to help with.
         budget: How many to select at most.
         groups: [targets]; which group each target belongs to, such as its class; None for one
             group. A pool example's score is its mean influence on a group, the best of groups.
         normalise: None for influence itself; "cosine" divides it by the lengths of the gradients of
-            the example and of the group, so that loud examples and groups do not lead.
+            the example and of the group, so that loud examples and groups do not lead;
+            "checkpoint_cosine" does so at each checkpoint, and takes the mean, weighted as the
+            checkpoints are.
         duplicates: The cosine from which an example counts as a near-duplicate, up to 1, which
             leaves out exact copies; None to keep all.
         batch_size: "auto", or how many examples go through the model at once.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
-        QueryError: The budget, the groups or duplicates cannot be, or no example helps.
+        QueryError: The budget, normalise or duplicates cannot be, no example helps, or an index
+            comes with a pool or without a run.
         DataError: groups does not have one entry per target.
         NonFiniteError: A loss or gradient is NaN or infinite.
 
@@ -168,32 +175,27 @@ def select(
            1   2    0.8   0.8944
            2   1    0.2   0.4472
     """
-    examples, asked = open_data(run, pool, "pool"), open_examples(targets, name="targets")
     positive_int(budget, "budget", QueryError)
     if normalise is not None:
-        one_of(normalise, ("cosine",), "normalise", QueryError, also="None")
+        one_of(normalise, NORMALISED, "normalise", QueryError, also="None")
     limit = checked_cosine(duplicates)
-    names, members = grouped(groups, len(asked))
-    scores, squares = group_influence(run, examples, asked, members, batch_size, progress)
-    if normalise is not None:
-        sizes = sizes_of_means(run, asked, members, examples, batch_size)
-        lengths = squares.clamp(min=0).sqrt()[:, None] * sizes
-        scores = torch.where(lengths > 0, scores / lengths, 0.0)
+    source = _pool_of(run, pool, targets, batch_size, progress)
+    names, members = grouped(groups, len(source.target_ids))
+    scores = source.influence(members, normalise)
     best, group = scores.max(1)
     order = top_k(best[None], len(best)).places[0]
     order = order[best[order] > 0]
     if not len(order):
         raise QueryError(
-            f"None of the {len(examples)} examples of the pool has a positive influence on the "
+            f"None of the {len(source.ids)} examples of the pool has a positive influence on the "
             "targets: training on them would not help. Look at other targets, or another pool."
         )
     if limit is None:
         picked, nearest = order[:budget], torch.full((min(budget, len(order)),), torch.nan)
         dropped: tuple[tuple[Any, str], ...] = ()
     else:
-        sizes = target_lengths(run, asked, batch_size)
-        least = limit - ROUNDING * torch.finfo(score_dtype(run)).eps
-        walk = Deduplicated(run, examples, asked, sizes, least, batch_size)
+        least = limit - ROUNDING * torch.finfo(source.dtype).eps
+        walk = Deduplicated(source, least)
         with bar(min(budget, len(order)), "near-duplicates", progress) as shown:
             for step in walk.take(order, budget):
                 shown.update(step)
@@ -201,15 +203,29 @@ def select(
         dropped = tuple(walk.dropped)
     places = picked.numpy()
     return SelectedExamples(
-        examples.ids[places],
+        source.ids[places],
         places,
-        best[picked].to(score_dtype(run)),
+        best[picked].to(source.dtype),
         names[group[picked].numpy()],
         nearest.double(),
         dropped,
         budget,
-        len(examples),
+        len(source.ids),
     )
+
+
+def _pool_of(
+    run: Run | Index, pool: Any, targets: Any, batch_size: BatchSize, progress: bool | None
+) -> Pool:
+    asked = open_examples(targets, name="targets")
+    if isinstance(run, Index):
+        if pool is not None:
+            raise QueryError(
+                "An index selects from its own rows, so the pool must be None: "
+                "select(index, None, targets)."
+            )
+        return RowPool(run, asked, batch_size, progress)
+    return ModelPool(run, open_data(run, pool, "pool"), asked, batch_size, progress)
 
 
 @final
@@ -217,12 +233,8 @@ class Deduplicated:
     """Goes down a ranking of the pool, and leaves out what is too like something before it.
 
     Args:
-        run: The run.
-        pool: The ranked examples.
-        targets: What no selected example may be too like, either.
-        lengths: [targets]; the targets' squared gradient lengths.
+        pool: The ranked examples, and the targets, which no selected example may be too like.
         limit: The cosine from which two are too alike.
-        batch_size: How many examples go through the model at once.
 
     Attributes:
         picked: Positions in the pool, in the order of the ranking.
@@ -230,17 +242,9 @@ class Deduplicated:
         dropped: Id of each example left out, and the name of what it is like.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        pool: Examples,
-        targets: Examples,
-        lengths: Tensor,
-        limit: float,
-        batch_size: BatchSize,
-    ) -> None:
-        self._run, self._pool, self._targets = run, pool, targets
-        self._target_lengths, self._limit, self._batch_size = lengths, limit, batch_size
+    def __init__(self, pool: Pool, limit: float) -> None:
+        self._pool, self._limit = pool, limit
+        self._target_lengths = pool.target_squares()
         self.picked: list[int] = []
         self.nearest: list[float] = []
         self.dropped: list[tuple[Any, str]] = []
@@ -260,10 +264,9 @@ class Deduplicated:
             yield len(self.picked) - before
 
     def _take_block(self, block: list[int], budget: int) -> None:
-        mine = self._pool.subset(block)
-        own = self._products(mine, mine)
+        own = self._pool.products(block, block)
         lengths = own.diagonal()
-        most, whose = self._nearest_before(mine, lengths)
+        most, whose = self._nearest_before(block, lengths)
         among = cosines(own, lengths, lengths).numpy()
         for at, position in enumerate(block):
             if len(self.picked) == budget:
@@ -277,35 +280,33 @@ class Deduplicated:
             is_nearer = among[:, at] > most
             most[is_nearer], whose[is_nearer] = among[is_nearer, at], position
 
-    def _nearest_before(self, mine: Examples, lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """The largest cosine with a target or an example picked before, and with which: [mine]."""
-        most, whose = np.full(len(mine), -np.inf), np.zeros(len(mine), dtype=np.int64)
-        for names, other, sizes in self._before():
-            found = cosines(self._products(mine, other), lengths, sizes).max(1)
+    def _nearest_before(self, block: list[int], lengths: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """The largest cosine with a target or an example picked before, and with which: [block]."""
+        most, whose = np.full(len(block), -np.inf), np.zeros(len(block), dtype=np.int64)
+        for names, product, sizes in self._before(block):
+            found = cosines(product, lengths, sizes).max(1)
             values = found.values.numpy()
             is_nearer = values > most
             most[is_nearer] = values[is_nearer]
             whose[is_nearer] = names[found.indices.numpy()][is_nearer]
         return most, whose
 
-    def _before(self) -> Iterator[tuple[np.ndarray, Examples, Tensor]]:
-        """What candidates are compared with, in blocks: places, examples, squared lengths.
+    def _before(self, block: list[int]) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """What candidates are compared with, in parts: places, products, squared lengths.
 
         The place of a target is minus 1 minus its position, that of an example its position.
         """
-        yield -1 - np.arange(len(self._targets)), self._targets, self._target_lengths
+        products = self._pool.target_products(block)
+        yield -1 - np.arange(products.shape[1]), products, self._target_lengths
         for first in range(0, len(self.picked), BLOCK):
             part = self.picked[first : first + BLOCK]
             sizes = torch.tensor(self._picked_lengths[first : first + BLOCK], dtype=torch.float64)
-            yield np.array(part), self._pool.subset(part), sizes
+            yield np.array(part), self._pool.products(block, part), sizes
 
     def _name(self, place: int) -> str:
         if place < 0:
-            return f"target {self._targets.ids[-1 - place]}"
+            return f"target {self._pool.target_ids[-1 - place]}"
         return str(self._pool.ids[place])
-
-    def _products(self, mine: Examples, other: Examples) -> Tensor:
-        return products(self._run, mine, other, self._batch_size)
 
 
 def cosines(product: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
@@ -318,113 +319,6 @@ def cosines(product: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
     """
     lengths = ours.clamp(min=0).sqrt()[:, None] * theirs.clamp(min=0).sqrt()
     return torch.where(lengths > 0, product / lengths, 0.0)
-
-
-@settled
-def products(run: Run, some: Examples, others: Examples, batch_size: BatchSize) -> Tensor:
-    """The products of gradients, without the run's preconditioner: [some, others], float64.
-
-    Each is the sum over checkpoints that the run weighs. On the CPU.
-    """
-    return _products(plain_checkpoint_pass(run), run, some, others, batch_size, None)
-
-
-@settled
-def sizes_of_means(
-    run: Run, targets: Examples, members: Sequence[Tensor], pool: Examples, batch_size: BatchSize
-) -> Tensor:
-    """The length of each group's mean gradient, under the preconditioner as the pool fits it.
-
-    Args:
-        run: The run.
-        targets: All targets.
-        members: Per group, the positions of its targets.
-        pool: What a preconditioner is fitted on.
-        batch_size: How many examples go through the model at once.
-
-    Returns:
-        [groups], float64.
-    """
-    kernel = _products(checkpoint_pass(run), run, targets, targets, batch_size, pool)
-    return torch.stack([kernel[one][:, one].mean().clamp(min=0).sqrt() for one in members])
-
-
-@settled
-def target_lengths(run: Run, examples: Examples, batch_size: BatchSize) -> Tensor:
-    """The squared lengths of gradients, without the preconditioner: [examples], float64."""
-    found = torch.zeros(len(examples), dtype=torch.float64)
-    request = ScoreRequest(norms=True)
-    for step in plain_checkpoint_pass(run).steps(
-        examples, range(len(examples)), request, checked_size(batch_size), False, "lengths"
-    ):
-        if step.norms is not None:
-            found[step.positions.start : step.positions.stop] += step.norms.cpu()
-    return found
-
-
-def _products(
-    walk: CheckpointPass,
-    run: Run,
-    some: Examples,
-    others: Examples,
-    batch_size: BatchSize,
-    fitted_on: Examples | None,
-) -> Tensor:
-    found = torch.zeros(len(some), len(others), dtype=torch.float64)
-    size, rows = checked_size(batch_size), range(len(some))
-    request = ScoreRequest(others, range(len(others)))
-    for step in walk.steps(some, rows, request, size, False, "products", fitted_on):
-        if step.scores is not None:
-            at = slice(step.positions.start, step.positions.stop)
-            columns = slice(step.queries.start, step.queries.stop)
-            found[at, columns] += step.scores.detach().cpu().double()
-    return found
-
-
-@settled
-def group_influence(
-    run: Run,
-    pool: Examples,
-    targets: Examples,
-    members: Sequence[Tensor],
-    batch_size: BatchSize,
-    progress: bool | None,
-) -> tuple[Tensor, Tensor]:
-    """The mean influence of every example of a pool on each group, and its squared length.
-
-    [pool, groups] is held, never [pool, targets].
-
-    Args:
-        run: The run.
-        pool: The examples.
-        targets: All targets.
-        members: Per group, the positions of its targets.
-        batch_size: How many examples go through the model at once.
-        progress: Whether to show a bar.
-
-    Returns:
-        [pool, groups] and [pool], float64.
-    """
-    scores = torch.zeros(len(pool), len(members), dtype=torch.float64)
-    squares = torch.zeros(len(pool), dtype=torch.float64)
-    # Each target's part in each group's mean: [targets, groups].
-    parts = torch.zeros(len(targets), len(members), dtype=torch.float64)
-    for at, one in enumerate(members):
-        parts[one, at] = 1 / len(one)
-    is_one = len(members) == 1
-    walk = checkpoint_pass(run)
-    # One group is one sum of gradients, however many targets it has.
-    request = ScoreRequest(targets, range(len(targets)), together=is_one, norms=True)
-    for step in walk.steps(
-        pool, range(len(pool)), request, checked_size(batch_size), progress, "select"
-    ):
-        rows = slice(step.positions.start, step.positions.stop)
-        if step.scores is not None:
-            share = parts[step.queries.start : step.queries.stop]
-            scores[rows] += step.scores.detach().cpu().double() @ share
-        if step.norms is not None:
-            squares[rows] += step.norms.cpu()
-    return scores, squares
 
 
 def grouped(groups: Sequence[Any] | None, targets: int) -> tuple[np.ndarray, list[Tensor]]:

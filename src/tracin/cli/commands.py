@@ -8,6 +8,7 @@ import typer
 
 from tracin import __version__
 from tracin.cli import index_commands
+from tracin.cli.ask import ask
 from tracin.cli.destination import (
     FileFormat,
     Format,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 
+
 app = typer.Typer(
     help="Which training examples made a model say what it said.",
     no_args_is_help=True,
@@ -55,6 +57,7 @@ app = typer.Typer(
 )
 
 app.add_typer(index_commands.app, name="index")
+app.command()(ask)
 app.command()(view)
 app.command("apply")(apply_decisions)
 app.command("report")(report)
@@ -119,7 +122,7 @@ def init(
 
     Templates: points (small, with all that replay and evaluate need), image (pictures with labels),
     hf (texts with labels, by Hugging Face's Trainer), lm (a language model and a LoRA adapter),
-    regression (a table and a number).
+    questions (a language model that `tracin ask` can ask), regression (a table and a number).
     """
     texts = {folder / "run.toml": RUN, folder / "task.py": task_text(template)}
     for path in texts:
@@ -134,7 +137,11 @@ def init(
     except OSError as error:
         raise RunFileError(f"{folder} cannot be written to: {error.strerror}.") from error
     typer.echo(f"Wrote {' and '.join(map(plain, texts))}. Try:")
-    typer.echo(f"  tracin explain {plain(folder / 'run.toml')} --query 0,1 -k 3")
+    run = plain(folder / "run.toml")
+    example = f"explain {run} --query 0,1 -k 3"
+    if template is Template.questions:
+        example = f'ask {run} "what is the capital of peru ?" -k 3'
+    typer.echo(f"  tracin {example}")
 
 
 @app.command("self-influence")
@@ -238,17 +245,15 @@ def explain(
     if index is not None:
         from tracin import Index
 
-        other = [name for name in ("normalise", "group") if getattr(options, name) != "none"]
-        if other:
-            raise QueryError(
-                f"An index gives the scores themselves: explain.{other[0]} is not for --index."
-            )
+        if options.group != "none":
+            raise QueryError("An index explains queries one by one: explain.group is not for it.")
         opened_index = Index.open(index, run=opened.tracer, train=opened.task.train)
         conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
         explanations = opened_index.explain(
             chosen_queries.queries,
             options.k,
             exact=exact,
+            normalise=None if options.normalise == "none" else options.normalise,
             where=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
             target=opened.task.target,
@@ -282,9 +287,16 @@ def explain(
 @app.command("select")
 def select_examples(
     run: RunFile,
-    query: Query,
+    query: Annotated[
+        str | None,
+        typer.Option("--query", help="Positions in queries: 3,17; all of them if left out."),
+    ] = None,
     budget: Annotated[
         int | None, typer.Option("--budget", "-n", help="How many examples at most.")
+    ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option("--index", help="Select from this index, not the data: a folder or URL."),
     ] = None,
     sets: Set = None,
     out: Out = None,
@@ -293,25 +305,36 @@ def select_examples(
 ) -> None:
     """Expand a few examples into a set: those of a pool that help the model with them most.
 
-    The pool is the task's 'pool', or its training data. Near-duplicates are left out.
+    The pool is the task's 'pool', or its training data, or the rows of an index. By the task's
+    'groups' an example counts for the group of queries that it helps most. Near-duplicates are
+    left out.
     """
+    index = None if index is None else checked_folder(index)
     changed = [*(sets or []), *([f"select.budget={budget}"] if budget is not None else [])]
     read_settings(run, changed)  # a mistake is reported before torch is imported
     opened = opened_run(run, changed, Output(out, file_format, overwrite), "select")
     options, task = opened.settings.select, opened.task
+    if query is None and task.queries is None:
+        raise QueryError(
+            "The task returns no 'queries' to select for. Give --query 3,17, positions in its "
+            "training data."
+        )
     chosen_queries = _queries(task, query)
-    from tracin import select
+    from tracin import Index, select
 
+    whole = task.train if task.pool is None else task.pool
     found = select(
-        opened.tracer,
-        task.train if task.pool is None else task.pool,
+        opened.tracer if index is None else Index.open(index, run=opened.tracer),
+        whole if index is None else None,
         chosen_queries.queries,
         options.budget,
+        groups=_groups(task, chosen_queries),
         normalise=None if options.normalise == "none" else options.normalise,
         duplicates=None if options.duplicates == "none" else options.duplicates,
         batch_size=opened.settings.tracin.batch_size,
     )
-    where = {**chosen_queries.as_settings(), "pool": "train" if task.pool is None else "pool"}
+    pool = "train" if task.pool is None else "pool"
+    where = {**chosen_queries.as_settings(), "pool": pool if index is None else index}
     deliver(opened, str(found), found.columns, **where)
 
 
@@ -443,13 +466,32 @@ class _Queries:
         return {"query": self.positions, "query_data": self.where}
 
 
-def _queries(task: Task, query: str) -> _Queries:
+def _queries(task: Task, query: str | None) -> _Queries:
+    """The queries at some positions; None for all."""
     from tracin.data import open_examples
 
     where = "train" if task.queries is None else "queries"
     among = open_examples(getattr(task, where), name=where)
-    positions = _positions(query, len(among), where)
+    everything = list(range(len(among)))
+    positions = everything if query is None else _positions(query, len(among), where)
     return _Queries(among.subset(positions), positions, where)
+
+
+def _groups(task: Task, queries: _Queries) -> list[Any] | None:
+    """The group of each query; None where the task names none."""
+    if task.groups is None or task.queries is None:
+        return None
+    from tracin.data import open_examples
+
+    given = task.groups
+    named = list(given.tolist() if hasattr(given, "tolist") else given)
+    count = len(open_examples(task.queries, name="queries"))
+    if len(named) != count:
+        raise RunFileError(
+            f"The task's 'groups' has {len(named)} entries for {count} queries. Name the group of "
+            "each query."
+        )
+    return [named[position] for position in queries.positions]
 
 
 def _positions(text: str, examples: int, where: str) -> list[int]:

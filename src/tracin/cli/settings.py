@@ -53,6 +53,15 @@ class ExplainTable(_Table):
     drop_misclassified: bool = False
 
 
+class AskTable(_Table):
+    """What `ask` takes."""
+
+    k: PositiveInt = 5
+    new_tokens: PositiveInt = 64
+    normalise: Literal["none", "cosine"] = "none"
+    near_copies: Literal["none"] | Cosine = 0.8
+
+
 class MislabelledTable(_Table):
     """What `mislabelled` takes."""
 
@@ -63,7 +72,7 @@ class SelectTable(_Table):
     """What `select` takes."""
 
     budget: PositiveInt = 100
-    normalise: Literal["none", "cosine"] = "none"
+    normalise: Literal["none", "cosine", "checkpoint_cosine"] = "none"
     duplicates: Literal["none"] | Cosine = 0.98
 
 
@@ -112,6 +121,7 @@ class Settings(_Table):
     task: TaskTable
     tracin: TracInTable = Field(default_factory=TracInTable)
     explain: ExplainTable = Field(default_factory=ExplainTable)
+    ask: AskTable = Field(default_factory=AskTable)
     mislabelled: MislabelledTable = Field(default_factory=MislabelledTable)
     select: SelectTable = Field(default_factory=SelectTable)
     replay: ReplayTable = Field(default_factory=ReplayTable)

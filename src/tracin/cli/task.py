@@ -15,6 +15,7 @@ from tracin.plain_text import a_kind
 NEEDED = ("model", "loss", "train", "checkpoints")
 OPTIONAL = (
     "queries",
+    "groups",
     "target",
     "pool",
     "validation",
@@ -23,6 +24,7 @@ OPTIONAL = (
     "fit",
     "texts",
     "query_texts",
+    "tokenizer",
 )
 SHOWING = ("labels", "show", "decode")
 
@@ -37,6 +39,8 @@ class Task:
         train: The training data.
         checkpoints: The checkpoints.
         queries: Where queries come from; None for the training data.
+        groups: Which group, such as a validation set, each query belongs to, for `select`; None for
+            one group.
         target: What `explain` explains of queries, such as `tracin.Predicted()` or a function; None
             for their loss.
         pool: What `select` selects from; None for the training data.
@@ -48,6 +52,7 @@ class Task:
             or a `tracin.evaluate.StackedFit`.
         texts: The training examples' texts, for `evaluate`.
         query_texts: The queries' texts, for `evaluate`.
+        tokenizer: Makes tokens of a question and text of tokens, for `ask`.
         labels: The classes' names, for a report.
         show: Makes a `tracin.Shown` of an example, for a report; None goes by its type.
         decode: Makes a text of token ids, for a report.
@@ -58,6 +63,7 @@ class Task:
     train: Any
     checkpoints: Any
     queries: Any = None
+    groups: Any = None
     target: Any = None
     pool: Any = None
     validation: Any = None
@@ -66,6 +72,7 @@ class Task:
     fit: Any = None
     texts: Any = None
     query_texts: Any = None
+    tokenizer: Any = None
     labels: Any = None
     show: Any = None
     decode: Any = None

@@ -27,13 +27,19 @@ function = "task.py:task"
 # group = "mean"               # "none"; "sum" or "mean" make all queries one
 # drop_misclassified = true
 
+[ask]
+# k = 5                        # texts of each kind, of a language model with a "tokenizer"
+# new_tokens = 64              # how long an answer may be
+# normalise = "cosine"         # "none" or "cosine"
+# near_copies = 0.8            # share of words in common from which texts are folded; "none"
+
 [mislabelled]
 # rank_by = "loss"             # "loss_and_margin" of classes, "residual" of numbers if left out;
                                # or "margin", "aum", "el2n", "final_loss", "self_influence", ...
 
 [select]
 # budget = 100                 # how many examples of the task's "pool", or of train, at most
-# normalise = "cosine"         # "none" or "cosine"
+# normalise = "cosine"         # "none", "cosine" or "checkpoint_cosine", as in LESS
 # duplicates = 0.98            # cosine of gradients from which two count as one; "none" keeps all
 
 [replay]                       # of a task with an "optimizer"; see --template points
@@ -69,6 +75,7 @@ class Template(StrEnum):
     image = "image"
     hf = "hf"
     lm = "lm"
+    questions = "questions"
     regression = "regression"
 
 

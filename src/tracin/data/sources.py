@@ -346,7 +346,16 @@ def _understood(data: Any, name: str) -> ColumnSource | DatasetSource:
             f"{a_kind(data)}. A stream or an iterator has no fixed order to give "
             f"scores to: list({name}) makes a dataset of it where it fits in memory."
         )
-    return DatasetSource(data, name, default_collate)
+    return DatasetSource(_with_tensors(data), name, default_collate)
+
+
+def _with_tensors(dataset: Any) -> Any:
+    """A Hugging Face dataset that gives tensors in place of lists, which torch would transpose."""
+    written = getattr(dataset, "format", None)
+    if isinstance(written, Mapping) and "type" in written and written["type"] is None:
+        with_format = getattr(dataset, "with_format", None)
+        return with_format("torch") if callable(with_format) else dataset
+    return dataset
 
 
 def _from_loader(loader: DataLoader[Any], name: str) -> ColumnSource | DatasetSource:

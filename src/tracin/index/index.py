@@ -24,6 +24,7 @@ from tracin.index.measure_recall import HITS, QUERIES, RecallRequest, known_reca
 from tracin.index.row_curvature import curvature_in_words
 from tracin.index.row_scan import RowScan
 from tracin.index.rows_explained import checked_rows, rows_explained
+from tracin.index.score_scale import score_scale
 from tracin.index.search import scores_of
 from tracin.index.store import Removed, Report, Store, delete_stale, verify_files
 from tracin.index.stored_facts import stored_facts
@@ -118,6 +119,7 @@ class Index:
         k: int = 10,
         *,
         exact: bool = False,
+        normalise: str | None = None,
         where: Where = None,
         candidates: int = CANDIDATES,
         finder: Finder | None = None,
@@ -141,6 +143,11 @@ class Index:
             k: Results per query and side.
             exact: Whether the model scores the candidates again, on the training data that the
                 index was built from or opened with.
+            normalise: As in `TracIn.explain`: "cosine" divides scores by the lengths of both
+                gradients, "query" by the query's alone. The lengths are exact. Under a
+                preconditioner that of a row is the length of its plain gradient, which is what an
+                index has stored. Not with `exact` or a finder, which choose candidates by the
+                scores themselves.
             where: Which rows may be listed: a boolean array [train], or a function of
                 `index.table()` that returns one, such as `lambda rows: rows["is_right"] == 1`.
             candidates: Candidates per result, with `exact` or a finder.
@@ -160,8 +167,9 @@ class Index:
         Raises:
             IndexingError: The index is incomplete, or of another model, loss, data or checkpoints;
                 the engine's workers failed.
-            QueryError: k is out of range, `where` is not a boolean per row, the index has no run
-                or, for `exact`, no training data, or the finder returned too few candidates.
+            QueryError: k is out of range, `normalise` is unknown or comes with `exact`, `where` is
+                not a boolean per row, the index has no run or, for `exact`, no training data, or
+                the finder returned too few candidates.
             NonFiniteError: A query's loss or gradient is NaN or infinite.
             PreconditionerError: The run's preconditioner does not go with the rows.
         """
@@ -171,6 +179,7 @@ class Index:
         _check_k(k, count)
         positive_int(candidates, "candidates", QueryError)
         _check_scanner(finder, engine)
+        _check_normalise(normalise, exact or finder is not None)
         train = matched.examples() if exact else None
         size = checked_size(batch_size)
         given = open_data(matched.run, queries, "queries")
@@ -178,6 +187,9 @@ class Index:
         given = asked.queries
         sketched = matched.sketched(given, batch_size, progress, asked.loss)
         scan = RowScan(self.store, self.plan, sketched, memory, listed, progress)
+        if normalise is not None:
+            lengths = sketched.keys, sketched.weights, sketched.squared_norms
+            scan = replace(scan, scale=score_scale(self.store, *lengths, normalise))
         notes: list[str] = []
         recall, proposals = None, None
         if finder is not None:
@@ -204,13 +216,15 @@ class Index:
             )
             ids = self.ids
             sides = found[0].to_influences(ids), found[1].to_influences(ids)
-            if matched.run.preconditioner is None:
+            if matched.has_row_curvature:
+                notes.append(curvature_in_words(self.plan.columns))
+            if normalise is not None:
+                notes.append(_about_normalised(normalise, matched.run))
+            elif matched.run.preconditioner is None:
                 known, note = known_recall(self.store, sketched.keys)
                 recall = recall or known
                 notes.append(note)
             else:
-                if matched.has_row_curvature:
-                    notes.append(curvature_in_words(self.plan.columns))
                 notes.append(
                     "recall: unknown under a preconditioner; index.measure_recall() measures it"
                 )
@@ -459,6 +473,25 @@ class Index:
 
 def _check_k(k: Any, most: int) -> None:
     count_within(k, most, f"the index has {most} rows to choose from", QueryError)
+
+
+def _check_normalise(normalise: str | None, has_candidates: bool) -> None:
+    if normalise is None:
+        return
+    one_of(normalise, ("cosine", "query"), "normalise", QueryError, also="None")
+    if has_candidates:
+        raise QueryError(
+            f"exact=True and a finder choose candidates by the scores themselves, and "
+            f'normalise="{normalise}" ranks by others. Leave one of the two out, or use '
+            "run.explain(train, queries, normalise=...)."
+        )
+
+
+def _about_normalised(normalise: str, run: Run) -> str:
+    note = "recall: unknown for normalised scores"
+    if normalise == "cosine" and run.preconditioner is not None:
+        note += "; cosines are with the rows' plain gradients"
+    return note
 
 
 def _check_scanner(finder: Finder | None, engine: Gatherer | None) -> None:

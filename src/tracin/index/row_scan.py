@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor
 
+from tracin.index.score_scale import ScoreScale
 from tracin.index.store import Shard, Store
 from tracin.index.table import add_weights
 from tracin.progress import bar
@@ -115,6 +116,7 @@ class RowScan:
         keep: [rows], bool: which may be found; None for all.
         progress: None shows a bar on a terminal or in a notebook.
         is_stopped: Asked before each block; once it is true, the scan raises ScanStoppedError.
+        scale: What scores are multiplied by; None for 1.
     """
 
     store: Store
@@ -124,6 +126,7 @@ class RowScan:
     keep: Tensor | None = None
     progress: bool | None = None
     is_stopped: Callable[[], bool] | None = None
+    scale: ScoreScale | None = None
 
     def blocks(
         self, each: int, near: int, ranges: Sequence[range] | None = None
@@ -164,7 +167,8 @@ class RowScan:
         step = max(1, self.memory // each)
         for start in range(0, len(self.queries), step):
             part = slice(start, start + step)
-            yield part, replace(self, queries=self.queries.some(part))
+            scale = None if self.scale is None else self.scale.some(part)
+            yield part, replace(self, queries=self.queries.some(part), scale=scale)
 
     def kept(self, first: int, rows: int) -> Tensor | None:
         """Which rows from the first on may be found: [rows]; None for all."""

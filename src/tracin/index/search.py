@@ -77,6 +77,8 @@ def scored(scan: RowScan, ranges: Sequence[range] | None = None) -> Iterator[Sco
         for at, shard in enumerate(block.shards):
             for here, rows in block.nearer(BLOCK_ROWS):
                 scores[at, :, here] = _near_scores(scan, at, shard, rows).T
+        if scan.scale is not None:
+            scores *= scan.scale.of(block.first, len(block))
         yield Scores(block.first, scores)
 
 
@@ -164,4 +166,4 @@ def errors_of(scan: RowScan, positions: Tensor) -> Tensor:
             errors = standard_error(plan.columns, rows, query_rows, some.queries.weights[at])
             variance += errors.squeeze(2).square()
         found[part] = variance.sqrt()
-    return found
+    return found if scan.scale is None else found * scan.scale.at(positions)

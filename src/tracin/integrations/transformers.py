@@ -1,13 +1,16 @@
-"""Hugging Face's Trainer: a callback that records, and the checkpoints of runs without it."""
+"""Hugging Face's Trainer: a callback that records, its data, and the checkpoints of past runs."""
 
+import inspect
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 from torch import Tensor
 from torch.nn import Module
+from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from tracin.checkpoints import Checkpoint, Recorder, loaded, open_checkpoints
@@ -233,3 +236,62 @@ def _with_moments(checkpoint: Checkpoint, model: Module) -> Checkpoint:
         return checkpoint
     path = folder / OPTIMIZER_FILE
     return replace(checkpoint, optimizer_path=path, optimizer_names=names)
+
+
+def trainer_data(
+    dataset: Any, collator: Callable[[list[Any]], Any], model: Module
+) -> DataLoader[Any]:
+    """The examples of a Trainer's dataset, collated as the Trainer collates them.
+
+    As with `remove_unused_columns=True`, its default, the collator gets the columns that the
+    model's forward takes and those of labels; results still show examples with all columns.
+
+    Args:
+        dataset: A `datasets.Dataset`, or another map-style dataset of mappings.
+        collator: Such as `DataCollatorForLanguageModeling(tokenizer, mlm=False)` or
+            `DataCollatorForSeq2Seq(tokenizer)`. One that draws random numbers is refused later,
+            since an example would have another gradient each time.
+        model: The model that was trained; one of PEFT counts as the model within.
+
+    Returns:
+        What `tracin.TracIn` takes as train or queries.
+
+    Example:
+        >>> import torch
+        >>> from transformers import DefaultDataCollator
+        >>> class Tiny(torch.nn.Module):
+        ...     def forward(self, input_ids):
+        ...         return input_ids
+        >>> data = [{"input_ids": [1, 2], "text": "so so", "labels": 1}]
+        >>> next(iter(trainer_data(data, DefaultDataCollator(), Tiny())))
+        {'labels': tensor([1]), 'input_ids': tensor([[1, 2]])}
+    """
+    within = getattr(model, "get_base_model", None)
+    bare: Any = within() if callable(within) else model
+    taken = inspect.signature(bare.forward).parameters
+    labels = ("label", "label_ids", "labels")
+    return DataLoader(
+        dataset,
+        batch_size=8,
+        collate_fn=TakenColumns(collator, frozenset(taken) | frozenset(labels)),
+    )
+
+
+@final
+@dataclass(frozen=True)
+class TakenColumns:
+    """A collator that sees some columns only.
+
+    Attributes:
+        collator: Makes a batch of examples.
+        names: The columns that it gets.
+    """
+
+    collator: Callable[[list[Any]], Any]
+    names: frozenset[str]
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Any:
+        """The batch of some examples, without the columns that are not taken."""
+        return self.collator(
+            [{key: each[key] for key in each if key in self.names} for each in examples]
+        )

@@ -101,4 +101,5 @@ def task() -> dict[str, object]:
         "queries": trainer.get_eval_dataloader(queries),
         "checkpoints": CHECKPOINTS,  # Yours, of a past run: from_run("trainer", model).
         "decode": words.decode,
+        "tokenizer": words,  # for `tracin ask`
     }

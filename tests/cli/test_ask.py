@@ -1,0 +1,146 @@
+"""`tracin ask`: a question becomes tokens, an answer, and the training texts behind it."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tracin.cli.conversation import check_tokenizer, prompt_of, text_of_tokens, with_answer
+from tracin.cli.main import main
+from tracin.errors import QueryError, RunFileError
+from tracin.losses import IGNORED
+from tracin.results.near_copies import near_copies, words_in_all
+
+PERU = "What is the capital of Peru ?"
+
+
+class Letters:
+    """A tokenizer with a chat template, as Hugging Face's have one: a token per letter."""
+
+    chat_template = "given"
+    eos_token, eos_token_id = "|", ord("|")
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [*([1] if add_special_tokens else []), *map(ord, text)]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return "".join(chr(each) for each in ids if each != 1 and chr(each) != "|")
+
+    def apply_chat_template(self, said, *, tokenize: bool, add_generation_prompt: bool) -> str:
+        assert not tokenize
+        turns = "".join(f"{each['role'][0]}:{each['content']}|" for each in said)
+        return turns + ("a:" if add_generation_prompt else "")
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("asked")
+    with pytest.raises(SystemExit) as stop:
+        main(["init", str(folder), "--template", "questions"])
+    assert stop.value.code == 0
+    return folder / "run.toml"
+
+
+def test_a_question_is_answered_and_its_texts_are_shown_with_near_copies_folded(
+    run, capsys, tmp_path
+):
+    code, out, err = call(capsys, "ask", run, PERU, "-k", 2, "--out", tmp_path)
+
+    assert code == 0, err
+    assert "answer    it is lima ." in out
+    assert "(generated, loss " in out
+    assert "1.  id 0" in out
+    assert "(and 1 near-copy: 8)" in out
+    table = pq.read_table(tmp_path / "ask.parquet").to_pydict()
+    assert table["text"][0] == "what is the capital of peru ? it is lima ."
+    assert table["near_copy_ids"][0] == "8"
+    settings = json.loads((tmp_path / "ask.settings.json").read_text())
+    assert settings["question"] == PERU
+    assert settings["is_generated"]
+
+
+def test_a_given_answer_has_the_scores_of_its_tokens_alone(run, capsys):
+    import importlib.util
+
+    import tracin
+
+    options = "--answer", "it is cusco .", "--checkpoint", 0
+    code, out, err = call(capsys, "ask", run, PERU, *options, "--format", "json")
+    assert code == 0, err
+    assert not (run.parent / "results").exists()  # a file only where one is named
+    rows = json.loads(out)
+
+    spec = importlib.util.spec_from_file_location("asked_task", run.parent / "task.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    task = module.task()
+    conversation = with_answer(task["tokenizer"], PERU, "it is cusco .")
+    query = conversation.as_query()
+    assert (query["labels"] != IGNORED).sum() == 4
+    traced = tracin.TracIn(task["model"], "causal_lm", task["checkpoints"])
+    scores = traced.influence(task["train"], query)[:, 0]
+    assert rows[0]["kind"] == "proponent"
+    for row in rows:
+        assert row["score"] == pytest.approx(float(scores[row["position"]]), rel=1e-4)
+
+
+def test_an_unknown_checkpoint_is_refused_with_those_there_are(run, capsys):
+    code, _, err = call(capsys, "ask", run, PERU, "--checkpoint", 9)
+
+    assert code == 2
+    assert "--checkpoint 9: there is no such one; there are 0 (step-" in err
+
+
+def test_a_chat_template_is_filled_in_and_ends_the_answer():
+    tokenizer = Letters()
+
+    conversation = with_answer(tokenizer, "hi", "yes")
+
+    assert text_of_tokens(tokenizer, prompt_of(tokenizer, "hi")) == "u:hia:"
+    assert "".join(map(chr, conversation.prompt)) == "u:hi|a:"
+    assert "".join(map(chr, conversation.answer)) == "yes|"
+    assert conversation.as_query()["labels"].tolist()[0] == [IGNORED] * 7 + list(map(ord, "yes|"))
+
+
+def test_without_a_template_the_question_begins_as_a_text_and_is_not_ended():
+    class Plain(Letters):
+        chat_template = None
+
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            found = super().encode(text, add_special_tokens)
+            return [*found, self.eos_token_id] if add_special_tokens else found
+
+    conversation = with_answer(Plain(), "hi", "yes")
+
+    assert conversation.prompt == (1, *map(ord, "hi"))
+    assert conversation.answer == tuple(map(ord, "yes"))
+    with pytest.raises(QueryError, match="makes no token of the answer ''"):
+        with_answer(Plain(), "hi", "")
+
+
+def test_what_makes_no_tokens_is_refused():
+    with pytest.raises(RunFileError, match="the task must return its 'tokenizer' too"):
+        check_tokenizer(None)
+    with pytest.raises(RunFileError, match="'tokenizer', str, has no decode"):
+        check_tokenizer("gpt2")
+
+
+def test_texts_that_differ_only_within_a_template_are_no_near_copies():
+    shared = "system: you are a helpful assistant and always answer in one short sentence. user: "
+    texts = [f"{shared}{each}" for each in ("name a fruit", "a fruit, name!", "count to ten")]
+
+    common = words_in_all(texts)
+
+    assert near_copies(texts, 0.8, common) == [[0, 1], [2]]
+    assert near_copies(["so", "So."], 0.8, words_in_all(["so", "So."])) == [[0, 1]]
