@@ -11,7 +11,7 @@ from torch import nn
 
 import tracin
 from tracin.cli.main import main
-from tracin.plain_text import plain, plain_lines
+from tracin.plain_text import display_width, middle_cut, plain, plain_lines
 from tracin.results.explanations import TopInfluences
 
 HOSTILE = "\x1b[2K\rproponent  harmless.png  99\n\u202egpj.exe\u2028\x9b1A\x07\u200b"
@@ -40,6 +40,15 @@ def is_safe(text: str) -> bool:
 )
 def test_what_a_terminal_obeys_is_shown_as_python_writes_it(value, shown):
     assert plain(value) == shown
+
+
+@pytest.mark.parametrize("letter", ["a", "e\u0301", "\u732b", "\u0915\u094d"], ids=ascii)
+@pytest.mark.parametrize("most", [0, 2, 3, 24])
+def test_a_cut_text_fits_and_keeps_both_ends(letter, most):
+    cut = middle_cut(f"<{letter * 60}>", most)
+
+    assert display_width(cut) <= most
+    assert most < 24 or (cut[0], cut[-1], "..." in cut) == ("<", ">", True)
 
 
 def test_further_lines_of_a_message_cannot_look_like_messages_of_their_own():

@@ -64,7 +64,7 @@ def middle_cut(text: str, most: int) -> str:
         return text
     left = max(0, most - len(_CUT))
     end = _fitting(reversed(text), left // 2)
-    return f"{_fitting(text, left - left // 2)}{_CUT}{end[::-1]}"[: max(most, 0)]
+    return _fitting(f"{_fitting(text, left - left // 2)}{_CUT}{end[::-1]}", most)
 
 
 def listed(names: Iterable[object], most: int = 4) -> str:

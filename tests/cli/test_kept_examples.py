@@ -128,7 +128,6 @@ def test_the_command_keeps_them_unless_it_is_told_not_to(tmp_path, capsys):
 
     without = call("mislabelled", run, "--out", none, "--set", "output.examples=0")
     told = call("mislabelled", run, "--out", kept, "--set", "output.examples=20")
-    call("report", kept)
 
     assert "to look at" not in without
     assert not (none / "examples.parquet").exists()

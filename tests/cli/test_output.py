@@ -155,6 +155,27 @@ def test_an_earlier_result_is_refused_before_the_work(stopped, capsys, name):
     assert f"{name} is already there and is not overwritten" in err
 
 
+def test_a_result_that_another_command_wrote_meanwhile_is_kept(begun, capsys, tmp_path):
+    meanwhile = """
+import pathlib
+of_template = task
+
+def task():
+    pathlib.Path(__file__).with_name("x.csv").write_text("theirs")
+    return of_template()
+"""
+    (tmp_path / "task.py").write_text((begun.parent / "task.py").read_text() + meanwhile)
+    (tmp_path / "run.toml").write_text(begun.read_text())
+
+    code, out, _ = call(capsys, "explain", tmp_path / "run.toml", *FEW, "--out", tmp_path / "x.csv")
+
+    assert code == 0
+    assert f"written to {tmp_path / 'x-2.csv'}" in out
+    assert f"another command wrote {tmp_path / 'x.csv'} meanwhile, and it was kept" in out
+    assert (tmp_path / "x.csv").read_text() == "theirs"
+    assert (tmp_path / "x-2.settings.json").is_file()
+
+
 class Terminal(io.TextIOWrapper):
     def isatty(self):
         return True
@@ -222,16 +243,40 @@ def test_only_marks_are_coloured():
     assert coloured("proponent  7\nan opponent") == "\x1b[32mproponent\x1b[0m  7\nan opponent"
 
 
-def test_what_a_task_prints_is_not_in_the_table(begun, capsys, tmp_path):
-    text = (begun.parent / "task.py").read_text()
-    (tmp_path / "task.py").write_text(f"{text}\n\nprint('loading')\n")
+def test_what_a_task_its_data_and_its_loss_print_is_not_in_the_table(begun, capsys, tmp_path):
+    loud = """
+print("loading")
+of_template = task
+
+class Loud:
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, at):
+        print("fetching")
+        return self.data[at]
+
+def loss(model, batch):
+    print("losing")
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+def task():
+    made = of_template()
+    train = torch.utils.data.TensorDataset(*made["train"])
+    return {**made, "train": Loud(train), "loss": loss}
+"""
+    (tmp_path / "task.py").write_text((begun.parent / "task.py").read_text() + loud)
     (tmp_path / "run.toml").write_text(begun.read_text())
 
     code, out, err = call(capsys, "explain", tmp_path / "run.toml", *FEW, "--format", "csv")
 
     assert code == 0
     assert out.startswith('"query","kind"')
-    assert "loading" in err
+    assert len(out.splitlines()) == 5
+    assert {"loading", "fetching", "losing"} <= set(err.split())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no pipes of a shell here")

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sqlite3
+from contextlib import closing
 
 import numpy as np
 import polars
@@ -253,3 +255,40 @@ def test_a_new_label_is_of_the_kind_of_the_others():
     for value in ("", "x" * 201, 2):
         with pytest.raises(DecisionError, match="a text of 1 to 200 characters"):
             as_label(value, texts)
+
+
+@pytest.mark.parametrize("label", [2.5, float("nan"), True, "cat", [2]], ids=repr)
+def test_a_program_decides_for_a_label_of_the_data_s_kind_or_is_refused(tmp_path, label):
+    saved(tmp_path)
+
+    with pytest.raises(DecisionError, match=r"A new label is a whole number, as those of the data"):
+        tracin.Decisions.decide(tmp_path, 1, "relabelled", label)
+
+    assert len(tracin.Decisions.open(tmp_path)) == 0
+
+
+def test_a_program_decides_by_numbers_of_numpy(tmp_path):
+    saved(tmp_path)
+
+    tracin.Decisions.decide(tmp_path, np.int64(1), "relabelled", np.int64(2))  # pyright: ignore
+
+    assert tracin.Decisions.open(tmp_path).relabelled(TRAIN)[1].tolist() == [0, 2, *GIVEN[2:]]
+
+
+@pytest.mark.parametrize("position", [True, 1.0, None, "1", 99], ids=repr)
+def test_a_position_is_a_whole_number_of_the_data(tmp_path, position):
+    saved(tmp_path)
+
+    with pytest.raises(DecisionError, match=r"Position .* is not in .*, which holds 8 examples"):
+        tracin.Decisions.decide(tmp_path, position, "wrong")
+
+
+@pytest.mark.parametrize("label", ["2.5", "NaN"])
+def test_a_label_of_another_kind_in_the_log_is_never_rounded(tmp_path, label):
+    saved(tmp_path)
+    tracin.Decisions.decide(tmp_path, 1, "relabelled", 2)
+    with closing(sqlite3.connect(tmp_path / "decisions.sqlite")) as log, log:
+        log.execute("UPDATE log SET label = ?", (label,))
+
+    with pytest.raises(DecisionError, match="A new label is a whole number"):
+        tracin.Decisions.open(tmp_path)

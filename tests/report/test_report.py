@@ -146,6 +146,20 @@ def test_opponents_that_the_model_agrees_with_are_said_to_be_so(tmp_path, explan
     assert "wrong labels are not the likely cause" in page.text
 
 
+@pytest.mark.parametrize("ranked", [True, False])
+def test_numbers_are_neither_agreed_with_nor_counted_as_labels(tmp_path, ranked):
+    model = torch.nn.Linear(1, 1, bias=False)
+    run = tracin.TracIn(model, "mse", [{"weight": torch.zeros(1, 1)}], learning_rates=[0.5])
+    data = torch.ones(4, 1), torch.tensor([1.0, 2.0, -1.0, -3.0])
+    results = [run.explain(data, data, k=2), *([run.find_mislabelled(data)] if ranked else [])]
+
+    page = page_of(tmp_path, *results, train=data, queries=data)
+
+    assert "Look at examples 3 and 2 first: learning them raised this loss most." in page.text
+    assert "agrees with the labels" not in page.text
+    assert "are labelled" not in page.text
+
+
 def test_opponents_that_lowered_the_loss_are_not_called_against_it(tmp_path, explanations):
     page = page_of(tmp_path, replace(explanations, opponents=explanations.proponents))
 

@@ -38,6 +38,15 @@ def test_a_number_with_its_interval_is_never_cut():
     assert lines[1].split()[0] == f"{'a' * 12}...{'a' * 11}"
 
 
+def test_on_a_narrow_screen_a_long_id_leaves_room_for_the_score():
+    rows = [["proponent", "data/train/" + "x" * 90, 1234.5, 7]]
+
+    lines = aligned(["kind", "id", "score", "label"], rows, 40).split("\n")
+
+    assert lines[0].split() == ["kind", "id", "score", "label"]
+    assert max(map(len, lines)) <= 40
+
+
 def test_letters_that_take_two_columns_are_counted_as_two():
     lines = aligned(["id", "n"], [["猫" * 60, 1], ["e\u0301", 2]], 80).split("\n")
 

@@ -1,5 +1,7 @@
 """The commands. torch is imported late, so that --help answers at once."""
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -95,6 +97,8 @@ def common(
 ) -> None:
     """Which training examples made a model say what it said."""
     context.with_resource(shown_log(verbose))
+    # A command may turn standard output away from what a task prints; here it comes back.
+    context.with_resource(redirect_stdout(sys.stdout))
 
 
 @app.command()
@@ -199,12 +203,9 @@ def mislabelled(
         batch_size=opened.settings.tracin.batch_size,
     )
     shown = suspects.as_text(SHOWN if rows is None else rows)
-    path = opened.destination.path
-    if path is not None and path.suffix == ".parquet":
-        shown += f"\nTo look at them and decide: tracin view {plain(path)}"
     # A program that asks for some rows gets no more; a file holds all.
-    columns = suspects.head(rows).columns if rows is not None and path is None else suspects.columns
-    deliver(opened, shown, columns)
+    some = suspects if rows is None or opened.destination.path is not None else suspects.head(rows)
+    deliver(opened, shown, some.columns, hint="To look at them and decide: tracin view")
     _keep_examples(opened, [suspects.positions], adds=False)
 
 

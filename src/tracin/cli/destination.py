@@ -43,17 +43,27 @@ class Destination:
         folder: Where the command keeps what it may take up again.
         path: The table's file; None for standard output alone.
         format: What standard output takes.
+        overwrite: Whether an earlier result may be replaced.
     """
 
     command: str
     folder: Path
     path: Path | None
     format: Format
+    overwrite: bool = False
 
     @property
     def is_for_programs(self) -> bool:
         """Whether standard output is read by a program, and must hold the table alone."""
         return self.path is None and self.format != Format.TABLE
+
+    def free(self, path: Path) -> Path:
+        """`path`, or the next name of its kind where another command wrote it during the work."""
+        free, number = path, 1
+        while not self.overwrite and any(map(os.path.lexists, (free, settings_path(free)))):
+            number += 1
+            free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        return free
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Output:
         check_writable(path.parent)
         for each in (path, settings_path(path)):
             check_new(each, self.overwrite)
-        return Destination(command, path.parent, path, Format.TABLE)
+        return Destination(command, path.parent, path, Format.TABLE, self.overwrite)
 
     def _check_stdout(self) -> None:
         if self.format in (Format.CSV, Format.PARQUET):

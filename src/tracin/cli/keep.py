@@ -64,7 +64,7 @@ def _holds(text: str, rows: "Rows") -> "np.ndarray":
     column = rows[name]
     try:
         return column == (value if column.dtype == object else column.dtype.type(value))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # no number, or none of this many bits
         raise QueryError(
             f"--keep {text}: the column '{name}' holds {column.dtype}; {value!r} is not one."
         ) from error

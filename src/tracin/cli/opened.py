@@ -1,10 +1,9 @@
 """A run with all that its commands work with: settings, the task, the front door."""
 
 import sys
-from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from tracin.cli.destination import Destination, Output
 from tracin.cli.settings import Settings, TracInTable, read_settings
@@ -17,12 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A run with all that its commands work with."""
+    """A run with all that its commands work with.
+
+    Attributes:
+        settings: What the RUN.toml and the command line say.
+        task: What the task function returned.
+        tracer: The front door.
+        destination: Where the result goes.
+        stdout: Standard output, which only the result is written to if a program reads it.
+    """
 
     settings: Settings
     task: Task
     tracer: "TracIn"
     destination: Destination
+    stdout: TextIO
 
 
 def opened_run(run: Path, sets: list[str] | None, output: Output, command: str) -> Opened:
@@ -38,10 +46,11 @@ def opened_run(run: Path, sets: list[str] | None, output: Output, command: str) 
     destination = output.destination(command, run.parent / settings.output.folder)
     options = settings.tracin
     _check_device(options.device, run)
-    # A task may print, and a program that reads a table reads nothing else.
-    quiet = redirect_stdout(sys.stderr) if destination.is_for_programs else nullcontext()
-    with quiet:
-        task = load_task(settings.task.function, run)
+    stdout = sys.stdout
+    if destination.is_for_programs:
+        # A task may print, and so may its data and its loss, until the command ends.
+        sys.stdout = sys.stderr
+    task = load_task(settings.task.function, run)
     from tracin import EKFAC, KFAC, Adam, Kernel, TracIn
 
     kept = _curvature_folder(options, run)
@@ -62,7 +71,7 @@ def opened_run(run: Path, sets: list[str] | None, output: Output, command: str) 
         device=options.device,
         preconditioner=preconditioners[options.preconditioner],
     )
-    return Opened(settings, task, tracer, destination)
+    return Opened(settings, task, tracer, destination, stdout)
 
 
 def _curvature_folder(options: TracInTable, run: Path) -> Path | None:

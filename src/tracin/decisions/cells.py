@@ -164,7 +164,7 @@ def number_in(words: str) -> int | float | None:
 
 
 def as_label(value: Any, like: Cells) -> Cell:
-    """A new label, of the kind of those that are there.
+    """A new label, of the kind of those that are there: 2.5 is no label among whole numbers.
 
     Raises:
         DecisionError: It is of another kind, too long, or not finite.
@@ -173,6 +173,7 @@ def as_label(value: Any, like: Cells) -> Cell:
         >>> as_label("7", like=Cells(np.array([1, 2])))
         7
     """
+    value = value.item() if isinstance(value, np.generic) else value
     if like.is_text:
         if isinstance(value, str) and 0 < len(value) <= 200:
             return value

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from tracin.decisions.cells import as_label
 from tracin.decisions.log import KINDS, Decision, DecisionLog
 from tracin.decisions.ranked_table import RankedTable
 
@@ -35,7 +36,8 @@ def mended_columns(table: RankedTable, log: DecisionLog) -> dict[str, np.ndarray
     labels = np.array(table.given.array(), copy=True)
     for row, one in log.holding().items():
         if one.kind == "relabelled":
-            labels[row] = one.label
+            # Checked again: an entry by an earlier release may be of another kind.
+            labels[row] = as_label(one.label, table.given)
     names = np.array(KINDS, dtype=object)
     return {
         "id": table.ids.array(),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tracin.analysis.edited_data import kept_examples, label_column, relabelled_examples
+from tracin.checks import is_int
 from tracin.decisions.decided import decided_columns, mended_columns
 from tracin.decisions.exports import label_studio_bytes
 from tracin.decisions.log import DecisionLog
@@ -102,10 +103,12 @@ class Decisions(Tabular):
             label: The new label, for "relabelled".
 
         Raises:
-            DecisionError: There is no such position or kind, or a label where none belongs.
+            DecisionError: There is no such position or kind, a label where none belongs, or one of
+                another kind than those of the data.
         """
         table = ranked_table_in(folder)
-        row = int(np.searchsorted(table.positions, position))
+        is_whole = is_int(position) or isinstance(position, np.integer)
+        row = int(np.searchsorted(table.positions, position)) if is_whole else len(table)
         if row == len(table) or table.positions[row] != position:
             raise DecisionError(
                 f"Position {position!r} is not in {table.path}, which holds {len(table)} examples."

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from tracin.checks import one_of
+from tracin.decisions.cells import as_label
 from tracin.decisions.ranked_table import RankedTable, id_text
 from tracin.errors import DecisionError
 
@@ -181,7 +182,8 @@ class DecisionLog:
 
         Raises:
             DecidedElsewhereError: A row has a newer decision than was seen.
-            DecisionError: A row, kind or label makes no sense, or the disk is full.
+            DecisionError: A row, kind or label makes no sense, the label is of another kind than
+                those of the table, or the disk is full.
         """
         one_of(kind, KINDS, "A decision", DecisionError)
         if (label is not None) != (kind == "relabelled"):
@@ -194,12 +196,13 @@ class DecisionLog:
             raise DecisionError(
                 f"Rows are numbers from 0 to {len(self._table) - 1}, each once; got {rows!r:.60}."
             )
+        new = None if label is None else as_label(label, self._table.given)
         with self._lock, self._writing():
             if seen is not None:
                 for row, seq in zip(rows, seen, strict=True):
                     if self.latest(row).seq != seq:
                         raise DecidedElsewhereError(row)
-            text = None if label is None else json.dumps(label)
+            text = None if new is None else json.dumps(new)
             befores = [self.latest(row).state for row in rows]
             states: list[int | None] = [None] * len(rows)
             self._append(_DECIDED, None, tab, rows, [(kind, text)] * len(rows), befores, states)

@@ -18,13 +18,14 @@ class Judged:
     Attributes:
         given: Its label in the data.
         suggested: The label that the model would rather give.
-        disagrees: Whether the model finds the suggested label likelier than the given one.
+        disagrees: Whether the model finds the suggested label likelier than the given one; None
+            where labels are numbers, of which none is simply right.
         loss: Its loss; None where that is unknown.
     """
 
     given: Any
     suggested: Any
-    disagrees: bool
+    disagrees: bool | None
     loss: float | None
 
 
@@ -46,11 +47,16 @@ def disagreements(suspects: Suspects) -> np.ndarray:
 
 
 def judged_by_facts(influences: Iterable[Influence]) -> dict[int, Judged]:
-    """The examples that explanations know the label and the predicted class of, by position."""
+    """The examples that explanations know the label and the prediction of, by position."""
+    known = [one for one in influences if one.label is not None and one.predicted is not None]
     return {
-        one.position: Judged(one.label, one.predicted, one.label != one.predicted, one.loss)
-        for one in influences
-        if isinstance(one.label, int) and isinstance(one.predicted, int)
+        one.position: Judged(
+            one.label,
+            one.predicted,
+            one.label != one.predicted if isinstance(one.label, int) else None,
+            one.loss,
+        )
+        for one in known
     }
 
 
@@ -60,11 +66,12 @@ def judged(suspects: Suspects | None, positions: Iterable[int]) -> dict[int, Jud
         return {}
     rows = np.flatnonzero(np.isin(suspects.positions, np.array(list(positions), dtype=np.int64)))
     disagrees, loss = disagreements(suspects), suspects.scores.get("loss")
+    has_classes = are_classes(suspects)
     return {
         int(suspects.positions[row]): Judged(
             suspects.given_labels[row],
             suspects.suggested_labels[row],
-            bool(disagrees[row]),
+            bool(disagrees[row]) if has_classes else None,
             None if loss is None else float(loss[row]),
         )
         for row in rows

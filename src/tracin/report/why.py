@@ -235,7 +235,9 @@ def _say(
     """What to do, in words, and whether it is a warning."""
     pairs = list(zip(sides[1], views[1], strict=True))
     against = [(one, view) for one, view in pairs if one.score < 0]
-    labels = _labels(query, views, [view for _, view in against])
+    # Two numbers are hardly ever equal, and the model hits none of them.
+    are_numbers = any(judgement.disagrees is None for judgement in known.values())
+    labels = "" if are_numbers else _labels(query, views, [view for _, view in against])
     if not against:
         none = "raised this loss" if target is None else f"lowered {one_line(target)}"
         return f"No training example {none}.{labels}", False
@@ -251,7 +253,7 @@ def _say(
             "that are wrong, and train again."
         )
         return say + labels, len(doubted) >= len(against) / 2
-    if any(one.position in known for one, _ in against):
+    if not are_numbers and any(one.position in known for one, _ in against):
         say = (
             f"The model agrees with the labels of {strongest}, so wrong labels are not the likely "
             f"cause. Look at {_ids([one for one, _ in against])}: what have they in common with "

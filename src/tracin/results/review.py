@@ -14,7 +14,7 @@ from typing import Any, final
 
 import numpy as np
 
-from tracin.checks import count_within, is_int
+from tracin.checks import is_int
 from tracin.errors import QueryError
 from tracin.results.table import Columns, aligned
 from tracin.results.tabular import Tabular
@@ -171,7 +171,11 @@ def drawn(total: int, n: Any, seed: Any) -> np.ndarray:
     """
     _check_total(total)
     count = int(n) if isinstance(n, np.integer) else n
-    count_within(count, total, f"there are {total}", QueryError, "rows to review")
+    if not is_int(count, 1, total):
+        raise QueryError(
+            f"n={n!r} rows to review were asked for, but there are {total}. Give an n "
+            f"from {FEWEST} to {total}."
+        )
     if count < FEWEST:
         raise QueryError(
             f"n={count} rows are too few to sample {STRATA} parts of the ranking; give at least "

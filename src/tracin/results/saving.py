@@ -1,5 +1,6 @@
 """Columns as files and for other libraries: Arrow, Parquet, CSV, JSON, HTML."""
 
+import errno
 import io
 import json
 import math
@@ -114,9 +115,10 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
             write(unfinished)
     except (OSError, ValueError) as error:  # a ValueError where the name holds a NUL
         reason = getattr(error, "strerror", None) or error
+        is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "free some space, or use another path" if is_full else "use another path"
         raise OutputError(
-            f"Cannot write {str(target)!r}: {reason}. No partial file is left; free some space, or "
-            "use another path."
+            f"Cannot write {str(target)!r}: {reason}. No partial file is left; {way_out}."
         ) from error
 
 

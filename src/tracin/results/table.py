@@ -16,6 +16,7 @@ Columns = Mapping[str, np.ndarray]
 SCREEN = 80  # columns of a terminal, where the output goes elsewhere
 NARROWEST = 20
 SHORTEST = 24  # columns of a text that is never cut, such as a number with its interval
+NARROW = 3  # what is cut keeps this part of a screen, where that is less
 _GAP = "  "
 
 
@@ -119,8 +120,10 @@ def _natural(names: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
 
 def _fitted(natural: Sequence[int], is_number: Sequence[bool], room: int) -> list[int]:
     """The widths of as many columns as fit, of the first at least."""
+    # On a narrow screen one long id must not push out the score next to it.
+    shortest = min(SHORTEST, room // NARROW)
     least = [
-        width if right else min(width, SHORTEST)
+        width if right or width <= SHORTEST else shortest
         for width, right in zip(natural, is_number, strict=True)
     ]
     count = len(natural)

@@ -1,6 +1,8 @@
 """Runs the page on this machine: a port of the kernel's choice, a token of this start's own."""
 
+import asyncio
 import html
+import logging
 import os
 import secrets
 import shutil
@@ -95,8 +97,25 @@ def serve(viewer: Viewer, options: ServerOptions, say: Callable[[str], object]) 
             limit_concurrency=64,
             timeout_graceful_shutdown=2,
         )
-        with suppress(KeyboardInterrupt):  # how it ends
+        with unfinished_requests_end_quietly(), suppress(KeyboardInterrupt):  # how it ends
             uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def unfinished_requests_end_quietly() -> Iterator[None]:
+    """Keep requests that Ctrl-C cuts off from being logged as errors, each with a traceback."""
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(_is_no_cut)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_cut)
+
+
+def _is_no_cut(record: logging.LogRecord) -> bool:
+    kind = record.exc_info[0] if record.exc_info else None
+    is_cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+    return not is_cancelled and "timeout graceful shutdown exceeded" not in str(record.msg)
 
 
 def _end_in_order() -> None:
