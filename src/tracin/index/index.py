@@ -14,7 +14,7 @@ from tracin.errors import IndexingError, QueryError
 from tracin.guards import guarded
 from tracin.index.bounds import LimitSearch, is_narrow
 from tracin.index.candidates import best_proposed, finder_recall, proposed
-from tracin.index.contents import plan_in
+from tracin.index.contents import plan_in, rows_under
 from tracin.index.exact import Candidates, rescored
 from tracin.index.fan_out import SearchTask, best_of_all, estimated_candidates, strongest
 from tracin.index.finder import Finder
@@ -204,7 +204,7 @@ class Index:
             )
             ids = self.ids
             sides = found[0].to_influences(ids), found[1].to_influences(ids)
-            if matched.run.preconditioner is None:
+            if matched.is_as_rows:
                 known, note = known_recall(self.store, sketched.keys)
                 recall = recall or known
                 notes.append(note)
@@ -363,13 +363,16 @@ class Index:
 
         Raises:
             IndexingError: The index is incomplete, or has no rows at one of the run's checkpoints.
-            QueryError: The run has a preconditioner: an index keeps norms of plain gradients.
+            QueryError: The run has a preconditioner, and the index keeps norms of plain gradients.
+            PreconditionerError: The index keeps norms under Adam, and the run is not.
         """
-        if self.run is not None and self.run.preconditioner is not None:
+        is_plain = rows_under(self.store.manifest) is None
+        if self.run is not None and self.run.preconditioner is not None and is_plain:
             raise QueryError(
-                "An index keeps the norms of plain gradients, and its run has preconditioner="
+                "This index keeps the norms of plain gradients, and its run has preconditioner="
                 f"{self.run.preconditioner!r}. Use run.self_influence(train), or "
-                "index.with_run(...) of a run without one."
+                "index.with_run(...) of a run without one. An index that is built by a run with "
+                "tracin.Adam() keeps the norms under Adam."
             )
         weights = None if self._matched is None else self._matched.weights_by_key()
         return exact_self_influence(self.store, weights)

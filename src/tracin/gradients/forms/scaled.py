@@ -6,6 +6,7 @@ from torch import Tensor
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient, blocks
 from tracin.gradients.forms.rows import SparseRows
+from tracin.gradients.forms.scaled_entries import ScaledEntries
 
 
 @torch.no_grad()
@@ -24,3 +25,9 @@ def scaled(form: PerExampleGradient, factors: Tensor) -> Dense | SparseRows:
         part = form.part(start, stop).dense() if start else first
         torch.mul(part, factors.to(part), out=rows[start:stop])
     return Dense(rows)
+
+
+@torch.no_grad()
+def scaled_in_parts(form: PerExampleGradient, factors: Tensor) -> ScaledEntries | SparseRows:
+    """As `scaled`, but what is written out is so part by part, by whoever reads it."""
+    return form.scaled(factors) if isinstance(form, SparseRows) else ScaledEntries(form, factors)
