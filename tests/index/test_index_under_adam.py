@@ -39,10 +39,10 @@ def plain(runner: tracin.TracIn) -> tracin.TracIn:
     return tracin.TracIn(net(), "cross_entropy", runner.checkpoints)
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def files(folder: Path | str) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
+        for path in Path(folder).rglob("*")
         if path.is_file()
     }
 
@@ -174,7 +174,7 @@ def test_bounds_hold_under_the_factors(tmp_path: Path):
 
 def test_a_build_that_was_broken_off_ends_in_the_same_bytes(tmp_path: Path):
     runner = run(tmp_path)
-    whole = files(index_of(tmp_path, runner, dim=16, shard_size=8).store.place.path)
+    whole = files(index_of(tmp_path, runner, dim=16, shard_size=8).store.place.url)
     lost = sorted(name for name in whole if name.startswith("rows/"))[1::2]
     for name in [*lost, "table.parquet"]:
         (tmp_path / "index" / name).unlink()
@@ -197,7 +197,7 @@ def test_more_rows_come_under_the_same_factors(tmp_path: Path):
 
 def test_a_worker_of_another_process_makes_the_same_rows(tmp_path: Path):
     runner = run(tmp_path)
-    alone = files(index_of(tmp_path, runner, dim=16).store.place.path)
+    alone = files(index_of(tmp_path, runner, dim=16).store.place.url)
     job = begun(runner, TRAIN, tmp_path / "two", tracin.Projection(16), "float32", 8192, "auto")
 
     with pickle.loads(pickle.dumps(job)).open() as build:
@@ -248,7 +248,7 @@ def test_other_runs_are_refused_in_words(word: str, tmp_path: Path):
 
 def test_an_index_of_plain_gradients_stays_one_and_answers_adam(tmp_path: Path):
     runner = run(tmp_path)
-    before = files(index_of(tmp_path, plain(runner)).store.place.path)
+    before = files(index_of(tmp_path, plain(runner)).store.place.url)
 
     index = index_of(tmp_path, runner)
 

@@ -134,7 +134,8 @@ class Index:
         model. `TopInfluences.is_certain` then says whether the k-th exact score is beyond every
         other row's estimate and three standard errors, so that no other row is expected to belong
         in the list. Under `tracin.KFAC()` the queries are multiplied by curvature that is computed
-        from the rows (docs/kfac.md), and nothing is called certain.
+        from the rows (docs/kfac.md), and nothing is called certain. An index that was built under
+        `tracin.Adam()` answers runs with it alone.
 
         Args:
             queries: The examples whose loss is explained.
@@ -358,6 +359,8 @@ class Index:
     def self_influence(self) -> Tensor:
         """Each row's influence on itself, exact, with the run's weights or those of the build.
 
+        Of an index that was built under `tracin.Adam()` it is that under Adam.
+
         Returns:
             [train].
 
@@ -382,8 +385,9 @@ class Index:
 
         `label` is -1 where the loss has none. `is_right` is 1 where the model's highest score was
         the label's, 0 where it was another's, -1 where that is unknown. `self_influence` is exact,
-        with the weights of the build; `self_influence_sketched` is the estimate from the rows.
-        polars and pandas take the table as it is; a complete index keeps it in `table.parquet`.
+        with the weights of the build, and under Adam if the rows are; `self_influence_sketched` is
+        the estimate from the rows. polars and pandas take the table as it is; a complete index
+        keeps it in `table.parquet`.
 
         Returns:
             By name, an array [train].
