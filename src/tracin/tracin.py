@@ -513,6 +513,9 @@ class TracIn(Run):
         files of `shard_size` rows. Files that exist are not built again: after a crash, make the
         same call. With more rows after the old ones, or more checkpoints, these are added.
 
+        With `preconditioner=tracin.Adam()` a new index keeps gradients under the root of Adam's
+        factors, and serves such runs alone; with any other, or none, it keeps plain gradients.
+
         Args:
             train: The training data.
             folder: A folder, or any URL that fsspec knows.
@@ -527,6 +530,7 @@ class TracIn(Run):
 
         Raises:
             IndexingError: The folder holds another index, or cannot be written; a worker failed.
+            PreconditionerError: The folder holds an index under Adam, and this run is not.
             NonFiniteError: A loss or gradient is NaN or infinite.
         """
         job = begun(self, train, folder, projection, number_format, shard_size, batch_size)

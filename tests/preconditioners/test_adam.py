@@ -566,17 +566,19 @@ def test_moments_of_another_shape_are_refused(tmp_path: Path):
     refused(tmp_path, state, r"0\.bias has shape \[2, 3\] after 7 steps")
 
 
-def test_an_index_takes_the_preconditioner_on_its_queries(tmp_path: Path):
+def test_an_index_of_plain_gradients_takes_the_preconditioner_on_its_queries(tmp_path: Path):
     runner = run(tmp_path)
     train, queries = data(20), data(5, 1)
     plain = tracin.TracIn(net(), "cross_entropy", runner.checkpoints)
     options: Any = {"number_format": "float32", "recall_queries": 0}
-    index = runner.index(train, tmp_path / "index", tracin.Projection(4096), **options)
+    index = plain.index(train, tmp_path / "index", tracin.Projection(4096), **options)
+    index = index.with_run(runner)
 
     for one in (runner, plain):
         wanted = one.influence(train, queries).float()
         apart = (index.with_run(one).influence(queries) - wanted).abs().max()
         assert float(apart / wanted.abs().max()) < 1e-5
+    index = tracin.Index.open(tmp_path / "index", run=runner, train=train)
     found = index.explain(queries, k=3, exact=True).proponents
     assert (found.positions == runner.explain(train, queries, k=3).proponents.positions).all()
     assert "unknown under a preconditioner" in str(index.explain(queries, k=1))

@@ -8,7 +8,15 @@ from typing import Any
 from tracin.checks import positive_int
 from tracin.engines import Engine, Mesh
 from tracin.errors import IndexingError
-from tracin.index.contents import about_of, checkpoint_keys, draw_of, plan_in, projection_of
+from tracin.index.contents import (
+    about_of,
+    checkpoint_keys,
+    draw_of,
+    plan_in,
+    projection_of,
+    refuse_other_preconditioner,
+    rows_under,
+)
 from tracin.index.data import (
     Losses,
     added_of,
@@ -26,6 +34,7 @@ from tracin.index.rows import group_weights, groups_of, plan_of
 from tracin.index.store import Entry, Manifest, Store, absolute, number_format, open_storage
 from tracin.index.store.manifest import FILE, refuse_other
 from tracin.index.table import extra_columns, write_table
+from tracin.preconditioners import Adam
 from tracin.run import Run, open_data, parameter_shapes, rows_pass
 from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.sharding import by_first, is_sharded, led
@@ -46,6 +55,7 @@ def begun(
 
     Raises:
         IndexingError: The folder holds another index, or an option cannot be.
+        PreconditionerError: The folder holds an index under Adam, and the run is under another.
     """
     number_format(numbers)
     positive_int(shard_size, "shard_size", IndexingError)
@@ -53,18 +63,20 @@ def begun(
     examples = open_data(run, train, "train")
     where = absolute(folder)
     projection = projection or Projection()
-    known = partial(_known_plan, where, projection)
-    plan = by_first(known) if is_sharded(run.model) else known()
+    known = partial(_known, where, projection, run)
+    plan, under = by_first(known) if is_sharded(run.model) else known()
     if plan is None:
         groups = groups_of(run.weights, run.parameters)
-        plan = plan_of(rows_pass(run), examples, projection, groups)
+        scaled = under is not None
+        plan = plan_of(rows_pass(run), examples, projection, groups, is_scaled=scaled)
         if is_sharded(run.model):
             plan = Plan.from_json(by_first(plan.to_json))
     extra = extra_columns(plan.columns.groups)
-    about = about_of(parameter_shapes(run), projection, plan)
+    about = about_of(parameter_shapes(run), projection, plan, under)
+    keys = checkpoint_keys(run, under)
     entries = tuple(
         Entry(key, one.name, draw_of(key), tuple(group_weights(weight, plan.groups, one.name)))
-        for key, one, weight in zip(checkpoint_keys(run), run.checkpoints, run.weights, strict=True)
+        for key, one, weight in zip(keys, run.checkpoints, run.weights, strict=True)
     )
     # Each has a scale of its own.
     pieces = tuple((side.start, side.stop) for side in plan.columns.sides)
@@ -105,7 +117,7 @@ def finished(
             f"{'Mesh()' if is_divided else 'Ranks.from_environment(), Processes(n) or Serial()'}."
         )
     store = Store.open(job.folder)
-    wanted = set(checkpoint_keys(job.run))
+    wanted = set(checkpoint_keys(job.run, rows_under(store.manifest)))
     engine.run(job, [u for u in store.manifest.units() if u.checkpoint in wanted], progress)
     store = Store.open(job.folder)  # others may have added to it meanwhile
     lost = wanted - {each.key for each in store.manifest.checkpoints}
@@ -126,12 +138,13 @@ def _is_recall_due(store: Store, run: Run) -> bool:
     """Whether the index is complete, at this run's checkpoints, and its recall not known.
 
     Never where the model is sharded: exact scores of single examples are for whole ones. Nor under
-    a preconditioner: the recall is that of plain queries.
+    a preconditioner that the rows are not under: the recall is that of queries like them.
     """
+    under = rows_under(store.manifest)
     return (
         store.manifest.rows > HITS
-        and run.preconditioner is None
-        and set(checkpoint_keys(run)) == set(store.manifest.keys)
+        and run.preconditioner == under
+        and set(checkpoint_keys(run, under)) == set(store.manifest.keys)
         and not is_recall_known(store)
         and not is_sharded(run.model)
         and not store.missing()
@@ -144,13 +157,16 @@ def table(store: Store) -> None:
         write_table(store)
 
 
-def _known_plan(folder: str, projection: Projection) -> Plan | None:
-    """The plan of an index that is there, if it was made by the same projection.
+def _known(folder: str, projection: Projection, run: Run) -> tuple[Plan | None, Adam | None]:
+    """The plan of an index that is there, if it was made by the same projection, and its scaling.
 
-    A plan depends on the first examples' gradients, which rounding may change.
+    A plan depends on the first examples' gradients, which rounding may change. An index of plain
+    gradients stays one, whoever lengthens it: they answer a run under Adam, too.
     """
     if open_storage(folder).size(FILE) is None:
-        return None
+        return None, run.preconditioner if isinstance(run.preconditioner, Adam) else None
     store = Store.open(folder)
-    plan = plan_in(store)
-    return plan if store.manifest.about["projection"] == projection_of(projection) else None
+    plan, under = plan_in(store), rows_under(store.manifest)
+    refuse_other_preconditioner(store, run)
+    is_same = store.manifest.about["projection"] == projection_of(projection)
+    return plan if is_same else None, under

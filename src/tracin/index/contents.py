@@ -1,4 +1,4 @@
-"""What an index was made from: parameters, projection and plan, which must match a run's."""
+"""What an index was made from: parameters, projection, plan, preconditioner; all match a run's."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -7,12 +7,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from tracin.checkpoints import Checkpoint
-from tracin.errors import IndexingError
+from tracin.errors import IndexingError, PreconditionerError
 from tracin.files import bytes_of, fingerprint
-from tracin.index.store import Store
+from tracin.index.store import Manifest, Store
 from tracin.index.table import extra_columns
+from tracin.preconditioners import Adam
 from tracin.run import Run, parameter_shapes
-from tracin.schema import MOST, AnyMapping, Fields, Items, Maybe, Named, Whole
+from tracin.schema import MOST, AnyMapping, Fields, Items, Maybe, Named, Text, Whole
 from tracin.sketches import Plan, Projection
 
 SCHEMA = Fields(
@@ -22,23 +23,52 @@ SCHEMA = Fields(
             {"dim": Whole(1), "seed": Whole(-MOST), "split": Maybe(Named(Whole(1)))}
         ),
         "plan": AnyMapping(),
+        "under": Maybe(Text("adam")),
     }
 )
+# Indexes of plain gradients have no such field.
+PLAIN: dict[str, Any] = {"under": None}
 
 
-def about_of(shapes: Mapping[str, list[int]], projection: Projection, plan: Plan) -> dict[str, Any]:
+def about_of(
+    shapes: Mapping[str, list[int]], projection: Projection, plan: Plan, under: Adam | None
+) -> dict[str, Any]:
     """The fields that a second build must share, as JSON.
 
     Args:
         shapes: Of the parameters that are traced, by name.
         projection: As the caller set it.
         plan: How gradients become rows.
+        under: What the rows are under; None for plain gradients.
     """
     return {
         "parameters": dict(shapes),
         "projection": projection_of(projection),
         "plan": plan.to_json(),
+        **({} if under is None else {"under": "adam"}),
     }
+
+
+def rows_under(manifest: Manifest) -> Adam | None:
+    """The preconditioner whose root multiplies the gradients of an index; None for none."""
+    return None if manifest.about.get("under") is None else Adam()
+
+
+def refuse_other_preconditioner(store: Store, run: Run) -> None:
+    """Rows under Adam's factors have lost what a run under anything else would need.
+
+    Raises:
+        PreconditionerError: The rows are such, and the run's preconditioner is another, or none.
+    """
+    under = rows_under(store.manifest)
+    if under is None or run.preconditioner == under:
+        return
+    has = "no preconditioner" if run.preconditioner is None else f"{run.preconditioner!r}"
+    raise PreconditionerError(
+        f"{store.place.url} keeps gradients under Adam's second moments, for runs with "
+        f"preconditioner=tracin.Adam() alone, and this run has {has}. Give the run "
+        "preconditioner=tracin.Adam(), or build an index with this run in another folder."
+    )
 
 
 def plan_in(store: Store) -> Plan:
@@ -49,7 +79,7 @@ def plan_in(store: Store) -> Plan:
     """
     manifest = store.manifest
     try:
-        about = SCHEMA(manifest.about, "about")
+        about = SCHEMA({**PLAIN, **manifest.about}, "about")
         plan = Plan.from_json(about["plan"])
         shapes = about["parameters"].values()
         if sorted(map(prod, shapes)) != sorted(plan.numbers.values()):
@@ -82,24 +112,32 @@ def draw_of(key: str) -> int:
     return int(key[:12], 16)
 
 
-_KEYS: WeakKeyDictionary[Run, list[str]] = WeakKeyDictionary()
+_KEYS: WeakKeyDictionary[Run, dict[Adam | None, list[str]]] = WeakKeyDictionary()
 
 
-def checkpoint_keys(run: Run) -> list[str]:
-    """A fingerprint of each checkpoint's weights, in the order of the checkpoints; kept."""
-    if run not in _KEYS:
-        _KEYS[run] = [checkpoint_key(checkpoint) for checkpoint in run.checkpoints]
-    return _KEYS[run]
+def checkpoint_keys(run: Run, under: Adam | None) -> list[str]:
+    """A fingerprint of each checkpoint's weights, in the order of the checkpoints; kept.
+
+    Under Adam also of its moments, which rows depend on no less.
+
+    Raises:
+        CheckpointError: A file cannot be read, or has no moments.
+    """
+    known = _KEYS.setdefault(run, {})
+    if under not in known:
+        known[under] = [checkpoint_key(checkpoint, under) for checkpoint in run.checkpoints]
+    return known[under]
 
 
-def checkpoint_key(checkpoint: Checkpoint) -> str:
-    """Equal for checkpoints with the same weights, bit for bit, and the same frozen ones."""
+def checkpoint_key(checkpoint: Checkpoint, under: Adam | None = None) -> str:
+    """Equal for the same weights bit for bit, frozen ones too; under Adam the same moments, too."""
     weights = (
         piece
         for name, weight in sorted(checkpoint.weights().items())
         for piece in (name, str(weight.dtype), bytes_of(weight))
     )
-    return fingerprint(chain(weights, checkpoint.left_out().metadata().values()), size=8)
+    left_out = checkpoint.left_out().metadata().values()
+    return fingerprint(chain(weights, left_out, under.read_at(checkpoint) if under else ()), size=8)
 
 
 def refuse_other_parameters(store: Store, run: Run) -> None:

@@ -19,7 +19,7 @@ from tracin.data.batches import leaves
 from tracin.errors import IndexingError
 from tracin.files import bytes_of, fingerprint
 from tracin.guards import untouched
-from tracin.index.contents import checkpoint_keys
+from tracin.index.contents import checkpoint_keys, rows_under
 from tracin.index.store import Added, Entry, Manifest
 from tracin.index.store.checksums import checksum
 from tracin.random_state import RandomState
@@ -197,11 +197,12 @@ def refuse_changed_losses(there: Manifest, run: Run, losses: Losses, where: str)
         IndexingError: They are not.
     """
     known = {each.key: each.losses for each in there.checkpoints if each.losses}
-    shared = [at for at, key in enumerate(checkpoint_keys(run)) if key in known]
+    keys = checkpoint_keys(run, rows_under(there))
+    shared = [at for at, key in enumerate(keys) if key in known]
     if not shared:
         return
     at = shared[-1]
-    was = known[checkpoint_keys(run)[at]]
+    was = known[keys[at]]
     now = losses(at, there.extents[0])
     if now and not are_about_equal(was, now, is_short=_is_short(run.parameters)):
         raise IndexingError(

@@ -14,7 +14,7 @@ from tracin.errors import IndexingError, QueryError
 from tracin.guards import guarded
 from tracin.index.bounds import LimitSearch, is_narrow
 from tracin.index.candidates import best_proposed, finder_recall, proposed
-from tracin.index.contents import plan_in
+from tracin.index.contents import plan_in, rows_under
 from tracin.index.exact import Candidates, rescored
 from tracin.index.fan_out import SearchTask, best_of_all, estimated_candidates, strongest
 from tracin.index.finder import Finder
@@ -136,7 +136,8 @@ class Index:
         model. `TopInfluences.is_certain` then says whether the k-th exact score is beyond every
         other row's estimate and three standard errors, so that no other row is expected to belong
         in the list. Under `tracin.KFAC()` the queries are multiplied by curvature that is computed
-        from the rows (docs/kfac.md), and nothing is called certain.
+        from the rows (docs/kfac.md), and nothing is called certain. An index that was built under
+        `tracin.Adam()` answers runs with it alone.
 
         Args:
             queries: The examples whose loss is explained.
@@ -219,8 +220,8 @@ class Index:
             if matched.has_row_curvature:
                 notes.append(curvature_in_words(self.plan.columns))
             if normalise is not None:
-                notes.append(_about_normalised(normalise, matched.run))
-            elif matched.run.preconditioner is None:
+                notes.append(_about_normalised(normalise, matched))
+            elif matched.is_as_rows:
                 known, note = known_recall(self.store, sketched.keys)
                 recall = recall or known
                 notes.append(note)
@@ -372,18 +373,23 @@ class Index:
     def self_influence(self) -> Tensor:
         """Each row's influence on itself, exact, with the run's weights or those of the build.
 
+        Of an index that was built under `tracin.Adam()` it is that under Adam.
+
         Returns:
             [train].
 
         Raises:
             IndexingError: The index is incomplete, or has no rows at one of the run's checkpoints.
-            QueryError: The run has a preconditioner: an index keeps norms of plain gradients.
+            QueryError: The run has a preconditioner, and the index keeps norms of plain gradients.
+            PreconditionerError: The index keeps norms under Adam, and the run is not.
         """
-        if self.run is not None and self.run.preconditioner is not None:
+        is_plain = rows_under(self.store.manifest) is None
+        if self.run is not None and self.run.preconditioner is not None and is_plain:
             raise QueryError(
-                "An index keeps the norms of plain gradients, and its run has preconditioner="
+                "This index keeps the norms of plain gradients, and its run has preconditioner="
                 f"{self.run.preconditioner!r}. Use run.self_influence(train), or "
-                "index.with_run(...) of a run without one."
+                "index.with_run(...) of a run without one. An index that is built by a run with "
+                "tracin.Adam() keeps the norms under Adam."
             )
         weights = None if self._matched is None else self._matched.weights_by_key()
         return exact_self_influence(self.store, weights)
@@ -393,8 +399,9 @@ class Index:
 
         `label` is -1 where the loss has none. `is_right` is 1 where the model's highest score was
         the label's, 0 where it was another's, -1 where that is unknown. `self_influence` is exact,
-        with the weights of the build; `self_influence_sketched` is the estimate from the rows.
-        polars and pandas take the table as it is; a complete index keeps it in `table.parquet`.
+        with the weights of the build, and under Adam if the rows are; `self_influence_sketched` is
+        the estimate from the rows. polars and pandas take the table as it is; a complete index
+        keeps it in `table.parquet`.
 
         Returns:
             By name, an array [train].
@@ -487,9 +494,9 @@ def _check_normalise(normalise: str | None, has_candidates: bool) -> None:
         )
 
 
-def _about_normalised(normalise: str, run: Run) -> str:
+def _about_normalised(normalise: str, matched: MatchedRun) -> str:
     note = "recall: unknown for normalised scores"
-    if normalise == "cosine" and run.preconditioner is not None:
+    if normalise == "cosine" and not matched.is_as_rows:
         note += "; cosines are with the rows' plain gradients"
     return note
 

@@ -1,5 +1,6 @@
 """The texts of a printed index."""
 
+from tracin.index.contents import rows_under
 from tracin.index.store import Store, stale_files
 from tracin.index.store.store import TABLE
 from tracin.index.table import table_is_fresh
@@ -47,4 +48,5 @@ def projection_in_words(store: Store) -> str:
     """The projection as the caller set it."""
     projection = store.manifest.about.get("projection", {})
     found = f"projection dim={projection.get('dim')}, seed={projection.get('seed')}"
-    return found if projection.get("split") is None else f"{found}, with a split"
+    found = found if projection.get("split") is None else f"{found}, with a split"
+    return found if rows_under(store.manifest) is None else f"{found}; under tracin.Adam()"

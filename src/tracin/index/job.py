@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, final
 
 from tracin.data import open_examples
-from tracin.index.contents import checkpoint_keys, plan_in
+from tracin.index.contents import checkpoint_keys, plan_in, rows_under
 from tracin.index.rows import RowMaker
 from tracin.index.store import Manifest, Store, Unit, open_storage
 from tracin.index.table import sketched_squared_norms
@@ -39,12 +39,14 @@ class IndexJob:
         """Gives what builds one unit; checkpoints stay in place from one unit to the next."""
         store = Store.open(self.folder)
         examples = open_examples(self.train, name="train")
-        keys = checkpoint_keys(self.run)
+        under = rows_under(self.manifest)
+        keys = checkpoint_keys(self.run, under)
         plan = plan_in(store)
         names = [one.name for one in self.run.checkpoints]
         draws = [store.manifest.entry(key).number for key in keys]
         walk = rows_pass(self.run)
-        with RowMaker(walk, plan, draws, names, self.batch_size) as maker:
+        scaled = under is not None
+        with RowMaker(walk, plan, draws, names, self.batch_size, is_scaled=scaled) as maker:
 
             def build(unit: Unit) -> None:
                 number = keys.index(unit.checkpoint)

@@ -7,7 +7,12 @@ from torch import Tensor
 
 from tracin.data import Examples, open_examples
 from tracin.errors import IndexingError, QueryError
-from tracin.index.contents import checkpoint_keys, refuse_other_parameters
+from tracin.index.contents import (
+    checkpoint_keys,
+    refuse_other_parameters,
+    refuse_other_preconditioner,
+    rows_under,
+)
 from tracin.index.curvatures import Curvatures
 from tracin.index.data import losses_at, refuse_changed_losses, refuse_other_data
 from tracin.index.row_scan import SketchedQueries
@@ -43,6 +48,7 @@ class MatchedRun:
         self.run = run
         self._store, self._plan, self._train = store, plan, train
         self._is_checked = is_checked
+        self._under = rows_under(store.manifest)
         kfac = run.preconditioner
         self._curvatures = Curvatures(store, plan, run, kfac) if isinstance(kfac, KFAC) else None
 
@@ -54,6 +60,14 @@ class MatchedRun:
         """
         return self._curvatures is not None
 
+    @property
+    def is_as_rows(self) -> bool:
+        """Whether the run's preconditioner, or its lack of one, is that of the rows.
+
+        The measured recall and the squared lengths that are stored are then the run's own.
+        """
+        return self.run.preconditioner == self._under
+
     def checkpoint_pass(self, asked: QueryLoss | None = None) -> CheckpointPass:
         """A pass over the run's checkpoints; `asked` takes the place of the queries' loss."""
         return rows_pass(self.run, asked)
@@ -63,8 +77,10 @@ class MatchedRun:
 
         Raises:
             IndexingError: The index has no rows at one of them.
+            PreconditionerError: The index has rows for another preconditioner than the run's.
         """
-        keys = checkpoint_keys(self.run)
+        refuse_other_preconditioner(self._store, self.run)
+        keys = checkpoint_keys(self.run, self._under)
         entries = self._store.manifest.checkpoints
         there = {entry.key for entry in entries}
         unknown = [
@@ -74,10 +90,11 @@ class MatchedRun:
         ]
         if unknown:
             names = ", ".join(entry.name for entry in entries)
+            moments = "" if self._under is None else " and Adam's second moments"
             raise IndexingError(
                 f"The index has no rows at {', '.join(unknown)}: it was built at {names}, and "
-                "checkpoints are matched by their weights. Use those, or build the index again "
-                "with the new ones."
+                f"checkpoints are matched by their weights{moments}. Use those, or build the index "
+                "again with the new ones."
             )
         return keys
 
@@ -118,9 +135,10 @@ class MatchedRun:
         draws = [self._store.manifest.entry(key).number for key in keys]
         names = [one.name for one in self.run.checkpoints]
         size = checked_size(batch_size)
-        with RowMaker(self.checkpoint_pass(asked), self._plan, draws, names, size) as maker:
+        walk, scaled = self.checkpoint_pass(asked), self._under is not None
+        with RowMaker(walk, self._plan, draws, names, size, is_scaled=scaled) as maker:
             by_key = {
-                key: self._under(maker, keys, keys.index(key), queries, progress)
+                key: self._multiplied(maker, keys, keys.index(key), queries, progress)
                 for key in dict.fromkeys(keys)
             }
         found = [by_key[key] for key in keys]
@@ -133,7 +151,7 @@ class MatchedRun:
             found[-1][2],
         )
 
-    def _under(
+    def _multiplied(
         self,
         maker: RowMaker,
         keys: list[str],

@@ -191,7 +191,7 @@ class RecallRequest:
 
 
 def measured(store: Store, plan: Plan, run: MatchedRun, request: RecallRequest) -> Recall:
-    """Measure the recall, and store it with the index unless the run has a preconditioner."""
+    """Measure the recall, and store it unless the run has another preconditioner than the rows."""
     examples = run.examples()
     k, rows = request.k, store.manifest.rows
     own = chosen_rows(plan.seed, rows, request.queries)
@@ -213,7 +213,7 @@ def measured(store: Store, plan: Plan, run: MatchedRun, request: RecallRequest) 
         shares.append(share_found(without(rough, own), without(exact.positions, own)))
         certain.append(0 if exact.is_certain is None else int(exact.is_certain.sum()))
     recall = Recall(k, len(own), shares[0], shares[1], AGAINST)
-    if run.run.preconditioner is None:
+    if run.is_as_rows:
         keys = queries.merged().keys
         StoredRecall(recall, (certain[0], certain[1]), rows, keys, store.manifest.of).write(
             store.place

@@ -14,18 +14,20 @@ from torch import Tensor
 from tracin.checkpoints import by_parameter
 from tracin.data import Batch, Examples, length, move
 from tracin.data import part as rows_of
-from tracin.errors import IndexingError, UnsupportedModelError
+from tracin.errors import IndexingError, PreconditionerError, UnsupportedModelError
 from tracin.gradients import Gradients, LateError
 from tracin.gradients.forms import Dense, PerExampleGradient, real_shape
 from tracin.gradients.visit import Visit
 from tracin.index.stored_facts import known_facts
-from tracin.preconditioners import JointMetric, Metric
+from tracin.plain_text import listed
+from tracin.preconditioners import JointMetric, Metric, Scaling
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.settled import settled
 from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import Pilot, Plan, Projection, Sketcher, Spreads, drafted
+from tracin.sketches.kinds import Convolved, Factored
 
 PILOT = 16  # examples that the plan is made from
 PILOT_BYTES = 1 << 31  # of their activations at once; the same everywhere, so that plans are, too
@@ -101,6 +103,8 @@ class RowMaker:
         draws: The number of each checkpoint's random numbers.
         names: The checkpoints' names, for errors.
         batch_size: Examples per model call; None finds the size.
+        is_scaled: Whether all gradients, those of queries too, are multiplied by the root of the
+            metric of `walk`, a `Scaling`. The product of two is then that under the metric.
     """
 
     def __init__(
@@ -110,8 +114,11 @@ class RowMaker:
         draws: Sequence[int],
         names: Sequence[str],
         batch_size: int | None,
+        *,
+        is_scaled: bool = False,
     ) -> None:
         self._walk, self._plan = walk, plan
+        self._is_scaled, self._root = is_scaled, None
         self._draws, self._names = draws, names
         self._batch_size = batch_size
         self._opened = ExitStack()
@@ -135,7 +142,9 @@ class RowMaker:
         """Put a checkpoint in place, if it is not yet."""
         if self._number != number or self._sketcher is None:
             self._opened.close()
+            self._number = None
             self._device = self._opened.enter_context(self._walk.at(number))
+            self._root = root_at(self._walk, number, self._device) if self._is_scaled else None
             self._number = number
             self._sketcher = Sketcher(self._plan, self._device, draw=self._draws[number])
         return self._sketcher
@@ -146,14 +155,31 @@ class RowMaker:
         Raises:
             NonFiniteError: As from `sketched`.
             UnsupportedModelError: As from `sketched`.
-            PreconditionerError: The preconditioner's queries do not go with sketches.
+            PreconditionerError: The preconditioner's queries do not go with sketches, or not with
+                those of the index's plan.
         """
+        if self._is_scaled:
+            return self.sketched(number, queries, range(len(queries)), "query")
         self._walk.refuse_unfit_for_sketches()
         self.at(number)
         metric = self._walk.metric_at(number, None, self._batch_size, self._device)
         if isinstance(metric, JointMetric):
             raise RuntimeError("a joint metric is no metric for sketches; a bug in tracin")
+        if metric is not None:
+            self._refuse_factored()
         return self.sketched(number, queries, range(len(queries)), "query", metric)
+
+    def _refuse_factored(self) -> None:
+        """A gradient that a metric has multiplied entry by entry is no product of two factors."""
+        kinds = self._plan.kinds.items()
+        factored = [name for name, kind in kinds if isinstance(kind, Factored | Convolved)]
+        if factored:
+            raise PreconditionerError(
+                f"The rows of this index hold plain gradients of {listed(factored)} by their "
+                "factors, which a query's gradient under the run's preconditioner does not have. "
+                "Build an index in another folder with a run that has "
+                "preconditioner=tracin.Adam(): its rows are under Adam, too."
+            )
 
     @settled
     def sketched(
@@ -164,7 +190,7 @@ class RowMaker:
         whose: str = "example",
         metric: Metric | None = None,
     ) -> Sketched:
-        """The examples of `span` at a checkpoint, their gradients under `metric`.
+        """The examples of `span` at a checkpoint, their gradients under `metric` or the root.
 
         The ranks of a sharded model share them, and all get all.
 
@@ -172,7 +198,7 @@ class RowMaker:
             NonFiniteError: A loss or a gradient is NaN or infinite.
             UnsupportedModelError: The model is sharded, and a rank's batch has no fast gradients.
         """
-        sketcher = self.at(number)
+        sketcher, root = self.at(number), self._root
         # The same batches whatever was read before: a span's rows never depend on other spans.
         is_query = whose == "query"
         gradients = self._walk.query_gradients if is_query else self._walk.gradients
@@ -183,6 +209,8 @@ class RowMaker:
         late: list[str] = []
 
         def visit(name: str, form: PerExampleGradient, row: int) -> None:
+            if root is not None:
+                form = root.scaled_in_parts(name, form)
             under = {name: form} if metric is None else metric.scaled(name, form)
             for other, share in under.items():
                 sketcher.add(other, share, row)
@@ -216,30 +244,50 @@ class RowMaker:
         return found
 
 
+def root_at(walk: CheckpointPass, number: int, device: torch.device) -> Scaling:
+    """The root of the metric at a checkpoint, which is in place.
+
+    Raises:
+        CheckpointError: Its moments are missing, or not those of the parameters.
+    """
+    metric = walk.metric_at(number, None, None, device)
+    if not isinstance(metric, Scaling):
+        raise RuntimeError("rows under Adam without tracin.Adam(); a bug in tracin")
+    return metric.root()
+
+
 @settled
 def plan_of(
-    walk: CheckpointPass, examples: Examples, projection: Projection, groups: Mapping[str, int]
+    walk: CheckpointPass,
+    examples: Examples,
+    projection: Projection,
+    groups: Mapping[str, int],
+    *,
+    is_scaled: bool = False,
 ) -> Plan:
     """The plan made from the first examples' gradients at the last checkpoint.
 
     One parameter's gradients are there at a time, of as many examples as `PILOT_BYTES` allow; they
     are computed twice, since how far a plan's sketches are off shows only once there is a plan.
+    `is_scaled` as for `RowMaker`: no factors are left then, so that none get columns.
     """
     gradients = walk.gradients
     pilot = Pilot()
-    with walk.at(walk.checkpoints - 1) as device:
+    last = walk.checkpoints - 1
+    with walk.at(last) as device:
+        root = root_at(walk, last, device) if is_scaled else None
         few = move(examples.few(range(min(PILOT, len(examples)))), device)
         gradients.check(few)
         batches = _equal_batches(few, gradients)
         gradients.begin(length(few), is_checked=len(batches) == 1)
         for batch in batches:
-            take = _whole(pilot.take, length(batch))
+            take = _whole(pilot.take, length(batch), root)
             gradients.visit(batch, take, is_last=batch is batches[-1])
         numbers = {name: real_shape(one).numel() for name, one in gradients.parameters.items()}
         spreads = Spreads(drafted(projection, pilot, numbers, groups), pilot)
         for batch in batches if spreads.are_wanted else ():
             spreads.begin(length(batch), device)
-            gradients.again(batch, _whole(spreads.add, length(batch)))
+            gradients.again(batch, _whole(spreads.add, length(batch), root))
             spreads.finish()
         plan = spreads.plan()
     _log.info("%d numbers of each gradient become %d columns", sum(numbers.values()), plan.width)
@@ -260,11 +308,14 @@ def _equal_batches(few: Batch, gradients: Gradients) -> list[Batch]:
     return [rows_of(few, slice(start, start + size)) for start in starts]
 
 
-def _whole(take: Callable[[str, PerExampleGradient], None], examples: int) -> Visit:
+def _whole(
+    take: Callable[[str, PerExampleGradient], None], examples: int, root: Scaling | None
+) -> Visit:
     """A visitor that takes gradients of all examples of a batch at once, as blocks are complete."""
     blocks: dict[str, list[Tensor]] = {}
 
     def visit(name: str, form: PerExampleGradient, row: int) -> None:
+        form = form if root is None else root.scaled_in_parts(name, form)
         if form.examples == examples:
             take(name, form)
             return

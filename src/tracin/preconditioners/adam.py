@@ -1,6 +1,6 @@
 """What Adam multiplied each entry of a gradient by, apart from its learning rate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tracin.checkpoints import Checkpoint, bare_name
 from tracin.checkpoints.adam_kind import ADAM_KINDS
-from tracin.checkpoints.optimizer_state import PARAMETERS
+from tracin.checkpoints.optimizer_state import PARAMETERS, OptimizerState
 from tracin.errors import CheckpointError
+from tracin.files import bytes_of
 from tracin.plain_text import listed
 from tracin.preconditioners.preconditioner import HasOptimizerState, Place, Scaling
 
@@ -96,20 +97,7 @@ class Adam:
             CheckpointError: There is no state, it is not Adam's, or it has no moments for one of
                 the parameters.
         """
-        state = checkpoint.optimizer_state()
-        where = f"checkpoint '{checkpoint.name}'"
-        if state is None:
-            raise CheckpointError(
-                "preconditioner=tracin.Adam() needs the second moments that Adam had at each "
-                f"checkpoint, but none were written with {where}. {WAY_OUT}"
-            )
-        if state.kind not in ADAM_KINDS:
-            raise CheckpointError(
-                "preconditioner=tracin.Adam() needs the second moments of Adam or AdamW, but "
-                f"{where} has the state of {state.kind}. Leave the preconditioner out, or, if its "
-                'step is Adam\'s, write the moments with kind="Adam": '
-                'tracin.OptimizerState("Adam", groups, moments).write(path).'
-            )
+        state, where = _state_at(checkpoint), f"checkpoint '{checkpoint.name}'"
         groups = {bare_name(n): group for group in state.groups for n in group[PARAMETERS]}
         moments = {bare_name(name): kept for name, kept in state.moments.items()}
         lacking = [
@@ -130,6 +118,43 @@ class Adam:
                 for name, parameter in parameters.items()
             }
         )
+
+    def read_at(self, checkpoint: HasOptimizerState) -> Iterator[str | memoryview]:
+        """All that the factors at a checkpoint are computed from, for a fingerprint.
+
+        Raises:
+            CheckpointError: There is no state, or it is not Adam's.
+        """
+        state = _state_at(checkpoint)
+        for group in state.groups:
+            options = {name: group.get(name) for name in ("eps", "amsgrad")}
+            betas = tuple(group.get("betas", ()))  # lists in a file
+            yield f"{sorted(map(bare_name, group[PARAMETERS]))} {options} {betas[1:]}"
+        for name, kept in sorted(state.moments.items()):
+            yield f"{bare_name(name)} {float(kept['step']) if 'step' in kept else None}"
+            for key in ("exp_avg_sq", "max_exp_avg_sq"):
+                if key in kept:
+                    yield f"{key} {kept[key].dtype}"
+                    yield bytes_of(kept[key])
+
+
+def _state_at(checkpoint: HasOptimizerState) -> OptimizerState:
+    """The optimizer's state, if it is Adam's."""
+    state = checkpoint.optimizer_state()
+    where = f"checkpoint '{checkpoint.name}'"
+    if state is None:
+        raise CheckpointError(
+            "preconditioner=tracin.Adam() needs the second moments that Adam had at each "
+            f"checkpoint, but none were written with {where}. {WAY_OUT}"
+        )
+    if state.kind not in ADAM_KINDS:
+        raise CheckpointError(
+            "preconditioner=tracin.Adam() needs the second moments of Adam or AdamW, but "
+            f"{where} has the state of {state.kind}. Leave the preconditioner out, or, if its "
+            'step is Adam\'s, write the moments with kind="Adam": '
+            'tracin.OptimizerState("Adam", groups, moments).write(path).'
+        )
+    return state
 
 
 def _factors(

@@ -11,7 +11,14 @@ from torch import Tensor
 from tracin.checkpoints import Checkpoint
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.data import Examples
-from tracin.gradients.forms import PerExampleGradient, ProductCache, added, scaled, scaled_factors
+from tracin.gradients.forms import (
+    PerExampleGradient,
+    ProductCache,
+    added,
+    scaled,
+    scaled_factors,
+    scaled_in_parts,
+)
 from tracin.preconditioners.kept_metrics import KeptMetrics
 
 T = TypeVar("T")
@@ -181,6 +188,21 @@ class Scaling:
     def scaled_sum(self, name: str, form: PerExampleGradient) -> Mapping[str, PerExampleGradient]:
         """The sum over examples times the factors."""
         return {name: scaled(added(form), self.factors[name])}
+
+    def root(self) -> "Scaling":
+        """The square roots of the factors: two gradients under it have the product under these."""
+        roots = {
+            name: one.to(torch.promote_types(one.dtype, torch.float32)).sqrt()
+            for name, one in self.factors.items()
+        }
+        return Scaling(roots)
+
+    def scaled_in_parts(self, name: str, form: PerExampleGradient) -> PerExampleGradient:
+        """One parameter's gradients times the factors, written out only where parts are read.
+
+        `scaled` writes all out at once, which suits a few queries; this suits batches of examples.
+        """
+        return scaled_in_parts(form, self.factors[name])
 
 
 class Preconditioner(Protocol):

@@ -11,7 +11,7 @@ from tracin.gradients.forms.patches import ConvFactors, Geometry
 from tracin.gradients.forms.products import ProductCache, added, as_query, pairs
 from tracin.gradients.forms.real import in_real_numbers, is_complex, real_part, real_shape
 from tracin.gradients.forms.rows import SparseRows
-from tracin.gradients.forms.scaled import scaled, scaled_factors
+from tracin.gradients.forms.scaled import scaled, scaled_factors, scaled_in_parts
 from tracin.gradients.forms.scaled_entries import ScaledEntries
 from tracin.gradients.forms.scaled_rows import ScaledRows
 from tracin.gradients.forms.slot import Slot
@@ -50,5 +50,6 @@ __all__ = [
     "real_shape",
     "scaled",
     "scaled_factors",
+    "scaled_in_parts",
     "total",
 ]

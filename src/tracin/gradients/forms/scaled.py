@@ -35,3 +35,9 @@ def scaled_factors(form: PerExampleGradient, factors: Tensor) -> PerExampleGradi
     if isinstance(form, SumOf):
         return SumOf(tuple(scaled_factors(each, factors) for each in form.forms))
     return ScaledEntries(form, factors) if isinstance(form, OuterProduct) else scaled(form, factors)
+
+
+@torch.no_grad()
+def scaled_in_parts(form: PerExampleGradient, factors: Tensor) -> ScaledEntries | SparseRows:
+    """As `scaled`, but what is written out is so part by part, by whoever reads it."""
+    return form.scaled(factors) if isinstance(form, SparseRows) else ScaledEntries(form, factors)
