@@ -237,7 +237,9 @@ class CausalLM:
     may be of any integer type. The shift by one is made here: labels are aligned with input_ids,
     -100 is ignored, and an example without a token to predict has loss 0. Without labels they are
     the input_ids, where neither the token nor the one it is predicted from is masked, so padding on
-    the left gives the same loss as padding on the right. The output is a tensor
+    the left gives the same loss as padding on the right. With "position_ids" that restart, texts
+    packed into one row are kept apart: none predicts the next one's first token, and the model is
+    called with use_cache=False, as transformers' Trainer calls it. The output is a tensor
     [examples, positions, words], or has one as `.logits` or ["logits"].
 
     Attributes:
@@ -378,6 +380,9 @@ def next_tokens(batch: Any) -> Tensor:
         _require_alike(labels, "labels", tokens)
         return _shifted(labels.long())
     following = _shifted(tokens.long())
+    places = batch.get("position_ids")
+    if isinstance(places, Tensor) and places.shape == tokens.shape:
+        following = torch.where(_shifted(places.long()) == 0, IGNORED, following)
     if mask is None:
         return following
     _require_alike(mask, "attention_mask", tokens)
@@ -415,11 +420,15 @@ def _class_labels(batch: Any) -> Tensor:
 
 def _by_name(model: Module, inputs: Mapping[Any, Any]) -> Any:
     """Call the model with the inputs that its forward takes, as transformers' Trainer does."""
-    named = {
+    named: dict[str, Any] = {
         str(key): _as_index(value) if str(key).endswith("_ids") else value
         for key, value in inputs.items()
     }
     taken = _names_taken(model)
+    # Beside a cache, transformers takes positions that restart for one text: attention would cross
+    # from one packed document into the next. Its Trainer trains without a cache.
+    if taken is not None and "use_cache" in taken and "position_ids" in named:
+        named.setdefault("use_cache", False)
     return model(**named if taken is None else {key: named[key] for key in named if key in taken})
 
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tracin
 from tracin.checkpoints import loaded, open_checkpoints
-from tracin.errors import CheckpointError
+from tracin.errors import CheckpointError, UnsupportedModelError
 
 SIZES = {
     "vocab_size": 40,
@@ -216,4 +216,37 @@ def test_a_frozen_adapter_is_named(tmp_path):
         pytest.raises(CheckpointError, match="is_trainable=True"),
         loaded(frozen, open_checkpoints(tmp_path)[0]),
     ):
+        pass
+
+
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["PEFT", "Recorder"])
+def test_an_adapter_with_another_factor_is_refused(tmp_path, is_recorded):
+    """Its weights fit, and every score would be another one."""
+    model = adapted(peft.LoraConfig(r=2, lora_alpha=8, **Q), 1)
+    if is_recorded:
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        with tracin.Recorder(model, optimizer, tmp_path) as recorder:
+            optimizer.step()
+            recorder.epoch()
+    else:
+        saved(model, tmp_path / "checkpoint-10")
+    source = tmp_path if is_recorded else tmp_path / "checkpoint-10"
+    (checkpoint,) = open_checkpoints(source if is_recorded else [source])
+
+    with loaded(model, checkpoint):
+        pass
+    other = adapted(peft.LoraConfig(r=2, lora_alpha=32, **Q), 1)
+    words = "by 4 there and 16 here" if is_recorded else "lora_alpha=8 there and lora_alpha=32 here"
+    with pytest.raises(CheckpointError, match=words), loaded(other, checkpoint):
+        pass
+
+
+def test_a_model_with_merged_adapters_is_refused():
+    """Its forward pass leaves the adapters' weights out."""
+    model = adapted("LoRA", 1)
+    state = {name: one.clone() for name, one in model.state_dict().items()}
+    model.merge_adapter()
+
+    words = "have their adapters merged.*unmerge_adapter"
+    with pytest.raises(UnsupportedModelError, match=words), loaded(model, state):
         pass

@@ -62,6 +62,24 @@ def test_documents_score_as_they_do_within_their_rows():
     assert {str(one.method) for one in run.coverage(data).entries.values()} == {"fast"}
 
 
+def test_packed_rows_score_as_they_were_trained():
+    """With a cache, which the model's configuration asks for, attention would cross documents."""
+    model, rows = llama(), packed()
+    run = tracin.TracIn(model, "causal_lm_sum", [model.state_dict()], learning_rates=[1.0])
+    gradients = []
+    for row, lengths in zip(rows, LENGTHS, strict=True):
+        each = losses_in_place(model, row, lengths)
+        loss = sum(one * (length - 1) for one, length in zip(each, lengths, strict=True))
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        gradients.append(torch.cat([one.flatten() for one in found]))
+
+    scores = run.influence(rows, rows)
+
+    expected = torch.stack(gradients) @ torch.stack(gradients).T
+    assert model.config.use_cache
+    torch.testing.assert_close(scores.to(expected), expected, rtol=1e-8, atol=0)
+
+
 @pytest.mark.parametrize(
     "bounds",
     [

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from tracin.checkpoints.applied_adapters import scales_metadata
 from tracin.checkpoints.frozen_part import without_frozen
 from tracin.checkpoints.frozen_weights import FrozenWeights, parameters_by_bare_name
 from tracin.checkpoints.optimizer_state import OptimizerState
@@ -66,7 +67,9 @@ class Companions:
         alike = left_out.without(rounded)
         kept = without_frozen(self._model, theirs, alike)
         return write_safetensors(
-            {key: theirs[key] for key in kept}, self._made(AVERAGED) / name, alike.metadata()
+            {key: theirs[key] for key in kept},
+            self._made(AVERAGED) / name,
+            alike.metadata() | scales_metadata(averaged),
         )
 
     def delete(self, name: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from tracin.checkpoints.applied_adapters import refuse_other_scales
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.frozen_part import without_frozen
 from tracin.checkpoints.frozen_weights import FrozenWeights
@@ -76,6 +77,7 @@ def refuse_other_model(model: Module, path: Path) -> None:
             f"{path.parent} has checkpoints of another model: {first_few(differing)}. Give a new "
             "folder."
         )
+    refuse_other_scales(model, path, str(path.parent))
 
 
 def refuse_other_weights(model: Module, latest: Checkpoint | None, folder: Path) -> None:

@@ -9,10 +9,16 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.parameter import is_lazy
 
+from tracin.checkpoints.applied_adapters import refuse_merged, refuse_other_scales
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.frozen_weights import FrozenWeights
 from tracin.checkpoints.places import Places, fits, fitted
-from tracin.checkpoints.readers.formats import is_adapter, is_saved_pretrained
+from tracin.checkpoints.readers.formats import (
+    SAFETENSORS,
+    is_adapter,
+    is_saved_pretrained,
+    suffix_of,
+)
 from tracin.checkpoints.readers.peft import adapter_weights
 from tracin.checkpoints.readers.pretrained import as_in_memory, has_other_layouts, pretrained_parts
 from tracin.checkpoints.state_dict import refuse_other_kinds, weights_within
@@ -59,7 +65,7 @@ def loaded(
         DeviceError: The model is on several devices, or on none ("meta").
         ModelInUseError: Another thread holds the model indefinitely.
         UnsupportedModelError: A parameter has no shape yet, is quantised and not frozen, or is
-            divided over ranks in another way than by `fully_shard` alone.
+            divided over ranks in another way than by `fully_shard` alone; or adapters are merged.
 
     Example:
         >>> model = torch.nn.Linear(1, 1)
@@ -79,6 +85,7 @@ def exchanged_parts(
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
     """Each tensor with its new memory; and, of a divided model, each with the numbers to write."""
     refuse_unfit(model, device)
+    refuse_merged(model)
     if isinstance(checkpoint, Checkpoint):
         name, weights = checkpoint.name, checkpoint.weights()
         left_out = checkpoint.left_out()
@@ -106,6 +113,8 @@ def exchanged_parts(
         weights = under_live_names(model, places, weights, name, is_saved)
     matches = fitted(places, weights, name)
     left_out.refuse_others(model, name)
+    if path is not None and suffix_of(path) == SAFETENSORS:
+        refuse_other_scales(model, path, name)
     refuse_no_plain_tensor([(key, tensor) for key, tensor, _ in matches])
     pairs = [
         (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))

@@ -11,6 +11,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints.adam_kind import ADAM_KINDS
+from tracin.checkpoints.applied_adapters import scales_metadata
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.companions import Companions, tensors
 from tracin.checkpoints.fitting import (
@@ -246,7 +247,8 @@ class Recorder:
         self._write_thawed()
         left_out = self._frozen.left_out()
         weights = tensors(self._model, left_out)
-        checksum = write_safetensors(weights, self._folder / name, left_out.metadata())
+        head = left_out.metadata() | scales_metadata(self._model)
+        checksum = write_safetensors(weights, self._folder / name, head)
         checksums = self._companions.write(name, left_out)
         self._visits.flush()
         self._trained.look()

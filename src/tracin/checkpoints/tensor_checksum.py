@@ -43,12 +43,12 @@ def tensor_checksum(tensor: Tensor, dtype: torch.dtype | None = None) -> str:
         inner = [f"{tensor_checksum(part)};" for part in inner_tensors(plain)]
         return fingerprint([type(plain).__name__, *inner], size=8)
     plain = plain if dtype is None else plain.to(dtype)
-    words = words_of(plain)
+    words = bits_of(plain)
     sums = block_sums(words) if words.numel() else words
     return fingerprint([f"{plain.dtype} {list(plain.shape)}", bytes_of(sums)], size=8)
 
 
-def words_of(tensor: Tensor) -> Tensor:
+def bits_of(tensor: Tensor) -> Tensor:
     """A tensor's bytes as whole numbers, with zeros after the last: [words]."""
     content = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
     missing = -content.numel() % 8

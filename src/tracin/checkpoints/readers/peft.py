@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from tracin.checkpoints.readers.adapter_options import refuse_other_options
 from tracin.checkpoints.readers.weight_file import read_weight_file
 from tracin.checkpoints.state_dict import bare_name
 from tracin.errors import CheckpointError
@@ -75,6 +76,8 @@ def adapter_weights(
             )
         saved = read_weight_file(inner[adapter]) if adapter in inner else weights
         refuse_computed(holder, adapter, saved, live, name)
+        home = inner[adapter].parent if adapter in inner else folder
+        refuse_other_options(config[adapter], home, adapter, name)
         result |= {
             prefix + live[bare_name(key)] if bare_name(key) in live else key: values
             for key, values in saved.items()
