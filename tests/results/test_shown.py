@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import tracin
-from tracin import DataError, Explanations, Shown, Suspects
+from tracin import DataError, Explanations, QueryError, Shown, Suspects
 from tracin.results.explanations import TopInfluences
 from tracin.results.shown import Showing, brief
 
@@ -187,3 +187,10 @@ def test_a_file_that_is_gone_is_said_and_random_numbers_stay_the_users():
 )
 def test_a_place_is_said_in_degrees(example, expected):
     assert str(Showing().of(example)) == expected
+
+
+def test_names_of_classes_may_be_by_number_but_not_a_word():
+    how = Showing(labels={0: "cat", 7: "dog"})
+    assert (how.label(7), how.label(3)) == ("dog", 3)
+    with pytest.raises(QueryError, match="names of all classes"):
+        Showing(labels="cat")

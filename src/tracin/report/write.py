@@ -19,7 +19,7 @@ from tracin.report.why import WhySection, why_section
 from tracin.report.wrong_labels import SuspectsSection, suspects_section
 from tracin.results.explanations import Explanations
 from tracin.results.saving import write_whole
-from tracin.results.shown import Showing, Shown, one_line
+from tracin.results.shown import ClassNames, Showing, Shown, one_line
 from tracin.results.suspects import Suspects
 from tracin.results.token_shares import TokenShares
 from tracin.tracing import Trace, TraceDiagnostics
@@ -73,7 +73,7 @@ def write_report(
     *results: Result | Trace,
     train: Any = None,
     queries: Any = None,
-    labels: Sequence[str] | None = None,
+    labels: ClassNames | None = None,
     show: Callable[[Any], Shown | str] | None = None,
     decode: Callable[[list[int]], str] | None = None,
     title: str | None = None,

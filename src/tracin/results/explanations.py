@@ -14,7 +14,7 @@ from tracin.plain_text import plain
 from tracin.printed import Printed
 from tracin.results.example_facts import ExampleFacts
 from tracin.results.recall import Recall
-from tracin.results.shown import Showing, Shown, shortened
+from tracin.results.shown import ClassNames, Showing, Shown, shortened
 from tracin.results.shown_rows import shown_queries, shown_rows
 from tracin.results.table import aligned, cell, distinct, numbers
 from tracin.results.tabular import Tabular
@@ -387,7 +387,7 @@ class Explanations(Tabular):
         train: Any,
         queries: Any = None,
         *,
-        labels: Sequence[str] | None = None,
+        labels: ClassNames | None = None,
         show: Callable[[Any], Shown | str] | None = None,
         decode: Callable[[list[int]], str] | None = None,
     ) -> list[ShownExplanation]:

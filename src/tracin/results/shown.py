@@ -7,16 +7,20 @@ on the data alone, so it is guessed by type here, and `show=` overrules the gues
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.errors import QueryError
 from tracin.plain_text import a_kind, first_line, plain
 from tracin.precision import in_double
 from tracin.results.shown_place import place_in, place_in_words
 from tracin.results.shown_sound import sound_in, sound_in_words
+
+ClassNames: TypeAlias = Sequence[str] | Mapping[int, str]
+"""The names of classes: by place, or by number."""
 
 MOST = 300  # characters of a text on a screen or in a report
 LABEL = 60  # characters of a label, at most
@@ -97,7 +101,8 @@ class Showing:
     """How examples become `Shown`; never raises, whatever an example is.
 
     Attributes:
-        labels: The classes' names, by class; None to show labels as they are.
+        labels: The classes' names, by class: a list, or a mapping such as `model.config.id2label`;
+            None to show labels as they are.
         decode: Makes a text of a list of token ids, such as `tokenizer.decode`; None to show ids.
         show: Makes a `Shown` (or a text) of an example as the data set gives it; None to go by
             type.
@@ -110,9 +115,17 @@ class Showing:
         [cat] so so stars: 3
     """
 
-    labels: Sequence[str] | None = None
+    labels: ClassNames | None = None
     decode: Callable[[list[int]], str] | None = None
     show: Callable[[Any], Shown | str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a single word, whose letters would be taken for the names."""
+        if isinstance(self.labels, str):
+            raise QueryError(
+                f"labels are the names of all classes, such as ['cat', 'dog']; {self.labels!r} was "
+                "given."
+            )
 
     def of(self, example: Any) -> Shown:
         """The example as a person sees it; a short form of its repr, and why, where that fails."""
@@ -130,6 +143,8 @@ class Showing:
             return None
         value = _scalar(label)
         if self.labels is not None and isinstance(value, int) and not isinstance(value, bool):
+            if isinstance(self.labels, Mapping):
+                return self.labels.get(value, value)
             return self.labels[value] if 0 <= value < len(self.labels) else value
         return value
 

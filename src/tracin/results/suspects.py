@@ -1,6 +1,6 @@
 """Training examples ranked by how likely their label is wrong."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any, final, overload
@@ -14,7 +14,7 @@ from tracin.errors import QueryError
 from tracin.plain_text import plain
 from tracin.results.held_out import HeldOut
 from tracin.results.review import FEWEST, ReviewSample, WrongLabels, drawn, estimated
-from tracin.results.shown import Showing, Shown
+from tracin.results.shown import ClassNames, Showing, Shown
 from tracin.results.shown_rows import shown_rows
 from tracin.results.table import SCREEN, aligned, numbers
 from tracin.results.tabular import Tabular
@@ -315,7 +315,7 @@ class Suspects(Tabular):
         self,
         train: Any,
         *,
-        labels: Sequence[str] | None = None,
+        labels: ClassNames | None = None,
         show: Callable[[Any], Shown | str] | None = None,
         decode: Callable[[list[int]], str] | None = None,
     ) -> list[Shown]:
