@@ -15,6 +15,7 @@ from torch import nn
 import tracin
 from own_process import fork_workers
 from tracin import IndexingError, Projection, QueryError, TracIn, WithIds
+from tracin.index import index as index_module
 from tracin.index.index import Index
 from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.search import Search
@@ -110,6 +111,22 @@ def test_the_influence_on_a_group_is_that_on_each_query_summed_or_averaged(tmp_p
     assert torch.allclose(found, each.sum(1) if group == "sum" else each.mean(1), rtol=1e-4)
     with pytest.raises(QueryError, match="group is None or one of"):
         index.influence(TEST, group="max")
+
+
+def test_factors_of_a_layer_are_not_added_up_for_a_group(tmp_path, monkeypatch):
+    """A row keeps both factors of a wide layer; the product of sums is no sum of products."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(120, 80), nn.Tanh(), nn.Linear(80, 3))
+    data = torch.randn(30, 120), torch.randint(0, 3, (30,))
+    run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates="equal")
+    index = run.index(data, tmp_path / "index", tracin.Projection(512), recall_queries=0)
+    assert index.plan.columns.has_factors
+    monkeypatch.setattr(index_module, "TOGETHER", 4)
+
+    each = index.influence((data[0][:9], data[1][:9]))
+    found = index.influence((data[0][:9], data[1][:9]), group="sum")
+
+    torch.testing.assert_close(found, each.sum(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("memory", [1, 10_000, 1 << 28])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from tracin.checks import count_within, one_of, positive_int
@@ -22,7 +23,7 @@ from tracin.index.info import described, in_one_line
 from tracin.index.matched_run import MatchedRun
 from tracin.index.measure_recall import HITS, QUERIES, RecallRequest, known_recall, measured
 from tracin.index.row_curvature import curvature_in_words
-from tracin.index.row_scan import RowScan
+from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.rows_explained import checked_rows, rows_explained
 from tracin.index.score_scale import score_scale
 from tracin.index.search import scores_of
@@ -38,6 +39,7 @@ from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.targets import Target
 
 MEMORY = 1 << 28  # bytes
+TOGETHER = 256  # queries of a group whose scores are held at once
 CANDIDATES = 5  # rows scored exactly per result
 
 
@@ -365,10 +367,19 @@ class Index:
         given = open_data(matched.run, queries, "queries")
         asked = asked_of(matched.run, given, target, checked_size(batch_size), progress)
         sketched = matched.sketched(asked.queries, batch_size, progress, asked.loss)
-        if group is not None:
-            sketched = sketched.summed(1 / len(given) if group == "mean" else 1.0)
-        scores = scores_of(RowScan(self.store, self.plan, sketched, memory, progress=progress))
-        return scores if group is None else scores[:, 0]
+        if group is None:
+            return self._scores(sketched, memory, progress)
+        if not self.plan.columns.has_factors:
+            total = self._scores(sketched.summed(), memory, progress)[:, 0]
+        else:
+            # Products of two factors: those of a sum are no sum of products.
+            starts = range(0, len(given), TOGETHER)
+            each = [sketched.some(slice(start, start + TOGETHER)) for start in starts]
+            total = torch.stack([self._scores(one, memory, progress).sum(1) for one in each]).sum(0)
+        return total / len(given) if group == "mean" else total
+
+    def _scores(self, queries: SketchedQueries, memory: int, progress: bool | None) -> Tensor:
+        return scores_of(RowScan(self.store, self.plan, queries, memory, progress=progress))
 
     def self_influence(self) -> Tensor:
         """Each row's influence on itself, exact, with the run's weights or those of the build.

@@ -56,9 +56,12 @@ class SketchedQueries:
             tuple(self.squared_norms[at] for at in places if self.squared_norms),
         )
 
-    def summed(self, factor: float) -> "SketchedQueries":
-        """All as one query, their sum times a factor; without lengths, which do not add up."""
-        rows = tuple(factor * one.sum(0, keepdim=True) for one in self.rows)
+    def summed(self) -> "SketchedQueries":
+        """All as one query, their sum; without lengths, which do not add up.
+
+        Only for plans without columns of factors, whose products are not linear in a row.
+        """
+        rows = tuple(one.sum(0, keepdim=True) for one in self.rows)
         return SketchedQueries(self.keys, self.numbers, rows, self.weights)
 
     def some(self, which: slice | Tensor) -> "SketchedQueries":

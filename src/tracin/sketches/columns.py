@@ -97,6 +97,11 @@ class Columns:
         return 1 + max((block.group for block in self.blocks), default=0)
 
     @cached_property
+    def has_factors(self) -> bool:
+        """Whether scores are not linear in a row: some are products of two factors' scores."""
+        return any(isinstance(block, Product) for block in self.blocks)
+
+    @cached_property
     def sides(self) -> tuple[Side, ...]:
         """The columns that share a scale, in order: factors of a row differ in size."""
         found: list[Side] = []
