@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import tracin
-from tracin import run as run_module
 from tracin.cli.log_lines import shown_log
+from tracin.scoring import query_pass
 
 SOURCE = Path(tracin.__file__).parent
 DATA = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
@@ -36,7 +36,7 @@ def calls(name: str) -> dict[str, list[ast.Call]]:
 
 def test_every_logger_is_named_after_its_module_and_nothing_is_configured():
     loggers = calls("getLogger")
-    front = {"__init__.py", "cli/log_lines.py"}
+    front = {"__init__.py", "cli/log_lines.py", "view/serving.py"}  # the last one: uvicorn's
 
     for file in loggers.keys() - front:
         assert [ast.unparse(each) for each in loggers[file]] == ["logging.getLogger(__name__)"]
@@ -47,13 +47,14 @@ def test_every_logger_is_named_after_its_module_and_nothing_is_configured():
 
 
 def test_queries_that_are_divided_are_in_the_log(caplog, monkeypatch):
-    monkeypatch.setattr(run_module, "HELD", 2 * 12 // 4)
+    monkeypatch.setattr(query_pass, "room", lambda _: 2 * 12 * 4)
 
     with caplog.at_level(logging.INFO, "tracin"):
         a_run().influence(DATA, tuple(each[:5] for each in DATA))
 
-    assert ("tracin.run", logging.INFO) in {(one.name, one.levelno) for one in caplog.records}
-    assert "5 queries are too many at once: 2 per pass over the data" in caplog.text
+    name = "tracin.scoring.checkpoint_pass"
+    assert (name, logging.INFO) in {(one.name, one.levelno) for one in caplog.records}
+    assert "2 queries fit in memory at once; 3 are left" in caplog.text
 
 
 def test_smaller_batches_are_in_the_log(caplog):

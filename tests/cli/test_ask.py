@@ -88,7 +88,9 @@ def test_a_given_answer_has_the_scores_of_its_tokens_alone(run, capsys):
     conversation = with_answer(task["tokenizer"], PERU, "it is cusco .")
     query = conversation.as_query()
     assert (query["labels"] != IGNORED).sum() == 4
-    traced = tracin.TracIn(task["model"], "causal_lm", task["checkpoints"])
+    traced = tracin.TracIn(
+        task["model"], "causal_lm", task["checkpoints"], preconditioner=tracin.Adam()
+    )
     scores = traced.influence(task["train"], query)[:, 0]
     assert rows[0]["kind"] == "proponent"
     for row in rows:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tracin.cli.main import main
-from tracin.cli.template import Template, task_text
+from tracin.cli.template import Template, run_text, task_text
 
 # How many examples each template spoils; a language model has no labels to judge.
 SPOILED = {"image": 12, "hf": 8, "lm": 0, "regression": 8}  # questions: test_ask.py
@@ -39,6 +39,12 @@ def test_a_template_explains_and_finds_what_is_wrong(template: Template, tmp_pat
 @pytest.mark.parametrize("template", list(Template)[1:], ids=str)
 def test_a_template_marks_what_to_replace(template: Template):
     assert task_text(template).count("Yours") >= 3
+
+
+def test_what_adam_trained_is_asked_under_adam():
+    for template in Template:
+        is_adam = any(word in task_text(template) for word in ("AdamW", "TrainingArguments"))
+        assert ('\npreconditioner = "adam"' in run_text(template)) == is_adam
 
 
 def test_there_are_no_other_files():

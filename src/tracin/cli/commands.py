@@ -37,7 +37,7 @@ from tracin.cli.report_command import NAME, report
 from tracin.cli.results import deliver
 from tracin.cli.settings import read_settings
 from tracin.cli.task import Task
-from tracin.cli.template import RUN, Template, task_text
+from tracin.cli.template import Template, run_text, task_text
 from tracin.cli.view_commands import apply_decisions, view
 from tracin.errors import QueryError, RunFileError
 from tracin.plain_text import a_kind, plain
@@ -128,7 +128,7 @@ def init(
     hf (texts with labels, by Hugging Face's Trainer), lm (a language model and a LoRA adapter),
     questions (a language model that `tracin ask` can ask), regression (a table and a number).
     """
-    texts = {folder / "run.toml": RUN, folder / "task.py": task_text(template)}
+    texts = {folder / "run.toml": run_text(template), folder / "task.py": task_text(template)}
     for path in texts:
         if path.exists():
             raise RunFileError(

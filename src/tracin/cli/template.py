@@ -79,6 +79,21 @@ class Template(StrEnum):
     regression = "regression"
 
 
+_CURVATURE = """\
+# preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or "adam",
+                               # where Adam or AdamW took the steps
+"""
+_ADAM = """\
+preconditioner = "adam"        # AdamW took the steps; "kfac"; "ekfac"; "kernel"
+"""
+_BY_ADAM = (Template.hf, Template.lm, Template.questions)
+
+
+def run_text(template: Template) -> str:
+    """The run.toml of a template, with the preconditioner that its optimizer asks for."""
+    return RUN.replace(_CURVATURE, _ADAM) if template in _BY_ADAM else RUN
+
+
 def task_text(template: Template) -> str:
     """The task.py of a template; like each of them, a program that runs as it is."""
     return (Path(__file__).parent / "templates" / f"{template}.py").read_text(encoding="utf-8")
