@@ -61,6 +61,7 @@ def planned(
             leaves nothing.
 
     Example:
+        >>> from tracin.gradients.forms import OuterProduct
         >>> forms = {"weight": OuterProduct(torch.ones(2, 1, 30), torch.ones(2, 1, 20))}
         >>> plan = planned(Projection(dim=50), forms, {"weight": 600})
         >>> plan.columns.blocks[0].left
