@@ -23,6 +23,9 @@ def data(examples: int, seed: int) -> tuple[Tensor, Tensor]:
 POOL, TARGETS = data(30, 1), data(5, 2)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:Trained with Adam")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> TracIn:
     torch.manual_seed(0)
@@ -79,7 +82,10 @@ def test_cosines_of_adams_steps_are_averaged_over_checkpoints_and_the_best_group
 
 
 def test_an_index_selects_by_its_rows_alone(run, tmp_path: Path):
-    index = run.index(POOL, tmp_path, Projection(200), number_format="float32")
+    rates = [0.3, 0.2, 0.1]
+    plain = TracIn(run.model, "cross_entropy", run.checkpoints, learning_rates=rates)
+    rows = plain.index(POOL, tmp_path / "plain", Projection(200), number_format="float32")
+    index = rows.with_run(run)
 
     found = select(
         index, None, TARGETS, 30, groups=GROUPS, normalise="checkpoint_cosine", duplicates=None
@@ -89,12 +95,20 @@ def test_an_index_selects_by_its_rows_alone(run, tmp_path: Path):
     assert found.scores.tolist() == pytest.approx(expected[found.positions].tolist(), rel=1e-4)
     assert len(found) == int((expected > 0).sum())
     for normalise in (None, "cosine"):
-        plain = TracIn(run.model, "cross_entropy", run.checkpoints, learning_rates=[0.3, 0.2, 0.1])
         options = {"groups": GROUPS, "normalise": normalise, "duplicates": 0.95}
         by_rows = select(index.with_run(plain), None, TARGETS, 10, **options)
         by_model = select(plain, POOL, TARGETS, 10, **options)
         assert by_rows.positions.tolist() == by_model.positions.tolist()
         assert by_rows.dropped == by_model.dropped
         assert by_rows.scores.tolist() == pytest.approx(by_model.scores.tolist(), rel=1e-4)
+    under_adam = run.index(POOL, tmp_path / "adam", Projection(200), number_format="float32")
+    options = {"groups": GROUPS, "normalise": "cosine", "duplicates": None}
+    by_rows, by_model = (
+        select(under_adam, None, TARGETS, 10, **options),
+        select(run, POOL, TARGETS, 10, **options),
+    )
+    assert by_rows.positions.tolist() == by_model.positions.tolist()
+    assert by_rows.scores.tolist() == pytest.approx(by_model.scores.tolist(), rel=1e-3)
+    select(under_adam, None, TARGETS, 10, groups=GROUPS, duplicates=0.95)
     with pytest.raises(QueryError, match="the pool must be None"):
         select(index, POOL, TARGETS)

@@ -565,7 +565,8 @@ def test_the_mix_counts_the_classes_that_each_checkpoint_ranks_first(recorded):
     assert (told.mix.sum(1) == 6).all()
 
 
-def test_contributions_print_and_save_one_row_a_checkpoint(recorded, tmp_path):
+def test_contributions_print_and_save_one_row_a_checkpoint(recorded, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     pyarrow = pytest.importorskip("pyarrow")
     model, folder, train, test = recorded
     run = tracin.TracIn(model, "cross_entropy", folder)

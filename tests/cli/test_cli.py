@@ -181,7 +181,7 @@ def test_select_takes_the_tasks_pool_and_keeps_duplicates_if_asked(begun, capsys
     [
         ("select.duplicates=98", "'select.duplicates' = 98, but it should be"),
         ("select.budget=0", "'select.budget' = 0, but it should be greater than 0."),
-        ("select.normalise=query", "but it should be 'none' or 'cosine'."),
+        ("select.normalise=query", "but it should be 'none', 'cosine' or 'checkpoint_cosine'."),
     ],
 )
 def test_what_select_cannot_do_is_a_message(begun, capsys, setting, words):

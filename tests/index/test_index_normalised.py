@@ -9,6 +9,8 @@ import tracin
 from tracin import Projection, QueryError, TracIn
 from tracin.index.index import Index
 
+pytestmark = pytest.mark.filterwarnings("ignore:Trained with Adam")
+
 
 def data(examples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)

@@ -57,8 +57,8 @@ class RowPool:
     def influence(self, members: Sequence[Tensor], normalise: str | None) -> Tensor:
         """The mean influence of every row on each group, estimated: [pool, groups], float64.
 
-        Lengths of rows are exact, and those of plain gradients. The length of a group is that of
-        its mean under the run's preconditioner.
+        Lengths of rows are exact: those of plain gradients, or under Adam where the index was built
+        so. The length of a group is that of its mean under the run's preconditioner.
         """
         queries = self._sketched(self._run)
         scores = self._group_scores(queries, members)
@@ -93,8 +93,10 @@ class RowPool:
 
     @cached_property
     def _plain(self) -> SketchedQueries:
-        """The targets without the preconditioner; equal checkpoints are one."""
-        return self._sketched(run_under(self._run, None)).merged()
+        """The targets as the rows are: without the preconditioner, unless rows are under it."""
+        matched = MatchedRun(self._store, self._plan, self._run)
+        run = self._run if matched.is_as_rows else run_under(self._run, None)
+        return self._sketched(run).merged()
 
     def _sketched(self, run: Run) -> SketchedQueries:
         matched = MatchedRun(self._store, self._plan, run)
