@@ -10,7 +10,7 @@ from tracin.cli.destination import FileFormat, Format, Out, Output, Overwrite
 from tracin.cli.index_commands import RunFile, Set, checked_folder
 from tracin.cli.opened import Opened, opened_run
 from tracin.cli.results import deliver
-from tracin.cli.settings import read_settings
+from tracin.cli.settings import read_settings, unless_none, with_option
 from tracin.errors import QueryError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def ask(
     influence is that on the loss of the answer's tokens. With --out, the result goes to a file too.
     """
     index = None if index is None else checked_folder(index)
-    changed = [*(sets or []), *([f"ask.k={k}"] if k is not None else [])]
+    changed = with_option(sets, "ask.k", k)
     read_settings(run, changed)  # a mistake is reported before torch is imported
     shown_format = Format.TABLE if out is None and file_format is None else file_format
     opened = opened_run(run, changed, Output(out, shown_format, overwrite), "ask")
@@ -101,7 +101,7 @@ def _number(checkpoint: int | None, names: list[str]) -> int:
 def _explained(opened: Opened, query: "dict[str, Tensor]", index: str | None) -> "Explanations":
     options, task = opened.settings.ask, opened.task
     size = opened.settings.tracin.batch_size
-    normalise = None if options.normalise == "none" else options.normalise
+    normalise = unless_none(options.normalise)
     if index is not None:
         from tracin import Index
 
@@ -138,7 +138,7 @@ def _hits(opened: Opened, explanations: "Explanations") -> "list[list[TextHit]]"
         ]
         for side in sides
     ]
-    overlap = None if options.near_copies == "none" else options.near_copies
+    overlap = unless_none(options.near_copies)
     return folded_hits(sides, texts, options.k, overlap)
 
 

@@ -35,7 +35,7 @@ from tracin.cli.log_lines import shown_log
 from tracin.cli.opened import Opened, opened_run
 from tracin.cli.report_command import NAME, report
 from tracin.cli.results import deliver
-from tracin.cli.settings import read_settings
+from tracin.cli.settings import read_settings, unless_none, with_option
 from tracin.cli.task import Task
 from tracin.cli.template import Template, run_text, task_text
 from tracin.cli.view_commands import apply_decisions, view
@@ -237,7 +237,7 @@ def explain(
     if index is None and (keep or engine != "serial"):
         raise QueryError("--keep and --engine are about the rows of an index: add --index.")
     index = None if index is None else checked_folder(index)
-    changed = [*(sets or []), *([f"explain.k={k}"] if k is not None else [])]
+    changed = with_option(sets, "explain.k", k)
     read_settings(run, changed)  # a mistake is reported before torch is imported
     chosen: Any = engine_of(engine, workers, address)
     opened = opened_run(run, changed, Output(out, file_format, overwrite), "explain")
@@ -254,7 +254,7 @@ def explain(
             chosen_queries.queries,
             options.k,
             exact=exact,
-            normalise=None if options.normalise == "none" else options.normalise,
+            normalise=unless_none(options.normalise),
             where=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
             target=opened.task.target,
@@ -274,8 +274,8 @@ def explain(
         opened.task.train,
         chosen_queries.queries,
         options.k,
-        normalise=None if options.normalise == "none" else options.normalise,
-        group=None if options.group == "none" else options.group,
+        normalise=unless_none(options.normalise),
+        group=unless_none(options.group),
         drop_misclassified=options.drop_misclassified,
         target=opened.task.target,
         batch_size=opened.settings.tracin.batch_size,
@@ -311,7 +311,7 @@ def select_examples(
     left out.
     """
     index = None if index is None else checked_folder(index)
-    changed = [*(sets or []), *([f"select.budget={budget}"] if budget is not None else [])]
+    changed = with_option(sets, "select.budget", budget)
     read_settings(run, changed)  # a mistake is reported before torch is imported
     opened = opened_run(run, changed, Output(out, file_format, overwrite), "select")
     options, task = opened.settings.select, opened.task
@@ -330,8 +330,8 @@ def select_examples(
         chosen_queries.queries,
         options.budget,
         groups=_groups(task, chosen_queries),
-        normalise=None if options.normalise == "none" else options.normalise,
-        duplicates=None if options.duplicates == "none" else options.duplicates,
+        normalise=unless_none(options.normalise),
+        duplicates=unless_none(options.duplicates),
         batch_size=opened.settings.tracin.batch_size,
     )
     pool = "train" if task.pool is None else "pool"
@@ -356,7 +356,7 @@ def replay(
     """
     from tempfile import TemporaryDirectory
 
-    changed = [*(sets or []), *([f"replay.k={k}"] if k is not None else [])]
+    changed = with_option(sets, "replay.k", k)
     opened = opened_run(run, changed, Output(out, file_format, overwrite), "replay")
     task, options = opened.task, opened.settings.replay
     if task.optimizer is None:

@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,6 +20,7 @@ NEEDED = '[task] function = "task.py:task"'
 
 
 Cosine = Annotated[float, Field(gt=0, le=1)]
+T = TypeVar("T")
 
 
 class _Table(BaseModel):
@@ -128,6 +129,17 @@ class Settings(_Table):
     evaluate: EvaluateTable = Field(default_factory=EvaluateTable)
     index: IndexTable = Field(default_factory=IndexTable)
     output: OutputTable = Field(default_factory=OutputTable)
+
+
+def with_option(sets: Sequence[str] | None, setting: str, value: object) -> list[str]:
+    """The changes of --set, and last that of an option of its own; None where it was not given."""
+    own = [] if value is None else [f"{setting}={value}"]
+    return [*(sets or []), *own]
+
+
+def unless_none(value: T | Literal["none"]) -> T | None:
+    """A setting as the library takes it: TOML has no None, so that "none" stands for it."""
+    return None if value == "none" else value
 
 
 def read_settings(path: Path, overrides: Sequence[str]) -> Settings:
