@@ -190,15 +190,11 @@ class DatasetSource:
         return checked(self._arrangement.marked(batch), examples, self.name)
 
 
-@final
-class Chosen:
-    """Some examples of another source, in an order of their own."""
+class _Around:
+    """What stands around another source, and holds examples as that does."""
 
-    def __init__(self, source: "Source", positions: Sequence[int]) -> None:
-        self.source, self.positions = source, list(positions)
-
-    def __len__(self) -> int:
-        return len(self.positions)
+    def __init__(self, source: "Source") -> None:
+        self.source = source
 
     @property
     def is_stored(self) -> bool:
@@ -209,6 +205,18 @@ class Chosen:
     def alone(self) -> str | None:
         """Why examples come one at a time, if they do."""
         return self.source.alone
+
+
+@final
+class Chosen(_Around):
+    """Some examples of another source, in an order of their own."""
+
+    def __init__(self, source: "Source", positions: Sequence[int]) -> None:
+        super().__init__(source)
+        self.positions = list(positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
     def example(self, position: int) -> Any:
         """One example as the source gives it."""
@@ -226,7 +234,7 @@ class Chosen:
 
 
 @final
-class WithColumn:
+class WithColumn(_Around):
     """Another source, whose batches become pairs (batch, numbers): a class per example, say.
 
     Args:
@@ -235,20 +243,11 @@ class WithColumn:
     """
 
     def __init__(self, source: "Source", column: Tensor) -> None:
-        self.source, self.column = source, column
+        super().__init__(source)
+        self.column = column
 
     def __len__(self) -> int:
         return len(self.column)
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether the source holds columns."""
-        return self.source.is_stored
-
-    @property
-    def alone(self) -> str | None:
-        """Why examples come one at a time, if they do."""
-        return self.source.alone
 
     def example(self, position: int) -> Any:
         """One example as the source gives it, without its number."""

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import final
@@ -37,7 +37,7 @@ from tracin.scoring.finite import check_finite, refuse_non_finite
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.padding import warn_if_padding_counts
 from tracin.scoring.query_gradients import FEW, QueryGradients
-from tracin.scoring.query_loss import QueryLoss
+from tracin.scoring.query_loss import QueryLoss, naming, what_is_asked
 from tracin.scoring.query_pass import QueryPass
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import device_of
@@ -212,12 +212,12 @@ class CheckpointPass:
 
     def asked_named(self) -> AbstractContextManager[None]:
         """Name the target in errors about the queries' losses."""
-        return nullcontext() if self._asked is None else self._asked.named()
+        return naming(self._asked)
 
     @property
     def what_is_asked(self) -> str:
         """What is explained of a query, for errors."""
-        return "loss" if self._asked is None else "target"
+        return what_is_asked(self._asked)
 
     def metric_at(
         self, number: int, train: Examples | None, batch_size: int | None, device: torch.device
@@ -369,8 +369,7 @@ class CheckpointPass:
             metric,
             reader,
             self._checkpoints[number].name,
-            self.what_is_asked,
-            self.asked_named if self._asked is not None else None,
+            self._asked,
         )
         left = request.span
         while True:

@@ -1,7 +1,7 @@
 """The loss that takes the place of the queries' own where a target is explained."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -100,6 +100,16 @@ class MinusClassTarget:
         """Minus the target: [queries]."""
         given, classes = batch
         return -self.target.value(class_scores(self.outcome(model, given), self.target), classes)
+
+
+def naming(asked: QueryLoss | None) -> AbstractContextManager[None]:
+    """Name the target in errors about the queries' losses; None are the queries' own."""
+    return nullcontext() if asked is None else asked.named()
+
+
+def what_is_asked(asked: QueryLoss | None) -> str:
+    """What is explained of a query, for errors."""
+    return "loss" if asked is None else "target"
 
 
 def query_loss(outcome: Compute | None, loss: Any, target: Target) -> QueryLoss:

@@ -1,7 +1,6 @@
 """The pass over the queries at one checkpoint: as many as memory holds are taken together."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -17,6 +16,7 @@ from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.free_memory import room
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.query_gradients import QueryGradients
+from tracin.scoring.query_loss import QueryLoss, naming, what_is_asked
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import each_says
 
@@ -38,8 +38,7 @@ class QueryPass:
         metric: The preconditioner's, at the checkpoint.
         reader: Of the training examples: queries come in batches of its size.
         checkpoint: What messages call it.
-        what: What messages call the queries' losses.
-        named: Names a target in errors; None where the queries have the run's loss.
+        asked: What takes the place of the queries' loss, if anything does.
     """
 
     def __init__(
@@ -50,8 +49,7 @@ class QueryPass:
         metric: Metric | JointMetric | None,
         reader: BatchReader,
         checkpoint: str,
-        what: str = "loss",
-        named: Callable[[], AbstractContextManager[None]] | None = None,
+        asked: QueryLoss | None,
     ) -> None:
         if request.queries is None:
             raise RuntimeError("no queries; a bug in tracin")
@@ -59,11 +57,11 @@ class QueryPass:
         self._queries = request.queries
         self._weights, self._metric = weights, metric
         self._reader, self._checkpoint = reader, checkpoint
-        self._what, self._named = what, nullcontext if named is None else named
+        self._asked = asked
         chosen = spread(request.span.start, len(request.span))
         few = move(self._queries.few(chosen), reader.device)
-        if named is not None or structure(few) != reader.structure:
-            with examples_named(self._queries, chosen, few), self._named():
+        if asked is not None or structure(few) != reader.structure:
+            with examples_named(self._queries, chosen, few), naming(self._asked):
                 gradients.check(few, is_first=False)
 
     def take(self, left: range) -> tuple[QueryGradients, range]:
@@ -125,7 +123,7 @@ class QueryPass:
             following = positions.stop + min(len(positions), left.stop - positions.stop)
             # The last batch is audited, so it must be known beforehand.
             is_last = positions.stop == left.stop or following > self._end(queries, left, memory)
-            with examples_named(self._queries, positions, batch), self._named():
+            with examples_named(self._queries, positions, batch), naming(self._asked):
                 found = move(batch, self._reader.device)
                 losses = queries.add(self._gradients, found, is_last=is_last)
             self._refuse_non_finite(positions, queries, losses)
@@ -157,7 +155,7 @@ class QueryPass:
         self, positions: range, queries: QueryGradients, losses: torch.Tensor
     ) -> None:
         ids, name = self._queries.ids, self._checkpoint
-        refuse_non_finite(losses, positions, ids, name, self._what, "query")
+        refuse_non_finite(losses, positions, ids, name, what_is_asked(self._asked), "query")
         if not self._request.together:
             norms = queries.norms[-len(positions) :]
             refuse_non_finite(norms, positions, ids, name, "gradient", "query")
