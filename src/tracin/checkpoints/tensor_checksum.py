@@ -1,7 +1,7 @@
 """A checksum of a tensor's numbers, taken where they lie: weights on a GPU need no way to the CPU.
 
-Sums of whole numbers that wrap around do
-not depend on their order, so that every device arrives at the same one.
+Sums of whole numbers that wrap around do not depend on their order, so that every device arrives at
+the same one.
 """
 
 from functools import lru_cache

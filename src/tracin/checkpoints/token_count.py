@@ -4,7 +4,7 @@ from typing import final
 
 from torch import Tensor
 
-IGNORED = -100  # the label of a position without a loss, as in torch and transformers
+from tracin.losses import IGNORED
 
 
 @final
