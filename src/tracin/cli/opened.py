@@ -60,6 +60,7 @@ def opened_run(run: Path, sets: list[str] | None, output: Output, command: str) 
         "kfac": KFAC(folder=kept),
         "ekfac": EKFAC(folder=kept),
         "kernel": Kernel(),
+        "adam_kernel": Kernel(under=Adam()),
     }
 
     tracer = TracIn(

@@ -39,7 +39,7 @@ class TracInTable(_Table):
 
     parameters: str | list[str] | None = None
     learning_rates: Literal["equal", "span"] | list[float] | None = None
-    preconditioner: Literal["adam", "kfac", "ekfac", "kernel"] | None = None
+    preconditioner: Literal["adam", "kfac", "ekfac", "kernel", "adam_kernel"] | None = None
     curvature_folder: str | None = None
     batch_size: Literal["auto"] | PositiveInt = "auto"
     device: str | None = None

@@ -1,19 +1,24 @@
 """The empirical Fisher's kernel: curvature from products of gradients alone, for any layer."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from tracin.checkpoints import Checkpoint
 from tracin.checks import is_int, positive_int
 from tracin.data import Examples
 from tracin.errors import PreconditionerError
+from tracin.files import fingerprint
 from tracin.gradients.forms import PerExampleGradient, ProductCache
+from tracin.preconditioners.adam import Adam
 from tracin.preconditioners.fit_data import LARGEST, data_at_hand
 from tracin.preconditioners.fitted import Fitted
 from tracin.preconditioners.landmarks import Landmarks
-from tracin.preconditioners.preconditioner import JointMetric, Place
+from tracin.preconditioners.preconditioner import JointMetric, Place, Scaling
 
 
 @final
@@ -32,6 +37,10 @@ class Kernel(Fitted):
     shorten its score, and not those of the examples that are none. With `fit` all examples score
     alike, and the scores of two of them do not depend on which is the query.
 
+    With `under=tracin.Adam()` all gradients are first multiplied by the roots of Adam's factors,
+    the landmarks' too: F, damping and products are then in the units of the optimizer's steps. For
+    a language model that AdamW has trained it finds more than either alone (docs/llm.md).
+
     Memory: the landmarks' gradients of one checkpoint, and of further ones up to 1 GiB that a run
     keeps for its next question, factored where that is cheaper (of a
     linear layer with one position its inputs and output gradients; of a convolution the whole
@@ -44,6 +53,7 @@ class Kernel(Fitted):
         landmarks: From how many examples F is computed, at most all.
         fit: The data to choose them from; None for the training data of the question.
         seed: Of the choice.
+        under: `tracin.Adam()`, for F of gradients under its factors; None for plain gradients.
 
     Raises:
         PreconditionerError: `damping` is not a number above 0, or another argument makes no sense.
@@ -63,6 +73,7 @@ class Kernel(Fitted):
     landmarks: int = 1000
     fit: Any = field(default=None, repr=False)
     seed: int = 0
+    under: Adam | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
@@ -78,6 +89,20 @@ class Kernel(Fitted):
             raise PreconditionerError(
                 f"seed is a whole number from 0 on; {self.seed!r} was given. Use seed=0."
             )
+        if not (self.under is None or isinstance(self.under, Adam)):
+            raise PreconditionerError(
+                "under is tracin.Adam(), or None for plain gradients; "
+                f"{type(self.under).__name__} was given."
+            )
+
+    def check(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Refuse checkpoints without Adam's moments where they are asked for.
+
+        Raises:
+            CheckpointError: There are such.
+        """
+        if self.under is not None:
+            self.under.check(checkpoints)
 
     @property
     def is_made_once(self) -> bool:
@@ -90,17 +115,28 @@ class Kernel(Fitted):
         Raises:
             PreconditionerError: There are no data, or the landmarks' gradients are all zero or do
                 not fit.
+            CheckpointError: `under` lacks what it is made from.
         """
         data = data_at_hand("tracin.Kernel() takes landmarks", "Kernel", self.fit, place)
         chosen = self._chosen(data)
         landmarks = data.subset(chosen)
-        kernel = place.metric_of(landmarks, lambda: self._made(place, landmarks))
+        scaling = None
+        if self.under is not None:
+            scaling = self.under.metric(place)
+            place = replace(place, about=partial(self._about, place))
+        kernel = place.metric_of(landmarks, lambda: self._made(place, landmarks, scaling))
         # Equal landmarks may lie at other positions of other data.
         rows = {at: number for number, at in enumerate(chosen)} if self.fit is None else {}
         return LandmarkMetric(kernel, rows)
 
-    def _made(self, place: Place, landmarks: Examples) -> "KernelInverse":
-        held = Landmarks()
+    def _about(self, place: Place, examples: Examples) -> str:
+        """What a kernel under Adam is kept by: its moments may be those of another training."""
+        assert self.under is not None
+        moments = fingerprint(self.under.read_at(place.checkpoint))
+        return f"{place.about(examples)} {moments}"
+
+    def _made(self, place: Place, landmarks: Examples, scaling: Scaling | None) -> "KernelInverse":
+        held = Landmarks(scaling)
         place.read(landmarks, held.batch)
         held.join()
         with torch.no_grad():
@@ -175,6 +211,11 @@ class LandmarkMetric(JointMetric):
         # 1 - g (F + lambda I)^-1 g / n, which is below 1 for each landmark, and above 0.
         own = len(kernel.inverse) * kernel.damping * kernel.inverse.diagonal()
         self._left = own.clamp(min=torch.finfo(own.dtype).eps)
+
+    @property
+    def scaling(self) -> Scaling | None:
+        """Adam's factors, where gradients are under them."""
+        return self._landmarks.scaling
 
     @property
     def directions(self) -> int:

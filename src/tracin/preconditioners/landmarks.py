@@ -16,6 +16,7 @@ from tracin.gradients.forms import (
     pairs,
 )
 from tracin.preconditioners.kept_metrics import numbers_in
+from tracin.preconditioners.preconditioner import Scaling
 
 # Numbers that are held at most: 8 GiB in float32.
 MOST = 1 << 31
@@ -25,12 +26,17 @@ MOST = 1 << 31
 class Landmarks:
     """The gradients of all landmarks, by parameter: factors where these are cheaper.
 
+    Args:
+        scaling: What products with them are under, in which they are held; None for nothing.
+
     Attributes:
+        scaling: What is given.
         held: How many numbers they have together.
         examples: How many landmarks there are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scaling: Scaling | None = None) -> None:
+        self.scaling = scaling
         self._forms: dict[str, list[tuple[int, PerExampleGradient]]] = {}
         self.held = 0
         self.examples = 0
@@ -89,8 +95,10 @@ class Landmarks:
     def gram(self) -> Tensor:
         """The products of all with all: [landmarks, landmarks]."""
         total: Tensor | None = None
+        plain = None if self.scaling is None else self.scaling.inverse()
         for name, held in self._forms.items():
-            for row, form in held:
+            for row, scaled in held:
+                form = scaled if plain is None else plain.scaled(name, scaled)[name]
                 # A form of one example is its own product, not to be shared with the next name's.
                 found = self.products(name, form, ProductCache())
                 assert found is not None
@@ -115,5 +123,9 @@ class LandmarkBatch:
     @torch.no_grad()
     def commit(self) -> None:
         """Add the batch to those before."""
-        found = [(name, row, as_query(form)) for name, row, form in self._forms]
+        found = [(name, row, as_query(self._scaled(name, form))) for name, row, form in self._forms]
         self._whole.add(found, self._examples)
+
+    def _scaled(self, name: str, form: PerExampleGradient) -> PerExampleGradient:
+        scaling = self._whole.scaling
+        return form if scaling is None else scaling.scaled(name, form)[name]

@@ -94,6 +94,14 @@ class JointMetric(ABC):
         `positions` is None for examples that are queries.
         """
 
+    @property
+    @abstractmethod
+    def scaling(self) -> "Scaling | None":
+        """What scales the entries of gradients in the products that it corrects; None if nothing.
+
+        The products with the directions are under it, too.
+        """
+
 
 class BatchFit(Protocol):
     """Takes the gradients of one batch that a metric is made from."""
@@ -197,12 +205,31 @@ class Scaling:
         }
         return Scaling(roots)
 
+    def inverse(self) -> "Scaling":
+        """What undoes the factors, where they are not zero."""
+        factors = {
+            name: one.to(torch.promote_types(one.dtype, torch.float32))
+            for name, one in self.factors.items()
+        }
+        return Scaling(
+            {name: one.reciprocal().masked_fill(one == 0, 0) for name, one in factors.items()}
+        )
+
     def scaled_in_parts(self, name: str, form: PerExampleGradient) -> PerExampleGradient:
         """One parameter's gradients times the factors, written out only where parts are read.
 
         `scaled` writes all out at once, which suits a few queries; this suits batches of examples.
         """
         return scaled_in_parts(form, self.factors[name])
+
+
+def parts_of(
+    metric: Metric | JointMetric | None,
+) -> tuple[Metric | None, JointMetric | None]:
+    """What multiplies a query's gradient, and what corrects the products; None where nothing."""
+    if isinstance(metric, JointMetric):
+        return metric.scaling, metric
+    return metric, None
 
 
 class Preconditioner(Protocol):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import PerExampleGradient, ProductCache, cancelled, checked_squared_norm
-from tracin.preconditioners import JointMetric, Metric
+from tracin.preconditioners import JointMetric, Metric, parts_of
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.joint_sums import JointSums
 from tracin.scoring.query_gradients import QueryGradients
@@ -41,8 +41,7 @@ class BatchSums:
         self._weights = weights
         self._queries = queries
         self._request = request
-        self._joint = metric if isinstance(metric, JointMetric) else None
-        self._metric = None if isinstance(metric, JointMetric) else metric
+        self._metric, self._joint = parts_of(metric)
         self._directions = None if self._joint is None else JointSums(examples, self._joint)
         self._cache = ProductCache()
         self._scores: Tensor | None = None

@@ -22,7 +22,7 @@ from tracin.gradients.forms import (
     pairs,
     total,
 )
-from tracin.preconditioners import JointMetric, Metric
+from tracin.preconditioners import JointMetric, Metric, parts_of
 from tracin.preconditioners.preconditioner import Scaling
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.facts_of import facts_of
@@ -60,8 +60,7 @@ class QueryGradients:
         self._together = together
         self._is_roomy = is_roomy
         self._all = most
-        self._joint = metric if isinstance(metric, JointMetric) else None
-        self._metric = None if isinstance(metric, JointMetric) else metric
+        self._metric, self._joint = parts_of(metric)
         self._directions: list[Tensor] = []  # products with those of the joint metric
         self._sums: dict[str, PerExampleGradient] = {}
         self._sums_under: dict[str, PerExampleGradient] = {}
