@@ -17,6 +17,7 @@ Rows = dict[str, Tensor]
 Made = Callable[[], dict[str, Tensor]]
 
 TOGETHER = 64  # texts of about 60 tokens in a batch
+DAMPINGS = 0.003, 0.1, 1.0
 EMBEDDED = "mean of the last hidden states, cosine"
 
 
@@ -45,12 +46,18 @@ def methods(
                 preconditioner=preconditioner,
             )
 
-    def traced(name: str, preconditioner: Any, *, is_whole: bool) -> dict[str, Tensor]:
+    def traced(name: str, preconditioner: Any) -> dict[str, Tensor]:
         of = run(preconditioner)
         scores = of.influence(train, asked, batch_size=TOGETHER).T.cpu()
         own = of.self_influence(train, batch_size=TOGETHER).sqrt().cpu()
         found = {name: scores, f"{name}, cosine": scores / own}
-        return found | ({f"{name}, mean over tokens": scores / lengths} if is_whole else {})
+        is_gradient = preconditioner is None or isinstance(preconditioner, tracin.Adam)
+        return found | ({f"{name}, mean over tokens": scores / lengths} if is_gradient else {})
+
+    def kernel(damping: float) -> dict[str, Tensor]:
+        of = run(tracin.Kernel(damping, under=tracin.Adam()))
+        scores = of.influence(train, asked, batch_size=TOGETHER).T.cpu()
+        return {f"Kernel({damping:g}, under=Adam())": scores}
 
     def indexed(width: int) -> dict[str, Tensor]:
         index = run(tracin.Adam()).index(
@@ -72,13 +79,10 @@ def methods(
         ("TracIn", None),
         ("Adam()", tracin.Adam()),
         ("KFAC()", tracin.KFAC()),
-        ("Kernel()", tracin.Kernel()),
-        ("Kernel(under=Adam())", tracin.Kernel(under=tracin.Adam())),
-        ("Kernel(0.1, under=Adam())", tracin.Kernel(0.1, under=tracin.Adam())),
-        ("Kernel(1.0, under=Adam())", tracin.Kernel(1.0, under=tracin.Adam())),
     ):
-        is_whole = preconditioner is None or isinstance(preconditioner, tracin.Adam)
-        yield name, partial(traced, name, preconditioner, is_whole=is_whole)
+        yield name, partial(traced, name, preconditioner)
+    for damping in DAMPINGS:
+        yield f"Kernel {damping:g}", partial(kernel, damping)
     for width in widths:
         yield f"index {width}", partial(indexed, width)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Query:
 class Letters:
     """A tokenizer of letters, for the quick form: tokens are bytes."""
 
-    eos_token = "\n"
+    eos_token, eos_token_id = "\n", 10
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         """The bytes of a text."""
@@ -164,17 +165,23 @@ def fitted(model: Any, checkpoint: tracin.Checkpoint) -> Iterator[Any]:
 def continued(model: Any, tokenizer: Any, starts: Sequence[tuple[int, str]]) -> list[Query]:
     """What the model says after each start, which tells of the text at that place."""
     device = next(model.parameters()).device
+    rows = [torch.tensor(tokenizer(start)["input_ids"]) for _, start in starts]
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
+    given, mask = pad(rows).to(device), pad([torch.ones_like(row) for row in rows]).to(device)
+    end = tokenizer.eos_token_id
+    said = model.generate(
+        input_ids=given,
+        attention_mask=mask,
+        max_new_tokens=MORE,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
     found = []
-    for place, start in starts:
-        given = torch.tensor([tokenizer(start)["input_ids"]], device=device)
-        said = model.generate(
-            input_ids=given,
-            attention_mask=torch.ones_like(given),
-            max_new_tokens=MORE,
-            do_sample=False,
-        )
-        words = tokenizer.decode(said[0, given.shape[1] :], skip_special_tokens=True)
-        found.append(Query(place, start, words))
+    for (place, start), row in zip(starts, said[:, given.shape[1] :], strict=True):
+        ends = (row == end).nonzero()
+        own = row[: int(ends[0])] if len(ends) else row
+        found.append(Query(place, start, tokenizer.decode(own, skip_special_tokens=True)))
     return found
 
 

@@ -16,7 +16,7 @@ def test_a_quick_run_asks_every_method(data_folder, tmp_path):
     findings = (tmp_path / "quick" / "findings.md").read_text()
     lines = [line for line in findings.splitlines() if line.startswith("| ")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [row[0] for row in rows].count("Kernel(under=Adam()), cosine") == 1
+    assert [row[0] for row in rows].count("Kernel(0.1, under=Adam())") == 1
     assert next(row for row in rows if row[0] == "BM25")[1] == "1.00"
 
 

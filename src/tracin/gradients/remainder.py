@@ -34,6 +34,7 @@ class Remainder:
         kept: Collection[str] = (),
     ) -> None:
         self._parameters = parameters
+        self._is_divided = is_divided(parameters)  # asked for every one of them
         self._kept = kept
         self._found: dict[str, Tensor] = {}
         # Of numbers that do not lie in order, as of a transposed weight, this is a copy.
@@ -52,7 +53,7 @@ class Remainder:
         if name in self._kept:
             found = form.weighted_sum(factors)
             self._found[name] = found if name not in self._found else self._found[name].add_(found)
-        elif is_divided(self._parameters):
+        elif self._is_divided:
             parameter = self._parameters[name]
             whole = form.weighted_sum(-factors).view(parameter.shape)
             self._left[name].add_(own(whole, parameter).flatten())
