@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tracin
+from benchmarks.kronfluence_queries import kronfluence_pass
 from benchmarks.models import LanguageModel
 from benchmarks.subjects import Pair, Subject
 from tracin.data import open_examples
@@ -104,6 +105,10 @@ def _row(
         "plain": partial(_plain_pass, model, train, batch_size),
     }
     peak, passes = _peak(device, works["tracin"])
+    rival_peak = None
+    if options.kronfluence:
+        works["kronfluence"] = kronfluence_pass(model, train, asked, batch_size)
+        rival_peak, _ = _peak(device, works["kronfluence"])
     with exact_matmuls():
         works["plain"]()
         seconds = {name: [] for name in works}
@@ -126,9 +131,16 @@ def _row(
         "examples": examples,
         "batch size": batch_size,
     }
+    if options.kronfluence:
+        row["kronfluence ratio"] = medians["kronfluence"] / medians["plain"]
+        row["kronfluence peak GiB"] = rival_peak
     shown = [size, precision, length, queries, passes, f"{row['ratio']:.2f}"]
     shown += [f"{row['tokens per second']:,.0f}", f"{row['plain tokens per second']:,.0f}"]
-    print("".join(f"{each:>10}" for each in [*shown, f"{peak:.1f}" if peak else "-"]), flush=True)
+    shown += [f"{peak:.1f}" if peak else "-"]
+    if options.kronfluence:
+        rival = f"{rival_peak:.1f}" if rival_peak else "-"
+        shown += ["Kronfluence:", f"{row['kronfluence ratio']:.2f}", rival]
+    print("".join(f"{each:>10}" for each in shown), flush=True)
     return row
 
 
@@ -216,6 +228,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of the CPU; by default as torch has it")
+    parser.add_argument(
+        "--kronfluence",
+        action="store_true",
+        help="ask it, too: its ratio and GiB (pip install --no-deps -r experiments/rivals.txt)",
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     return parser.parse_args(arguments)
 
