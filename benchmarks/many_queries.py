@@ -7,6 +7,7 @@ pass over the same training tokens; the queries' own gradients and the checks ar
 import argparse
 import gc
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -105,6 +106,8 @@ def _row(
         "plain": partial(_plain_pass, model, train, batch_size),
     }
     peak, passes = _peak(device, works["tracin"])
+    if options.index:
+        works["index"] = partial(_built, _run(model), train, options.index, batch_size)
     rival_peak = None
     if options.kronfluence:
         works["kronfluence"] = kronfluence_pass(model, train, asked, batch_size)
@@ -131,12 +134,16 @@ def _row(
         "examples": examples,
         "batch size": batch_size,
     }
+    if options.index:
+        row["index ratio"] = medians["index"] / medians["plain"]
     if options.kronfluence:
         row["kronfluence ratio"] = medians["kronfluence"] / medians["plain"]
         row["kronfluence peak GiB"] = rival_peak
     shown = [size, precision, length, queries, passes, f"{row['ratio']:.2f}"]
     shown += [f"{row['tokens per second']:,.0f}", f"{row['plain tokens per second']:,.0f}"]
     shown += [f"{peak:.1f}" if peak else "-"]
+    if options.index:
+        shown += ["index:", f"{row['index ratio']:.2f}"]
     if options.kronfluence:
         rival = f"{rival_peak:.1f}" if rival_peak else "-"
         shown += ["Kronfluence:", f"{row['kronfluence ratio']:.2f}", rival]
@@ -153,6 +160,18 @@ def _influence(run: tracin.TracIn, train: Pair, queries: Pair, batch_size: int) 
     ):
         seen.add(step.queries)
     return len(seen)
+
+
+def _built(run: tracin.TracIn, train: Pair, numbers: int, batch_size: int) -> None:
+    """Build an index, and throw it away."""
+    with tempfile.TemporaryDirectory() as folder:
+        run.index(
+            train,
+            Path(folder) / "index",
+            tracin.Projection(numbers),
+            batch_size=batch_size,
+            recall_queries=0,
+        )
 
 
 def _plain_pass(model: nn.Module, train: Pair, batch_size: int) -> None:
@@ -228,6 +247,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=BATCH_TOKENS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of the CPU; by default as torch has it")
+    parser.add_argument("--index", type=int, help="build one of so many numbers per row, too")
     parser.add_argument(
         "--kronfluence",
         action="store_true",
