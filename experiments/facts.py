@@ -47,7 +47,7 @@ from experiments.harness import Experiment, Options, parsed
 TEXTS, BETWEEN = 150, range(140, 331)  # abstracts, and their letters
 PARAPHRASES = Path(__file__).with_name("facts_paraphrases.json")
 EPOCHS, ANSWERS, GIVEN = 3, 40, 8  # GIVEN: words that an answer of the model begins with
-WIDTHS = 4_096, 16_384
+WIDTHS = (16_384,)
 ASKED = 1, 16, 100  # how many queries the cost is measured for
 PAGE = Path(__file__).parents[1] / "docs" / "llm.md"
 TRAINED = {
@@ -125,7 +125,7 @@ def compare(
         sources = [query.source for query in each]
         judged_rows = [[name, *judged(scores[these], sources)] for name, scores in found.items()]
         experiment.table([kind, "first", "first 10", "MRR"], judged_rows)
-    if options.own.more:
+    if options.own.more and trained == "adapter":
         measure = partial(costs, model, last, rows)
         experiment.table(
             ["queries", "seconds", "plain pass", "ratio", "GiB above the model"],
@@ -207,7 +207,7 @@ def costs(model: Any, checkpoint: tracin.Checkpoint, train: Rows) -> list[list[s
         take = torch.arange(count) % len(train["input_ids"])
         queries = {name: each[take] for name, each in train.items()}
         influence = partial(run.influence, train, queries, batch_size=BATCH)
-        _ = spent(influence), spent(plain)  # what is done once
+        spent(plain)  # what is done once; the questions before have done so for the other
         (own, memory), (other, least) = spent(influence), spent(plain)
         found.append(
             [

@@ -17,7 +17,7 @@ Rows = dict[str, Tensor]
 Made = Callable[[], dict[str, Tensor]]
 
 TOGETHER = 64  # texts of about 60 tokens in a batch
-DAMPINGS = 0.003, 0.1, 1.0
+DAMPINGS = 0.003, 0.1
 EMBEDDED = "mean of the last hidden states, cosine"
 
 
