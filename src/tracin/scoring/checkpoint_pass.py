@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import final
@@ -22,6 +22,7 @@ from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
+from tracin.late_checks import LookAgainError, late_checks
 from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import listed
 from tracin.precision import in_double
@@ -358,7 +359,7 @@ class CheckpointPass:
     ) -> Iterator[Callable[[range, Batch, bool], BatchScores]]:
         """What scores a batch: once, or once for each run of queries that fits in memory."""
         if request.queries is None:
-            yield partial(self._scores, number, None, range(0), request, metric)
+            yield partial(self._scores, number, None, range(0), request, metric, reader)
             return
         names = [n for n in self.gradients.parameters if n not in request.only_apart]
         weights = by_parameter(self._weights[number], names)
@@ -378,7 +379,7 @@ class CheckpointPass:
             columns = range(start, start + len(queries))
             if queries.gain_by_examples:
                 reader.grow(PER_QUERY * len(queries))
-            yield partial(self._scores, number, queries, columns, request, metric)
+            yield partial(self._scores, number, queries, columns, request, metric, reader)
             left = range(taken.stop, left.stop)
             if not left:
                 return
@@ -393,12 +394,13 @@ class CheckpointPass:
         columns: range,
         request: ScoreRequest,
         metric: Metric | JointMetric | None,
+        reader: BatchReader,
         positions: range,
         batch: Batch,
         is_last: bool,
     ) -> BatchScores:
         weights = by_parameter(self._weights[number], self.gradients.parameters)
-        sums = BatchSums(length(batch), weights, queries, request, metric)
+        has_facts = request.facts and number == len(self._checkpoints) - 1
         directions: list[dict[str, Tensor]] = []
         slow = self.gradients.slow_names()
         # Forward mode hands over no gradients to multiply with the directions of a joint metric.
@@ -406,11 +408,18 @@ class CheckpointPass:
         if queries is not None and slow and is_forward and len(queries) <= FEW:
             shapes = {name: real_shape(self.gradients.parameters[name]) for name in slow}
             directions = queries.directions(shapes)
-        result = self.gradients.visit(batch, sums.visit, directions=directions, is_last=is_last)
-        if sums.has_cancelled:
-            sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
-            result = self.gradients.again(batch, sums.visit)
-        return sums.scores(number, positions, columns, result)
+        with late_checks(reader.device) as checks:
+            sums = BatchSums(length(batch), weights, queries, request, metric, checks=checks)
+            visited = self.gradients.visit(
+                batch, sums.visit, directions=directions, is_last=is_last
+            )
+        with suppress(LookAgainError):
+            sums.refuse_cancelled()
+            found = sums.scores(number, positions, columns, visited, has_facts=has_facts)
+            return found.on_host(checks)
+        sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
+        again = replace(self.gradients.again(batch, sums.visit), scores=visited.scores)
+        return sums.scores(number, positions, columns, again, has_facts=has_facts).on_host(None)
 
 
 @contextmanager
