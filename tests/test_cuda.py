@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import slow_twin
 import tracin
+from tracin.checkpoints import Checkpoint, loaded
 from tracin.gradients.forms.summed_products import multiplied
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -369,6 +370,19 @@ def test_half_attention_by_the_kernels_of_a_gpu() -> None:
     half = model.bfloat16()
     run = tracin.TracIn(half, "causal_lm", [half.state_dict()], learning_rates="equal")
     assert worst(torch.as_tensor(run.self_influence(data)), torch.as_tensor(wanted)) < 0.1
+
+
+def test_a_model_is_held_once_while_a_checkpoint_is_in_its_place(tmp_path: Path) -> None:
+    model = nn.Sequential(*(nn.Linear(1024, 1024) for _ in range(16))).cuda()
+    other = {name: one.cpu() + 1 for name, one in model.state_dict().items()}
+    torch.save(other, tmp_path / "a.pt")
+    before = {name: one.clone().cpu() for name, one in model.state_dict().items()}
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    with loaded(model, Checkpoint(tmp_path / "a.pt")):
+        assert all(torch.equal(one.cpu(), other[name]) for name, one in model.state_dict().items())
+    assert torch.cuda.max_memory_allocated() - held <= 2 * 4 * 1024 * 1024
+    assert all(torch.equal(one.cpu(), before[name]) for name, one in model.state_dict().items())
 
 
 @pytest.mark.parametrize("question", ["self_influence", "explain", "index"])
