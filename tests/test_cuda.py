@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import slow_twin
 import tracin
 from tracin.checkpoints import Checkpoint, loaded
+from tracin.data import move as moved
 from tracin.gradients.forms.summed_products import multiplied
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -385,10 +386,29 @@ def test_a_model_is_held_once_while_a_checkpoint_is_in_its_place(tmp_path: Path)
     assert all(torch.equal(one.cpu(), before[name]) for name, one in model.state_dict().items())
 
 
+def test_a_batch_is_sent_without_waiting_and_its_memory_may_be_written_to_at_once() -> None:
+    given, expected = torch.zeros(1 << 22), []
+    busy = torch.randn(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    moved(given, "cuda")  # the first time, pinned memory has to be made
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(8):
+            busy = (busy @ busy).clamp(-1, 1)
+            given.fill_(number)
+            expected.append(moved({"one": given}, "cuda")["one"])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [one.unique().tolist() for one in expected] == [[float(n)] for n in range(8)]
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
 @pytest.mark.parametrize("question", ["self_influence", "explain", "index"])
-def test_a_pass_waits_for_the_device_once_a_batch(question: str, tmp_path: Path) -> None:
+def test_a_pass_waits_for_the_device_once_a_batch(
+    question: str, place: str, tmp_path: Path
+) -> None:
     model = convnet().cuda()
-    train = torch.randn(4096, 3, 16, 16, device="cuda"), torch.zeros(4096).long().cuda()
+    train = torch.randn(4096, 3, 16, 16, device=place), torch.zeros(4096, device=place).long()
     run = traced(model)
 
     def ask(rows: int, folder: str) -> None:

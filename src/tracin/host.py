@@ -42,13 +42,16 @@ def to_host(
 def _brought(
     tensors: Sequence[Tensor | None], meanwhile: Callable[[], None] | None
 ) -> list[Tensor | None]:
+    devices = {each.device for each in tensors if each is not None and each.is_cuda}
+    if meanwhile is not None and not devices:
+        meanwhile()
     # Into pinned memory, which torch takes for such copies: they run while the host goes on.
     found = [
         None if each is None else each.contiguous().to("cpu", non_blocking=each.is_cuda)
         for each in tensors
     ]
-    if meanwhile is not None:
+    if meanwhile is not None and devices:
         meanwhile()
-    for device in {each.device for each in tensors if each is not None and each.is_cuda}:
+    for device in devices:
         torch.cuda.current_stream(device).synchronize()
     return found

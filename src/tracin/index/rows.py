@@ -227,7 +227,7 @@ class RowMaker:
                     return
             fetch = to_host if checks is None else checks.fetched
             with suppress(LookAgainError):
-                found.put(at, fetch(_sketched(sketcher, result)))
+                found.put(at, fetch(_sketched(sketcher, result), reader.prepare_next))
                 return
             sketcher.begin(length(batch), into)
             found.put(at, to_host(_sketched(sketcher, gradients.again(batch, visit))))

@@ -22,6 +22,7 @@ from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
+from tracin.host import to_host
 from tracin.late_checks import LookAgainError, late_checks
 from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import listed
@@ -238,9 +239,12 @@ class CheckpointPass:
             def take(positions: range, batch: Batch, is_last: bool) -> None:
                 fit = begin(length(batch))
                 result = self.gradients.visit(batch, fit.visit, is_last=is_last)
-                refuse_non_finite(result.losses, positions, examples.ids, name, "loss", "example")
+                (found,) = to_host([in_double(result.losses)], reader.prepare_next)
+                if found is None:
+                    raise RuntimeError("a batch without losses; a bug in tracin")
+                refuse_non_finite(found, positions, examples.ids, name, "loss", "example")
                 fit.commit()
-                losses.append(in_double(result.losses.detach()).cpu())
+                losses.append(found)
 
             for _ in reader.read(take):
                 pass
@@ -416,7 +420,7 @@ class CheckpointPass:
         with suppress(LookAgainError):
             sums.refuse_cancelled()
             found = sums.scores(number, positions, columns, visited, has_facts=has_facts)
-            return found.on_host(checks)
+            return found.on_host(checks, reader.prepare_next)
         sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
         again = replace(self.gradients.again(batch, sums.visit), scores=visited.scores)
         return sums.scores(number, positions, columns, again, has_facts=has_facts).on_host(None)
