@@ -34,7 +34,11 @@ Device = torch.device | str | int | None
 
 @contextmanager
 def loaded(
-    model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device = None
+    model: Module,
+    checkpoint: Checkpoint | Mapping[str, Tensor],
+    device: Device = None,
+    *,
+    read: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Module]:
     """Put a checkpoint's weights and buffers into `model`, in eval mode; take them out on leaving.
 
@@ -60,6 +64,7 @@ def loaded(
         checkpoint: A checkpoint, or a state dict. A state dict is copied, so that nothing that a
             layer does to its weights reaches it.
         device: Where the weights go; by default where the model is.
+        read: What `checkpoint.weights()` has returned already; None reads it here.
 
     Yields:
         The same model.
@@ -80,19 +85,23 @@ def loaded(
         0.0
     """
     with owned(model, "tracin.checkpoints.loaded"):
-        pairs, parts = exchanged_parts(model, checkpoint, device)
+        pairs, parts = exchanged_parts(model, checkpoint, device, read)
+        del read  # with each tensor that is in its place
         with swapped(model, pairs), overwritten(model, parts):
             yield model
 
 
 def exchanged_parts(
-    model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device
+    model: Module,
+    checkpoint: Checkpoint | Mapping[str, Tensor],
+    device: Device,
+    read: Mapping[str, Tensor] | None,
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
     """Each tensor with its new memory; and memory that is kept, with the numbers to write there."""
     refuse_unfit(model, device)
     refuse_merged(model)
     if isinstance(checkpoint, Checkpoint):
-        name, weights = checkpoint.name, checkpoint.weights()
+        name, weights = checkpoint.name, checkpoint.weights() if read is None else read
         left_out = checkpoint.left_out()
         path = checkpoint.source if isinstance(checkpoint.source, Path) else None
     else:

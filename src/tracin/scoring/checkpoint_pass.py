@@ -41,6 +41,7 @@ from tracin.scoring.padding import warn_if_padding_counts
 from tracin.scoring.query_gradients import FEW, QueryGradients
 from tracin.scoring.query_loss import QueryLoss, naming, what_is_asked
 from tracin.scoring.query_pass import QueryPass
+from tracin.scoring.read_ahead import ReadAhead
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import device_of
 
@@ -125,11 +126,22 @@ class CheckpointPass:
         return self._preconditioner
 
     @contextmanager
-    def at(self, number: int) -> Iterator[torch.device]:
-        """Put a checkpoint in place, ready for gradients; leave the model as it was."""
+    def at(self, number: int, ahead: ReadAhead | None = None) -> Iterator[torch.device]:
+        """Put a checkpoint in place, ready for gradients; leave the model as it was.
+
+        Args:
+            number: The checkpoint's place.
+            ahead: What may have read it already.
+        """
+        checkpoint = self._checkpoints[number]
         with (
             untouched(self._model, allow_tf32=self._allow_tf32),
-            loaded(self._model, self._checkpoints[number], self._device),
+            loaded(
+                self._model,
+                checkpoint,
+                self._device,
+                read=None if ahead is None else ahead.taken(checkpoint),
+            ),
             self.gradients.tracing(),
             self.query_gradients.tracing(),
         ):
@@ -157,9 +169,9 @@ class CheckpointPass:
         """
         basis = train if fitted_on is None else fitted_on
         metric, is_made = self.metric_of_all(basis, batch_size)
-        with bar(len(self._checkpoints) * len(span), what, progress) as shown:
+        with bar(len(self._checkpoints) * len(span), what, progress) as shown, ReadAhead() as ahead:
             for number, checkpoint in enumerate(self._checkpoints):
-                with self.at(number) as device:
+                with self.at(number, ahead) as device:
                     if not is_made:
                         metric = self.metric_at(number, basis, batch_size, device)
                     if isinstance(metric, JointMetric):
@@ -175,6 +187,9 @@ class CheckpointPass:
                             check_finite(found, train.ids, checkpoint.name)
                             yield found
                             shown.update(len(found.positions))
+                            # Not before the first batch: workers of a loader have forked by then.
+                            if number + 1 < len(self._checkpoints):
+                                ahead.begin(self._checkpoints[number + 1], device)
                         del score  # with its queries, before the next are held
                     batch_size = reader.batch_size
 
