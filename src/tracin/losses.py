@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.modules.loss import _Loss
 
 from tracin.errors import DataWarning, LabelError, LossError
+from tracin.late_checks import LateChecks, open_checks
 from tracin.plain_text import a_kind
 from tracin.torch_internals import is_functorch_wrapped_tensor
 
@@ -140,12 +141,12 @@ class CrossEntropy:
         _require_classes(logits, labels)
         labels = labels.long()
         if labels.dim() == 1:
-            _check_labels(labels, logits.shape[1], None, _class_labels)
+            labels = _checked_labels(labels, logits.shape[1], None, _class_labels)
             losses = F.cross_entropy(
                 logits, labels, reduction="none", ignore_index=_NOTHING_IGNORED
             )
             return Outcome(losses, logits, labels)
-        _check_labels(labels, logits.shape[1], IGNORED, _class_labels)
+        labels = _checked_labels(labels, logits.shape[1], IGNORED, _class_labels)
         each = F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED)
         return Outcome(_mean_of_kept(each, labels), logits, labels)
 
@@ -305,7 +306,7 @@ class CausalLM:
                 f"{tuple(following.shape)}, but the model gave {tuple(logits.shape)}. "
                 "Pass a callable if the model works otherwise."
             )
-        _check_labels(following, logits.shape[2], IGNORED, next_tokens)
+        following = _checked_labels(following, logits.shape[2], IGNORED, next_tokens)
         # The labels are shifted and not the logits, which would have to be copied to be flat.
         each = F.cross_entropy(
             logits.flatten(0, 1), following.flatten(), reduction="none", ignore_index=IGNORED
@@ -543,13 +544,19 @@ def _require_classes(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _check_labels(
+def _checked_labels(
     labels: Tensor, classes: int, ignored: int | None, find: Callable[[Any], Tensor]
-) -> None:
-    """Look at the values of the labels, in one transfer from the device."""
+) -> Tensor:
+    """Look at the values of the labels, in one transfer from the device; returns the labels."""
     # Inside vmap a tensor has no values to look at; the same labels are seen outside of it.
     if is_functorch_wrapped_tensor(labels) or labels.numel() == 0:
-        return
+        return labels
+    checks, noted = open_checks(labels), _UNLABELLED.get()
+    if checks is not None and (ignored is None or noted is not None):
+        is_outside = _is_outside(labels, classes, ignored)
+        if not is_functorch_wrapped_tensor(is_outside):  # such cannot wait for a block's end
+            checks.note(is_outside.any())
+            return _noted_labels(labels, is_outside, ignored, find, checks, noted)
     if ignored is None:
         low, high = torch.stack(torch.aminmax(labels)).tolist()
         fewest = 1
@@ -561,11 +568,30 @@ def _check_labels(
     if low < 0 or high >= classes:
         raise _outside(labels, classes, ignored, find)
     if fewest == 0:
-        noted = _UNLABELLED.get()
         if noted is None:
             _warn_unlabelled(labels)
         else:
             noted.append(partial(_rows_without, find=find))
+    return labels
+
+
+def _noted_labels(
+    labels: Tensor,
+    is_outside: Tensor,
+    ignored: int | None,
+    find: Callable[[Any], Tensor],
+    checks: LateChecks,
+    noted: "_Noted | None",
+) -> Tensor:
+    """Labels to go on with until the checks are read.
+
+    A CUDA kernel that meets a label outside the classes ends the use of the device: it becomes one.
+    """
+    if ignored is None or noted is None:
+        return labels.masked_fill(is_outside, 0)
+    is_without = (labels == ignored).flatten(1).all(1)
+    checks.note(is_without.any(), partial(noted.append, partial(_rows_without, find=find)))
+    return torch.where(is_outside, 0, labels)
 
 
 def _outside(
@@ -599,19 +625,18 @@ def _row_outside(
 
 
 # Where a pass wants to know of examples without labels: functions of a batch that give their rows.
-_UNLABELLED: ContextVar[list[Callable[[Any], list[int]]] | None] = ContextVar(
-    "unlabelled", default=None
-)
+_Noted = list[Callable[[Any], list[int]]]
+_UNLABELLED: ContextVar[_Noted | None] = ContextVar("unlabelled", default=None)
 
 
 @contextmanager
-def noting_unlabelled() -> Iterator[list[Callable[[Any], list[int]]]]:
+def noting_unlabelled() -> Iterator[_Noted]:
     """Collect what losses find out about examples without labels, instead of warnings.
 
     Yields:
         Functions of a batch, one for each pass that met such an example: they give its rows.
     """
-    noted: list[Callable[[Any], list[int]]] = []
+    noted: _Noted = []
     token = _UNLABELLED.set(noted)
     try:
         yield noted

@@ -266,7 +266,9 @@ class TracIn(Run):
         for first in range(0, len(query_set), side):
             span = range(len(query_set))[first : first + side]
             width = 1 if group else len(span)
-            question = ScoreRequest(query_set, span, bool(group), norms=normalise == "cosine")
+            question = ScoreRequest(
+                query_set, span, bool(group), norms=normalise == "cosine", facts=first == 0
+            )
             ranking = Ranking(examples.ids, k, normalise, drop_misclassified)
             step = max(1, HELD // (width * len(self.checkpoints)))
             for start in range(0, len(examples), step):
@@ -279,8 +281,8 @@ class TracIn(Run):
                     ranking.take(each, 1 / len(query_set) if group == "mean" else 1.0)
                     if each.checkpoint == last:
                         of_runs[each.queries.start] = each.query_facts
-                        if first == 0:
-                            known.take(_slice(each.positions), each.outcome)
+                        if each.facts is not None:
+                            known.add(_slice(each.positions), each.facts)
                 ranking.close()
             rankings.append(ranking)
             query_facts += [of_runs[start] for start in sorted(of_runs)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import slow_twin
 import tracin
@@ -430,6 +430,20 @@ def test_padding_that_does_not_count_is_not_warned_of(batch_size: int):
     loader = DataLoader(texts, batch_size=4, collate_fn=padded)  # pyright: ignore
 
     opened(Masked()).self_influence(loader, batch_size=batch_size)  # warnings are errors
+
+
+def test_random_data_is_warned_of_and_not_taken_for_rows_in_another_order():
+    class Noisy(Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 12
+
+        def __getitem__(self, at: int) -> tuple[Tensor, int]:
+            return torch.arange(4.0).double() + torch.rand(4), at % 3
+
+    with pytest.warns(DataWarning, match="changes from one fetch to the next"):
+        found = opened(nn.Linear(4, 3).double()).self_influence(Noisy())
+
+    assert len(found) == 12
 
 
 def test_optimizers_that_step_in_the_backward_pass_do_not():

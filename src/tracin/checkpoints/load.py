@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from tracin.checkpoints.applied_adapters import refuse_merged, refuse_other_scales
 from tracin.checkpoints.checkpoint import Checkpoint
 from tracin.checkpoints.frozen_weights import FrozenWeights
+from tracin.checkpoints.own_place import fits_own_place
 from tracin.checkpoints.places import Places, fits, fitted
 from tracin.checkpoints.readers.formats import (
     SAFETENSORS,
@@ -33,14 +34,22 @@ Device = torch.device | str | int | None
 
 @contextmanager
 def loaded(
-    model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device = None
+    model: Module,
+    checkpoint: Checkpoint | Mapping[str, Tensor],
+    device: Device = None,
+    *,
+    read: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Module]:
     """Put a checkpoint's weights and buffers into `model`, in eval mode; take them out on leaving.
 
-    The model's tensors are never written to: each parameter and buffer points to the
-    checkpoint's numbers within, and back to its own memory after, also after an exception. The
-    parameters stay the same objects, so that optimizers, hooks and `.grad` know them. Weights
-    take the model's dtype. For the rest of what a computation may change, see `untouched`.
+    On leaving, also by an exception, the model is as it was, bit for bit. The parameters stay the
+    same objects, so that optimizers, hooks and `.grad` know them. Weights take the model's dtype.
+    For the rest of what a computation may change, see `untouched`.
+
+    Of a model on the CPU no number is written to: within, its parameters and buffers point to the
+    checkpoint's. A model on another device is held there once: its own numbers wait in the host's
+    memory while those of the checkpoint are written into their place, one tensor after the other.
+    (Where tensors share memory, or `device` is another one, they point to the checkpoint's, too.)
 
     If `fully_shard` has divided the model over ranks, all ranks must call this together. Each
     reads the checkpoint and writes its own part into the parameters' memory, to which FSDP2 keeps
@@ -55,6 +64,7 @@ def loaded(
         checkpoint: A checkpoint, or a state dict. A state dict is copied, so that nothing that a
             layer does to its weights reaches it.
         device: Where the weights go; by default where the model is.
+        read: What `checkpoint.weights()` has returned already; None reads it here.
 
     Yields:
         The same model.
@@ -75,19 +85,23 @@ def loaded(
         0.0
     """
     with owned(model, "tracin.checkpoints.loaded"):
-        pairs, parts = exchanged_parts(model, checkpoint, device)
+        pairs, parts = exchanged_parts(model, checkpoint, device, read)
+        del read  # with each tensor that is in its place
         with swapped(model, pairs), overwritten(model, parts):
             yield model
 
 
 def exchanged_parts(
-    model: Module, checkpoint: Checkpoint | Mapping[str, Tensor], device: Device
+    model: Module,
+    checkpoint: Checkpoint | Mapping[str, Tensor],
+    device: Device,
+    read: Mapping[str, Tensor] | None,
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """Each tensor with its new memory; and, of a divided model, each with the numbers to write."""
+    """Each tensor with its new memory; and memory that is kept, with the numbers to write there."""
     refuse_unfit(model, device)
     refuse_merged(model)
     if isinstance(checkpoint, Checkpoint):
-        name, weights = checkpoint.name, checkpoint.weights()
+        name, weights = checkpoint.name, checkpoint.weights() if read is None else read
         left_out = checkpoint.left_out()
         path = checkpoint.source if isinstance(checkpoint.source, Path) else None
     else:
@@ -116,19 +130,19 @@ def exchanged_parts(
     if path is not None and suffix_of(path) == SAFETENSORS:
         refuse_other_scales(model, path, name)
     refuse_no_plain_tensor([(key, tensor) for key, tensor, _ in matches])
-    pairs = [
-        (tensor, placed(values, tensor, device, is_own, f"{name}: {key}"))
-        for key, tensor, values in matches
-        if not is_dtensor(tensor)
-    ]
+    for key, tensor, values in matches:
+        refuse_other_numbers(values, tensor, f"{name}: {key}")
+    plain = [(tensor, values) for _, tensor, values in matches if not is_dtensor(tensor)]
     parts = [
-        (
-            local_part(tensor),
-            placed(own(values, tensor), local_part(tensor), None, True, f"{name}: {key}"),
-        )
-        for key, tensor, values in matches
+        (local_part(tensor), own(values, tensor).detach())
+        for _, tensor, values in matches
         if is_dtensor(tensor)
     ]
+    if fits_own_place(model, plain, device):
+        pairs = [(tensor, tensor.data) for tensor, _ in plain]
+        parts += [(tensor.data, values.detach()) for tensor, values in plain]
+    else:
+        pairs = [(tensor, placed(values, tensor, device, is_own)) for tensor, values in plain]
     covered = {id(tensor) for _, tensor, _ in matches}
     # What an adapter leaves alone comes along to another device, and is not copied on its own.
     pairs += [
@@ -200,8 +214,8 @@ def refuse_no_plain_tensor(named: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
-def placed(values: Tensor, tensor: Tensor, device: Device, is_own: bool, name: str) -> Tensor:
-    """A checkpoint's values in the dtype and on the device that the model needs."""
+def refuse_other_numbers(values: Tensor, tensor: Tensor, name: str) -> None:
+    """Refuse whole numbers for real ones, or complex ones, and the other way round."""
     if values.is_floating_point() != tensor.is_floating_point() or (
         values.is_complex() != tensor.is_complex()
     ):
@@ -209,6 +223,10 @@ def placed(values: Tensor, tensor: Tensor, device: Device, is_own: bool, name: s
             f"{name} is {values.dtype} and {tensor.dtype} in the model: numbers would be lost. "
             "Build the model as it was when these weights were saved."
         )
+
+
+def placed(values: Tensor, tensor: Tensor, device: Device, is_own: bool) -> Tensor:
+    """A checkpoint's values in the dtype and on the device that the model needs."""
     new = values.detach().to(tensor.device if device is None else device, tensor.dtype)
     # Some layers write to their weights in a forward pass (max_norm): not to the user's tensors.
     is_shared = not is_own and new.data_ptr() == values.data_ptr()
@@ -222,25 +240,48 @@ def moved_copy(buffer: Tensor, device: Device) -> Tensor:
 
 @contextmanager
 def overwritten(model: Module, parts: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """Write other numbers into a divided model's memory; put back what was there on leaving."""
+    """Write other numbers into a model's own memory; put back what was there on leaving.
+
+    Args:
+        model: The model.
+        parts: Memory, each with its new numbers; emptied as they are written.
+    """
     if not parts:
         yield
         return
-    before = [(memory, memory.clone()) for memory, _ in parts]
+    before: list[tuple[Tensor, Tensor]] = []
+    devices = {memory.device for memory, _ in parts}
 
     def put_back() -> None:
         rest(model)
+        finish(devices)
         for memory, numbers in before:
             memory.copy_(numbers)
+        finish(devices)
 
+    finish(devices)
     with Restoring(put_back):
         try:
-            for memory, new in parts:
-                memory.copy_(new)
+            write_over(parts, before)
             yield
         except BaseException:
             recover(model)
             raise
+
+
+def write_over(parts: list[tuple[Tensor, Tensor]], before: list[tuple[Tensor, Tensor]]) -> None:
+    """Write numbers into memory, one tensor after the other; keep what was there on the host."""
+    while parts:
+        memory, values = parts.pop()
+        before.append((memory, memory.to("cpu", copy=True)))
+        memory.copy_(values)
+
+
+def finish(devices: Iterable[torch.device]) -> None:
+    """Let all streams come to their end: any of them may still read or write a model's memory."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
 
 @contextmanager

@@ -261,9 +261,12 @@ def move(batch: Batch, device: torch.device | str) -> Batch:
 def _moved(leaf: Any, device: torch.device | str) -> Any:
     if not can_move(leaf):
         return leaf
-    if isinstance(leaf, Tensor) and torch.device(device).type == "cuda" and leaf.is_pinned():
-        # The host goes on while the copy runs; what reads it on the device waits for it.
-        return leaf.to(device, non_blocking=True)
+    is_sent = type(leaf) is Tensor and leaf.device.type == "cpu" and leaf.layout is torch.strided
+    if is_sent and torch.device(device).type == "cuda":
+        # The host goes on while the copy runs; what reads it on the device waits for it. The memory
+        # between is our own, pinned, and torch lends it to nobody before the copy has ended: a data
+        # set may write its next batch to where this one is.
+        return torch.empty_like(leaf, pin_memory=True).copy_(leaf).to(device, non_blocking=True)
     return leaf.to(device)
 
 

@@ -64,7 +64,7 @@ def exact_scores(
         for step in walk.steps(
             some,
             range(len(some)),
-            ScoreRequest(queries, span, memory=memory),
+            ScoreRequest(queries, span, memory=memory, facts=True),
             batch_size,
             progress,
             "rescoring",
@@ -74,8 +74,8 @@ def exact_scores(
                 rows = slice(step.positions.start, step.positions.stop)
                 columns = slice(step.queries.start, step.queries.stop)
                 scores[step.checkpoint, rows, columns] = step.scores.float().cpu()
-                if step.checkpoint == walk.checkpoints - 1:
-                    known.take(rows, step.outcome)
+                if step.facts is not None:
+                    known.add(rows, step.facts)
         rows = torch.arange(len(span))[:, None].expand_as(places)
         found[span.start : span.stop] = scores[:, places, rows].permute(1, 2, 0)
         of_union = known.all()

@@ -3,10 +3,10 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -16,9 +16,12 @@ from tracin.data import Batch, Examples, length, move
 from tracin.data import part as rows_of
 from tracin.errors import IndexingError, PreconditionerError, UnsupportedModelError
 from tracin.gradients import Gradients, LateError
+from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense, PerExampleGradient, real_shape
 from tracin.gradients.visit import Visit
+from tracin.host import is_remote, to_host
 from tracin.index.stored_facts import known_facts
+from tracin.late_checks import LookAgainError, late_checks
 from tracin.plain_text import listed
 from tracin.preconditioners import JointMetric, Metric, Scaling
 from tracin.results.example_facts import ExampleFacts
@@ -77,15 +80,12 @@ class Sketched:
             )
         )
 
-    def judge(self, at: slice, outcome: Any) -> None:
-        """Record labels, and whether the model is right."""
-        logits, labels = getattr(outcome, "logits", None), getattr(outcome, "labels", None)
-        if logits is None or labels is None or labels.ndim != 1:
-            return
-        self.labels[at] = labels.detach().long().cpu()
-        predicted = logits.detach().argmax(1)
-        self.is_right[at] = (predicted == labels).to(torch.int8).cpu()
-        self.predicted[at] = predicted.cpu()
+    def put(self, at: slice, found: Sequence[Tensor | None]) -> None:
+        """Take a batch's numbers, in the order of the attributes; None changes nothing."""
+        for each, values in zip(dataclasses.fields(self), found, strict=True):
+            into = getattr(self, each.name)[at]
+            if values is not None and values.data_ptr() != into.data_ptr():
+                into.copy_(values)
 
     @property
     def facts(self) -> ExampleFacts:
@@ -217,18 +217,20 @@ class RowMaker:
 
         def read(positions: range, batch: Batch, is_last: bool) -> None:
             at = slice(positions.start - part.start, positions.stop - part.start)
-            sketcher.begin(length(batch), found.rows[at])
-            try:
-                result = gradients.visit(batch, visit, is_last=is_last)
-            except LateError as error:
-                late.append(str(error))  # raised once all ranks have finished their passes
+            into = None if is_remote(self._device) else found.rows[at]
+            with late_checks(self._device) as checks:
+                sketcher.begin(length(batch), into, checks)
+                try:
+                    result = gradients.visit(batch, visit, is_last=is_last)
+                except LateError as error:
+                    late.append(str(error))  # raised once all ranks have finished their passes
+                    return
+            fetch = to_host if checks is None else checks.fetched
+            with suppress(LookAgainError):
+                found.put(at, fetch(_sketched(sketcher, result), reader.prepare_next))
                 return
-            rows = sketcher.rows()
-            if rows.data_ptr() != found.rows[at].data_ptr():
-                found.rows[at] = rows
-            found.squared_norms[at] = sketcher.squared_norms()
-            found.losses[at] = result.losses.detach()
-            found.judge(at, result.outcome)
+            sketcher.begin(length(batch), into)
+            found.put(at, to_host(_sketched(sketcher, gradients.again(batch, visit))))
 
         with self._walk.asked_named() if is_query else nullcontext():
             for _ in reader.read(read):
@@ -242,6 +244,17 @@ class RowMaker:
         for values, what in ((found.losses, asked), (found.squared_norms.sum(1), "gradient")):
             refuse_non_finite(values, span, examples.ids, self._names[number], what, whose)
         return found
+
+
+def _sketched(sketcher: Sketcher, result: Pass) -> list[Tensor | None]:
+    """What a batch gives, where it lies, in the order of `Sketched`."""
+    outcome = result.outcome
+    found: list[Tensor | None] = [sketcher.rows(), sketcher.squared_norms(), result.losses]
+    logits, labels = getattr(outcome, "logits", None), getattr(outcome, "labels", None)
+    if logits is None or labels is None or labels.ndim != 1:
+        return [*found, None, None, None]
+    predicted = logits.detach().argmax(1)
+    return [*found, labels, predicted == labels, predicted]
 
 
 def root_at(walk: CheckpointPass, number: int, device: torch.device) -> Scaling:

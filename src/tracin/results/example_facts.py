@@ -31,6 +31,15 @@ class ExampleFacts:
     labels: Tensor | None = None
     predicted: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls, losses: Tensor | None, labels: Tensor | None, predicted: Tensor | None
+    ) -> "ExampleFacts":
+        """The facts that are there; the losses must be."""
+        if losses is None:
+            raise RuntimeError("facts without losses; a bug in tracin")
+        return cls(losses, labels, predicted)
+
     def at(self, index: Any) -> "ExampleFacts":
         """Those of some examples: what torch's indexing takes."""
         return ExampleFacts(

@@ -12,10 +12,12 @@ from tracin.data import part as part_of
 from tracin.data.batches import structure
 from tracin.errors import DeviceError
 from tracin.gradients import Gradients, until_settled
+from tracin.host import is_remote
 from tracin.out_of_memory import is_out_of_memory
 from tracin.scoring.batch_size import MOST, bytes_each, fitting_size
 from tracin.scoring.free_memory import room
 from tracin.scoring.named_examples import examples_named
+from tracin.scoring.one_ahead import OneAhead
 from tracin.sharding import each_says
 
 T = TypeVar("T")
@@ -61,6 +63,7 @@ class BatchReader:
                     batch_size = min(each_says(batch_size))
                 _log.debug("batches of %d examples fit %s", batch_size, device)
         self._most = len(part)
+        self._ahead: OneAhead[tuple[range, Batch]] | None = None
         self.batch_size, self.size = batch_size, min(batch_size, len(part))
         self._gradients = gradients
         if train.alone is not None:
@@ -107,7 +110,8 @@ class BatchReader:
         start = self._span.start
         while start < self._span.stop:
             try:
-                for positions, batch in self._batches(start):
+                self._ahead = OneAhead(self._batches(start))
+                for positions, batch in self._ahead:
                     is_last = positions.stop == self._span.stop
                     with examples_named(self._train, positions, batch):
                         if start == self._span.start:
@@ -129,6 +133,14 @@ class BatchReader:
                 self.size = self.batch_size = self.size // 2
                 _log.info("no memory left on %s: batches of %d now", self.device, self.size)
                 torch.cuda.empty_cache()
+
+    def prepare_next(self) -> None:
+        """Read the next batch and send it to the device, which computes the present one meanwhile.
+
+        For `each` of `read` to call before it waits for the device; on a CPU it does nothing.
+        """
+        if self._ahead is not None and is_remote(self.device):
+            self._ahead.prepare()
 
     def _batches(self, start: int) -> Iterator[tuple[range, Batch]]:
         """Batches from a position on; the first of the span is short: all of it is audited."""

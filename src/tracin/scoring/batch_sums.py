@@ -7,8 +7,11 @@ from torch import Tensor
 
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import PerExampleGradient, ProductCache, cancelled, checked_squared_norm
+from tracin.late_checks import LateChecks, look_again_if
 from tracin.preconditioners import JointMetric, Metric, parts_of
+from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.batch_scores import BatchScores
+from tracin.scoring.facts_of import facts_there
 from tracin.scoring.joint_sums import JointSums
 from tracin.scoring.query_gradients import QueryGradients
 from tracin.scoring.score_request import ScoreRequest
@@ -24,6 +27,7 @@ class BatchSums:
         queries: The queries' gradients; None without queries.
         request: What is asked of the batch.
         metric: The preconditioner's, at the checkpoint; None without one.
+        checks: What takes note of lengths whose terms cancel; None looks at once.
         is_written: Whether gradients are written out for lengths whose terms may cancel.
     """
 
@@ -35,6 +39,7 @@ class BatchSums:
         request: ScoreRequest,
         metric: Metric | JointMetric | None,
         *,
+        checks: LateChecks | None = None,
         is_written: bool = False,
     ) -> None:
         self._examples = examples
@@ -47,6 +52,7 @@ class BatchSums:
         self._scores: Tensor | None = None
         self._norms: Tensor | None = None
         self._terms: Tensor | None = None
+        self._checks = checks
         self._is_written = is_written
         self._apart: Tensor | None = None
 
@@ -69,12 +75,14 @@ class BatchSums:
             if name in request.apart:
                 self._apart = self._added(self._apart, norms.clone(), row)
 
-    @property
-    def has_cancelled(self) -> bool:
-        """Whether the terms of some length cancelled, so that rounding is what is left of it."""
-        if self._terms is None or self._norms is None:
-            return False
-        return bool(cancelled(self._norms, self._terms).any())
+    def refuse_cancelled(self) -> None:
+        """Have the batch computed again if the terms of some length cancelled: it is rounding.
+
+        Raises:
+            LookAgainError: They did, which is known at once.
+        """
+        if self._terms is not None and self._norms is not None:
+            look_again_if(cancelled(self._norms, self._terms).any(), self._checks)
 
     def _squared_norm(self, name: str, form: PerExampleGradient, row: int) -> Tensor:
         terms = form.terms()
@@ -83,14 +91,22 @@ class BatchSums:
         if self._is_written:
             return form.written_norm()
         if name in self._request.apart or name in self._request.only_apart:
-            return checked_squared_norm(form)
+            return checked_squared_norm(form, self._checks)
         self._terms = self._added(self._terms, self._weights[name] * terms, row)
         return form.squared_norm()
 
     def scores(
-        self, checkpoint: int, positions: range, columns: range, result: Pass
+        self, checkpoint: int, positions: range, columns: range, result: Pass, *, has_facts: bool
     ) -> BatchScores:
-        """The sums over all parameters, once the pass over the batch is done."""
+        """The sums over all parameters, once the pass over the batch is done.
+
+        Args:
+            checkpoint: The number of the checkpoint.
+            positions: The batch's examples.
+            columns: Which queries of the request these are.
+            result: What the pass gave besides the gradients.
+            has_facts: Whether to read labels, predictions and losses off the outcome.
+        """
         request, queries = self._request, self._queries
         zeros = result.losses.new_zeros
         scores = self._scores
@@ -115,8 +131,10 @@ class BatchSums:
             norms,
             apart,
             query_norms,
+            result.losses,
             result.outcome,
             facts,
+            ExampleFacts.of(*facts_there(result.outcome)) if has_facts else None,
         )
 
     def _under_joint(

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import final
@@ -22,6 +22,8 @@ from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.forms import real_shape
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
+from tracin.host import to_host
+from tracin.late_checks import LookAgainError, late_checks
 from tracin.out_of_memory import is_out_of_memory
 from tracin.plain_text import listed
 from tracin.precision import in_double
@@ -39,6 +41,7 @@ from tracin.scoring.padding import warn_if_padding_counts
 from tracin.scoring.query_gradients import FEW, QueryGradients
 from tracin.scoring.query_loss import QueryLoss, naming, what_is_asked
 from tracin.scoring.query_pass import QueryPass
+from tracin.scoring.read_ahead import ReadAhead
 from tracin.scoring.score_request import ScoreRequest
 from tracin.sharding import device_of
 
@@ -123,11 +126,22 @@ class CheckpointPass:
         return self._preconditioner
 
     @contextmanager
-    def at(self, number: int) -> Iterator[torch.device]:
-        """Put a checkpoint in place, ready for gradients; leave the model as it was."""
+    def at(self, number: int, ahead: ReadAhead | None = None) -> Iterator[torch.device]:
+        """Put a checkpoint in place, ready for gradients; leave the model as it was.
+
+        Args:
+            number: The checkpoint's place.
+            ahead: What may have read it already.
+        """
+        checkpoint = self._checkpoints[number]
         with (
             untouched(self._model, allow_tf32=self._allow_tf32),
-            loaded(self._model, self._checkpoints[number], self._device),
+            loaded(
+                self._model,
+                checkpoint,
+                self._device,
+                read=None if ahead is None else ahead.taken(checkpoint),
+            ),
             self.gradients.tracing(),
             self.query_gradients.tracing(),
         ):
@@ -155,9 +169,9 @@ class CheckpointPass:
         """
         basis = train if fitted_on is None else fitted_on
         metric, is_made = self.metric_of_all(basis, batch_size)
-        with bar(len(self._checkpoints) * len(span), what, progress) as shown:
+        with bar(len(self._checkpoints) * len(span), what, progress) as shown, ReadAhead() as ahead:
             for number, checkpoint in enumerate(self._checkpoints):
-                with self.at(number) as device:
+                with self.at(number, ahead) as device:
                     if not is_made:
                         metric = self.metric_at(number, basis, batch_size, device)
                     if isinstance(metric, JointMetric):
@@ -173,6 +187,9 @@ class CheckpointPass:
                             check_finite(found, train.ids, checkpoint.name)
                             yield found
                             shown.update(len(found.positions))
+                            # Not before the first batch: workers of a loader have forked by then.
+                            if number + 1 < len(self._checkpoints):
+                                ahead.begin(self._checkpoints[number + 1], device)
                         del score  # with its queries, before the next are held
                     batch_size = reader.batch_size
 
@@ -237,9 +254,12 @@ class CheckpointPass:
             def take(positions: range, batch: Batch, is_last: bool) -> None:
                 fit = begin(length(batch))
                 result = self.gradients.visit(batch, fit.visit, is_last=is_last)
-                refuse_non_finite(result.losses, positions, examples.ids, name, "loss", "example")
+                (found,) = to_host([in_double(result.losses)], reader.prepare_next)
+                if found is None:
+                    raise RuntimeError("a batch without losses; a bug in tracin")
+                refuse_non_finite(found, positions, examples.ids, name, "loss", "example")
                 fit.commit()
-                losses.append(in_double(result.losses.detach()).cpu())
+                losses.append(found)
 
             for _ in reader.read(take):
                 pass
@@ -358,7 +378,7 @@ class CheckpointPass:
     ) -> Iterator[Callable[[range, Batch, bool], BatchScores]]:
         """What scores a batch: once, or once for each run of queries that fits in memory."""
         if request.queries is None:
-            yield partial(self._scores, number, None, range(0), request, metric)
+            yield partial(self._scores, number, None, range(0), request, metric, reader)
             return
         names = [n for n in self.gradients.parameters if n not in request.only_apart]
         weights = by_parameter(self._weights[number], names)
@@ -378,7 +398,7 @@ class CheckpointPass:
             columns = range(start, start + len(queries))
             if queries.gain_by_examples:
                 reader.grow(PER_QUERY * len(queries))
-            yield partial(self._scores, number, queries, columns, request, metric)
+            yield partial(self._scores, number, queries, columns, request, metric, reader)
             left = range(taken.stop, left.stop)
             if not left:
                 return
@@ -393,12 +413,13 @@ class CheckpointPass:
         columns: range,
         request: ScoreRequest,
         metric: Metric | JointMetric | None,
+        reader: BatchReader,
         positions: range,
         batch: Batch,
         is_last: bool,
     ) -> BatchScores:
         weights = by_parameter(self._weights[number], self.gradients.parameters)
-        sums = BatchSums(length(batch), weights, queries, request, metric)
+        has_facts = request.facts and number == len(self._checkpoints) - 1
         directions: list[dict[str, Tensor]] = []
         slow = self.gradients.slow_names()
         # Forward mode hands over no gradients to multiply with the directions of a joint metric.
@@ -406,11 +427,18 @@ class CheckpointPass:
         if queries is not None and slow and is_forward and len(queries) <= FEW:
             shapes = {name: real_shape(self.gradients.parameters[name]) for name in slow}
             directions = queries.directions(shapes)
-        result = self.gradients.visit(batch, sums.visit, directions=directions, is_last=is_last)
-        if sums.has_cancelled:
-            sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
-            result = self.gradients.again(batch, sums.visit)
-        return sums.scores(number, positions, columns, result)
+        with late_checks(reader.device) as checks:
+            sums = BatchSums(length(batch), weights, queries, request, metric, checks=checks)
+            visited = self.gradients.visit(
+                batch, sums.visit, directions=directions, is_last=is_last
+            )
+        with suppress(LookAgainError):
+            sums.refuse_cancelled()
+            found = sums.scores(number, positions, columns, visited, has_facts=has_facts)
+            return found.on_host(checks, reader.prepare_next)
+        sums = BatchSums(length(batch), weights, queries, request, metric, is_written=True)
+        again = replace(self.gradients.again(batch, sums.visit), scores=visited.scores)
+        return sums.scores(number, positions, columns, again, has_facts=has_facts).on_host(None)
 
 
 @contextmanager

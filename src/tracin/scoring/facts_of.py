@@ -5,6 +5,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from tracin.host import to_host
 from tracin.losses import Outcome, TargetOutcome, losses_in
 from tracin.results.example_facts import ExampleFacts
 
@@ -21,18 +22,19 @@ def facts_of(outcome: Any) -> ExampleFacts:
         >>> facts_of(Outcome(torch.tensor([3.05]), scores, labels)).predicted
         tensor([1])
     """
-    losses = losses_in(outcome).detach().cpu()
+    return ExampleFacts.of(*to_host(facts_there(outcome)))
+
+
+def facts_there(outcome: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Losses, labels and predictions of an outcome, where it lies: [examples] each."""
+    losses = losses_in(outcome)
     labels: Tensor | None = None
     predicted: Tensor | None = None
     if isinstance(outcome, Outcome) and outcome.labels.ndim == 1 and outcome.logits.ndim == 2:
         labels, predicted = outcome.labels, outcome.logits.detach().argmax(1)
     elif isinstance(outcome, TargetOutcome) and outcome.targets.shape[1:] == (1,):
         labels, predicted = outcome.targets[:, 0], outcome.predictions.detach()[:, 0]
-    return ExampleFacts(
-        losses,
-        None if labels is None else labels.detach().cpu(),
-        None if predicted is None else predicted.cpu(),
-    )
+    return losses, labels, predicted
 
 
 @final
@@ -49,7 +51,10 @@ class FactsSoFar:
 
     def take(self, rows: slice, outcome: Any) -> None:
         """Take up what a loss returned for some of the examples."""
-        batch = facts_of(outcome)
+        self.add(rows, facts_of(outcome))
+
+    def add(self, rows: slice, batch: ExampleFacts) -> None:
+        """Take up the facts of some of the examples."""
         if self._found is None:
             # Room for all, of the kinds that the first batch has.
             self._found = batch.at(torch.zeros(self._examples, dtype=torch.int64))

@@ -16,9 +16,9 @@ def check_finite(found: BatchScores, ids: np.ndarray, checkpoint: str) -> None:
     Raises:
         NonFiniteError: One is; the error names the example.
     """
-    losses = getattr(found.outcome, "losses", found.outcome).detach()
+    losses = found.losses
     values = [each for each in (found.norms, found.scores) if each is not None]
-    # One look at the device: a sum over finite numbers is finite but for overflow, tested below.
+    # One look: a sum over finite numbers is finite but for overflow, tested below.
     if bool(torch.isfinite(sum([each.sum() for each in values], losses.sum()))):
         return
     refuse_non_finite(losses, found.positions, ids, checkpoint, "loss", "example")

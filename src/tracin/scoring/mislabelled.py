@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import LossError, MemorisedWarning
+from tracin.host import to_host
 from tracin.losses import Outcome
 from tracin.precision import in_double
 from tracin.results.held_out import HeldOut
@@ -89,21 +90,25 @@ class Judgement:
         is_averaged, is_last = step.checkpoint in self._averaged, step.checkpoint == self._last
         if not is_averaged and not is_last:
             return
-        losses, labels = outcome.losses.detach(), outcome.labels
-        probabilities = probabilities_of(outcome)
-        margins = lead_of_label(probabilities, labels)
+        there = probabilities_of(outcome)
+        wanted = [lead_of_label(there, outcome.labels)]
+        if is_averaged:
+            leads = lead_of_label(in_double(outcome.logits.detach()), outcome.labels)
+            wanted += [leads, error_length(there, outcome.labels), there, outcome.labels]
+        losses, (margins, *others) = step.losses, _on_host(wanted)
         if is_last:
             _add(self._final_loss, rows, losses)
             _add(self._final_margin, rows, margins)
         if is_averaged:
+            leads, lengths, probabilities, labels = others
             within = slice(rows.start - self._block.start, rows.stop - self._block.start)
-            self._probabilities[within] += probabilities.cpu()
-            self._given[rows] = labels.cpu()
+            self._probabilities[within] += probabilities
+            self._given[rows] = labels
             self._agreed += int((margins > 0).sum())
             _add(self._loss, rows, losses)
             _add(self._margin, rows, margins)
-            _add(self._aum, rows, lead_of_label(in_double(outcome.logits.detach()), labels))
-            _add(self._el2n, rows, error_length(probabilities, labels))
+            _add(self._aum, rows, leads)
+            _add(self._el2n, rows, lengths)
 
     def suspects(
         self, ids: np.ndarray, rank_by: str, names: tuple[str, ...], held_out: HeldOut | None
@@ -165,4 +170,8 @@ class Judgement:
 
 def _add(total: Tensor, rows: slice, share: Tensor | None) -> None:
     if share is not None:
-        total[rows] += share.cpu()
+        total[rows] += share
+
+
+def _on_host(tensors: list[Tensor]) -> list[Tensor]:
+    return [each for each in to_host(tensors) if each is not None]

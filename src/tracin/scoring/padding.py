@@ -69,7 +69,10 @@ def _refuse_other_rows(
     for row, single in enumerate(singles):
         if _is_row(part(batch, [row]), single):
             continue
-        if not _is_row(train.take([positions[row]]), single):
+        # One after the other: the first alone would draw the random numbers that `single` has.
+        with same_random_state():
+            once, again = (train.take([positions[row]]) for _ in range(2))
+        if not _is_row(once, again):
             return  # random data: said elsewhere
         name = train.ids[positions[row]].item()
         raise DataError(

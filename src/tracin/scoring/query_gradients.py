@@ -1,6 +1,9 @@
 """The gradients of the queries at one checkpoint, in the form that is cheapest to multiply."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import final
 
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor
 
 from tracin.data import Batch, length
 from tracin.gradients import Gradients
+from tracin.gradients.fast import Pass
 from tracin.gradients.forms import (
     Dense,
     Growing,
@@ -22,11 +26,14 @@ from tracin.gradients.forms import (
     pairs,
     total,
 )
+from tracin.host import to_host
+from tracin.late_checks import LateChecks, LookAgainError, late_checks
 from tracin.preconditioners import JointMetric, Metric, parts_of
 from tracin.preconditioners.preconditioner import Scaling
 from tracin.results.example_facts import ExampleFacts
-from tracin.scoring.facts_of import facts_of
+from tracin.scoring.facts_of import facts_there
 from tracin.scoring.joint_sums import JointSums
+from tracin.sharding import device_of
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
 FEW = 4
@@ -69,40 +76,58 @@ class QueryGradients:
         self._norms: Tensor | None = torch.zeros(0)
         self._facts: list[ExampleFacts] = []
 
-    def add(self, gradients: Gradients, batch: Batch, *, is_last: bool) -> Tensor:
-        """Add a batch of queries; returns their losses: [queries]."""
-        size = length(batch)
-        sums = None if self._joint is None else JointSums(size, self._joint)
-        squares: list[tuple[int, Tensor]] = []
+    def add(
+        self, gradients: Gradients, batch: Batch, *, is_last: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add a batch of queries; returns their losses and, unless together, squared lengths.
 
-        @torch.no_grad()  # factors may still know the graph that they came from
-        def keep(name: str, form: PerExampleGradient, row: int) -> None:
-            if sums is not None:
-                sums.add(name, form, row)
-            if self._together:
-                self._add_to_sums(name, form)
-            else:
-                squares.append((row, self._weights[name] * self._hold(name, form, row, size)))
+        Returns:
+            [queries] each, on the host.
+        """
+        with late_checks(device_of(gradients.model)) as checks:
+            taken = _Taken.of(batch, self._joint, checks)
+            result = gradients.visit(batch, partial(self._keep, taken), is_last=is_last)
+        with suppress(LookAgainError):
+            return self._commit(taken, result)
+        if self._together:  # all sums are right; what was found is an error of the data
+            gradients.again(batch, lambda name, form, row: None)
+            return self._commit(replace(taken, checks=None), result)
+        self.cut()
+        taken = _Taken.of(batch, self._joint, None)
+        return self._commit(taken, gradients.again(batch, partial(self._keep, taken)))
 
-        result = gradients.visit(batch, keep, is_last=is_last)
-        with torch.no_grad():
-            if sums is not None:
-                self._directions.append(sums.products(result.losses))
-            if self._together:
-                self._rows, self._norms = 1, None
-                self._facts.append(facts_of(result.outcome))
-                return result.losses
-            norms = torch.zeros(size).to(result.losses)
-            for row, each in squares:
+    @torch.no_grad()  # factors may still know the graph that they came from
+    def _keep(self, taken: "_Taken", name: str, form: PerExampleGradient, row: int) -> None:
+        if taken.sums is not None:
+            taken.sums.add(name, form, row)
+        if self._together:
+            self._add_to_sums(name, form)
+        else:
+            own = self._hold(name, form, row, taken.size, taken.checks)
+            taken.squares.append((row, self._weights[name] * own))
+
+    @torch.no_grad()
+    def _commit(self, taken: "_Taken", result: Pass) -> tuple[Tensor, Tensor | None]:
+        """Count a batch in whose pass has come to its end."""
+        directions = None if taken.sums is None else taken.sums.products(result.losses)
+        norms: Tensor | None = None
+        if not self._together:
+            norms = result.losses.new_zeros(taken.size)
+            for row, each in taken.squares:
                 norms = norms.to(each)
                 norms[row : row + len(each)] += each
-            if self._joint is not None:
-                norms = self._joint_norms(norms, self._directions[-1])
-            before = self.norms
-            self._norms = torch.cat([before.to(norms), norms])
-            self._facts.append(facts_of(result.outcome))
-            self._rows += size
-        return result.losses
+            if directions is not None:
+                norms = self._joint_norms(norms, directions)
+        fetch = to_host if taken.checks is None else taken.checks.fetched
+        losses, norms, *facts = fetch([result.losses, norms, *facts_there(result.outcome)])
+        if losses is None:
+            raise RuntimeError("queries without losses; a bug in tracin")
+        if directions is not None:
+            self._directions.append(directions)
+        self._facts.append(ExampleFacts.of(*facts))
+        self._rows = 1 if norms is None else self._rows + taken.size
+        self._norms = None if norms is None else torch.cat([self.norms.to(norms), norms])
+        return losses, norms
 
     def cut(self) -> None:
         """Forget what a batch has left that did not come to its end."""
@@ -128,9 +153,9 @@ class QueryGradients:
 
     @property
     def norms(self) -> Tensor:
-        """The weighted squared lengths: [queries]."""
+        """The weighted squared lengths, on the host: [queries]."""
         if self._norms is None:
-            self._norms = self._norms_of_sums()
+            self._norms = self._norms_of_sums().cpu()
         return self._norms
 
     @property
@@ -182,17 +207,25 @@ class QueryGradients:
             return [(0, self._sums_under[name])] if name in self._sums_under else []
         return self._held[name].forms if name in self._held else []
 
-    def _hold(self, name: str, form: PerExampleGradient, row: int, size: int) -> Tensor:
+    def _hold(
+        self,
+        name: str,
+        form: PerExampleGradient,
+        row: int,
+        size: int,
+        checks: LateChecks | None,
+    ) -> Tensor:
         """Keep a batch's gradients of one parameter; returns their squared lengths: [examples]."""
         most = self.most if self._rows else size  # how much a query takes shows the first batch
         metric = self._metric
-        own = checked_squared_norm(form) if metric is None else metric.squared_norm(name, form)
         if metric is None:
-            shares = {name: form}
-        elif isinstance(metric, Scaling) and not self._is_roomy:
-            shares = metric.factored(name, form)
+            own, shares = checked_squared_norm(form, checks), {name: form}
         else:
-            shares = metric.scaled(name, form)
+            own = metric.squared_norm(name, form)
+            if isinstance(metric, Scaling) and not self._is_roomy:
+                shares = metric.factored(name, form)
+            else:
+                shares = metric.scaled(name, form)
         for other, share in shares.items():
             held = self._held.setdefault(other, Growing())
             query = as_query(
@@ -200,6 +233,7 @@ class QueryGradients:
                 queries=self._all,
                 is_roomy=self._is_roomy,
                 squares=own if metric is None else None,
+                checks=checks,
             )
             held.add(self._rows + row, query, most)
         return own
@@ -234,6 +268,30 @@ class QueryGradients:
         ]
         norms = torch.stack(squares).sum(0) if squares else torch.zeros(1)
         return norms if self._joint is None else self._joint_norms(norms, self._joint_products())
+
+
+@final
+@dataclass(frozen=True)
+class _Taken:
+    """What the pass over one batch of queries leaves besides the gradients that are held.
+
+    Attributes:
+        size: How many queries the batch has.
+        checks: What takes note of what has to be looked at again; None looks at once.
+        sums: Products with the directions of the joint metric; None without one.
+        squares: Weighted squared lengths by one parameter, with the row of the first of them.
+    """
+
+    size: int
+    checks: LateChecks | None
+    sums: JointSums | None
+    squares: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, batch: Batch, joint: JointMetric | None, checks: LateChecks | None) -> "_Taken":
+        """Nothing yet."""
+        size = length(batch)
+        return cls(size, checks, None if joint is None else JointSums(size, joint))
 
 
 def _add(sums: dict[str, PerExampleGradient], name: str, form: PerExampleGradient) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import final
 
 import torch
+from torch import Tensor
 
 from tracin.data import move
 from tracin.data.batches import structure
@@ -125,8 +126,8 @@ class QueryPass:
             is_last = positions.stop == left.stop or following > self._end(queries, left, memory)
             with examples_named(self._queries, positions, batch), naming(self._asked):
                 found = move(batch, self._reader.device)
-                losses = queries.add(self._gradients, found, is_last=is_last)
-            self._refuse_non_finite(positions, queries, losses)
+                losses, norms = queries.add(self._gradients, found, is_last=is_last)
+            self._refuse_non_finite(positions, losses, norms)
             stop, end = positions.stop, self._end(queries, left, memory)
             if is_last or stop >= end:
                 break
@@ -151,11 +152,8 @@ class QueryPass:
         fitting = len(queries) * memory // queries.bytes
         return min(left.stop, left.start + max(1, fitting))
 
-    def _refuse_non_finite(
-        self, positions: range, queries: QueryGradients, losses: torch.Tensor
-    ) -> None:
+    def _refuse_non_finite(self, positions: range, losses: Tensor, norms: Tensor | None) -> None:
         ids, name = self._queries.ids, self._checkpoint
         refuse_non_finite(losses, positions, ids, name, what_is_asked(self._asked), "query")
-        if not self._request.together:
-            norms = queries.norms[-len(positions) :]
+        if norms is not None:
             refuse_non_finite(norms, positions, ids, name, "gradient", "query")

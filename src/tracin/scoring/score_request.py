@@ -19,6 +19,7 @@ class ScoreRequest:
         norms: Whether to compute squared gradient lengths.
         apart: Parameters whose squared lengths are also given apart from those of all.
         only_apart: Parameters that are traced for `apart` alone.
+        facts: Whether to read labels, predictions and losses off the loss, at the last checkpoint.
     """
 
     queries: Examples | None = None
@@ -28,3 +29,4 @@ class ScoreRequest:
     norms: bool = False
     apart: frozenset[str] = frozenset()
     only_apart: frozenset[str] = frozenset()
+    facts: bool = False

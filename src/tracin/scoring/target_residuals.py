@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tracin.errors import LossError
+from tracin.host import to_host
 from tracin.losses import TargetOutcome
 from tracin.results.held_out import HeldOut
 from tracin.results.suspects import OF_TARGETS, Suspects
@@ -60,8 +61,10 @@ class TargetJudgement:
         """Add one batch at one checkpoint."""
         outcome = step.outcome
         rows = slice(step.positions.start, step.positions.stop)
-        self._targets[rows] = outcome.targets[:, 0].detach().cpu().double()
-        losses, predictions = outcome.losses.detach(), outcome.predictions[:, 0].detach()
+        targets, predictions = to_host([outcome.targets[:, 0], outcome.predictions[:, 0]])
+        if targets is not None:
+            self._targets[rows] = targets.double()
+        losses = step.losses
         shares = [(self._own, step.norms), (self._own_last_layer, step.norms_apart)]
         if step.checkpoint in self._averaged:
             shares += [(self._loss, losses), (self._predictions, predictions)]
@@ -69,7 +72,7 @@ class TargetJudgement:
             shares += [(self._final_loss, losses), (self._final_prediction, predictions)]
         for total, share in shares:
             if share is not None:
-                total[rows] += share.cpu()
+                total[rows] += share
 
     def suspects(
         self, ids: np.ndarray, rank_by: str, names: tuple[str, ...], held_out: HeldOut | None

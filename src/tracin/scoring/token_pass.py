@@ -170,9 +170,11 @@ class TokenPass:
         gradients = self._walk.gradients
         shapes = {name: real_shape(one) for name, one in gradients.parameters.items()}
         held = QueryGradients(dict.fromkeys(shapes, 1.0), together=False, metric=metric, most=1)
-        losses = held.add(gradients, batch, is_last=False).detach()
+        losses, _ = held.add(gradients, batch, is_last=False)
         written = held.directions(shapes)[0]
-        return {name: one.to(losses.device) for name, one in written.items()}, losses
+        return {
+            name: one.to(gradients.parameters[name].device) for name, one in written.items()
+        }, losses
 
     def _check(self, pairs: Sequence[tuple[int, int]], device: torch.device) -> None:
         """Settle how gradients are computed, on the first few of both sides."""

@@ -16,6 +16,7 @@ from tracin.gradients.forms import (
     checked_squared_norm,
 )
 from tracin.gradients.forms.form import blocks, by_blocks, squared_lengths
+from tracin.late_checks import LateChecks
 from tracin.sketches.columns import Dot, Product
 from tracin.sketches.hashing import CountSketch, FoldedCountSketch, folded
 from tracin.sketches.kinds import BiasOf, Convolved, Factored, Hashed, TwoSided, Written
@@ -81,14 +82,19 @@ class Sketcher:
         self._sides: dict[tuple[str, str], Tensor] = {}
         self.begin(0)
 
-    def begin(self, examples: int, rows: Tensor | None = None) -> None:
+    def begin(
+        self, examples: int, rows: Tensor | None = None, checks: LateChecks | None = None
+    ) -> None:
         """Begin a batch, and forget the last one.
 
         Args:
             examples: The number of examples.
             rows: [examples, width]: memory for the rows, used if it has the sketcher's device and
                 dtype. None allocates it.
+            checks: What takes note of gradients that have to be looked at again; None looks at
+                once.
         """
+        self._checks = checks
         like = self._like
         if rows is None or rows.device != like.device or rows.dtype != like.dtype:
             self._rows = like.new_zeros(examples, self.plan.width)
@@ -183,7 +189,7 @@ class Sketcher:
 
     def _hash(self, name: str, form: PerExampleGradient, into: Tensor) -> Tensor:
         sketch = self._folded_sketch(name, form.numbers, into.shape[1] // 2)
-        return _hashed(sketch, form, into)
+        return _hashed(sketch, form, into, self._checks)
 
     def _project(self, name: str, kind: TwoSided, form: PerExampleGradient, into: Tensor) -> Tensor:
         out, inner = kind.shape
@@ -229,19 +235,30 @@ class Sketcher:
     def _squared_norm(self, form: PerExampleGradient) -> Tensor:
         if not self._has_norms:
             return self._like.new_zeros(form.examples)
-        return checked_squared_norm(form)
+        return checked_squared_norm(form, self._checks)
 
     def _match(self, weight: str, row: int, name: str, left: Tensor) -> None:
         """Check that a bias's gradient is its weight's left factor."""
         other = self._single.pop((weight, row), None)
         if other is None:
             self._single[weight, row] = name, left
-        elif not _is_same(left, other[1]):
+        elif not self._is_same(left, other[1]):
             raise IndexingError(
                 f"The gradients of '{name}' and '{other[0]}' were those of one layer's weight and "
                 "bias when the plan was made, but are not now. Make the plan from a batch in which "
                 "the model computes what it does in all others."
             )
+
+    def _is_same(self, one: Tensor, other: Tensor) -> bool:
+        """Whether two tensors hold the same; taken to be so where the checks take note of it."""
+        if one.shape != other.shape:
+            return False
+        if one.data_ptr() == other.data_ptr():
+            return True
+        if self._checks is None:
+            return torch.equal(one, other)
+        self._checks.note((one != other).any())
+        return True
 
     def _sums_of(self, block: int) -> Tensor:
         if block not in self._sums:
@@ -307,15 +324,17 @@ def first_width(width: int) -> int:
     return width if width >= _NARROW else width * -(-_FIRST_WIDTH // width)
 
 
-def _hashed(sketch: FoldedCountSketch, form: PerExampleGradient, into: Tensor) -> Tensor:
+def _hashed(
+    sketch: FoldedCountSketch, form: PerExampleGradient, into: Tensor, checks: LateChecks | None
+) -> Tensor:
     """Hash a form, and return its squared norms, so that it need not be written out again."""
     if isinstance(form, SparseRows):
         sketch.add_rows(form, into)
-        return checked_squared_norm(form)
+        return checked_squared_norm(form, checks)
     if isinstance(form, SumOf):
         for each in form.forms:
-            _hashed(sketch, each, into)
-        return checked_squared_norm(form)
+            _hashed(sketch, each, into, checks)
+        return checked_squared_norm(form, checks)
 
     def one(start: int, stop: int) -> Tensor:
         dense = form.part(start, stop).dense()
@@ -360,12 +379,6 @@ def _factors(form: PerExampleGradient) -> int:
     if isinstance(form, SparseRows):
         return form.index.shape[1] * form.values.shape[2]
     return form.written
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    if one.data_ptr() == other.data_ptr() and one.shape == other.shape:
-        return True
-    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _unlike(name: str, promised: str, form: PerExampleGradient) -> IndexingError:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms.form import PerExampleGradient
+from tracin.late_checks import LateChecks
 
 # How many times its terms a sum may fall short of, by precision: about 1e-4 of it is rounding then.
 _MOST = {torch.float64: 1e6, torch.float32: 1e3}
@@ -25,10 +26,19 @@ def cancelled(squares: Tensor, terms: Tensor) -> Tensor:
     return squares * _MOST.get(squares.dtype, _MOST_IN_HALF) < terms
 
 
-def checked_squared_norm(form: PerExampleGradient) -> Tensor:
-    """The squared length of each example's gradient, written out where terms cancel: [examples]."""
+def checked_squared_norm(form: PerExampleGradient, checks: LateChecks | None = None) -> Tensor:
+    """The squared length of each example's gradient, written out where terms cancel: [examples].
+
+    Args:
+        form: The gradients.
+        checks: What takes note of lengths whose terms cancel, which are then as they come; None
+            looks at once.
+    """
     squares, terms = form.squared_norm(), form.terms()
     if terms is None:
         return squares
     lost = cancelled(squares, terms)
+    if checks is not None:
+        checks.note(lost.any())
+        return squares
     return torch.where(lost, form.written_norm(), squares) if bool(lost.any()) else squares

@@ -21,6 +21,7 @@ from tracin.gradients.forms.stacked import Stacked
 from tracin.gradients.forms.streamed import Streamed
 from tracin.gradients.forms.summed_products import multiplied
 from tracin.gradients.forms.total import SumOf
+from tracin.late_checks import LateChecks
 
 # One query's product as a convolution costs about one forward convolution, writing the gradients
 # out about two: up to this many queries the convolution wins.
@@ -107,6 +108,7 @@ def as_query(
     queries: int | None = None,
     is_roomy: bool = True,
     squares: Tensor | None = None,
+    checks: LateChecks | None = None,
 ) -> PerExampleGradient:
     """The form in which a set of queries costs the least to multiply with many batches.
 
@@ -120,6 +122,8 @@ def as_query(
         queries: How many there are in all; None for those of `form`.
         is_roomy: Whether the gradients of all may be written out.
         squares: The squared lengths of the gradients, if they are known: [examples].
+        checks: What takes note of factors whose terms cancel, which are then taken for such that
+            do not; None looks at once.
     """
     count = form.examples if queries is None else queries
     if isinstance(form, ScaledEntries) and isinstance(form.inner, OuterProduct):
@@ -131,10 +135,12 @@ def as_query(
         if count * form.numbers <= SMALL or (not is_roomy and _held(form) >= form.numbers):
             return Dense(form.dense())
         if is_roomy:
-            return Dense(form.dense()) if _has_cancelled(form, squares) else form
-        each = [as_query(one, queries=count, is_roomy=is_roomy) for one in form.forms]
+            return Dense(form.dense()) if _has_cancelled(form, squares, checks) else form
+        each = [
+            as_query(one, queries=count, is_roomy=is_roomy, checks=checks) for one in form.forms
+        ]
         return SumOf(tuple(each))
-    if _has_cancelled(form, squares):
+    if _has_cancelled(form, squares, checks):
         if is_roomy or not isinstance(form, OuterProduct) or _held(form) >= form.numbers:
             return Dense(form.dense())
         return Streamed(form)
@@ -145,7 +151,7 @@ def as_query(
         written = (form.positions + count) * form.numbers
         return form if factored < written else Dense(form.dense())
     if isinstance(form, Stacked):
-        first = as_query(form.each[0], queries=count, is_roomy=is_roomy)
+        first = as_query(form.each[0], queries=count, is_roomy=is_roomy, checks=checks)
         return form if isinstance(first, OuterProduct) else Dense(form.dense())
     if isinstance(form, SparseRows):
         is_small = count * form.numbers <= SMALL or _held(form) >= form.numbers
@@ -153,11 +159,17 @@ def as_query(
     return Dense(form.dense())
 
 
-def _has_cancelled(form: PerExampleGradient, squares: Tensor | None) -> bool:
+def _has_cancelled(
+    form: PerExampleGradient, squares: Tensor | None, checks: LateChecks | None
+) -> bool:
     terms = form.terms()
     if terms is None:
         return False
-    return bool(cancelled(form.squared_norm() if squares is None else squares, terms).any())
+    lost = cancelled(form.squared_norm() if squares is None else squares, terms).any()
+    if checks is None:
+        return bool(lost)
+    checks.note(lost)
+    return False
 
 
 def _held(form: PerExampleGradient) -> int:
