@@ -94,6 +94,8 @@ def sum_of(terms: Iterator[Tensor]) -> Tensor:
 
 
 def _flat(row: Tensor) -> Tensor:  # [examples, numbers]
+    if row.is_complex():  # real and imaginary parts are numbers each
+        return torch.view_as_real(row.resolve_conj()).double().reshape(len(row), -1)
     return row.double().reshape(len(row), -1)
 
 

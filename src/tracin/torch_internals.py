@@ -126,6 +126,24 @@ def top_function_mode() -> Any:
     return C._get_function_stack_at(depth - 1) if depth else None
 
 
+def function_modes() -> list[Any]:
+    """The function modes in place, the one that sees calls first in front."""
+    return [C._get_function_stack_at(at) for at in reversed(range(C._len_torch_function_stack()))]
+
+
+# What `torch.utils.checkpoint.checkpoint` looks up, whoever imported it: the functions that run a
+# stretch of a model so that the backward pass runs it again. A stretch can be given contexts to run
+# in (`context_fn`) only where the model's own code calls it. Where a release names them otherwise,
+# models with activation checkpointing take slower methods.
+CHECKPOINTED_AGAIN = "_checkpoint_without_reentrant_generator"
+CHECKPOINTED_REENTRANT = "CheckpointFunction"
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func, such as vmap, is running."""
+    return C._functorch.peek_interpreter_stack() is not None
+
+
 def inner_tensors(tensor: Tensor) -> list[Tensor]:
     """The plain tensors that hold a tensor's numbers; of quantised weights there may be several.
 

@@ -88,12 +88,51 @@ class Table(nn.Module):
         return F.linear(hidden, self.rows[:4]).abs().mean(1)
 
 
+class Operator(nn.Module):
+    """A layer of a Fourier neural operator in two dimensions: few frequencies, written in place."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self.lift = nn.Linear(1, 3, dtype=kind.to_real())
+        self.low = nn.Parameter(torch.randn(3, 2, 2, 2, dtype=kind))
+        self.high = nn.Parameter(torch.randn(3, 2, 2, 2, dtype=kind))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.lift((x[:, :, None] * x[:, None, :])[..., None]).movedim(-1, 1)
+        waves = torch.fft.rfft2(grid)
+        out = waves.new_zeros(len(x), 2, 6, 4)
+        out[:, :, :2, :2] = torch.einsum("bixy,ioxy->boxy", waves[:, :, :2, :2], self.low)
+        out[:, :, -2:, :2] = torch.einsum("bixy,ioxy->boxy", waves[:, :, -2:, :2], self.high)
+        return torch.fft.irfft2(out, s=(6, 6)).square().mean(2)[:, :, :2].flatten(1)
+
+
+class Rotation(nn.Module):
+    """Trained rotary angles: real numbers that make complex ones, and complex ones themselves."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        real = kind.to_real()
+        self.query, self.key = nn.Linear(2, 4, dtype=real), nn.Linear(2, 4, dtype=real)
+        self.pace = nn.Parameter(torch.rand(2, dtype=real))
+        self.phase = nn.Parameter(torch.randn(2, dtype=kind))
+        self.head = nn.Linear(9, 4, dtype=real)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.view(len(x), 3, 2)
+        angles = torch.arange(3, device=x.device)[:, None] * self.pace
+        turn = torch.polar(torch.ones_like(angles), angles) * self.phase
+        pairs = torch.view_as_complex(self.query(x).unflatten(-1, (2, 2))) * turn
+        return self.head((torch.view_as_real(pairs).flatten(2) @ self.key(x).mT).flatten(1))
+
+
 MODELS: dict[str, Callable[[torch.dtype], nn.Module]] = {
     "linear": Linear,
     "product": Product,
     "spectral": Spectral,
     "real among complex": Real,
     "table": Table,
+    "operator": Operator,
+    "rotation": Rotation,
 }
 of_each = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 in_both = pytest.mark.parametrize("kind", [DOUBLE, SINGLE], ids=["double", "single"])
@@ -152,8 +191,9 @@ def test_an_index_holds_real_and_imaginary_parts(build, tmp_path: Path):
     assert torch.allclose(found, rows @ rows[:3].T, rtol=1e-2, atol=1e-3)
 
 
-def test_complex_parameters_have_fast_rules():
-    model, data, _ = made(Linear, DOUBLE)
+@of_each
+def test_complex_parameters_have_fast_rules(build):
+    model, data, _ = made(build, DOUBLE)
     run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[1.0])
 
     coverage = run.coverage(data)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 import slow_twin
 import tracin
+from tracin.gradients.rules import steps
 
 Call = Callable[[Tensor, Tensor], Tensor]
 
@@ -26,6 +27,10 @@ class Weight(nn.Module):
 
 def experts(x: Tensor, w: Tensor) -> Tensor:
     return torch.bmm(x.view(-1, 3, 4).transpose(0, 1), w).transpose(0, 1)
+
+
+def in_channels(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (2, 6)), layer, nn.Flatten())
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
@@ -53,6 +58,11 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "scaled": lambda: Weight(lambda x, w: x @ (w * torch.arange(1.0, 6)[:, None] / 3).T, 5, 12),
     "own norm": lambda: Weight(lambda x, w: x @ (w / w.norm(dim=1, keepdim=True)).T, 5, 12),
     "weight norm": lambda: parametrizations.weight_norm(nn.Linear(12, 5)),
+    "weight norm of columns": lambda: parametrizations.weight_norm(nn.Linear(12, 5), dim=1),
+    "weight norm over all": lambda: nn.utils.weight_norm(nn.Linear(12, 5), dim=None),
+    "weight norm of places": lambda: in_channels(
+        parametrizations.weight_norm(nn.Conv1d(2, 4, 3, groups=2), dim=2)
+    ),
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(12, 5)),
     "fake quantised": lambda: Weight(
         lambda x, w: x @ torch.fake_quantize_per_tensor_affine(w.float(), 0.1, 0, -9, 9).double(),
@@ -62,6 +72,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.parametrize("build", LAYERS.values(), ids=LAYERS)
 def test_scores_equal_one_backward_pass_per_example(build: Callable[[], nn.Module]):
     torch.manual_seed(0)
@@ -79,3 +90,18 @@ def test_scores_equal_one_backward_pass_per_example(build: Callable[[], nn.Modul
     assert torch.allclose(run.self_influence(data, batch_size=4).double(), own, rtol=1e-6)
     assert torch.allclose(run.influence(data, data).double(), scores, rtol=1e-6, atol=1e-9)
     assert {str(each.method) for each in run.coverage(data).entries.values()} == {"fast"}
+
+
+def test_weight_norms_too_large_to_write_out_are_changed_in_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(steps, "BLOCK", 1)
+    torch.manual_seed(0)
+    layer = parametrizations.weight_norm(nn.Conv1d(2, 4, 3))
+    model = nn.Sequential(in_channels(layer), nn.Tanh(), nn.Linear(16, 3)).double().eval()
+    data = torch.randn(6, 12).double(), torch.arange(6) % 3
+    run = tracin.TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[1.0])
+
+    found = run.influence(data, data, batch_size=4).double()
+
+    torch.testing.assert_close(found, slow_twin.influence(model, "cross_entropy", data, data))

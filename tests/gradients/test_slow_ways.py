@@ -87,6 +87,37 @@ def test_grouped_experts_go_the_fast_way(name: str):
     check(model, "causal_lm", tokens(), gap=1e-4)
 
 
+def test_experts_that_see_every_row_go_the_fast_way():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Llama4TextConfig(
+        **SIDES, num_local_experts=2, num_experts_per_tok=1, intermediate_size_mlp=12,
+        head_dim=8, attention_chunk_size=8, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.Llama4ForCausalLM(config).double().eval()
+
+    check(model, "causal_lm", tokens())
+
+
+def test_grouped_experts_in_float64_are_refused_with_the_way_out():
+    model = language_model("Olmoe", "grouped_mm", **EXPERTS["Olmoe"])
+    run = tracin.TracIn(model, "causal_lm", [model.state_dict()], learning_rates=[1.0])
+
+    with pytest.raises(
+        tracin.UnsupportedModelError,
+        match=r"float32 and half precision alone.*set_experts_implementation\(\"eager\"\)",
+    ):
+        run.self_influence(tokens())
+
+    single = model.float()
+    run = tracin.TracIn(single, "causal_lm", [single.state_dict()], learning_rates=[1.0])
+    assert "in float64: The model multiplies its experts in groups" in str(run.verify(tokens(2)))
+    model.set_experts_implementation("eager")
+    double = model.double()
+    run = tracin.TracIn(double, "causal_lm", [double.state_dict()], learning_rates=[1.0])
+    assert run.verify(tokens(2)).is_exact
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("kinds", [["c2p", "p2c"], ["p2c"]])
 def test_relative_attention_goes_the_fast_way(shared: bool, kinds: list[str]):

@@ -22,6 +22,7 @@ from tracin.gradients.forms import (
     total,
 )
 from tracin.gradients.forms.form import BLOCK
+from tracin.gradients.regions import LaterUse
 from tracin.gradients.routed import Routed
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.visit import Visit
@@ -56,7 +57,7 @@ class GradientAccumulator:
         for source in self._sources(leaf):
             self._pending[source.name] += 1
 
-    def meet(self, use: Use | Routed) -> Callable[[Tensor], None]:
+    def meet(self, use: Use | LaterUse | Routed) -> Callable[[Tensor], None]:
         """Parameters met data: they wait for the gradient of the call's output."""
         for leaf, _ in use.parts:
             self._pending[leaf.name] += 1

@@ -15,6 +15,7 @@ from torch.nn import Module
 
 from tracin.data import Batch, length
 from tracin.gradients.accumulator import GradientAccumulator
+from tracin.gradients.checkpointing import watched_checkpoints
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.graph import leaves_of, reached, refuse_foreign
@@ -88,7 +89,7 @@ def fast_pass(
             kept=kept,
             follows=not is_whole,
         )
-        with torch.enable_grad(), watch:
+        with torch.enable_grad(), watched_checkpoints(), watch:
             outcome = compute(model, batch)
         losses = checked_losses(outcome, length(batch))
         leaves = leaves_of(losses)
@@ -105,7 +106,8 @@ def fast_pass(
         if losses.requires_grad:
             # Only what leads to these is computed: no weight gradient of covered calls.
             ends = [anchor, *(parameters[name] for name in missed)]
-            _backward(losses, watch.routed, ends)
+            with watched_checkpoints():  # a stretch that is repeated may have stretches within
+                _backward(losses, watch.routed, ends)
         accumulator.close()
     finally:
         accumulator.let_go()

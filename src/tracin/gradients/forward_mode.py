@@ -8,6 +8,7 @@ from torch.func import jvp
 from torch.nn import Module
 
 from tracin.data import Batch
+from tracin.gradients.checkpointing import watched_checkpoints
 from tracin.gradients.compute import Compute
 from tracin.gradients.functional import losses_of, math_attention, refuse_sharded
 
@@ -39,7 +40,7 @@ def jvp_scores(
     losses = losses_of(model, compute, parameters)
     detached = {name: parameter.detach() for name, parameter in parameters.items()}
     scores = []
-    with math_attention(), torch.no_grad():
+    with math_attention(), torch.no_grad(), watched_checkpoints():
         for query in queries:
             tangents = {name: query[name].to(detached[name]) for name in detached}
             scores.append(jvp(lambda p: losses(p, batch), (detached,), (tangents,))[1])

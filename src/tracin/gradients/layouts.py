@@ -113,10 +113,14 @@ class _Call:
 
 @final
 class ShapeRecorder(Mode):
-    """Notes the shapes of every call from the first parameter on."""
+    """Notes the shapes of every call from the first parameter on.
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+    With `is_live` it runs beneath a training step.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], *, is_live: bool = False) -> None:
         super().__init__()
+        self.is_live = is_live
         self.calls: list[_Call] = []
         self._source: dict[int, str | tuple[int, int]] = {
             id(p): name for name, p in parameters.items()

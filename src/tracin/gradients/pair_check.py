@@ -286,8 +286,9 @@ class PairCheck:
 def _why(error: Exception) -> str:
     if "torch.utils.checkpoint" in str(error):
         return (
-            "activation checkpointing computes calls again in the backward pass, where they are "
-            "not watched; switch it off (it saves memory that smaller batches save as well)"
+            "activation checkpointing keeps other tensors the second time (debug=True, or code "
+            "other than torch.utils.checkpoint); switch that off, or checkpointing itself, and "
+            "take smaller batches"
         )
     return first_line(error)
 

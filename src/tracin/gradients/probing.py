@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from tracin.data import Batch, part
+from tracin.gradients.checkpointing import watched_checkpoints
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.grad_hook import new_anchor
 from tracin.gradients.graph import leaves_of, reached
@@ -21,6 +22,7 @@ from tracin.gradients.layouts import (
     ShapeRecorder,
     compared,
 )
+from tracin.gradients.regions import LaterUse
 from tracin.gradients.routed import Routed
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.watch import FunctionWatch
@@ -41,7 +43,11 @@ def learn(
     traces = []
     for copies in (FEW, MORE):
         copied = part(batch, [0] * copies)
-        with torch.enable_grad(), ShapeRecorder(parameters) as trace:
+        with (
+            torch.enable_grad(),
+            watched_checkpoints(),
+            ShapeRecorder(parameters, is_live=is_live) as trace,
+        ):
             compute(model, copied)
         traces.append(trace)
     trial = compared(*traces)
@@ -60,7 +66,7 @@ class _Touched:
     def derive(self, leaf: Leaf) -> None:
         pass
 
-    def meet(self, use: Use | Routed) -> Callable[[Tensor], None]:
+    def meet(self, use: Use | LaterUse | Routed) -> Callable[[Tensor], None]:
         found = self.rows.setdefault(use.name, [])
         return lambda delta: found.append(
             delta.movedim(use.output.dim, 0).flatten(1).abs().sum(1) > 0
@@ -82,14 +88,16 @@ def _with_orders(
     anchor = new_anchor(next(iter(parameters.values())).device)
     with (
         torch.enable_grad(),
+        watched_checkpoints(),
         FunctionWatch(parameters, guessed, MORE, anchor, touched, is_live=is_live),
     ):
         outcome = compute(model, batch)
     losses = checked_losses(outcome, MORE)
     ends = [anchor, *(parameters[name] for name in reached(leaves_of(losses), parameters))]
     if losses.requires_grad:
-        for loss in losses:
-            torch.autograd.grad(loss, ends, allow_unused=True, retain_graph=True)
+        with watched_checkpoints():
+            for loss in losses:
+                torch.autograd.grad(loss, ends, allow_unused=True, retain_graph=True)
     roles = {
         name: _ordered(role, _order(touched.rows.get(name, []))) if _is_merged(role) else role
         for name, role in trial.roles.items()

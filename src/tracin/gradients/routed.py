@@ -32,6 +32,7 @@ _GROUPED = frozenset(
     for owner, name in ((torch, "_grouped_mm"), (F, "grouped_mm"))
     if hasattr(owner, name)
 )
+_STACKED = frozenset({torch.bmm, Tensor.bmm, torch.matmul, Tensor.matmul, Tensor.__matmul__})
 _BY_ROWS = frozenset(
     {F.linear, F.layer_norm, F.rms_norm, torch.mul, torch.add, *(
         getattr(Tensor, name)
@@ -84,7 +85,7 @@ class Routed:
                 raise RuntimeError("an input was changed in place after the call")
             rows = full(delta).flatten(0, -2)
             owners = _owners(rows, [full(each).flatten(0, -2) for each in self.coded])
-            if self._func in _GROUPED:
+            if self._func in _GROUPED or self._func in _STACKED:
                 return [(leaves[0], self._grouped(rows, owners))]
             return list(self._by_rule(rows, owners))
         except (RuntimeError, ValueError, IndexError) as error:  # IndexError: parameters of width 0
@@ -115,15 +116,21 @@ class Routed:
         return use.forms(shelves.put(delta))
 
     def _grouped(self, delta: Tensor, owners: Tensor) -> Stacked:
-        """Row r times the matrix of the group that it lies in: groups end where `offs` says."""
+        """Row r times the matrix of the group that it lies in.
+
+        Groups end where `offs` says, or are those of a stack: [matrices, rows, width].
+        """
         matrices = self._args[1].tensor.shape[0]
-        ends = self._kwargs["offs"] if "offs" in self._kwargs else self._args[2]
         places = torch.arange(len(owners), device=owners.device)
-        groups = torch.searchsorted(ends.long().contiguous(), places, right=True)
+        if self._func in _STACKED:
+            groups = places // self._args[0].shape[1]
+        else:
+            ends = self._kwargs["offs"] if "offs" in self._kwargs else self._args[2]
+            groups = torch.searchsorted(ends.long().contiguous(), places, right=True)
         keys = torch.where(groups < matrices, owners * matrices + groups, -1)
         keys = torch.where(owners < 0, -1, keys)
         shelves = _Shelves(keys, self._examples * matrices)
-        sides = [shelves.put(full(self._args[0])), shelves.put(delta)]
+        sides = [shelves.put(full(self._args[0]).flatten(0, -2)), shelves.put(delta)]
         left, right = (each.unflatten(0, (self._examples, matrices)) for each in sides)
         return Stacked(left.conj(), right)
 
@@ -144,6 +151,10 @@ def is_routable(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
         is_stack = len(args) > 1 and isinstance(args[1], Leaf) and args[1].tensor.ndim == 3
         has_ends = kwargs.get("offs", args[2] if len(args) > 2 else None) is not None
         return is_stack and has_ends and len(leaves) == 1 and args[0].ndim == 2
+    if func in _STACKED:
+        is_stack = len(args) > 1 and isinstance(args[1], Leaf) and args[1].tensor.ndim == 3
+        is_whole = is_stack and args[0].shape[:-2] == args[1].tensor.shape[:1]
+        return is_whole and len(leaves) == 1
     most = 2 if func is F.linear else 1
     return func in _BY_ROWS and all(leaf.tensor.ndim <= most for leaf in leaves)
 

@@ -9,6 +9,7 @@ from torch.nn import Module
 
 from tracin.data import Batch
 from tracin.gradients.batching import quiet_batching
+from tracin.gradients.checkpointing import watched_checkpoints
 from tracin.gradients.compute import Compute
 from tracin.gradients.functional import columns, losses_of, math_attention, refuse_sharded
 
@@ -30,6 +31,6 @@ def vmap_gradients(
         return losses(parameters, filled([tensor.unsqueeze(0) for tensor in example]))[0]
 
     detached = {name: parameter.detach() for name, parameter in parameters.items()}
-    with torch.no_grad(), math_attention(), quiet_batching():
+    with torch.no_grad(), math_attention(), quiet_batching(), watched_checkpoints():
         each = vmap(grad(one), in_dims=(None, *(0,) * len(tensors)))
         return each(detached, *tensors)

@@ -4,7 +4,8 @@ Functions are watched, not modules: a module called twice, tied weights, raw par
 functional models are seen for what they are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, final
 
 import torch
@@ -16,6 +17,7 @@ from tracin.gradients.grad_hook import grad_hook
 from tracin.gradients.layouts import (
     CallNames,
     Derived,
+    Layout,
     Meeting,
     ShapeProbe,
     output_name,
@@ -23,6 +25,18 @@ from tracin.gradients.layouts import (
 from tracin.gradients.mode import Mode
 from tracin.gradients.opening import opened
 from tracin.gradients.refusals import refuse, refuse_live
+from tracin.gradients.regions import (
+    Again,
+    Arguments,
+    Call,
+    Contexts,
+    LaterUse,
+    Region,
+    Repeated,
+    emptied,
+    keep,
+    kept_throughout,
+)
 from tracin.gradients.reordering import Reordering, puts_back
 from tracin.gradients.routed import Routed, is_routable
 from tracin.gradients.rules import Leaf, Use, mark, plain, steps_of
@@ -36,7 +50,7 @@ class CallSink(Protocol):
         """A tensor was made of parameters alone."""
         ...
 
-    def meet(self, use: Use | Routed) -> Callable[[Tensor], None]:
+    def meet(self, use: Use | LaterUse | Routed) -> Callable[[Tensor], None]:
         """A parameter met data; what comes back is called with the output's gradient."""
         ...
 
@@ -73,7 +87,7 @@ class FunctionWatch(Mode):
         super().__init__()
         self._follows = follows
         self.routed: list[tuple[Routed, GradientEdge, Callable[[Tensor], None]]] = []
-        self._is_live = is_live
+        self.is_live = is_live
         self._untouchable = kept
         self._refuse = refuse_live if is_live else refuse
         self._has_begun = not is_live
@@ -87,6 +101,7 @@ class FunctionWatch(Mode):
         self._scattered: set[int] = set()
         self._kept: list[Tensor] = []
         self._regularising: set[int] = set()
+        self._regions: list[Region] = []  # those that the forward pass is in, the innermost last
         self.path = 0  # a hash of the functions called so far, in order
         self.reasons: dict[str, dict[str, None]] = {}  # parameter -> how its calls are read
         self.uncovered: dict[str, str] = {}  # live: parameter -> which call has no rule, and why
@@ -128,6 +143,73 @@ class FunctionWatch(Mode):
         """Enter the model: until then the training loop only puts the batch together."""
         self._has_begun = True
 
+    def checkpoint(self) -> Contexts:
+        """The contexts of a stretch under activation checkpointing."""
+        region = Region()
+        self._note_call(region)
+        return self._within(region), Repeated(region, self._leaves)
+
+    def is_leaf(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter, or made of parameters alone."""
+        return id(tensor) in self._leaves
+
+    @contextmanager
+    def _within(self, region: Region) -> Iterator[None]:
+        self._regions.append(region)
+        try:
+            yield
+        finally:
+            self._regions.pop()
+            region.close()
+
+    def _note_call(self, call: Call | Region) -> None:
+        """Note what must be done where a stretch comes to a call again."""
+        if self._regions:
+            self._regions[-1].calls.append(call)
+
+    def _as_it_is(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        self._note_call(Call(func, lambda args, kwargs: func(*args, **kwargs)))
+        return func(*args, **kwargs)
+
+    def _made(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """A call of parameters alone, which no stretch needs to repeat."""
+        if not self._regions:
+            return func(*args, **kwargs)
+        with kept_throughout():
+            output = func(*args, **kwargs)
+        self._note_call(Call(func, lambda args, kwargs: output))
+        return output
+
+    def _later(self, use: Use, marked: Arguments, layouts: Mapping[int, Layout | None]) -> LaterUse:
+        """A use in a stretch: its data is dropped, and comes back when the stretch is repeated."""
+        later = LaterUse(use, marked, layouts, self._anchor)
+        self._regions[-1].changes += [(*each, later) for each in use.read]
+        use.let_go()
+        self._note_call(Call(use.func, self._meet_again(use.func)))
+        return later
+
+    def _move_again(self, func: Callable[..., Any]) -> Again:
+        def again(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+            marked = mark(args, self._leaves), mark(kwargs, self._leaves)
+            return grad_hook(func(*plain(marked[0]), **plain(marked[1])), self._anchor, _nothing)
+
+        return again
+
+    def _meet_again(self, func: Callable[..., Any]) -> Again:
+        """What was done with a call in which parameters met data, without handing anything on."""
+
+        def again(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+            marked = mark(args, self._leaves), mark(kwargs, self._leaves)
+            keep(self._anchor, emptied(marked)[1])
+            output = func(*plain(marked[0]), **plain(marked[1]))
+            return grad_hook(output, self._anchor, _nothing)
+
+        return again
+
     def _unknown(
         self,
         func: Callable[..., Any],
@@ -140,8 +222,8 @@ class FunctionWatch(Mode):
         """A call without a rule. Beneath a training step, a penalty on parameters alone is fine."""
         if self._follows and torch.is_grad_enabled():
             return self._route(func, args, kwargs, name, leaves, reason)
-        output = func(*args, **kwargs)
-        if not self._is_live or not torch.is_grad_enabled():
+        output = self._as_it_is(func, args, kwargs)
+        if not self.is_live or not torch.is_grad_enabled():
             return output
         made = [each for each in tensors_in((output,), {}) if each.requires_grad]
         if all(id(tensor) in self._leaves for tensor in tensors_in(args, kwargs)):
@@ -172,12 +254,13 @@ class FunctionWatch(Mode):
         """A call on rows that the data moved, if it treats each row by itself."""
         marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
         if not is_routable(func, marked, marked_by_name):
-            output = func(*args, **kwargs)
+            output = self._as_it_is(func, args, kwargs)
             # A shape or a dtype carries no gradient.
             if any(tensor.requires_grad for tensor in tensors_in((output,), {})):
                 self._note(leaves, f"{name} {reason}")
             return output
         self._note(leaves, "rows that the data moved")
+        self._note_call(Call(func, self._move_again(func)))
         output = func(*plain(marked), **plain(marked_by_name))
         routed = Routed(name, func, marked, marked_by_name, self._examples, output.shape)
         output = grad_hook(output, self._anchor, _nothing)
@@ -228,7 +311,7 @@ class FunctionWatch(Mode):
         name: str,
         leaves: list[Leaf],
     ) -> Any:
-        output = func(*args, **kwargs)
+        output = self._made(func, args, kwargs)
         roots = tuple(dict.fromkeys(root for leaf in leaves for root in leaf.roots))
         marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
         steps = steps_of(func, marked, marked_by_name, output)
@@ -259,24 +342,27 @@ class FunctionWatch(Mode):
             for tensor, layout in zip(tensors, role.inputs, strict=False)
             if layout is None or layout.fits(tensor, self._examples)
         }
-        use = Use(name, func, self._examples, role.output, inputs, is_live=self._is_live)
+        use = Use(name, func, self._examples, role.output, inputs, is_live=self.is_live)
         marked, marked_by_name = mark(args, self._leaves), mark(kwargs, self._leaves)
         leaves = [leaf for t in tensors if (leaf := self._leaves.get(id(t)))]
         if not use.find_rule(marked, marked_by_name):
             return self._unknown(func, args, kwargs, name, leaves, use.reason)
         self._note(leaves, use.reason)
-        if self._is_live:
+        read: Use | LaterUse = use
+        if self.is_live:
             output = func(*args, **kwargs)
         else:
+            if self._regions:
+                read = self._later(use, (marked, marked_by_name), inputs)
             output = func(*plain(marked), **plain(marked_by_name))
         if not isinstance(output, Tensor) or not role.output.fits(output, self._examples):
             raise UnlikeTrialError(name)
-        if self._is_live and role.output.copies == 1:
+        if self.is_live and role.output.copies == 1:
             # Here the number of examples is what the training loop announced.
             rows = output.shape[role.output.dim]
             if rows != self._examples:
                 raise UnlikeTrialError(f"{name} holds {rows} examples")
-        return grad_hook(output, self._anchor, self._sink.meet(use))
+        return grad_hook(output, self._anchor, self._sink.meet(read))
 
     def _note(self, leaves: list[Leaf], reason: str) -> None:
         for leaf in leaves:

@@ -1,4 +1,4 @@
-"""Torch's errors that a user can cure at the data, message in words of the data."""
+"""Torch's errors that a user can cure at the data or by a setting, in words of these."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch.nn import Module
 
 from tracin.data import Batch
 from tracin.data.batches import content_of, leaves
-from tracin.errors import DataError
+from tracin.errors import DataError, UnsupportedModelError
 from tracin.gradients.compute import Compute
 from tracin.torch_internals import is_functorch_wrapped_tensor
 
@@ -26,12 +26,16 @@ def worded(compute: Compute) -> Compute:
 
     Raises:
         DataError: Torch could not compute with the data's kind of floating point numbers.
+        UnsupportedModelError: The model multiplies its experts in groups, in float64.
     """
 
     def compute_or_say(model: Module, batch: Batch) -> Any:
         try:
             return compute(model, batch)
         except (RuntimeError, ValueError) as error:  # RNNs raise the latter
+            experts = experts_way_out(model, str(error))
+            if experts is not None:
+                raise UnsupportedModelError(experts) from error
             message = _message(dict(model.named_parameters()), batch, str(error))
             if message is None:
                 raise
@@ -39,6 +43,31 @@ def worded(compute: Compute) -> Compute:
 
     compute_or_say.__wrapped__ = compute  # type: ignore[attr-defined]  # for names in errors
     return compute_or_say
+
+
+# torch's grouped product of a mixture of experts names the kinds of numbers that it takes.
+_GROUPED = re.compile(r"mat_a to be Float32, BFloat16 or Float16|grouped_mm", re.IGNORECASE)
+
+
+def experts_way_out(model: Module, error: str) -> str | None:
+    """What to do where the experts of a Hugging Face model cannot compute in float64.
+
+    Args:
+        model: Any.
+        error: What torch said.
+
+    Returns:
+        None if the error is another one.
+    """
+    if not _GROUPED.search(error):
+        return None
+    if not any(hasattr(each, "set_experts_implementation") for each in model.modules()):
+        return None
+    return (
+        "The model multiplies its experts in groups, which torch does in float32 and half "
+        'precision alone. Call model.set_experts_implementation("eager"), or load the model with '
+        'experts_implementation="eager", or keep it in float32.'
+    )
 
 
 def _message(parameters: Mapping[str, Tensor], batch: Batch, error: str) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracin.data import Batch, copied, length
+from tracin.errors import TracInError
 from tracin.gradients import Gradients
 from tracin.gradients.forms import Dense, PerExampleGradient, as_query, pairs
 from tracin.results.verification import allowed
@@ -162,7 +163,8 @@ class _Willing:
                 if len(self._choices) == 1:
                     raise
                 line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self._reasons.append(f"{self.weights.name}: {line[:100]}")
+                told = line if isinstance(error, TracInError) else line[:100]  # ours say a way out
+                self._reasons.append(f"{self.weights.name}: {told}")
                 self._choices = self._choices[1:]
 
 

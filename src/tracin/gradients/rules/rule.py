@@ -186,13 +186,22 @@ class Use:
             except (RuntimeError, ValueError, NoRule) as error:
                 raise_if_out_of_memory(error)
                 forms.append((leaf, error))
-        self.parts = []  # lets go of the inputs
-        self._versions = []
+        self.let_go()
         return forms
+
+    def let_go(self) -> None:
+        """Keep no inputs: what reads them refers to this object, in a cycle."""
+        self.parts = []
+        self._versions = []
 
     def as_multiplied(self, side: Tensor) -> Tensor:
         """A side of a product in the precision in which the call multiplied it, as autocast may."""
         return side.to(self.dtype) if self.dtype in HALF else side
+
+    @property
+    def read(self) -> list[tuple[Tensor, int]]:
+        """What the rule reads, each tensor with the count of its changes in place at the time."""
+        return list(self._versions)
 
     def _check_versions(self) -> None:
         if any(tensor._version != version for tensor, version in self._versions):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tracin.gradients.forms import (
+    Computed,
     ConvFactors,
     Dense,
     OuterProduct,
@@ -26,6 +27,7 @@ from tracin.gradients.forms import (
     pairs,
     total,
 )
+from tracin.gradients.forms.form import BLOCK, by_blocks
 from tracin.gradients.rules.rule import Leaf, Move, NoRule, Step, leaves_in
 from tracin.torch_internals import TRANSPOSE_GETTERS, weight_norm_function
 
@@ -225,33 +227,66 @@ def dot(output: Tensor, input: Any, other: Any) -> Steps:
 
 @steps_for(weight_norm_function)
 def weight_norm(output: Tensor, v: Any, g: Any, dim: int = 0) -> Steps:
-    """Out = g x v / |v|, row by row."""
-    matrix, lengths = _value(v), _value(g)
-    if dim != 0 or matrix.ndim != 2:
-        raise NoRule("not the rows of a matrix")
-    norms = torch.linalg.vector_norm(matrix, dim=1)
-    unit, scale = matrix / norms.unsqueeze(1), lengths.flatten() / norms
-    met: list[
-        tuple[PerExampleGradient, Tensor]
-    ] = []  # of the last form, which both sources ask for
+    """Out = g x v / |v|, with one length for each entry along `dim`, or (-1) one in all."""
+    weight, lengths = _value(v), _value(g)
+    over = [at for at in range(weight.ndim) if at != dim]
+    norms = torch.linalg.vector_norm(weight, dim=over, keepdim=True)
+    unit, scale = weight / norms, lengths.view(norms.shape) / norms
+    by_rows = dim == 0 and weight.ndim == 2
+    met: list[tuple[PerExampleGradient, Tensor]] = []  # of the last form: both sources ask for it
 
-    def along(
-        form: OuterProduct,
-    ) -> Tensor:  # [examples, out]: each row's share along its own direction
+    def along(form: OuterProduct) -> Tensor:
+        """Each row's share along its own direction: [examples, out]."""
         if not met or met[0][0] is not form:
             met[:] = [(form, _row_products(form, unit))]
         return met[0][1]
 
-    def to_v(form: PerExampleGradient) -> PerExampleGradient | None:
-        if not _is_outer(form, matrix.shape):
-            return None
-        kept = ScaledRows(-along(form) * scale.to(form.left), unit.to(form.left))
-        return total([OuterProduct(form.left * scale.to(form.left), form.right), kept])
+    def shares(rows: Tensor) -> Tensor:
+        """The same of gradients that are written out: [examples, *lengths]."""
+        return (rows * unit.to(rows)).sum([1 + at for at in over], keepdim=True)
 
-    def to_g(form: PerExampleGradient) -> PerExampleGradient | None:
-        return Dense(along(form)) if _is_outer(form, matrix.shape) else None
+    def across(rows: Tensor) -> Tensor:
+        """What is left of them across the directions, as the weight itself gets it."""
+        return (rows - shares(rows) * unit.to(rows)) * scale.to(rows)
+
+    def to_v(form: PerExampleGradient) -> PerExampleGradient:
+        if not by_rows or not _is_outer(form, weight.shape):
+            return _written(form, weight.shape, across)
+        scales = scale.to(form.left).flatten()
+        kept = ScaledRows(-along(form) * scales, unit.to(form.left))
+        return total([OuterProduct(form.left * scales, form.right), kept])
+
+    def to_g(form: PerExampleGradient) -> PerExampleGradient:
+        if by_rows and _is_outer(form, weight.shape):
+            return Dense(along(form))
+        return Dense(
+            by_blocks(
+                form.examples,
+                2 * form.written,
+                form.device,
+                lambda *run: shares(_rows_of(form, weight.shape, *run)).flatten(1),
+            )
+        )
 
     return [(v, to_v), (g, to_g)]
+
+
+def _written(
+    form: PerExampleGradient, shape: Sequence[int], change: Callable[[Tensor], Tensor]
+) -> PerExampleGradient:
+    """Gradients changed where they are written out: at once, or in blocks when they are needed."""
+
+    def make(start: int, stop: int) -> Tensor:
+        return change(_rows_of(form, shape, start, stop)).flatten(1)
+
+    effort = form.written + form.numbers
+    if form.examples * effort <= BLOCK:
+        return Dense(make(0, form.examples))
+    return Computed(make, form.examples, form.numbers, effort, form.device)
+
+
+def _rows_of(form: PerExampleGradient, shape: Sequence[int], start: int, stop: int) -> Tensor:
+    return full(form.part(start, stop).dense()).view(stop - start, *shape)
 
 
 def _value(value: Any) -> Any:
