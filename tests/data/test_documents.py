@@ -1,8 +1,11 @@
 """Packed rows: each document is scored as it was trained, apart from its neighbours."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.data import Subset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tracin
@@ -187,13 +190,13 @@ def test_documents_in_context_score_as_their_part_of_the_rows_loss(build):
     ids=["cut from one text", "positions that the model does not take", "lengths"],
 )
 def test_documents_alone_are_refused_where_attention_crosses(build, rows, separator):
-    data = tracin.documents(rows, separator=separator)
+    data: Any = tracin.documents(rows, separator=separator)
     run = one_run(build())
 
     with pytest.raises(DataError, match=r"'0:1' of train is not what.*in_context=True.*=False"):
         run.self_influence(data)
     with pytest.raises(DataError, match=r"'0:1' of queries is not what it was in its row"):
-        run.influence(torch.randint(0, 17, (3, 4)), torch.utils.data.Subset(data, [1]))
+        run.influence(torch.randint(0, 17, (3, 4)), Subset(data, [1]))
     with pytest.raises(DataError, match="is not what it was in its row"):
         run.tokens(data, data)
 
