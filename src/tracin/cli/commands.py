@@ -324,6 +324,7 @@ def select_examples(
         groups=groups_of(task, chosen_queries),
         normalise=unless_none(options.normalise),
         duplicates=unless_none(options.duplicates),
+        target=task.target,
         batch_size=opened.settings.tracin.batch_size,
     )
     pool = "train" if task.pool is None else "pool"
@@ -387,6 +388,7 @@ def replay(
             paths=[TracedPath(options.path)],
             every=options.every,
             parameters=opened.settings.tracin.parameters,
+            target=task.target,
         )
         explanations = trace.explain(options.k)
         shown = f"{explanations}\n\n{trace.goodness()}\n\n{replayed}"
