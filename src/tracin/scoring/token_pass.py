@@ -130,7 +130,7 @@ class TokenPass:
 
     def _shares(self, text: Gradient, direction: Direction, score: float, size: float) -> Tensor:
         """What each token adds to a score, which another way has given: [positions]."""
-        allowed = 100 * self._walk.gradients.tolerance * size + 1e-30
+        allowed = self._walk.gradients.tolerance * size + 1e-30
         shares = in_double(self._products.products(text.batch, direction)).cpu()
         if not abs(float(shares.sum()) - score) <= allowed:
             shares = in_double(self._products.one_by_one(text.batch, direction)).cpu()
