@@ -5,6 +5,7 @@ import gc
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import slow_twin
 import tracin
+import zoo
 from tracin.checkpoints import Checkpoint, loaded
 from tracin.data import move as moved
 from tracin.gradients.forms.summed_products import multiplied
+from tracin.losses import CausalLM
+from tracin.precision import BFLOAT16, FLOAT32
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -436,3 +440,60 @@ def test_a_pass_waits_for_the_device_once_a_batch(
     more = waits[1] - waits[0]
     # All that a batch gave is fetched at once; and now and then there is an audit.
     assert more.total() / 32 <= 1.5, more
+
+
+class UnderAutocast:
+    """Next tokens' losses, with products in bfloat16 on a GPU if asked for."""
+
+    def __init__(self, is_on: bool) -> None:
+        self.inner, self.is_on = CausalLM(), is_on
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16, self.is_on):
+            return self.inner(model, batch)
+
+    def tokens(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16, self.is_on):
+            return self.inner.tokens(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("is_autocast", "tolerance"),
+    [(False, FLOAT32.tolerance), (True, BFLOAT16.tolerance)],
+    ids=["float32", "autocast"],
+)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_shares_of_tokens_are_those_of_a_cpu(
+    attention: str, is_autocast: bool, tolerance: float
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=31,
+        n_positions=64,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model: Any = zoo.shaken(GPT2LMHeadModel(config))
+    model.set_attn_implementation(attention)
+    texts = zoo.text(48, 31)
+    train, query = ({name: each[rows] for name, each in texts.items()} for rows in ([0, 1, 2], [3]))
+    exact = tracin.TracIn(model, "causal_lm", [model.state_dict()], learning_rates=[1.0])
+    wanted = exact.tokens(train, query)
+    sizes = (exact.self_influence(train) * exact.self_influence(query)).sqrt().tolist()
+    model.cuda()
+    run = tracin.TracIn(
+        model, UnderAutocast(is_autocast), [model.state_dict()], learning_rates=[1.0]
+    )
+
+    found, scores = run.tokens(train, query), run.influence(train, query)[:, 0].tolist()
+
+    for pair, near, score, size in zip(found, wanted, scores, sizes, strict=True):
+        assert abs(pair.score - score) <= tolerance * size
+        for text, other in ((pair.query, near.query), (pair.train, near.train)):
+            assert abs(float(text.shares.sum()) - score) <= tolerance * size
+            assert float((text.shares - other.shares).abs().max()) <= tolerance * size

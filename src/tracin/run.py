@@ -243,11 +243,6 @@ def checkpoint_pass(
     return computing_pass(run, run.loss, parameters, asked=asked)
 
 
-def plain_checkpoint_pass(run: Run) -> CheckpointPass:
-    """The same pass without the run's preconditioner: for how alike gradients are."""
-    return computing_pass(run, run.loss, is_plain=True)
-
-
 def judging_pass(
     run: Run,
     parameters: Mapping[str, Tensor] | None = None,
@@ -276,11 +271,12 @@ def computing_pass(
     parameters: Mapping[str, Tensor] | None = None,
     *,
     is_plain: bool = False,
+    is_of_target: bool = False,
     asked: QueryLoss | None = None,
 ) -> CheckpointPass:
     """A pass with this function in place of the run's loss; without its preconditioner if plain.
 
-    `asked` takes the place of the queries' loss.
+    `asked` takes the place of the queries' loss. Of a target, gradients have methods of their own.
     """
     return CheckpointPass(
         run.model,
@@ -290,7 +286,7 @@ def computing_pass(
         run.weights,
         run.device,
         None if is_plain else run.preconditioner,
-        run.methods,
+        run.target_methods if is_of_target else run.methods,
         run.kept,
         asked,
         run.target_methods,

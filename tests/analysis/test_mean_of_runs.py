@@ -168,3 +168,47 @@ def test_k_is_within_the_data():
 def test_the_mean_prints_as_what_it_is():
     assert repr(tracin.mean(runs(2))) == "MeanOfRuns(2 runs)"
     assert isinstance(np.asarray(tracin.mean(runs(2)).influence(TRAIN, QUERIES)), np.ndarray)
+
+
+def predicted_together(several):
+    found = torch.zeros(5, 3).double()
+    for run in several:
+        run.model.load_state_dict(run.checkpoints[-1].weights())
+        found += run.model(QUERIES[0]).softmax(1)
+    return found.argmax(1)
+
+
+def test_a_class_that_a_target_leaves_open_is_what_the_runs_predict_together():
+    several = runs(4)
+    together = predicted_together(several)
+    each = torch.stack([predicted_together([run]) for run in several])
+    assert (each != together).any(1).any()
+    wanted = tracin.mean(several).influence(TRAIN, (QUERIES[0], together))
+
+    found = tracin.mean(several).influence(TRAIN, QUERIES, target=tracin.Predicted())
+    explained = tracin.mean(several).explain(TRAIN, QUERIES, 3, target=tracin.Predicted())
+
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(explained.proponents.scores, wanted.T.topk(3).values)
+    assert explained.target == "Predicted()"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [tracin.Logit(1), lambda model, batch: model(batch[0])[:, 0] ** 2],
+    ids=["logit", "function"],
+)
+def test_a_target_is_that_of_each_run(target):
+    several = runs(2)
+    wanted = sum(run.influence(TRAIN, QUERIES, target=target).double() for run in several) / 2
+
+    torch.testing.assert_close(
+        tracin.mean(several).influence(TRAIN, QUERIES, target=target), wanted
+    )
+
+
+def test_baselines_know_no_targets():
+    several = [InfluenceFunctions(run, damping=1.0) for run in runs(2)]
+
+    with pytest.raises(QueryError, match=r"target= is for runs, .* run 0 is an InfluenceFunctions"):
+        tracin.mean(several).explain(TRAIN, QUERIES, 1, target=tracin.Logit(0))

@@ -242,3 +242,37 @@ def test_all_curvature_of_a_selection_is_that_of_the_pool(task, monkeypatch):
     select(under, pool, targets, budget=6, normalise="cosine")
 
     assert set(fitted) == {40}
+
+
+@pytest.mark.parametrize("normalise", [None, "cosine", "checkpoint_cosine"])
+def test_what_is_selected_for_predictions_is_that_for_targets_labelled_so(
+    task, normalise, tmp_path
+):
+    run, pool, targets = task
+    run.model.load_state_dict(run.checkpoints[-1].weights())
+    labelled = targets[0], run.model(targets[0]).argmax(1)
+    assert (labelled[1] != targets[1]).any()
+    options = {"budget": 8, "duplicates": 0.9, "normalise": normalise, "groups": [0, 1, 0, 1, 1]}
+    index = run.index(pool, tmp_path, tracin.Projection(64, seed=0), number_format="float32")
+
+    for source, candidates in ((run, pool), (index, None)):
+        found = select(source, candidates, targets, target=tracin.Predicted(), **options)
+        wanted = select(source, candidates, labelled, **options)
+
+        assert found.ids.tolist() == wanted.ids.tolist()
+        assert found.dropped == wanted.dropped
+        torch.testing.assert_close(found.scores, wanted.scores)
+        torch.testing.assert_close(found.nearest, wanted.nearest)
+
+
+def test_lengths_of_a_target_under_fitted_curvature_are_refused(task):
+    run, pool, targets = task
+    states = [each.weights() for each in run.checkpoints]
+    fitted = tracin.TracIn(
+        run.model, "cross_entropy", states, learning_rates="equal", preconditioner=tracin.KFAC()
+    )
+    square = {"target": lambda model, batch: model(batch[0])[:, 0] ** 2, "duplicates": None}
+
+    with pytest.raises(QueryError, match=r"normalise with target=<lambda> needs the lengths"):
+        select(fitted, pool, targets, normalise="cosine", **square)
+    assert len(select(fitted, pool, targets, 3, **square)) == 3

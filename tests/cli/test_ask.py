@@ -146,3 +146,37 @@ def test_texts_that_differ_only_within_a_template_are_no_near_copies():
 
     assert near_copies(texts, 0.8, common) == [[0, 1], [2]]
     assert near_copies(["so", "So."], 0.8, words_in_all(["so", "So."])) == [[0, 1]]
+
+
+def test_tokens_of_an_answer_have_shares_that_a_report_draws(run, capsys, tmp_path):
+    options = "--question", PERU, "--answer", "it is lima .", "-k", 1, "--out", tmp_path
+
+    code, out, err = call(capsys, "tokens", run, *options)
+
+    assert code == 0, err
+    assert "'lima'" in out
+    table = pq.read_table(tmp_path / "tokens.parquet").to_pandas()
+    for (score, *_), shares in table.groupby(["score", "id", "text"])["share"]:
+        assert shares.sum() == pytest.approx(score, rel=1e-4)
+    named = table[(table["text"] == "query") & (table["share"] != 0)]["token"].tolist()
+    assert named == ["it", "is", "lima", "."] * 2
+    settings = json.loads((tmp_path / "tokens.settings.json").read_text())
+    assert (settings["question"], settings["tokens"]["k"]) == (PERU, 1)
+    assert call(capsys, "report", tmp_path)[0] == 0
+    assert "Which tokens carry the scores?" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "Give either --query 3,17 or --question"),
+        (["--query", 0, "--question", PERU], "Give either --query 3,17 or --question"),
+        (["--query", 0, "--answer", "no"], "--answer is for --question"),
+    ],
+    ids=["neither", "both", "an answer without a question"],
+)
+def test_tokens_of_nothing_are_refused(run, capsys, options, words):
+    code, _, err = call(capsys, "tokens", run, *options)
+
+    assert code == 2
+    assert words in err

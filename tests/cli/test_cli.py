@@ -845,3 +845,10 @@ def test_the_package_runs_as_the_command():
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
 
     assert ran.stdout.startswith("tracin ")
+
+
+def test_tokens_of_a_loss_that_knows_none_are_refused_before_a_pass(begun, capsys, tmp_path):
+    code, _, err = call(capsys, "tokens", begun, "--query", 0, "--out", tmp_path)
+
+    assert code == 2
+    assert "tokens(model, batch)" in err

@@ -1,8 +1,11 @@
 """Packed rows: each document is scored as it was trained, apart from its neighbours."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.data import Subset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tracin
@@ -22,6 +25,20 @@ def llama():
         num_attention_heads=2,
     )
     return LlamaForCausalLM(config).double().eval()
+
+
+class Running(torch.nn.Module):
+    """Each position sees all before it in its row, whatever the positions are said to be."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(17, 8)
+        self.head = torch.nn.Linear(8, 17)
+        self.double()
+
+    def forward(self, input_ids):
+        return self.head(torch.tanh(self.table(input_ids).cumsum(1)))
 
 
 def packed():
@@ -119,9 +136,103 @@ def test_masked_positions_are_no_document():
         (ROW | {"seq_lengths": [3, 3]}, r"Row 0 has 7 tokens, but documents of 6 together"),
         (ROW | {"attention_mask": [[1] * 7] * 7}, r"documents of 7 together and a mask of 49"),
         (ROW | {"attention_mask": [0] * 7}, r"hold no documents"),
+        ({"input_ids": [1, 2]}, r"or pass separator=tokenizer\.eos_token_id"),
     ],
-    ids=["no mapping", "not divided", "too short", "a mask of pairs", "all masked"],
+    ids=["no mapping", "not divided", "too short", "a mask of pairs", "all masked", "no separator"],
 )
 def test_rows_without_documents_are_refused_in_words(row, words):
     with pytest.raises(DataError, match=words):
         tracin.documents([row])
+
+
+END = 2  # a token that ends documents
+CHUNKS = [[5, 6, END, 8, 9, 3, END], [4, 4, 7, END, END, 1, 1]]  # the last document goes on
+PLACES = [[(0, 3), (3, 7)], [(0, 4), (4, 5), (5, 7)]]
+
+
+def one_run(model, loss="causal_lm_sum"):
+    return tracin.TracIn(model, loss, [model.state_dict()], learning_rates=[1.0])
+
+
+@pytest.mark.parametrize("build", [llama, Running], ids=["attention", "running sums"])
+def test_documents_in_context_score_as_their_part_of_the_rows_loss(build):
+    model, rows = build(), [{"input_ids": torch.tensor(row)} for row in CHUNKS]
+    gradients = []
+    for row, places in zip(CHUNKS, PLACES, strict=True):
+        tokens = torch.tensor(row)
+        output = model(input_ids=tokens[None])
+        logits = (output if isinstance(output, torch.Tensor) else output.logits)[0, :-1]
+        each = F.cross_entropy(logits, tokens[1:], reduction="none")
+        for start, stop in places:
+            part = each[max(start - 1, 0) : stop - 1].sum()
+            found = torch.autograd.grad(part, list(model.parameters()), retain_graph=True)
+            gradients.append(torch.cat([one.flatten() for one in found]))
+    data = tracin.documents(rows, in_context=True, separator=END)
+
+    run = one_run(model)
+    scores = run.influence(data, data)
+
+    assert list(data.ids) == ["0:0", "0:1", "1:0", "1:1", "1:2"]
+    expected = torch.stack(gradients) @ torch.stack(gradients).T
+    torch.testing.assert_close(scores.to(expected), expected, rtol=1e-6, atol=1e-9)
+    whole = run.influence(rows, data).to(expected)
+    torch.testing.assert_close(torch.stack([expected[:2].sum(0), expected[2:].sum(0)]), whole)
+    assert {str(one.method) for one in run.coverage(data).entries.values()} == {"fast"}
+
+
+@pytest.mark.parametrize(
+    ("build", "rows", "separator"),
+    [
+        (llama, [{"input_ids": CHUNKS[0]}], END),
+        (Running, [row | {"labels": row["input_ids"]} for row in packed()], None),
+        (Running, [ROW], None),
+    ],
+    ids=["cut from one text", "positions that the model does not take", "lengths"],
+)
+def test_documents_alone_are_refused_where_attention_crosses(build, rows, separator):
+    data: Any = tracin.documents(rows, separator=separator)
+    run = one_run(build())
+
+    with pytest.raises(DataError, match=r"'0:1' of train is not what.*in_context=True.*=False"):
+        run.self_influence(data)
+    with pytest.raises(DataError, match=r"'0:1' of queries is not what it was in its row"):
+        run.influence(torch.randint(0, 17, (3, 4)), Subset(data, [1]))
+    with pytest.raises(DataError, match="is not what it was in its row"):
+        run.tokens(data, data)
+
+    sure = tracin.documents(rows, in_context=False, separator=separator)
+    assert run.self_influence(sure).shape == (len(data),)
+
+
+def test_rows_in_context_are_given_as_they_are_and_padded():
+    rows = [
+        {"input_ids": [5, 6, 7, 8], "position_ids": [0, 1, 0, 1], "attention_mask": [1, 1, 1, 0]},
+        {"input_ids": [5, 6], "position_ids": [0, 1], "attention_mask": [1, 1]},
+    ]
+
+    found = tracin.documents(rows, in_context=True)
+
+    assert found[1]["labels"].tolist() == [-100, -100, -100, -100]  # one token, which is the first
+    assert {name: each.tolist() for name, each in found[2].items()} == {
+        "input_ids": [5, 6, 0, 0],
+        "position_ids": [0, 1, 0, 1],
+        "attention_mask": [1, 1, 0, 0],
+        "labels": [-100, 6, -100, -100],
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "words"),
+    [
+        (ROW, {"separator": 2}, r"has 'seq_lengths', which divides it, and separator=2"),
+        (
+            {"input_ids": [1, 2], "cu_seq_lens_q": [0, 2]},
+            {"in_context": True},
+            r"'cu_seq_lens_q', by which attention keeps documents apart",
+        ),
+    ],
+    ids=["divided twice", "kept apart by kernels"],
+)
+def test_contradictions_about_rows_are_refused_in_words(row, options, words):
+    with pytest.raises(DataError, match=words):
+        tracin.documents([row], **options)

@@ -16,7 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 import tracin
 from tracin.checkpoints import loaded
 from tracin.checkpoints.record import read_record
-from tracin.errors import CheckpointError, LearningRateError, UnsupportedModelError
+from tracin.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    LearningRateError,
+    UnsupportedModelError,
+)
 from tracin.integrations.lightning import TracInCallback, from_ckpt
 
 pytestmark = [
@@ -301,6 +306,84 @@ def test_the_inner_model_is_had_by_its_prefix(tmp_path):
         CheckpointError, match=r"no name that begins with 'net.': .*'model.0.weight'"
     ):
         from_ckpt(first, prefix="net.")
+
+
+class ByAdam(Small):
+    """Its optimizer has another order than the module, with shapes that come twice."""
+
+    def __init__(self, named=False):
+        super().__init__(None)
+        self.model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), nn.Linear(3, 2))
+        self.model[3].bias.requires_grad_(False)
+        self.named = named
+
+    def configure_optimizers(self):
+        if self.named:
+            return torch.optim.AdamW(self.named_parameters(), lr=0.1)
+        weights = [self.model[at].weight for at in (2, 0, 3)]
+        biases = [self.model[at].bias for at in (2, 0)]
+        groups = [{"params": biases, "eps": 1e-4}, {"params": weights}]
+        return {"optimizer": torch.optim.Adam(groups, lr=0.1)}
+
+
+class Unmade(ByAdam):
+    def configure_optimizers(self):
+        return super().configure_optimizers() if self._trainer else self.trainer.absent
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["made again", "named"])
+@pytest.mark.parametrize("prefix", ["", "model."], ids=["whole", "within"])
+def test_the_moments_of_a_file_are_those_that_the_callback_records(tmp_path, named, prefix):
+    module = ByAdam(named)
+    keep = ModelCheckpoint(tmp_path / "kept", save_top_k=-1)
+    fit(module, TracInCallback(tmp_path / "recorded"), keep)
+    model = module.model if prefix else module
+
+    found = from_ckpt(tmp_path / "kept", prefix=prefix, module=module)
+
+    recorded = tracin.open_checkpoints(tmp_path / "recorded")
+    options = {"preconditioner": tracin.Adam(), "learning_rates": "equal"}
+    scores = tracin.TracIn(model, "cross_entropy", found, **options).influence(data(), data())
+    if prefix:
+        whole = tracin.open_checkpoints(tmp_path / "recorded")
+        kept = [one.optimizer_state().moments for one in whole]
+        for one, moments in zip(found, kept, strict=True):
+            mine = one.optimizer_state().moments
+            assert mine.keys() == {name.removeprefix(prefix) for name in moments}
+            for name, values in moments.items():
+                assert same(mine[name.removeprefix(prefix)], values)
+    else:
+        wanted = tracin.TracIn(model, "cross_entropy", recorded, **options)
+        assert torch.equal(scores, wanted.influence(data(), data()))
+    assert {one.optimizer_kind for one in found} == {"AdamW" if named else "Adam"}
+
+
+def test_moments_whose_parameters_nobody_names_are_left_out_with_a_warning(tmp_path):
+    module = Unmade()
+    fit(module, ModelCheckpoint(tmp_path, save_top_k=-1), max_epochs=1)
+
+    with pytest.warns(CheckpointWarning, match=r"Adam's moments, but not of which parameters"):
+        found = from_ckpt(tmp_path, module=Unmade())
+
+    with pytest.raises(CheckpointError, match=r"none were written with.*from_ckpt\(paths, module="):
+        tracin.TracIn(module, "cross_entropy", found, preconditioner=tracin.Adam())
+
+
+@pytest.mark.parametrize(
+    ("file", "way"),
+    [("checkpoint/zero_pp_rank_0_optim_states.pt", "DeepSpeed"), ("__0_0.distcp", "FSDP")],
+    ids=["deepspeed", "fsdp"],
+)
+def test_folders_over_which_processes_spread_a_checkpoint_are_refused(tmp_path, file, way):
+    folder = tmp_path / "step=4.ckpt"
+    (folder / file).parent.mkdir(parents=True)
+    (folder / file).touch()
+
+    for given in (folder, tmp_path, [folder]):
+        with pytest.raises(
+            CheckpointError, match=rf"is a folder over which {way} spread .*Make one"
+        ):
+            from_ckpt(given)
 
 
 def test_what_is_no_checkpoint_of_lightning_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import warnings
+from contextlib import nullcontext
 from importlib import import_module
 from itertools import pairwise
 
@@ -455,6 +456,24 @@ def test_moments_of_other_parameters_are_left_out_with_a_warning(tmp_path):
     assert found.optimizer_state() is None
 
 
+@pytest.mark.parametrize(
+    ("file", "way"),
+    [("global_step3/bf16_zero_pp_rank_0_optim_states.pt", "DeepSpeed"), ("optimizer.bin", "FSDP")],
+    ids=["deepspeed", "fsdp"],
+)
+def test_moments_that_processes_spread_are_refused_in_words(tmp_path, file, way):
+    model = llama()
+    trainer(tmp_path, model, max_steps=3).train()
+    folder = tmp_path / "checkpoint-3"
+    (folder / "optimizer.pt").unlink()
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).touch()
+
+    words = rf"checkpoint-3.* in one piece: {way} spread them over processes"
+    with pytest.raises(CheckpointError, match=words):
+        tracin.TracIn(model, "causal_lm", from_run(tmp_path, model), preconditioner=tracin.Adam())
+
+
 def test_an_optimizer_file_that_holds_code_is_passed_over(tmp_path):
     trainer(tmp_path / "out", llama(), max_steps=3).train()
     torch.save({"state": print}, tmp_path / "out" / "checkpoint-3" / "optimizer.pt")
@@ -551,3 +570,68 @@ def test_the_recorded_weighing_is_the_gradient_of_the_trainers_step(tmp_path):
     loss(model, batch).mean().backward()
 
     torch.testing.assert_close(given[0], model.lm_head.weight.grad)
+
+
+def by_tokens(outputs, labels, num_items_in_batch=None):
+    losses = outputs["logits"][:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return torch.nn.functional.cross_entropy(*losses, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize("way", ["smoothing", "loss of its own"])
+def test_tokens_are_counted_where_the_trainer_keeps_labels_for_itself(tmp_path, way):
+    """Sum over examples of their tokens' losses over the recorded number is the step's gradient."""
+    smoothing, given = 0.25 if way == "smoothing" else 0.0, []
+    model, texts = llama(), [ragged(4)[at] for at in (1, 2, 3, 3)]
+    run = trainer(
+        tmp_path / "out",
+        model,
+        TracInCallback(tmp_path / "rec", every=1),
+        max_steps=1,
+        warmup_steps=0,
+        max_grad_norm=0.0,
+        save_strategy="no",
+        label_smoothing_factor=smoothing,
+    )
+    run.train_dataset = texts
+    run.compute_loss_func = None if smoothing else by_tokens
+    before = {name: values.clone() for name, values in model.state_dict().items()}
+    run.create_optimizer()
+    run.optimizer.register_step_pre_hook(
+        lambda *args: given.append(model.lm_head.weight.grad.clone())
+    )
+    said = nullcontext() if smoothing else pytest.warns(CheckpointWarning, match="as if that loss")
+    with said:
+        run.train()
+    [found] = tracin.open_checkpoints(tmp_path / "rec")
+    assert found.tokens_per_example is not None
+    model.load_state_dict(before)
+    model.zero_grad()
+
+    batch = {key: torch.stack([one[key] for one in texts]) for key in texts[0]}
+    logits = model(batch["input_ids"]).logits[:, :-1].flatten(0, 1)
+    losses = torch.nn.functional.cross_entropy(
+        logits, batch["labels"][:, 1:].flatten(), reduction="sum", label_smoothing=smoothing
+    )
+    (losses / found.tokens_per_example / 4).backward()
+
+    torch.testing.assert_close(given[0], model.lm_head.weight.grad)
+
+
+@pytest.mark.parametrize(("rows", "is_told"), [(2, True), (1, False)], ids=["unseen", "alike"])
+def test_smoothed_tokens_that_cannot_be_counted_are_told(tmp_path, rows, is_told):
+    model = llama()
+    model.accepts_loss_kwargs = False
+    run = trainer(
+        tmp_path / "out",
+        model,
+        TracInCallback(tmp_path / "rec", every=1),
+        per_device_train_batch_size=rows,
+        max_steps=2,
+        save_strategy="no",
+        label_smoothing_factor=0.1,
+    )
+    words = r"With label_smoothing_factor=0\.1 .* is not recorded.*\"causal_lm_sum\""
+    with pytest.warns(CheckpointWarning, match=words) if is_told else nullcontext():
+        run.train()
+
+    assert tracin.open_checkpoints(tmp_path / "rec")[-1].tokens_per_example is None

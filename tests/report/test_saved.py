@@ -15,6 +15,7 @@ from tracin import QueryError
 from tracin.report.found_labels import FoundRanking
 from tracin.report.saved import saved_results
 from tracin.results.saving import save_columns
+from tracin.results.token_shares import PairTokens, TextShares, TokenShares
 
 
 def test_explanations_come_back_as_they_were_saved(tmp_path):
@@ -54,6 +55,28 @@ def test_suspects_come_back_with_the_score_that_leads(tmp_path):
     assert set(one.result.scores) == {"self_influence", "loss"}
     assert one.result.ids.tolist() == whole.ids.tolist()
     assert told.result.ranked_by == "loss"
+
+
+def test_shares_of_tokens_come_back_by_pair_in_their_order(tmp_path):
+    def pair(query: str, at: int, *tokens: str) -> PairTokens:
+        shares = torch.arange(1.0, len(tokens) + 1, dtype=torch.float64)
+        return PairTokens(query, at, at, 0.5, TextShares(tokens, shares), TextShares((), -shares))
+
+    whole = TokenShares((pair("b", 4, "x", "\n"), pair("b", 2, "one"), pair("a", 4, "x", "y", "z")))
+    whole.save(tmp_path / "tokens.parquet")
+    columns = whole.columns()
+    pq.write_table(
+        pa.table({name: values[1:] for name, values in columns.items()}), tmp_path / "cut.parquet"
+    )
+
+    saved = saved_results(tmp_path)
+
+    (one,) = saved.results
+    assert isinstance(one.result, TokenShares)
+    assert len(one.result) == 3
+    for name, values in one.result.columns().items():
+        assert (columns[name] == values).all(), name
+    assert "cut.parquet cannot be read: its rows are not the whole texts" in saved.notes[0]
 
 
 def test_found_curves_come_back_by_name(tmp_path):
@@ -96,7 +119,10 @@ def test_other_and_damaged_files_are_named(tmp_path):
 
     assert len(saved.results) == 1
     words = " ".join(saved.notes)
-    assert "other.parquet is no table of explanations, suspects or found curves" in words
+    assert (
+        "other.parquet is no table of explanations, shares of tokens, suspects or found curves"
+        in words
+    )
     assert "none.parquet is no table" in words
     assert "cut.parquet cannot be read" in words
     assert "less.parquet cannot be read: its queries have different numbers" in words

@@ -14,6 +14,8 @@ import tracin
 import zoo
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.gradients.token_products import TokenProducts
+from tracin.losses import CausalLM
+from tracin.precision import BFLOAT16
 
 Texts = dict[str, Tensor]
 
@@ -250,6 +252,52 @@ def test_tokens_are_named_by_their_ids_or_by_decode_and_shown_as_text_alone():
     assert columns["text"].tolist() == ["query"] * 5 + ["train"] * 5
     assert columns["place"].tolist() == [*range(5), *range(5)]
     assert columns["share"].sum() == pytest.approx(2 * shares[0].score)
+
+
+class UnderAutocast:
+    """A loss whose products are in bfloat16."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, model: nn.Module, batch: Texts) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inner(model, batch)
+
+    def tokens(self, model: nn.Module, batch: Texts) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inner.tokens(model, batch)
+
+
+def test_under_autocast_shares_sum_to_the_score_within_its_tolerance():
+    torch.manual_seed(0)
+    model, texts = zoo.gpt2_model().float(), zoo.text(5, 11, False)
+    train, query = part(texts, slice(0, 2)), part(texts, slice(2, 3))
+    rough, exact = (
+        tracin.TracIn(model, loss, [model.state_dict()], learning_rates=[1.0])
+        for loss in (UnderAutocast(CausalLM()), "causal_lm")
+    )
+
+    shares, wanted = rough.tokens(train, query), exact.tokens(train, query)
+
+    sizes = (exact.self_influence(train) * exact.self_influence(query)).sqrt()
+    scores = rough.influence(train, query)[:, 0]
+    assert not torch.equal(scores, exact.influence(train, query)[:, 0])
+    for pair, near, score, size in zip(shares, wanted, scores, sizes, strict=True):
+        assert abs(pair.score - float(score)) <= BFLOAT16.tolerance * size
+        for text, other in ((pair.query, near.query), (pair.train, near.train)):
+            assert abs(float(text.shares.sum()) - pair.score) <= BFLOAT16.tolerance * size
+            assert float((text.shares - other.shares).abs().max()) <= BFLOAT16.tolerance * size
+
+
+def test_half_of_the_loss_is_refused_as_tokens_under_autocast():
+    torch.manual_seed(0)
+    model = Tagger()
+    run = tracin.TracIn(model, UnderAutocast(Halved()), [model.state_dict()], learning_rates=[1.0])
+    one = tagged(1)
+
+    with pytest.raises(tracin.LossError, match="The tokens of query 0 do not add up to its loss"):
+        run.tokens(one, one)
 
 
 def test_the_users_world_stays_as_it_was():

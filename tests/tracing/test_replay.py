@@ -345,3 +345,21 @@ def test_a_folder_with_another_trace_is_refused(tmp_path):
         Replay(model, optimizer, tmp_path / "run", TRAINING).trace(
             "cross_entropy", QUERIES, tmp_path / "now"
         )
+
+
+def test_a_target_is_about_what_the_training_predicted_in_the_end(tmp_path):
+    model = plain_net()
+    train(tmp_path / "record", model, OPTIMIZERS["sgd"](model.parameters()))
+    predicted = model.eval()(QUERIES[0]).argmax(1)
+    assert (predicted != QUERIES[1]).any()
+
+    def replayed(name, queries, **options):
+        twin = plain_net(1)
+        replay = Replay(twin, OPTIMIZERS["sgd"](twin.parameters()), tmp_path / "record", TRAINING)
+        return replay.trace("cross_entropy", queries, tmp_path / name, **options)
+
+    found = replayed("found", QUERIES, target=tracin.Predicted())
+    wanted = replayed("wanted", (QUERIES[0], predicted))
+
+    torch.testing.assert_close(found.influence(), wanted.influence())
+    assert found.explain(1).target == "Predicted()"

@@ -1,5 +1,6 @@
 """What is read back from a trace: ideal scores, explanations, and refusals."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from traced_training import (
     QUERIES,
     TRAIN,
     batches,
+    fit,
     losses,
     mlp,
     seeded,
@@ -44,6 +46,81 @@ def test_ideal_is_exact_and_conserved(tmp_path, train, queries):
     assert unseen
     assert not ideal[unseen].any()
     assert not trace.influence()[unseen].any()
+
+
+TARGETS = {
+    "logit": (tracin.Logit(2), lambda model, batch: model(batch[0])[:, 2]),
+    "function": (
+        lambda model, batch: model(batch[0]).square().sum(1),
+        lambda model, batch: model(batch[0]).square().sum(1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_is_raised_by_its_proponents(name, tmp_path, train, queries):
+    target, value = TARGETS[name]
+    paths = [Quadrature.FIRST_ORDER, Quadrature.TRAPEZOID]
+    model = seeded(mlp)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Tracer(
+        model,
+        optimizer,
+        "cross_entropy",
+        queries,
+        train,
+        tmp_path / "a",
+        paths=paths,
+        target=target,
+    ) as tracer:
+        row = torch.tensor([3])
+        begin = value(model, queries).detach()
+        slopes = torch.func.jacrev(
+            lambda weights: value(partial(torch.func.functional_call, model, weights), queries)
+        )({name: each.detach() for name, each in model.named_parameters()})
+        with tracer.batch(row):
+            loss = F.cross_entropy(model(train[0][row]), train[1][row])
+        loss.backward()
+        optimizer.step()
+    trace = tracer.trace()
+
+    found = trace.influence(Quadrature.FIRST_ORDER)[3].double()
+    expected = -0.1 * sum(
+        (slopes[name] * each.grad).flatten(1).sum(1) for name, each in model.named_parameters()
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    raised = value(model, queries).detach() - begin
+    torch.testing.assert_close(trace.ideal()[3].double(), raised, rtol=1e-6, atol=1e-9)
+    assert trace.explain(1).target is not None
+    with pytest.raises(TracingError, match=r"target changed \(was '.*', now ''\)"):
+        Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a", paths=paths)
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (tracin.Predicted(), r"the last checkpoint predicts.* Name the class"),
+        (tracin.LogitMargin(), r"the last checkpoint predicts.* Name the class"),
+        ("predicted", r"target is None for the queries' loss"),
+    ],
+    ids=["predicted", "margin of what is predicted", "no target"],
+)
+def test_a_target_that_training_cannot_know_is_refused(target, words, tmp_path, train, queries):
+    model = seeded(mlp)
+    with pytest.raises(tracin.QueryError, match=words):
+        Tracer(
+            model, sgd(model.parameters()), "cross_entropy", queries, train, tmp_path, target=target
+        )
+
+
+def test_a_target_of_a_class_that_the_model_lacks_is_refused(tmp_path, train, queries):
+    model = seeded(mlp)
+    optimizer, folder = sgd(model.parameters()), tmp_path / "a"
+    tracer = Tracer(
+        model, optimizer, "cross_entropy", queries, train, folder, target=tracin.Logit(CLASSES)
+    )
+    with pytest.raises(tracin.QueryError, match=rf"the model scores {CLASSES} classes"):
+        fit(tracer, model, optimizer, train, batches(1))
 
 
 def test_ideal_of_larger_batches_is_not_split(tmp_path, train, queries):

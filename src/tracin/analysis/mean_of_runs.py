@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.analysis.asked_of_runs import asked_of_runs
 from tracin.baselines.baseline import HasInfluence
 from tracin.checks import count_within
 from tracin.data import Examples, open_examples
@@ -17,6 +18,7 @@ from tracin.precision import in_double
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.run import HELD
 from tracin.scoring.batch_size import BatchSize
+from tracin.scoring.targets import Target
 from tracin.scoring.top_k import top_k
 
 
@@ -73,6 +75,7 @@ class MeanOfRuns:
         train: Any,
         queries: Any,
         *,
+        target: Target | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Tensor:
@@ -81,16 +84,21 @@ class MeanOfRuns:
         Args:
             train: As `TracIn.influence` takes it.
             queries: The same kinds of data.
+            target: What proponents raise, as `TracIn.explain` takes it; None is for the queries'
+                loss. A class that it leaves open is the one that the runs predict together: that
+                of the largest mean probability at their last checkpoints.
             batch_size: "auto", or how many examples go through a model at once.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
+            QueryError: The target is none, or a run is a baseline, which knows no targets.
             TracInError: As from each run's own `influence`.
         """
-        examples, query_set = _opened(train, queries)
-        total = torch.zeros(len(examples), len(query_set), dtype=torch.float64)
-        for run in self.runs:
-            total += _scores(run, examples, query_set, batch_size, progress)
+        examples, given = _opened(train, queries)
+        asked = asked_of_runs(self.runs, given, target, batch_size, progress)
+        total = torch.zeros(len(examples), len(given), dtype=torch.float64)
+        for run, wanted in zip(self.runs, asked.targets, strict=True):
+            total += _scores(run, examples, asked.queries, wanted, batch_size, progress)
         return total / len(self.runs)
 
     def self_influence(
@@ -125,6 +133,7 @@ class MeanOfRuns:
         queries: Any,
         k: int = 10,
         *,
+        target: Target | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Explanations:
@@ -137,6 +146,7 @@ class MeanOfRuns:
             train: The examples to choose from.
             queries: The examples whose loss is explained.
             k: How many of each.
+            target: As `influence` takes it.
             batch_size: "auto", or how many examples go through a model at once.
             progress: None shows a bar on a terminal or in a notebook.
 
@@ -147,23 +157,29 @@ class MeanOfRuns:
             about its seed than about the data.
 
         Raises:
-            QueryError: k is below 1 or larger than the number of examples.
+            QueryError: k is below 1 or larger than the number of examples, or as from
+                `influence`.
             TracInError: As from each run's own `influence`.
         """
-        examples, query_set = _opened(train, queries)
+        examples, given = _opened(train, queries)
         k = count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
+        asked = asked_of_runs(self.runs, given, target, batch_size, progress)
+        query_set = asked.queries
         step = max(1, HELD // (len(self.runs) * len(examples)))
         sides: list[list[TopInfluences]] = [[], []]
         for start in range(0, len(query_set), step):
             some = query_set.subset(range(start, min(start + step, len(query_set))))
             scores = torch.stack(
-                [_scores(run, examples, some, batch_size, progress).T for run in self.runs]
+                [
+                    _scores(run, examples, some, wanted, batch_size, progress).T
+                    for run, wanted in zip(self.runs, asked.targets, strict=True)
+                ]
             )  # [runs, queries, train]
             for side, sign in zip(sides, (1, -1), strict=True):
                 side.append(_strongest(scores, k, sign, examples.ids))
         proponents, opponents = (TopInfluences.joined(side) for side in sides)
         names = tuple(f"run {at}" for at in range(len(self.runs)))
-        return Explanations(query_set.ids, proponents, opponents, names)
+        return Explanations(query_set.ids, proponents, opponents, names, target=asked.name)
 
 
 def _checked(runs: Any) -> tuple[HasInfluence, ...]:
@@ -210,9 +226,16 @@ def _opened(train: Any, queries: Any) -> tuple[Examples, Examples]:
 
 
 def _scores(
-    run: HasInfluence, train: Examples, queries: Examples, size: BatchSize, progress: bool | None
+    run: HasInfluence,
+    train: Examples,
+    queries: Examples,
+    target: Target | None,
+    size: BatchSize,
+    progress: bool | None,
 ) -> Tensor:
-    return in_double(run.influence(train, queries, batch_size=size, progress=progress)).cpu()
+    ask: Any = run.influence  # a baseline's takes no target
+    options = {} if target is None else {"target": target}
+    return in_double(ask(train, queries, batch_size=size, progress=progress, **options)).cpu()
 
 
 def _strongest(scores: Tensor, k: int, sign: int, ids: np.ndarray) -> TopInfluences:

@@ -12,11 +12,13 @@ from tracin.analysis.pool import normalised
 from tracin.analysis.selection import largest
 from tracin.checkpoints import Checkpoint
 from tracin.data import Examples
+from tracin.errors import QueryError
 from tracin.preconditioners import Adam, Place, Scaling
 from tracin.run import (
+    Asked,
     Run,
     checkpoint_pass,
-    plain_checkpoint_pass,
+    computing_pass,
     run_under,
     score_dtype,
 )
@@ -34,16 +36,21 @@ class ModelPool:
     Attributes:
         run: The run.
         examples: Those to select from.
-        targets: Those to help with.
+        asked: Those to help with, and what of them to raise if it is not their loss to lower.
         batch_size: How many examples go through the model at once.
         progress: Whether to show a bar.
     """
 
     run: Run
     examples: Examples
-    targets: Examples
+    asked: Asked
     batch_size: BatchSize
     progress: bool | None
+
+    @property
+    def targets(self) -> Examples:
+        """The examples to help with."""
+        return self.asked.queries
 
     @property
     def ids(self) -> np.ndarray:
@@ -77,7 +84,9 @@ class ModelPool:
         for at, one in enumerate(members):
             parts[one, at] = 1 / len(one)
         is_one = len(members) == 1
-        walk = checkpoint_pass(run)
+        if normalise is not None:
+            self._refuse_fitted()
+        walk = checkpoint_pass(run, asked=self.asked.loss)
         # One group is one sum of gradients, however many targets it has.
         has_norms = normalise is not None and adam is None
         span = range(len(self.targets))
@@ -94,7 +103,7 @@ class ModelPool:
             return scores[0]
         if adam is not None:
             squares = self._step_squares(adam)
-        kernel = self._target_kernel(walk if adam is None else plain_checkpoint_pass(run))
+        kernel = self._target_kernel(is_plain=adam is not None)
         sizes = [kernel[:, one][:, :, one].mean((1, 2)) for one in members]
         groups = torch.stack(sizes, 1)  # [checkpoints, groups]
         weights = [largest(each) for each in run.weights]
@@ -104,16 +113,16 @@ class ModelPool:
 
     def products(self, some: Sequence[int], others: Sequence[int]) -> Tensor:
         """The products of plain gradients, summed over checkpoints: [some, others], float64."""
-        return self._plain_products(some, self.examples.subset(others))
+        return self._plain_products(some, Asked(self.examples.subset(others)))
 
     def target_products(self, some: Sequence[int]) -> Tensor:
         """The same of some examples with all targets: [some, targets], float64."""
-        return self._plain_products(some, self.targets)
+        return self._plain_products(some, self.asked)
 
     @settled
     def target_squares(self) -> Tensor:
         """The squared lengths of the targets' plain gradients: [targets], float64."""
-        walk, found = plain_checkpoint_pass(self.run), torch.zeros(len(self.targets)).double()
+        walk, found = self._of_targets(is_plain=True), torch.zeros(len(self.targets)).double()
         span, size = range(len(self.targets)), checked_size(self.batch_size)
         for step in walk.steps(
             self.targets, span, ScoreRequest(norms=True), size, False, "lengths"
@@ -123,15 +132,34 @@ class ModelPool:
         return found
 
     @settled
-    def _plain_products(self, some: Sequence[int], others: Examples) -> Tensor:
+    def _plain_products(self, some: Sequence[int], others: Asked) -> Tensor:
         mine = self.examples.subset(some)
-        walk = plain_checkpoint_pass(self.run)
-        return _kernel(walk, self.run, mine, others, self.batch_size, None).sum(0)
+        walk = computing_pass(self.run, self.run.loss, is_plain=True, asked=others.loss)
+        return _kernel(walk, self.run, mine, others.queries, self.batch_size, None).sum(0)
 
-    def _target_kernel(self, walk: CheckpointPass) -> Tensor:
+    def _target_kernel(self, *, is_plain: bool) -> Tensor:
         """The targets' products with each other: [checkpoints, targets, targets]."""
         targets, fitted_on = self.targets, self.examples
+        walk = self._of_targets(is_plain=is_plain)
         return _kernel(walk, self.run, targets, targets, self.batch_size, fitted_on)
+
+    def _of_targets(self, *, is_plain: bool) -> CheckpointPass:
+        """A pass over the targets, whose gradients are of what is asked about them."""
+        asked = self.asked.loss
+        if asked is None:
+            return computing_pass(self.run, self.run.loss, is_plain=is_plain)
+        return computing_pass(self.run, asked.compute, is_plain=is_plain, is_of_target=True)
+
+    def _refuse_fitted(self) -> None:
+        """Curvature would be fitted on the gradients of a target, which training data has not."""
+        own = self.run.preconditioner
+        if self.asked.loss is None or own is None or isinstance(own, Adam):
+            return
+        raise QueryError(
+            f"normalise with target={self.asked.target} needs the lengths of the targets' "
+            f"gradients under {own!r}, which is fitted on the losses of training data. Leave "
+            "normalise out, or use a run without preconditioner or with tracin.Adam()."
+        )
 
     def _step_squares(self, adam: Adam) -> Tensor:
         """The squared lengths of Adam's steps on each example: [checkpoints, pool]."""

@@ -16,8 +16,9 @@ from tracin.index.matched_run import MatchedRun
 from tracin.index.row_scan import RowScan, SketchedQueries
 from tracin.index.search import Search, scored
 from tracin.index.table import exact_self_influence
-from tracin.run import Run, run_under
-from tracin.scoring.batch_size import BatchSize
+from tracin.run import Run, asked_of, run_under
+from tracin.scoring.batch_size import BatchSize, checked_size
+from tracin.scoring.targets import Target
 
 
 @final
@@ -27,6 +28,7 @@ class RowPool:
     Args:
         index: The index, with a run.
         targets: Those to help with.
+        target: What of them to raise; None is for their loss, to be lowered.
         batch_size: How many examples go through the model at once.
         progress: Whether to show a bar.
 
@@ -35,7 +37,12 @@ class RowPool:
     """
 
     def __init__(
-        self, index: Index, targets: Examples, batch_size: BatchSize, progress: bool | None
+        self,
+        index: Index,
+        targets: Examples,
+        target: Target | None,
+        batch_size: BatchSize,
+        progress: bool | None,
     ) -> None:
         if index.run is None:
             raise QueryError(
@@ -44,7 +51,9 @@ class RowPool:
             )
         index.store.refuse_missing()
         self._run: Run = index.run
-        self._store, self._plan, self._targets = index.store, index.plan, targets
+        self._store, self._plan = index.store, index.plan
+        size = checked_size(batch_size)
+        self._asked = asked_of(self._run, targets, target, size, progress)
         self._batch_size: BatchSize = batch_size
         self._progress = progress
         self.ids, self.target_ids = index.ids, targets.ids
@@ -100,7 +109,8 @@ class RowPool:
 
     def _sketched(self, run: Run) -> SketchedQueries:
         matched = MatchedRun(self._store, self._plan, run)
-        return matched.sketched(self._targets, self._batch_size, self._progress)
+        asked = self._asked
+        return matched.sketched(asked.queries, self._batch_size, self._progress, asked.loss)
 
     def _group_scores(self, queries: SketchedQueries, members: Sequence[Tensor]) -> Tensor:
         """[checkpoints, pool, groups], float64."""

@@ -20,8 +20,9 @@ from tracin.index.index import Index
 from tracin.progress import bar
 from tracin.results.table import aligned, numbers
 from tracin.results.tabular import Tabular
-from tracin.run import Run, open_data
-from tracin.scoring.batch_size import BatchSize
+from tracin.run import Run, asked_of, open_data
+from tracin.scoring.batch_size import BatchSize, checked_size
+from tracin.scoring.targets import Target
 from tracin.scoring.top_k import top_k
 
 BLOCK = 2048  # candidates whose gradients are compared with each other at once
@@ -112,6 +113,7 @@ def select(
     groups: Sequence[Any] | None = None,
     normalise: str | None = None,
     duplicates: float | None = 0.98,
+    target: Target | None = None,
     batch_size: BatchSize = "auto",
     progress: bool | None = None,
 ) -> SelectedExamples:
@@ -154,12 +156,17 @@ def select(
             checkpoints are.
         duplicates: The cosine from which an example counts as a near-duplicate, up to 1, which
             leaves out exact copies; None to keep all.
+        target: What selected examples raise, a number per target example, as `TracIn.explain` takes
+            it, such as `tracin.Logit(3)`; None is for the loss of the targets, which they lower.
+            Near-duplicates of a target are then those of its gradient by this number.
         batch_size: "auto", or how many examples go through the model at once.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
         QueryError: The budget, normalise or duplicates cannot be, no example helps, or an index
-            comes with a pool or without a run.
+            comes with a pool or without a run; or target is none, or lengths are asked for under a
+            preconditioner that is fitted on the data.
+        LossError: target is about classes, and the loss tells none.
         DataError: groups does not have one entry per target.
         NonFiniteError: A loss or gradient is NaN or infinite.
 
@@ -179,7 +186,7 @@ def select(
     if normalise is not None:
         one_of(normalise, NORMALISED, "normalise", QueryError, also="None")
     limit = checked_cosine(duplicates)
-    source = _pool_of(run, pool, targets, batch_size, progress)
+    source = _pool_of(run, pool, targets, target, batch_size, progress)
     names, members = grouped(groups, len(source.target_ids))
     scores = source.influence(members, normalise)
     best, group = scores.max(1)
@@ -215,17 +222,24 @@ def select(
 
 
 def _pool_of(
-    run: Run | Index, pool: Any, targets: Any, batch_size: BatchSize, progress: bool | None
+    run: Run | Index,
+    pool: Any,
+    targets: Any,
+    target: Target | None,
+    batch_size: BatchSize,
+    progress: bool | None,
 ) -> Pool:
-    asked = open_examples(targets, name="targets")
+    given = open_examples(targets, name="targets")
     if isinstance(run, Index):
         if pool is not None:
             raise QueryError(
                 "An index selects from its own rows, so the pool must be None: "
                 "select(index, None, targets)."
             )
-        return RowPool(run, asked, batch_size, progress)
-    return ModelPool(run, open_data(run, pool, "pool"), asked, batch_size, progress)
+        return RowPool(run, given, target, batch_size, progress)
+    examples = open_data(run, pool, "pool")
+    asked = asked_of(run, given, target, checked_size(batch_size), progress)
+    return ModelPool(run, examples, asked, batch_size, progress)
 
 
 @final

@@ -11,6 +11,7 @@ from tracin.checkpoints.frozen_weights import FrozenWeights
 from tracin.checkpoints.optimizer_state import OptimizerState
 from tracin.checkpoints.rate import Rate, valid_rate
 from tracin.checkpoints.readers.formats import SAFETENSORS, files_of, read_weights, suffix_of
+from tracin.checkpoints.readers.lightning import is_lightning, lightning_optimizer
 from tracin.checkpoints.readers.safetensors import read_safetensors, refuse_other_file
 from tracin.checkpoints.readers.torch import read_torch
 from tracin.checkpoints.state_dict import (
@@ -41,7 +42,8 @@ class Checkpoint:
         optimizer_path: Where the optimizer's moments are, if they were kept: a file that
             `tracin.OptimizerState` wrote, or a Trainer's `optimizer.pt`.
         optimizer_kind: The name of the optimizer's class, such as "AdamW"; "" if it is unknown.
-        optimizer_names: Of an `optimizer.pt`, the names of the parameters in each group, in order.
+        optimizer_names: Of an `optimizer.pt` or `.ckpt`, the names of the parameters in each group,
+            in order.
         trained: The parameters that were trained up to then; empty unless a `tracin.Recorder`
             wrote it.
         checksum: The checksum of the weights' file in its Recorder's list; "" if it is unknown.
@@ -154,5 +156,6 @@ class Checkpoint:
             return None
         if self.optimizer_names:
             content = read_torch(self.optimizer_path)
+            content = lightning_optimizer(content) if is_lightning(content) else content
             return OptimizerState.of_state_dict(content, self.optimizer_names, self.optimizer_path)
         return OptimizerState.read(self.optimizer_path, self.optimizer_checksum)

@@ -25,7 +25,7 @@ class TokenCount:
     """
 
     def __init__(self) -> None:
-        self._tokens: Tensor | None = None
+        self._tokens: Tensor | float | None = None
         self._examples = 0
         self._is_by_tokens = True
 
@@ -44,7 +44,21 @@ class TokenCount:
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
         self._examples += len(labels)
         if not is_of_step and len(labels) == 1:
-            self._is_by_tokens = False
+            self.texts_alike()
+
+    def add_step(self, tokens: Tensor | float, examples: int) -> None:
+        """Count a step whose labels were not seen, by the number that the trainer divided by.
+
+        Args:
+            tokens: How many tokens the step's loss was divided by.
+            examples: How many examples it had.
+        """
+        self._tokens = tokens if self._tokens is None else self._tokens + tokens
+        self._examples += examples
+
+    def texts_alike(self) -> None:
+        """Note that a text was averaged by itself."""
+        self._is_by_tokens = False
 
     def per_example(self) -> float | None:
         """The mean number of tokens per example; None where texts weighed alike, or none was seen.
@@ -52,7 +66,7 @@ class TokenCount:
         An example's summed loss over this number is its share in the trainer's loss, times the
         examples of its batch.
         """
-        if self._tokens is None or not self._is_by_tokens:
+        if self._tokens is None or not self._is_by_tokens or not self._examples:
             return None
         found = float(self._tokens) / self._examples
         return found or None

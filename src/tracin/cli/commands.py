@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from tracin import __version__
 from tracin.cli import index_commands
 from tracin.cli.ask import ask
+from tracin.cli.chosen_queries import Folder, HowMany, Query, groups_of, queries_of
 from tracin.cli.destination import (
     FileFormat,
     Format,
@@ -36,8 +36,8 @@ from tracin.cli.opened import Opened, opened_run
 from tracin.cli.report_command import NAME, report
 from tracin.cli.results import deliver
 from tracin.cli.settings import read_settings, unless_none, with_option
-from tracin.cli.task import Task
 from tracin.cli.template import Template, run_text, task_text
+from tracin.cli.tokens_command import tokens
 from tracin.cli.view_commands import apply_decisions, view
 from tracin.errors import QueryError, RunFileError
 from tracin.plain_text import a_kind, plain
@@ -45,7 +45,6 @@ from tracin.plain_text import a_kind, plain
 if TYPE_CHECKING:
     import numpy as np
 
-    from tracin.data import Examples
     from tracin.results.explanations import Explanations
 
 SHOWN = 10
@@ -60,18 +59,11 @@ app = typer.Typer(
 
 app.add_typer(index_commands.app, name="index")
 app.command()(ask)
+app.command()(tokens)
 app.command()(view)
 app.command("apply")(apply_decisions)
 app.command("report")(report)
 
-Query = Annotated[
-    str, typer.Option("--query", help="Positions in queries (in train if there are none): 3,17.")
-]
-Folder = Annotated[
-    str | None,
-    typer.Option("--index", help="Query this index, not the data: a folder or URL."),
-]
-HowMany = Annotated[int | None, typer.Option("-k", help="How many of each.")]
 Rows = Annotated[
     int | None,
     typer.Option("--rows", "-n", min=1, help="How many rows to show; a file has all of them."),
@@ -242,7 +234,7 @@ def explain(
     chosen: Any = engine_of(engine, workers, address)
     opened = opened_run(run, changed, Output(out, file_format, overwrite), "explain")
     options = opened.settings.explain
-    chosen_queries = _queries(opened.task, query)
+    chosen_queries = queries_of(opened.task, query)
     if index is not None:
         from tracin import Index
 
@@ -320,7 +312,7 @@ def select_examples(
             "The task returns no 'queries' to select for. Give --query 3,17, positions in its "
             "training data."
         )
-    chosen_queries = _queries(task, query)
+    chosen_queries = queries_of(task, query)
     from tracin import Index, select
 
     whole = task.train if task.pool is None else task.pool
@@ -329,9 +321,10 @@ def select_examples(
         whole if index is None else None,
         chosen_queries.queries,
         options.budget,
-        groups=_groups(task, chosen_queries),
+        groups=groups_of(task, chosen_queries),
         normalise=unless_none(options.normalise),
         duplicates=unless_none(options.duplicates),
+        target=task.target,
         batch_size=opened.settings.tracin.batch_size,
     )
     pool = "train" if task.pool is None else "pool"
@@ -374,7 +367,7 @@ def replay(
             f"{run}: 'tracin.device' is for scores of checkpoints; a replay trains where the model "
             "is, so leave it out, and put the model there in the task."
         )
-    chosen_queries = _queries(task, query)
+    chosen_queries = queries_of(task, query)
     from tracin.tracing import Quadrature as TracedPath
     from tracin.tracing import Replay
 
@@ -395,6 +388,7 @@ def replay(
             paths=[TracedPath(options.path)],
             every=options.every,
             parameters=opened.settings.tracin.parameters,
+            target=task.target,
         )
         explanations = trace.explain(options.k)
         shown = f"{explanations}\n\n{trace.goodness()}\n\n{replayed}"
@@ -452,63 +446,6 @@ def verify(
     deliver(opened, shown, lambda: columns)
     if not verification.is_exact:
         raise typer.Exit(1)
-
-
-@dataclass(frozen=True)
-class _Queries:
-    """The queries of a command line."""
-
-    queries: "Examples"
-    positions: list[int]
-    where: str
-
-    def as_settings(self) -> dict[str, Any]:
-        """As a result's settings name them."""
-        return {"query": self.positions, "query_data": self.where}
-
-
-def _queries(task: Task, query: str | None) -> _Queries:
-    """The queries at some positions; None for all."""
-    from tracin.data import open_examples
-
-    where = "train" if task.queries is None else "queries"
-    among = open_examples(getattr(task, where), name=where)
-    everything = list(range(len(among)))
-    positions = everything if query is None else _positions(query, len(among), where)
-    return _Queries(among.subset(positions), positions, where)
-
-
-def _groups(task: Task, queries: _Queries) -> list[Any] | None:
-    """The group of each query; None where the task names none."""
-    if task.groups is None or task.queries is None:
-        return None
-    from tracin.data import open_examples
-
-    given = task.groups
-    named = list(given.tolist() if hasattr(given, "tolist") else given)
-    count = len(open_examples(task.queries, name="queries"))
-    if len(named) != count:
-        raise RunFileError(
-            f"The task's 'groups' has {len(named)} entries for {count} queries. Name the group of "
-            "each query."
-        )
-    return [named[position] for position in queries.positions]
-
-
-def _positions(text: str, examples: int, where: str) -> list[int]:
-    try:
-        positions = [int(each) for each in text.split(",")]
-    except ValueError as error:
-        raise QueryError(f"--query takes positions such as 3,17, not {text!r}.") from error
-    for position in positions:
-        if not 0 <= position < examples:
-            raise QueryError(
-                f"--query {position}: the task's '{where}' holds {examples} examples, at positions "
-                f"0 to {examples - 1}."
-            )
-    if len(set(positions)) < len(positions):
-        raise QueryError(f"--query {text}: a position comes twice.")
-    return positions
 
 
 def _sides(explanations: "Explanations") -> "list[np.ndarray]":

@@ -63,6 +63,13 @@ class AskTable(_Table):
     near_copies: Literal["none"] | Cosine = 0.8
 
 
+class TokensTable(_Table):
+    """What `tokens` takes: which texts it looks at, per query."""
+
+    k: PositiveInt = 3
+    normalise: Literal["none", "cosine"] = "none"
+
+
 class MislabelledTable(_Table):
     """What `mislabelled` takes."""
 
@@ -123,6 +130,7 @@ class Settings(_Table):
     tracin: TracInTable = Field(default_factory=TracInTable)
     explain: ExplainTable = Field(default_factory=ExplainTable)
     ask: AskTable = Field(default_factory=AskTable)
+    tokens: TokensTable = Field(default_factory=TokensTable)
     mislabelled: MislabelledTable = Field(default_factory=MislabelledTable)
     select: SelectTable = Field(default_factory=SelectTable)
     replay: ReplayTable = Field(default_factory=ReplayTable)

@@ -41,8 +41,8 @@ class Task:
         queries: Where queries come from; None for the training data.
         groups: Which group, such as a validation set, each query belongs to, for `select`; None for
             one group.
-        target: What `explain` explains of queries, such as `tracin.Predicted()` or a function; None
-            for their loss.
+        target: What `explain`, `select` and `replay` ask about queries, such as
+            `tracin.Predicted()` or a function; None for their loss.
         pool: What `select` selects from; None for the training data.
         validation: Held-out examples, by which `mislabelled` chooses checkpoints; None for all.
         optimizer: As it trained the model, for a replay.

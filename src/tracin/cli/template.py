@@ -33,6 +33,10 @@ function = "task.py:task"
 # normalise = "cosine"         # "none" or "cosine"
 # near_copies = 0.8            # share of words in common from which texts are folded; "none"
 
+[tokens]
+# k = 3                        # proponents and opponents of each text, whose tokens have shares
+# normalise = "cosine"         # "none" or "cosine": by which texts are chosen
+
 [mislabelled]
 # rank_by = "loss"             # "loss_and_margin" of classes, "residual" of numbers if left out;
                                # or "margin", "aum", "el2n", "final_loss", "self_influence", ...

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Subset
 
 from tracin.data.batches import Batch
 from tracin.data.ids import WithIds, checked_ids
+from tracin.data.packed import Apart, apart_within
 from tracin.data.sources import Chosen, Source, WithColumn, source_of
 from tracin.errors import DataError
 
@@ -23,13 +24,22 @@ class Examples:
         name: What they are called in errors.
         unlabelled: The positions of those that a warning has named for having no label.
         is_compared: Whether two fetches of some examples were compared (see `repeatable.py`).
+        apart: The documents of packed rows that they are, without their rows, and which ones; None
+            for other examples, and once they were compared with what they are in their rows.
     """
 
-    def __init__(self, source: Source, ids: np.ndarray, name: str) -> None:
+    def __init__(
+        self,
+        source: Source,
+        ids: np.ndarray,
+        name: str,
+        apart: tuple[Apart, Sequence[int]] | None = None,
+    ) -> None:
         self._source = source
         self.name = name
         self.ids = ids
         self.is_compared = False
+        self.apart = apart
         self.unlabelled: set[int] = set()
 
     def __len__(self) -> int:
@@ -78,7 +88,11 @@ class Examples:
     def subset(self, positions: Sequence[int]) -> "Examples":
         """The examples at `positions`, in that order and with their ids, as data of their own."""
         chosen = [index(position) for position in positions]
-        return Examples(Chosen(self._source, chosen), self.ids[chosen], self.name)
+        apart = None
+        if self.apart is not None:
+            documents, positions = self.apart
+            apart = documents, [positions[position] for position in chosen]
+        return Examples(Chosen(self._source, chosen), self.ids[chosen], self.name, apart)
 
     def with_column(self, column: Tensor) -> "Examples":
         """The same examples and ids; batches are pairs of a batch and these numbers of it.
@@ -135,13 +149,13 @@ def open_examples(data: Any, *, name: str = "data") -> Examples:
     """
     if isinstance(data, Examples):
         return data
-    ids = ids_within(data)
+    ids, apart = ids_within(data), apart_within(data)
     while isinstance(data, WithIds):
         data = data.dataset
     source = source_of(data, name)
     if ids is None:
         ids = np.arange(len(source), dtype=np.int64)
-    return Examples(source, ids, name)
+    return Examples(source, ids, name, apart)
 
 
 def ids_within(data: Any) -> np.ndarray | None:

@@ -1,5 +1,6 @@
 """Lightning's Trainer: a callback that records, and the `.ckpt` files of runs without it."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -12,12 +13,20 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from tracin.checkpoints import Checkpoint, Recorder
+from tracin.checkpoints.adam_kind import adam_kind
 from tracin.checkpoints.rate import Rate
-from tracin.checkpoints.readers.lightning import is_lightning, lightning_rate
+from tracin.checkpoints.readers.lightning import is_lightning, lightning_optimizer, lightning_rate
+from tracin.checkpoints.readers.spread_state import spread_by
 from tracin.checkpoints.readers.torch import read_torch
 from tracin.checkpoints.state_dict import weights_within
-from tracin.errors import CheckpointError, LearningRateError, UnsupportedModelError
+from tracin.errors import (
+    CheckpointError,
+    CheckpointWarning,
+    LearningRateError,
+    UnsupportedModelError,
+)
 from tracin.extras import install_line
+from tracin.integrations.module_groups import Groups, module_groups
 from tracin.integrations.recording import RecorderSettings
 
 if TYPE_CHECKING:
@@ -35,6 +44,14 @@ else:
             ) from error
 
 SUFFIX = ".ckpt"
+OUTSIDE = ":"  # before the names of parameters that the model asked about does not have
+CONSOLIDATE = {
+    "FSDP": "Make one file of it by 'python -m lightning.pytorch.utilities.consolidate_checkpoint "
+    "FOLDER', or record with another strategy.",
+    "DeepSpeed": "Make one file of the weights by lightning.pytorch.utilities.deepspeed."
+    "convert_zero_checkpoint_to_fp32_state_dict(folder, file); it has no moments, for which "
+    "training with another strategy and TracInCallback is the way.",
+}
 
 
 class TracInCallback(Callback):
@@ -173,6 +190,7 @@ def from_ckpt(
     paths: str | PathLike[str] | Iterable[str | PathLike[str]],
     learning_rates: Sequence[Rate] | None = None,
     prefix: str = "",
+    module: Module | None = None,
 ) -> list[Checkpoint]:
     """The checkpoints in `.ckpt` files, as Lightning's ModelCheckpoint writes them.
 
@@ -184,14 +202,21 @@ def from_ckpt(
         prefix: The attribute by which the module holds the model that is asked about, such as
             "model.": other names are left out, and it is taken off. By default the model is the
             LightningModule, whose names fit as they are.
+        module: The LightningModule that was trained, if Adam's moments in the files are asked for,
+            by `tracin.Adam`. They are numbered as its optimizer numbers parameters: unless that was
+            made of named parameters, `module.configure_optimizers()` makes it again. The module
+            comes back as it was.
 
     Returns:
         The checkpoints. Nothing pickled is ever run.
 
     Raises:
-        CheckpointError: A file is missing, unreadable or not Lightning's, or has nothing under
-            the prefix.
+        CheckpointError: A file is missing, unreadable or not Lightning's, is a folder over which
+            DeepSpeed or FSDP spread its state, or has nothing under the prefix.
         LearningRateError: No rate was given, and a file cannot tell it.
+
+    Warns:
+        CheckpointWarning: It cannot be known which parameters the moments of a file belong to.
 
     Example:
         >>> from_ckpt("nowhere.ckpt")
@@ -200,9 +225,10 @@ def from_ckpt(
     """
     is_one = isinstance(paths, str | PathLike)
     given = [Path(path).expanduser() for path in ([paths] if is_one else paths)]
-    is_folder = is_one and given[0].is_dir()
+    is_folder = is_one and given[0].is_dir() and not spread_by(given[0])
     found = [
-        prefixed_checkpoint(path, prefix) for path in (files_in(given[0]) if is_folder else given)
+        prefixed_checkpoint(path, prefix, module)
+        for path in (files_in(given[0]) if is_folder else given)
     ]
     if is_folder:
         found = without_last(sorted(found, key=lambda one: one.step or 0))
@@ -230,8 +256,13 @@ def files_in(folder: Path) -> list[Path]:
     return files
 
 
-def prefixed_checkpoint(path: Path, prefix: str) -> Checkpoint:
-    """One file, with the rate that can be believed."""
+def prefixed_checkpoint(path: Path, prefix: str, module: Module | None) -> Checkpoint:
+    """One file, with the rate that can be believed, and its moments where the module is given."""
+    if way := spread_by(path):
+        raise CheckpointError(
+            f"{path} is a folder over which {way} spread weights and moments by process, which "
+            f"cannot be read in parts. {CONSOLIDATE[way]}"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist.")
     content = read_torch(path)
@@ -254,8 +285,42 @@ def prefixed_checkpoint(path: Path, prefix: str) -> Checkpoint:
                 f"{path} has no name that begins with {prefix!r}: its names are "
                 f"{', '.join(map(repr, list(weights)[:4]))}, ..."
             )
+    names = () if module is None else _moment_names(path, content, module, prefix)
     return Checkpoint(
-        source, found.learning_rate, name=path.name, step=found.step, no_rate=found.no_rate
+        source,
+        found.learning_rate,
+        name=path.name,
+        step=found.step,
+        no_rate=found.no_rate,
+        optimizer_kind=found.optimizer_kind,
+        optimizer_path=path if names else None,
+        optimizer_names=names,
+    )
+
+
+def _moment_names(path: Path, content: Any, module: Module, prefix: str) -> Groups:
+    """The parameters that Adam's moments in a file are of, as the model names them; or none."""
+    state = lightning_optimizer(content)
+    if not adam_kind([state]):
+        return ()
+    groups = module_groups(module, state)
+    if groups is None:
+        warnings.warn(
+            f"{path} has Adam's moments, but not of which parameters: they fit neither the names "
+            "in the file nor the optimizer that module.configure_optimizers() makes, or it cannot "
+            "make one here. They are left out. Give the module as it was trained, or record with "
+            "tracin.integrations.lightning.TracInCallback.",
+            CheckpointWarning,
+            stacklevel=4,
+        )
+        return ()
+    # What is outside of the prefix must not take the name of what is within.
+    return tuple(
+        tuple(
+            name.removeprefix(prefix) if name.startswith(prefix) else f"{OUTSIDE}{name}"
+            for name in group
+        )
+        for group in groups
     )
 
 

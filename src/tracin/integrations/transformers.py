@@ -4,11 +4,9 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
-from torch import Tensor
 from torch.nn import Module
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
@@ -27,6 +25,7 @@ try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     from tracin.integrations.trainer_groups import trainer_groups
+    from tracin.integrations.trainer_tokens import TrainerTokens
 except ImportError as error:
     raise ImportError(
         "tracin.integrations.transformers needs transformers with accelerate, which are not "
@@ -41,8 +40,8 @@ class TracInCallback(TrainerCallback):
     included; with gradient accumulation a step is one of the optimizer's. Open the folder by
     `tracin.open_checkpoints(folder)`, or give it to `tracin.TracIn`. Of several processes the
     first one records. How the Trainer weighed tokens is recorded, too, for the loss "causal_lm",
-    unless the model is compiled. Of a PEFT model the adapter alone is saved: what takes no steps is
-    left out.
+    unless the model is compiled; where it cannot be seen, a warning says so. Of a PEFT model the
+    adapter alone is saved: what takes no steps is left out.
 
     With `trainer.train(resume_from_checkpoint=...)` recording resumes as well. The Trainer's
     checkpoint is mostly an earlier one than the Recorder's last: what was recorded after it is
@@ -93,6 +92,7 @@ class TracInCallback(TrainerCallback):
         )
         self._logged: list[float] = []
         self._hook: RemovableHandle | None = None
+        self._tokens: TrainerTokens | None = None
         self.recorder: Recorder | None = None
 
     def on_train_begin(
@@ -113,8 +113,15 @@ class TracInCallback(TrainerCallback):
         # A hook would make torch.compile compile again.
         if not is_compiled_module(kwargs["model"]) and not args.torch_compile:
             self.recorder.token_count = TokenCount()
-            count = partial(_count_tokens, self.recorder.token_count)
-            self._hook = model.register_forward_pre_hook(count, with_kwargs=True)
+            self._tokens = TrainerTokens(self.recorder.token_count, model, args)
+            self._hook = model.register_forward_pre_hook(self._tokens.see, with_kwargs=True)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add up the step's tokens."""
+        if self._tokens is not None:
+            self._tokens.step()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -147,7 +154,7 @@ class TracInCallback(TrainerCallback):
 
     def _close(self) -> None:
         recorder, self.recorder, self._logged = self.recorder, None, []
-        hook, self._hook = self._hook, None
+        hook, self._hook, self._tokens = self._hook, None, None
         if hook is not None:
             hook.remove()
         if recorder is not None:
@@ -161,15 +168,6 @@ class TracInCallback(TrainerCallback):
                 "record them. Train without it, or give the Trainer's own checkpoints, saved "
                 "whole: tracin.integrations.transformers.from_run(output_dir)."
             )
-
-
-def _count_tokens(
-    count: TokenCount, model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """See the labels that the Trainer hands to the model, and how it will divide their loss."""
-    labels = kwargs.get("labels")
-    if model.training and isinstance(labels, Tensor):
-        count.add(labels, kwargs.get("num_items_in_batch") is not None)
 
 
 def from_run(folder: str | Path, model: Module | None = None) -> list[Checkpoint]:

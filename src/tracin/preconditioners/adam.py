@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from tracin.checkpoints import Checkpoint, bare_name
 from tracin.checkpoints.adam_kind import ADAM_KINDS
 from tracin.checkpoints.optimizer_state import PARAMETERS, OptimizerState
+from tracin.checkpoints.readers.spread_state import spread_by
 from tracin.errors import CheckpointError
 from tracin.files import bytes_of
 from tracin.plain_text import listed
@@ -17,7 +19,8 @@ from tracin.preconditioners.preconditioner import HasOptimizerState, Place, Scal
 
 WAY_OUT = (
     "tracin.Recorder writes them, unless optimizer_state=False; tracin.integrations.transformers."
-    "from_run(folder, model) reads a Trainer's; or give a file of them, by tracin.Checkpoint(..., "
+    "from_run(folder, model) reads a Trainer's, and tracin.integrations.lightning.from_ckpt(paths, "
+    "module=module) Lightning's; or give a file of them, by tracin.Checkpoint(..., "
     "optimizer_path=...); or leave the preconditioner out."
 )
 
@@ -77,9 +80,16 @@ class Adam:
             if checkpoint.optimizer_path is None and checkpoint.optimizer_state() is None
         ]
         if lacking:
+            spread = {spread_by(one.source) for one in checkpoints if isinstance(one.source, Path)}
+            ways = " and ".join(sorted(spread - {""}))
+            known = (
+                f" in one piece: {ways} spread them over processes, so that they cannot be read"
+                if ways
+                else ""
+            )
             raise CheckpointError(
                 "preconditioner=tracin.Adam() needs the moments that the optimizer had at each "
-                f"checkpoint, but none were written with {listed(lacking)}. {WAY_OUT}"
+                f"checkpoint, but none were written with {listed(lacking)}{known}. {WAY_OUT}"
             )
 
     def metric(self, place: Place) -> Scaling:

@@ -16,9 +16,11 @@ from tracin.report.write import NamedResult, results_of
 from tracin.results.example_facts import ExampleFacts
 from tracin.results.explanations import Explanations, TopInfluences
 from tracin.results.suspects import Suspects
+from tracin.results.token_shares import PairTokens, TextShares, TokenShares
 from tracin.tracing import Trace
 
 OF_EXPLANATIONS = ("query", "kind", "rank", "id", "position", "score")
+OF_TOKENS = ("query", "id", "position", "score", "text", "place", "token", "share")
 OF_SUSPECTS = ("ids", "positions", "given_labels", "suggested_labels")
 OF_CURVES = ("score", "inspected", "found")
 SHARE = "score at "  # and a checkpoint's name
@@ -65,7 +67,8 @@ def saved_results(folder: Path) -> SavedResults:
             continue
         if result is None:
             notes.append(
-                f"{plain(path.name)} is no table of explanations, suspects or found curves"
+                f"{plain(path.name)} is no table of explanations, shares of tokens, suspects or "
+                "found curves"
             )
         else:
             results.append(NamedResult(result, path.stem))
@@ -109,6 +112,8 @@ def _result(columns: Columns, settings: Mapping[str, Any]) -> Any:
         return None
     if all(name in columns for name in OF_EXPLANATIONS):
         return explanations_of(columns, settings)
+    if all(name in columns for name in OF_TOKENS):
+        return tokens_of(columns)
     if all(name in columns for name in OF_SUSPECTS):
         return suspects_of(columns, settings)
     if all(name in columns for name in OF_CURVES):
@@ -168,6 +173,34 @@ def _facts(columns: Columns, of: str, rows: np.ndarray) -> ExampleFacts | None:
     if "loss" not in found:
         return None
     return ExampleFacts(found["loss"], found.get("label"), found.get("predicted"))
+
+
+def tokens_of(columns: Columns) -> TokenShares:
+    """The shares of tokens that `TokenShares.columns` made a table of."""
+    place, text = columns["place"], columns["text"]
+    starts = np.flatnonzero(place == 0)
+    texts = np.split(np.arange(len(place)), starts[1:])
+    is_whole = [(place[rows] == np.arange(len(rows))).all() for rows in texts]
+    if text[starts].tolist() != ["query", "train"] * (len(starts) // 2) or not all(is_whole):
+        raise ValueError("its rows are not the whole texts of pairs, in their order")
+
+    def side(rows: np.ndarray) -> TextShares:
+        shares = torch.from_numpy(np.array(columns["share"][rows], dtype=np.float64))
+        return TextShares(tuple(map(str, columns["token"][rows])), shares)
+
+    return TokenShares(
+        tuple(
+            PairTokens(
+                columns["query"][train[0]],
+                columns["id"][train[0]],
+                int(columns["position"][train[0]]),
+                float(columns["score"][train[0]]),
+                side(query),
+                side(train),
+            )
+            for query, train in zip(texts[::2], texts[1::2], strict=True)
+        )
+    )
 
 
 def suspects_of(columns: Columns, settings: Mapping[str, Any]) -> Suspects:

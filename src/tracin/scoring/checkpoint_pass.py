@@ -34,6 +34,7 @@ from tracin.progress import bar
 from tracin.scoring.batch_reader import BatchReader
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.batch_sums import BatchSums
+from tracin.scoring.crossing import refuse_crossing
 from tracin.scoring.few_examples_left import warn_if_fitted
 from tracin.scoring.finite import check_finite, refuse_non_finite
 from tracin.scoring.named_examples import examples_named
@@ -206,6 +207,7 @@ class CheckpointPass:
         The ranks of a sharded model pass the same span, and equally long parts.
         """
         reader = BatchReader(self.gradients, train, span, batch_size, device, part or span)
+        refuse_crossing(self.gradients, train, device)
         if not self._is_padding_known and reader.first is not None:
             self._is_padding_known = True
             warn_if_padding_counts(self.gradients, train, *reader.first)

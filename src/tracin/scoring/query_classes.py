@@ -3,12 +3,11 @@
 import torch
 
 from tracin.data import Examples
-from tracin.errors import QueryError
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.facts_of import FactsSoFar
 from tracin.scoring.forward_pass import forward_pass
-from tracin.scoring.query_loss import class_scores
+from tracin.scoring.query_loss import class_scores, refuse_no_class
 from tracin.scoring.targets import ClassTarget
 
 
@@ -39,9 +38,5 @@ def with_classes(
         scores = class_scores(step.outcome, target)
         facts.take(step.rows, step.outcome)
         found[step.rows] = scores.argmax(1).cpu() if target.label is None else target.label
-        if target.label is not None and target.label >= scores.shape[1]:
-            raise QueryError(
-                f"{target!r} is about class {target.label}, but the model scores "
-                f"{scores.shape[1]} classes, from 0 to {scores.shape[1] - 1}."
-            )
+        refuse_no_class(target, scores.shape[1])
     return queries.with_column(found), facts.all()

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -102,6 +103,54 @@ class MinusClassTarget:
         return -self.target.value(class_scores(self.outcome(model, given), self.target), classes)
 
 
+@final
+@dataclass(frozen=True, repr=False)
+class ForClasses:
+    """A target of classes that come with the queries: a function of pairs (batch, classes).
+
+    Attributes:
+        outcome: outcome(model, batch), of the loss.
+        target: What is explained of a class.
+    """
+
+    outcome: Compute
+    target: ClassTarget
+
+    def __repr__(self) -> str:
+        return repr(self.target)
+
+    def __call__(self, model: Module, batch: Any) -> Tensor:
+        """The target: [queries]."""
+        return -MinusClassTarget(self.outcome, self.target)(model, batch)
+
+
+@final
+@dataclass(frozen=True)
+class MinusOneClassTarget:
+    """A target of one class, the same for all queries, as a loss of batches as they are.
+
+    Attributes:
+        outcome: outcome(model, batch), of the loss.
+        target: What is explained of its class, which it names.
+    """
+
+    outcome: Compute
+    target: Logit | LogitMargin
+
+    def __call__(self, model: Module, batch: Any) -> Tensor:
+        """Minus the target: [queries].
+
+        Raises:
+            LossError: The loss gives no score per class and query.
+            QueryError: The model has no such class.
+        """
+        scores = class_scores(self.outcome(model, batch), self.target)
+        refuse_no_class(self.target, scores.shape[1])
+        label = self.target.label or 0
+        classes = torch.full((len(scores),), label, dtype=torch.int64, device=scores.device)
+        return -self.target.value(scores, classes)
+
+
 def naming(asked: QueryLoss | None) -> AbstractContextManager[None]:
     """Name the target in errors about the queries' losses; None are the queries' own."""
     return nullcontext() if asked is None else asked.named()
@@ -146,6 +195,44 @@ def query_loss(outcome: Compute | None, loss: Any, target: Target) -> QueryLoss:
             "Leave target out to explain the loss."
         )
     return QueryLoss(target, MinusTarget(target))
+
+
+def live_query_loss(outcome: Compute | None, loss: Any, target: Target) -> QueryLoss:
+    """What a target makes of the queries' loss while a model trains: no prediction is the last.
+
+    Args:
+        outcome: The loss with its class scores; None where it has none.
+        loss: The loss.
+        target: As the user gave it.
+
+    Raises:
+        QueryError: It is no target, or it is the loss, or its class is what the model will predict.
+        LossError: It is about classes, and the loss tells none.
+    """
+    checked = query_loss(outcome, loss, target)
+    if not isinstance(target, Predicted | Logit | LogitMargin) or outcome is None:
+        return checked
+    if isinstance(target, Predicted) or target.label is None:
+        raise QueryError(
+            f"target={target!r} is about the class that the last checkpoint predicts, which is not "
+            "known while the model trains. Name the class, as in tracin.Logit(3), or give queries "
+            "whose labels are the predicted classes, and no target: their loss is minus the "
+            "log-probability."
+        )
+    return QueryLoss(target, MinusOneClassTarget(outcome, target))
+
+
+def refuse_no_class(target: ClassTarget, classes: int) -> None:
+    """Refuse a target of a class that the model does not have.
+
+    Raises:
+        QueryError: It has not so many classes.
+    """
+    if target.label is not None and target.label >= classes:
+        raise QueryError(
+            f"{target!r} is about class {target.label}, but the model scores {classes} classes, "
+            f"from 0 to {classes - 1}."
+        )
 
 
 def class_scores(outcome: Any, target: ClassTarget) -> Tensor:

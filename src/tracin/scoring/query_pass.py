@@ -13,6 +13,7 @@ from tracin.gradients.forms import real_shape
 from tracin.out_of_memory import is_out_of_memory
 from tracin.preconditioners import JointMetric, Metric
 from tracin.scoring.batch_reader import BatchReader, spread
+from tracin.scoring.crossing import refuse_crossing
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.free_memory import room
 from tracin.scoring.named_examples import examples_named
@@ -64,6 +65,8 @@ class QueryPass:
         if asked is not None or structure(few) != reader.structure:
             with examples_named(self._queries, chosen, few), naming(self._asked):
                 gradients.check(few, is_first=False)
+        if asked is None:
+            refuse_crossing(gradients, self._queries, reader.device)
 
     def take(self, left: range) -> tuple[QueryGradients, range]:
         """The gradients of the first of these queries, and which they are: at least one.

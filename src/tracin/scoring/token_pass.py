@@ -24,6 +24,7 @@ from tracin.preconditioners.kfac import CurvatureMetric
 from tracin.progress import bar
 from tracin.results.token_shares import PairTokens, TextShares
 from tracin.scoring.checkpoint_pass import CheckpointPass
+from tracin.scoring.crossing import refuse_crossing
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.named_examples import examples_named
 from tracin.scoring.query_gradients import QueryGradients
@@ -129,7 +130,7 @@ class TokenPass:
 
     def _shares(self, text: Gradient, direction: Direction, score: float, size: float) -> Tensor:
         """What each token adds to a score, which another way has given: [positions]."""
-        allowed = 100 * self._walk.gradients.tolerance * size + 1e-30
+        allowed = self._walk.gradients.tolerance * size + 1e-30
         shares = in_double(self._products.products(text.batch, direction)).cpu()
         if not abs(float(shares.sum()) - score) <= allowed:
             shares = in_double(self._products.one_by_one(text.batch, direction)).cpu()
@@ -188,6 +189,8 @@ class TokenPass:
             seen.append(structure(few))
             with examples_named(examples, chosen[:CHECKED], few):
                 gradients.check(few)
+        for examples in (self._train, self._queries):
+            refuse_crossing(gradients, examples, device)
         gradients.begin(len(rows) + len(pairs))
 
     def _refuse_joint(self, number: int, metric: Metric | JointMetric | None) -> Metric | None:

@@ -19,6 +19,7 @@ from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense, PerExampleGradient, ProductCache, as_query, pairs
 from tracin.guards import untouched, use_eval
 from tracin.random_state import same_random_state
+from tracin.scoring.query_loss import QueryLoss, naming, what_is_asked
 
 # Numbers of scaled query gradients written out at once: 256 MB in float32.
 MAX_DENSE_NUMEL = 1 << 26
@@ -99,14 +100,28 @@ def _scaled_products(form: PerExampleGradient, query: PerExampleGradient, scale:
 
 @final
 class LiveQueries:
-    """All queries of a trace, in chunks that are held one at a time."""
+    """All queries of a trace, in chunks that are held one at a time.
+
+    Args:
+        model: The model that is trained.
+        compute: What is explained of the queries, as a loss.
+        queries: The queries; None for none.
+        at_once: How many make a chunk; None for all.
+        asked: The target that `compute` is made of, to be named in errors; None for their loss.
+    """
 
     def __init__(
-        self, model: Module, compute: Compute, queries: Examples | None, at_once: int | None
+        self,
+        model: Module,
+        compute: Compute,
+        queries: Examples | None,
+        at_once: int | None,
+        asked: QueryLoss | None = None,
     ) -> None:
         self._model = model
         self._compute = compute
         self._queries = queries
+        self._asked = asked
         count = 0 if queries is None else len(queries)
         step = at_once or max(1, count)
         if queries is not None and queries.alone is not None:
@@ -162,9 +177,9 @@ class LiveQueries:
         losses = losses.detach().cpu().double()
         if not bool(torch.isfinite(losses).all()):
             row = int((~torch.isfinite(losses)).nonzero()[0])
+            name = self._given.ids.tolist()[chunk[row]]
             raise NonFiniteError(
-                f"The loss of query {self._given.ids.tolist()[chunk[row]]!r} is "
-                f"{losses[row].item()}: "
+                f"The {what_is_asked(self._asked)} of query {name!r} is {losses[row].item()}: "
                 "training diverges, or the query has no finite loss at these weights. It "
                 "cannot be scored: leave it out, or lower the learning rate."
             )
@@ -191,4 +206,5 @@ class LiveQueries:
     def _in_eval(self) -> Iterator[None]:
         with untouched(self._model):
             use_eval(self._model)
-            yield
+            with naming(self._asked):
+                yield

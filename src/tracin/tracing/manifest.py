@@ -17,7 +17,7 @@ from tracin.scoring.parameters import Selection
 from tracin.tracing.fingerprints import query_fingerprint
 from tracin.tracing.paths import Quadrature
 
-FORMAT = 3
+FORMAT = 4
 ABOUT, IDS, STEPS, SELF, SAVED, SAVE = (
     "trace.json",
     "ids.json",
@@ -44,6 +44,7 @@ class About:
         paths: The names of the paths.
         every: Which steps are traced.
         parameters: Which parameters were asked for; none for all that are trained.
+        target: What is explained of the queries, in words; empty for their loss.
     """
 
     train: int
@@ -54,6 +55,7 @@ class About:
     paths: tuple[str, ...]
     every: int
     parameters: tuple[str, ...] = ()
+    target: str = ""
 
     @classmethod
     def of(
@@ -64,6 +66,7 @@ class About:
         paths: Sequence[Quadrature],
         every: int,
         parameters: Selection,
+        target: str,
     ) -> "About":
         """What a Tracer is given; see there."""
         chosen = () if parameters is None else parameters
@@ -76,6 +79,7 @@ class About:
             tuple(path.value for path in paths),
             every,
             (chosen,) if isinstance(chosen, str) else tuple(chosen),
+            target,
         )
 
     @property
@@ -136,6 +140,7 @@ def read_about(folder: Path) -> About:
             paths=list,
             every=int,
             parameters=list,
+            target=str,
         )
         values: list[Any] = [tuple(one) if isinstance(one, list) else one for one in fields]
         about = About(*values)
@@ -213,6 +218,7 @@ def refuse_other_trace(there: About, here: About, folder: Path) -> None:
         "paths": "paths",
         "every": "traced steps",
         "parameters": "choice of parameters",
+        "target": "target",
     }
     for name, label in labels.items():
         was, now = getattr(there, name), getattr(here, name)

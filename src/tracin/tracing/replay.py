@@ -21,10 +21,12 @@ from tracin.losses import PerExampleLoss, open_loss
 from tracin.progress import bar
 from tracin.results.table import aligned
 from tracin.scoring.parameters import Selection
+from tracin.scoring.targets import Target
 from tracin.tracing.id_lookup import IdLookup
 from tracin.tracing.paths import Quadrature
 from tracin.tracing.replay_match import CheckpointMatch, match_checkpoint
 from tracin.tracing.replay_optimizer import groups_text, has_state_for, without_state
+from tracin.tracing.replay_target import with_last_predictions
 from tracin.tracing.trace import Trace
 from tracin.tracing.tracer import Tracer
 
@@ -149,6 +151,7 @@ class Replay:
         paths: Sequence[Quadrature] = (Quadrature.TRAPEZOID, Quadrature.FIRST_ORDER),
         every: int = 1,
         parameters: Selection = None,
+        target: Target | None = None,
         queries_at_once: int | None = None,
     ) -> Trace:
         """Trace new queries through the steps from `start` to `stop`.
@@ -163,15 +166,21 @@ class Replay:
             paths: Which amounts to add up.
             every: Trace each n-th step.
             parameters: Which to trace.
+            target: What of the queries is explained, as `TracIn.explain` takes it; None for their
+                loss. A class that it leaves open is the one that the last recorded checkpoint
+                predicts.
             queries_at_once: How many queries' gradients are held at once.
 
         Raises:
             TracingError: As from `tracin.Tracer`.
+            QueryError: As from `tracin.Tracer`.
 
         Warns:
             TracingWarning: The weights are not those of a recorded checkpoint.
         """
         compute = open_loss(loss)
+        last = self._checkpoints[max(self._checkpoints, key=lambda step: step or 0)]
+        asked, target = with_last_predictions(self._model, compute, last, queries, target)
         with self, ExitStack() as opened:
             tracer: Tracer | None = None
             for step in self._steps(self.first):
@@ -181,12 +190,13 @@ class Replay:
                             self._model,
                             self._optimizer,
                             loss,
-                            queries,
+                            asked,
                             self._train,
                             folder,
                             paths=paths,
                             every=every,
                             parameters=parameters,
+                            target=target,
                             queries_at_once=queries_at_once,
                             repeats=True,  # what was recorded was trained on
                         )

@@ -174,7 +174,8 @@ class Trace:
                 best, at = best.gather(1, order), at.gather(1, order)
             positions = at.numpy()
             sides.append(TopInfluences(self.ids[positions], positions, best, best[:, :, None]))
-        return Explanations(self.query_ids, sides[0], sides[1], ("training",))
+        target = self.about.target or None
+        return Explanations(self.query_ids, sides[0], sides[1], ("training",), target=target)
 
     def goodness(self, path: Quadrature | None = None) -> TraceDiagnostics:
         """How well predicted loss changes agree with the real ones (Remark 3.3, Lemma 3.1)."""

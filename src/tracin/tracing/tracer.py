@@ -21,6 +21,8 @@ from tracin.guards import Guard, Hold, owned
 from tracin.losses import PerExampleLoss, open_loss
 from tracin.random_state import same_random_state
 from tracin.scoring.parameters import Selection
+from tracin.scoring.query_loss import live_query_loss
+from tracin.scoring.targets import Target
 from tracin.tracing.accumulate import ScoreAccumulator
 from tracin.tracing.arguments import (
     checked_paths,
@@ -89,6 +91,9 @@ class Tracer:
         parameters: Which to trace, as for `tracin.TracIn`; None for all that are trained, also
             those that are unfrozen later.
         scaler: The GradScaler of mixed precision, if there is one.
+        target: What proponents raise, a number per query, as `TracIn.explain` takes it, with its
+            class if it is about one: `tracin.Logit(3)`. None is for the queries' loss, which they
+            lower. The trace's losses are then minus the target.
         queries_at_once: How many queries' gradients are held at once; None for all of them. Fewer
             take less memory and, with several paths or ends, more passes.
         repeats: Whether an example may come twice in a batch, as when a sampler draws with
@@ -97,6 +102,7 @@ class Tracer:
             warn, keep what was saved last, and train on without tracing.
 
     Raises:
+        QueryError: The target is none, or of the class that the model will predict.
         TracingError: The optimizer has no update rule, or the folder holds another trace or has
             another Tracer.
         UnsupportedModelError: The model is compiled, or wrapped for training on several devices.
@@ -115,6 +121,7 @@ class Tracer:
         every: int = 1,
         parameters: Selection = None,
         scaler: Any = None,
+        target: Target | None = None,
         queries_at_once: int | None = None,
         repeats: bool = False,
         stops_training: bool = True,
@@ -135,9 +142,15 @@ class Tracer:
         query_examples = None if queries is None else open_examples(queries, name="queries")
         self._query_ids = np.zeros(0, np.int64) if query_examples is None else query_examples.ids
         self._ids = IdLookup(self._train.ids)
-        self._queries = LiveQueries(model, self._compute, query_examples, queries_at_once)
+        asked = None
+        if target is not None:
+            outcome = getattr(self._compute, "outcome", None)
+            asked = live_query_loss(outcome, self._compute, target)
+        query_compute = self._compute if asked is None else asked.compute
+        self._queries = LiveQueries(model, query_compute, query_examples, queries_at_once, asked)
         self._every, self._repeats = every, repeats
-        about = About.of(self._train, query_examples, optimizer, paths, every, parameters)
+        name = "" if asked is None else asked.name
+        about = About.of(self._train, query_examples, optimizer, paths, every, parameters, name)
         self._tables = Tables(folder, about, self._train.ids, self._query_ids)
         self._trace = ResumableTrace(self._tables, model, stops_training=stops_training)
         self._raw = RawGradients()

@@ -13,6 +13,12 @@ def is_lightning(content: Any) -> bool:
     return isinstance(content, Mapping) and "pytorch-lightning_version" in content
 
 
+def lightning_optimizer(content: Any) -> Any:
+    """The state dict of the only optimizer in what Lightning wrote; None where there is none."""
+    states = content.get("optimizer_states") if is_lightning(content) else None
+    return states[0] if isinstance(states, list | tuple) and len(states) == 1 else None
+
+
 def lightning_rate(content: Mapping[str, Any]) -> FileInfo:
     """The rate of the optimizer, if no scheduler changed it.
 
