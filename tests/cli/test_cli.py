@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from own_process import start_script
+from own_process import fork_workers, start_script
 from tracin import Index
 from tracin.cli.main import main
 
@@ -600,7 +600,8 @@ def test_a_replay_on_another_device_is_refused(begun, capsys):
     assert "put the model there in the task" in err
 
 
-def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
+def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path, monkeypatch):
+    fork_workers(monkeypatch)
     folder = tmp_path / "index"
     place = ("--set", f"index.folder={folder}", "--set", "index.shard_size=100")
     asked = ("--query", "0,3", "-k", 2, "--out", tmp_path / "out", "--overwrite")
