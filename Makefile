@@ -35,8 +35,13 @@ demo: .venv/demo.stamp ## find wrong labels in real data and explain a predictio
 
 # Tests start many processes, and each would compile torch anew where bytecode must not be kept.
 test: export PYTHONDONTWRITEBYTECODE :=
-test: .venv/dev.stamp lint types imports ## everything CI checks
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+test: .venv/dev.stamp lint imports ## everything CI checks
+	@# pyright takes one core for most of a minute, so it runs beside the tests and is heard after them.
+	@# Libraries are compiled once before them, or each process of tests would compile all of them.
+	$(BIN)/pyright > .venv/types.log 2>&1 & types=$$!; code=0; \
+	$(BIN)/python -m pytest --collect-only > .venv/collected.log 2>&1; \
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal || code=$$?; \
+	wait $$types || code=1; cat .venv/types.log; exit $$code
 
 test-fast: export PYTHONDONTWRITEBYTECODE :=
 test-fast: .venv/dev.stamp ## the tests that take under a minute together

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ONE_BY_ONE = (200, 4, 0.02)  # images, epochs, rate
-QUICK_ONE_BY_ONE = (12, 2, 0.02)
-QUICK = 250  # images
+QUICK_ONE_BY_ONE = (8, 2, 0.02)
+QUICK = 150  # images
 AT = (0.1, 0.2)
 POINTS = 10_000  # of figure 7 that are drawn
 PAPER = {

@@ -1,7 +1,7 @@
 r"""CIFAR-10 as in section 4.2 of the paper: wrong labels found and fixed (figures 1a and 8).
 
 python -m experiments.cifar10                # about 25 minutes on one thread
-python -m experiments.cifar10 --quick        # seconds: 150 images, two epochs
+python -m experiments.cifar10 --quick        # seconds: 100 images, two epochs
 
 The default is what a CPU can do. Fewer images, learnt by heart, show nothing: wrong labels stand
 out only where right ones generalise. The paper's own size needs a GPU; everything, images included,
@@ -59,7 +59,7 @@ from tracin.analysis import (
 from tracin.analysis.intervals import seed_interval
 
 CPU_SCALE, CPU_IMAGES, CPU_DEPTH, CPU_BATCH = 0.05, 10_000, 8, 100
-QUICK = 150, 100  # training and test images
+QUICK = 100, 60  # training and test images
 NOISE, INSPECTED, TOP = 0.1, (0.05, 0.1, 0.2), 0.1
 MAIN, EQUAL = "TracIn, last layer", "TracIn, last layer, equal weights"
 END = "TracIn, last layer, last checkpoint"

@@ -1,14 +1,18 @@
-"""What every test shares: one thread, and the folder of real data where there is one."""
+"""What every test shares: one thread, no waiting for the disk, and the folder of real data."""
 
+import gc
 import os
 import sys
 from pathlib import Path
 
+# Tests are small: a second thread gains nothing, and on a busy machine two threads that wait for
+# each other were seen to take 200 times as long. Processes that tests start inherit this, and
+# libraries read it when they are first imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 
-# Tests are small: a second thread gains nothing, and on a busy machine two threads that wait for
-# each other were seen to take 200 times as long.
 torch.set_num_threads(1)
 
 
@@ -48,6 +52,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         )
         if is_left_out:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    # Hundreds of thousands of objects of imported libraries, which the collector would visit often.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """Only a loss of power shows whether `fsync` was called; thousands of calls take minutes."""
+    real, os.fsync = os.fsync, os.fstat
+    yield
+    os.fsync = real
 
 
 @pytest.fixture

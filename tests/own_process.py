@@ -7,8 +7,9 @@ milliseconds.
 import multiprocessing
 import os
 import sys
+import time
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
+from multiprocessing.context import BaseContext, ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,15 +30,49 @@ class Ended:
     stderr: str
 
 
-def run_script(source: str, *arguments: object, folder: Path) -> Ended:
-    """Run Python source as `python -c source *arguments` would be; `folder` takes its output."""
+@dataclass(frozen=True)
+class Started:
+    """A script that runs; what it prints comes into two files."""
+
+    process: ForkServerProcess
+    stdout: Path
+    stderr: Path
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def wait_for(self, words: str, seconds: float = 60.0) -> None:
+        """Return once it has printed `words`, or has ended."""
+        end = time.monotonic() + seconds
+        while self.process.is_alive() and time.monotonic() < end:
+            if any(words in file.read_text() for file in (self.stdout, self.stderr)):
+                return
+            time.sleep(0.01)
+
+    def ended(self, seconds: float | None = None) -> Ended:
+        """Wait for its end."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, "It still runs."
+        return Ended(self.process.exitcode, self.stdout.read_text(), self.stderr.read_text())
+
+
+def start_script(source: str, *arguments: object, folder: Path) -> Started:
+    """Start Python source as `python -c source *arguments` would be; `folder` takes its output."""
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     words = [str(argument) for argument in arguments]
+    for file in (out, err):
+        file.write_text("")
     process = SERVER.Process(target=_run, args=(source, words, str(out), str(err)))
     process.start()
-    process.join()
-    assert process.exitcode is not None
-    return Ended(process.exitcode, out.read_text(), err.read_text())
+    return Started(process, out, err)
+
+
+def run_script(source: str, *arguments: object, folder: Path) -> Ended:
+    """Run Python source as `python -c source *arguments` would be; `folder` takes its output."""
+    return start_script(source, *arguments, folder=folder).ended()
 
 
 def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,19 @@ import doctest
 import importlib
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import tracin
+from own_process import run_script
 
 ROOT = Path(__file__).parent.parent
+SPHINX = """
+import sys
+from sphinx.cmd.build import main
+sys.exit(main(["-W", "--keep-going", "-q", "-b", "html", *sys.argv[1:]]))
+"""
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SOURCE = Path(tracin.__file__).parent
 # Its demo is a command of its own, and its entry point has no examples.
@@ -46,15 +50,12 @@ def test_the_examples_in_docstrings_hold(name: str):
 
 
 def test_the_documentation_builds_without_a_warning(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html",
-         str(ROOT / "docs"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
+    made = tmp_path / "html"
 
-    assert done.returncode == 0, done.stderr
-    assert "influence of every training example" in (tmp_path / "api.html").read_text()
+    done = run_script(SPHINX, ROOT / "docs", made, folder=tmp_path)
+
+    assert done.code == 0, done.stderr
+    assert "influence of every training example" in (made / "api.html").read_text()
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)

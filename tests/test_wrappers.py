@@ -1,6 +1,5 @@
 """Wrapped models: scores are those of the model within, on each rank by itself."""
 
-import multiprocessing
 import os
 import socket
 
@@ -11,6 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 import tracin
+from own_process import SERVER
 from slow_twin import self_influence
 from tracin import UnsupportedModelError
 from tracin.wrappers import unwrapped
@@ -261,9 +261,8 @@ def test_each_rank_scores_its_own_data_and_waits_for_nobody():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    said = context.Queue()
-    ranks = [context.Process(target=rank, args=(number, port, said)) for number in (0, 1)]
+    said = SERVER.Queue()
+    ranks = [SERVER.Process(target=rank, args=(number, port, said)) for number in (0, 1)]
 
     for process in ranks:
         process.start()

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 from contextlib import nullcontext, suppress
 
 import pytest
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import tracin
+from own_process import start_script
 from tracin import OptimizerState, Recorder, Visits, open_checkpoints, random_state
 from tracin.checkpoints.folder_lock import LOCK
 from tracin.checkpoints.record import read_record
@@ -219,24 +218,21 @@ time.sleep(60)
 
 @pytest.mark.slow
 def test_a_folder_is_one_process_and_free_when_that_is_killed(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    folder = tmp_path / "run"
+    holder = start_script(HOLDER, folder, folder=tmp_path)
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "ready\n"
+        holder.wait_for("ready\n")
         with pytest.raises(CheckpointError, match=rf"another Recorder \(process {holder.pid} on"):
-            Recorder(model, optimizer, tmp_path)
+            Recorder(model, optimizer, folder)
     finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        holder.stdout.close()
+        os.kill(holder.pid, signal.SIGKILL)
 
-    with Recorder(model, optimizer, tmp_path) as recorder:
+    assert holder.ended(60).code == -signal.SIGKILL
+    with Recorder(model, optimizer, folder) as recorder:
         recorder.save()
-    assert len(open_checkpoints(tmp_path)) == 1
+    assert len(open_checkpoints(folder)) == 1
 
 
 def test_a_lock_of_another_host_is_believed_and_the_message_says_how_to_remove_it(tmp_path):
@@ -328,14 +324,15 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_in_a_loop_of_two_processes_the_first_one_records(tmp_path):
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", DDP, str(rank), str(tmp_path / "run"), str(tmp_path / "meet")]
-        )
-        for rank in range(2)
+        start_script(DDP, rank, tmp_path / "run", tmp_path / "meet", folder=folder)
+        for rank, folder in enumerate(folders)
     ]
 
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    assert [rank.ended(120).code for rank in ranks] == [0, 0]
     found = open_checkpoints(tmp_path / "run")
     assert [one.step for one in found] == list(range(1, 11))
     assert all(one.weights().keys() == {"weight", "bias"} for one in found)

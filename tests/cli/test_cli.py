@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from own_process import fork_workers, start_script
 from tracin import Index
 from tracin.cli.main import main
 
@@ -507,28 +508,19 @@ def task():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
 @pytest.mark.parametrize("moment", [WAITING, WAITING_IN_A_PASS], ids=["task", "pass"])
 def test_a_process_that_gets_ctrl_c_ends_with_130(begun, tmp_path, moment):
     template = (begun.parent / "task.py").read_text()
     run = altered(begun, tmp_path, task=template + moment)
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{MAIN}; main()", "self-influence", str(run)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "begun" in line:
-            break
+    process = start_script(f"{MAIN}; main()", "self-influence", run, folder=tmp_path)
+    process.wait_for("begun")
 
-    os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    os.kill(process.pid, signal.SIGINT)
+    ended = process.ended(60)
 
-    assert process.returncode == 130, said
-    assert "interrupted; nothing half-written is left behind" in said
-    assert "Traceback" not in said
+    assert ended.code == 130, ended.stderr
+    assert "interrupted; nothing half-written is left behind" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert not (tmp_path / "results").exists()
 
 
@@ -608,7 +600,8 @@ def test_a_replay_on_another_device_is_refused(begun, capsys):
     assert "put the model there in the task" in err
 
 
-def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path):
+def test_an_index_is_built_looked_at_and_asked(begun, capsys, tmp_path, monkeypatch):
+    fork_workers(monkeypatch)
     folder = tmp_path / "index"
     place = ("--set", f"index.folder={folder}", "--set", "index.shard_size=100")
     asked = ("--query", "0,3", "-k", 2, "--out", tmp_path / "out", "--overwrite")

@@ -11,7 +11,6 @@ import pytest
 
 from tracin.engines import Processes, Ranks, Serial
 from tracin.errors import IndexingError
-from tracin.integrations.ray import RayCluster
 
 PARTS = list(range(6))
 
@@ -94,21 +93,3 @@ def test_a_part_that_fails_is_named(tmp_path):
 def test_ranks_refuse(tmp_path):
     with pytest.raises(IndexingError, match=r"Ranks never communicate.*RayCluster"):
         Ranks(0, 2).gather(Squares(tmp_path), PARTS)
-
-
-def test_ray_brings_results_back_and_starts_a_killed_worker_again(tmp_path):
-    ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        "local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False
-    )
-    try:
-        found = RayCluster(workers=2).gather(Squares(tmp_path, kills=1), PARTS, progress=False)
-        with pytest.raises(IndexingError, match=r"Part 5 of 6 failed"):
-            RayCluster(workers=1).gather(Squares(tmp_path, hurts=4), PARTS, progress=False)
-    finally:
-        ray.shutdown()
-
-    assert (tmp_path / "marker-1").exists()
-    assert len(found) == len(PARTS)
-    assert right(found)

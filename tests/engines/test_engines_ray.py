@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from test_engines import RESULT, UNITS, Toy, is_alive, started
+from test_engines_fan import PARTS, Squares, right
 
 from tracin.errors import IndexingError
 from tracin.integrations.ray import RayCluster
@@ -74,15 +75,17 @@ def test_a_job_that_workers_cannot_have_is_refused(tmp_path, ray, changes, messa
         RayCluster(workers=1).run(Toy(tmp_path, **changes), UNITS)
 
 
-def test_a_session_of_its_own_is_closed_again(tmp_path, ray):
-    ray.shutdown()
-    handler = signal.getsignal(signal.SIGTERM)
+def test_results_come_back_and_a_killed_workers_part_is_done_again(tmp_path, ray):
+    found = RayCluster(workers=2).gather(Squares(tmp_path, kills=1), PARTS, progress=False)
+    with pytest.raises(IndexingError, match=r"Part 5 of 6 failed"):
+        RayCluster(workers=1).gather(Squares(tmp_path, hurts=4), PARTS, progress=False)
 
-    RayCluster(workers=1).run(Toy(tmp_path), UNITS[:1])
+    assert (tmp_path / "marker-1").exists()
+    assert len(found) == len(PARTS)
+    assert right(found)
 
-    assert Toy(tmp_path).built() == UNITS[:1]
-    assert not ray.is_initialized()
-    assert signal.getsignal(signal.SIGTERM) is handler
+
+# From here on no session is open; `test_index_faults.py` has one that the engine opens and closes.
 
 
 def test_a_cluster_that_is_not_there_is_named(tmp_path, ray):

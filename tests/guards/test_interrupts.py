@@ -1,8 +1,6 @@
 """Ctrl-C at bad moments: it stays a Ctrl-C, and nothing is left changed."""
 
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 
 import tracin
+from own_process import run_script
 from tracin.guards import Guard, ownership
 from tracin.guards.settings import functions_now
 from tracin.restoring import Restoring
@@ -243,15 +242,12 @@ def test_signals_that_come_while_things_are_put_back_are_delivered_after():
 
 
 @pytest.mark.slow
-def test_interrupts_at_every_line_leave_nothing_changed():
+def test_interrupts_at_every_line_leave_nothing_changed(tmp_path):
     """A part of what `python -m experiments.interrupts` does."""
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.interrupts", *["--only", "loaded", "--timer", "30"]],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+    code = "import sys; sys.path.insert(0, sys.argv.pop()); from experiments import interrupts; "
+    code += "sys.exit(interrupts.main())"
 
-    assert done.returncode == 0, done.stderr
+    done = run_script(code, "--only", "loaded", "--timer", "30", ROOT, folder=tmp_path)
+
+    assert done.code == 0, done.stderr
     assert done.stdout.count("left    0") == 2, done.stdout

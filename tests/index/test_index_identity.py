@@ -380,10 +380,10 @@ def test_hostile_manifests_end_in_an_indexing_error_before_memory_is_taken(tmp_p
 def test_no_flip_and_no_hostile_field_is_silently_wrong(tmp_path):
     damage = damage_of(tmp_path, run_of(), data(30))
 
-    damage.flips(8)
+    damage.flips(4)
     path = tmp_path / "manifest.json"
     held = sealed_json.unsealed(path.read_bytes())
-    damage.hostile(dict(random.Random(0).sample(list(mutations(held)), 60)))
+    damage.hostile(dict(random.Random(0).sample(list(mutations(held)), 30)))
 
     assert not damage.bad
 

@@ -24,7 +24,7 @@ SIZES = {
     "vocab_size": 17,
     "hidden_size": 16,
     "intermediate_size": 16,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": 16,
 }

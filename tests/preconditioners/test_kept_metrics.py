@@ -27,7 +27,7 @@ def test_landmarks_serve_the_next_question_wherever_they_lie(monkeypatch):
     from tracin.preconditioners import kernel
 
     made, own = [], kernel.Landmarks
-    monkeypatch.setattr(kernel, "Landmarks", lambda: made.append(1) or own())
+    monkeypatch.setattr(kernel, "Landmarks", lambda scaling: made.append(1) or own(scaling))
     model, shape = nets()["one position"]
     (x, y), queries = data_for(shape), data_for(shape, QUERIES, seed=2)
     run = run_of(model, lambda: tracin.Kernel(0.1))

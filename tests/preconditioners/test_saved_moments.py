@@ -1,8 +1,6 @@
 """Curvature in a folder serves the next process; what does not fit is computed again."""
 
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tracin
+from own_process import run_script
 from preconditioners.nets import QUERIES, data_for, nets
 from tracin.errors import PreconditionerError
 
@@ -219,17 +218,14 @@ def counted(place, data):
     seen.append(len(data))
     return own(place, data)
 kfac.fitted_moments = counted
-folder = {str(tmp_path)!r}
+folder = {str(tmp_path / "moments")!r}
 run = tracin.TracIn(
     model, "cross_entropy", [model.state_dict()], preconditioner=tracin.KFAC(folder=folder)
 )
 scores = run.self_influence(train)
 sys.stdout.write(repr((seen, scores.tolist())))
 """
-    first, second = (
-        eval(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-        for _ in range(2)
-    )
+    first, second = (eval(run_script(code, folder=tmp_path).stdout) for _ in range(2))
 
     assert first[0] == [8, 40]
     assert second == ([8], first[1])
