@@ -63,6 +63,7 @@ PUBLIC = [
     "Suspects",
     "TargetOutcome",
     "TokenShares",
+    "Tokens",
     "TracIn",
     "TracInError",
     "TracInWarning",

@@ -25,6 +25,7 @@ from .checkpoints import OptimizerState as OptimizerState
 from .checkpoints import Recorder as Recorder
 from .checkpoints import Visits as Visits
 from .checkpoints import open_checkpoints as open_checkpoints
+from .data import Tokens as Tokens
 from .data import WithIds as WithIds
 from .data import documents as documents
 from .data import with_ids as with_ids

@@ -124,7 +124,7 @@ class TracIn(Run):
         Args:
             train: A map-style Dataset, an unshuffled DataLoader, or a tensor / tuple / dict of
                 tensors with the examples first.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -142,7 +142,7 @@ class TracIn(Run):
             "self-influence",
         )
         for step in steps:
-            total[_slice(step.positions)] += _known(step.norms).cpu()
+            total[step.rows] += _known(step.norms).cpu()
         return total.to(score_dtype(self))
 
     @guarded
@@ -168,7 +168,7 @@ class TracIn(Run):
                 matrix, since each example's gradient is multiplied once.
             target: What proponents raise, as in `explain`; None is for the queries' loss, which
                 they lower.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -196,7 +196,7 @@ class TracIn(Run):
             "influence",
         )
         for step in steps:
-            total[_slice(step.positions), _slice(step.queries)] += _known(step.scores).cpu()
+            total[step.rows, _slice(step.queries)] += _known(step.scores).cpu()
         if group is None:
             return total
         return total[:, 0] / len(query_set) if group == "mean" else total[:, 0]
@@ -236,7 +236,7 @@ class TracIn(Run):
                 `tracin.LogitMargin()` explain what the model says, right or wrong. So does any
                 function target(model, batch) that returns a differentiable value per query,
                 [queries]; for a loss, return its negative.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -280,7 +280,7 @@ class TracIn(Run):
                     if each.checkpoint == last:
                         of_runs[each.queries.start] = each.query_facts
                         if first == 0:
-                            known.take(_slice(each.positions), each.outcome)
+                            known.take(each.rows, each.outcome)
                 ranking.close()
             rankings.append(ranking)
             query_facts += [of_runs[start] for start in sorted(of_runs)]
@@ -385,7 +385,7 @@ class TracIn(Run):
             rank_by: Which column leads; `Suspects.ranked` changes it afterwards. None for
                 "loss_and_margin" of classes, the mean of the ranks by loss and by margin, and for
                 "residual" of numbers.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Warns:
@@ -525,7 +525,7 @@ class TracIn(Run):
             engine: What runs the build, from `tracin.engines`; None for this process.
             recall_queries: On how many rows the recall of the finished index is measured; 0 for
                 none.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:

@@ -81,7 +81,7 @@ class MeanOfRuns:
         Args:
             train: As `TracIn.influence` takes it.
             queries: The same kinds of data.
-            batch_size: "auto", or how many examples go through a model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -100,7 +100,7 @@ class MeanOfRuns:
 
         Args:
             train: As `TracIn.self_influence` takes it.
-            batch_size: "auto", or how many examples go through a model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -137,7 +137,7 @@ class MeanOfRuns:
             train: The examples to choose from.
             queries: The examples whose loss is explained.
             k: How many of each.
-            batch_size: "auto", or how many examples go through a model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Returns:

@@ -154,7 +154,7 @@ def select(
             checkpoints are.
         duplicates: The cosine from which an example counts as a near-duplicate, up to 1, which
             leaves out exact copies; None to keep all.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

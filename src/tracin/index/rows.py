@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import by_parameter
-from tracin.data import Batch, Examples, length, move
+from tracin.data import Batch, Examples, Size, length, move, places
 from tracin.data import part as rows_of
 from tracin.errors import IndexingError, PreconditionerError, UnsupportedModelError
 from tracin.gradients import Gradients, LateError
@@ -77,7 +77,7 @@ class Sketched:
             )
         )
 
-    def judge(self, at: slice, outcome: Any) -> None:
+    def judge(self, at: slice | Tensor, outcome: Any) -> None:
         """Record labels, and whether the model is right."""
         logits, labels = getattr(outcome, "logits", None), getattr(outcome, "labels", None)
         if logits is None or labels is None or labels.ndim != 1:
@@ -102,7 +102,7 @@ class RowMaker:
         plan: How each parameter's gradients become numbers.
         draws: The number of each checkpoint's random numbers.
         names: The checkpoints' names, for errors.
-        batch_size: Examples per model call; None finds the size.
+        batch_size: Examples or tokens per model call; None finds the size.
         is_scaled: Whether all gradients, those of queries too, are multiplied by the root of the
             metric of `walk`, a `Scaling`. The product of two is then that under the metric.
     """
@@ -113,7 +113,7 @@ class RowMaker:
         plan: Plan,
         draws: Sequence[int],
         names: Sequence[str],
-        batch_size: int | None,
+        batch_size: Size | None,
         *,
         is_scaled: bool = False,
     ) -> None:
@@ -215,8 +215,8 @@ class RowMaker:
             for other, share in under.items():
                 sketcher.add(other, share, row)
 
-        def read(positions: range, batch: Batch, is_last: bool) -> None:
-            at = slice(positions.start - part.start, positions.stop - part.start)
+        def read(positions: Sequence[int], batch: Batch, is_last: bool) -> None:
+            at = places(positions, part.start)
             sketcher.begin(length(batch), found.rows[at])
             try:
                 result = gradients.visit(batch, visit, is_last=is_last)
@@ -225,9 +225,9 @@ class RowMaker:
                 return
             rows = sketcher.rows()
             if rows.data_ptr() != found.rows[at].data_ptr():
-                found.rows[at] = rows
-            found.squared_norms[at] = sketcher.squared_norms()
-            found.losses[at] = result.losses.detach()
+                found.rows[at] = rows.to(found.rows)
+            found.squared_norms[at] = sketcher.squared_norms().to(found.squared_norms)
+            found.losses[at] = result.losses.detach().to(found.losses)
             found.judge(at, result.outcome)
 
         with self._walk.asked_named() if is_query else nullcontext():

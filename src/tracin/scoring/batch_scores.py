@@ -1,10 +1,12 @@
 """The scores of one batch at one checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
 
+from tracin.data import places
 from tracin.results.example_facts import ExampleFacts
 
 
@@ -27,7 +29,7 @@ class BatchScores:
     """
 
     checkpoint: int
-    positions: range
+    positions: Sequence[int]
     queries: range
     scores: Tensor | None
     norms: Tensor | None
@@ -35,3 +37,8 @@ class BatchScores:
     query_norms: Tensor | None
     outcome: Any
     query_facts: ExampleFacts | None = None
+
+    @property
+    def rows(self) -> slice | Tensor:
+        """Where the examples are in a tensor of all."""
+        return places(self.positions)

@@ -1,6 +1,6 @@
 """Adds up the scores of one batch, parameter by parameter, while its pass runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 from torch import Tensor
@@ -89,7 +89,7 @@ class BatchSums:
         return form.squared_norm()
 
     def scores(
-        self, checkpoint: int, positions: range, columns: range, result: Pass
+        self, checkpoint: int, positions: Sequence[int], columns: range, result: Pass
     ) -> BatchScores:
         """The sums over all parameters, once the pass over the batch is done."""
         request, queries = self._request, self._queries
@@ -126,7 +126,7 @@ class BatchSums:
         own: Tensor,
         scores: Tensor | None,
         norms: Tensor | None,
-        positions: range,
+        positions: Sequence[int],
     ) -> tuple[Tensor | None, Tensor | None]:
         """Scores and squared lengths under a metric that mixes parameters, from plain ones."""
         weight = next(iter(self._weights.values()))

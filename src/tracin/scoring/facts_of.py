@@ -47,7 +47,7 @@ class FactsSoFar:
         self._examples = examples
         self._found: ExampleFacts | None = None
 
-    def take(self, rows: slice, outcome: Any) -> None:
+    def take(self, rows: slice | Tensor, outcome: Any) -> None:
         """Take up what a loss returned for some of the examples."""
         batch = facts_of(outcome)
         if self._found is None:

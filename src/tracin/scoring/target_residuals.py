@@ -59,7 +59,7 @@ class TargetJudgement:
     def take(self, step: BatchScores) -> None:
         """Add one batch at one checkpoint."""
         outcome = step.outcome
-        rows = slice(step.positions.start, step.positions.stop)
+        rows = step.rows
         self._targets[rows] = outcome.targets[:, 0].detach().cpu().double()
         losses, predictions = outcome.losses.detach(), outcome.predictions[:, 0].detach()
         shares = [(self._own, step.norms), (self._own_last_layer, step.norms_apart)]
