@@ -1,6 +1,8 @@
 """Batches of texts of like length, by tokens: the same results, in the order of the data."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import tracin
+from tracin import baselines
 from tracin.data import Tokens, open_examples
 from tracin.errors import DataError, DataWarning, NonFiniteError
 
@@ -238,3 +241,63 @@ def test_padding_that_counts_is_still_warned_of(run: tracin.TracIn) -> None:
     other = tracin.TracIn(run.model, unmasked, states, learning_rates="equal")
     with pytest.warns(DataWarning, match="Padding counts: example 5 of train"):
         other.self_influence(data(), batch_size=Tokens(16))
+
+
+def points(count: int, seed: int) -> list[tuple[Tensor, int]]:
+    draw = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 4, generator=draw, dtype=torch.float64)
+    return [(row, at % 3) for at, row in enumerate(inputs)]
+
+
+def numbers(answer: Any) -> Tensor:
+    """What is compared of an answer, in the order of the data."""
+    return torch.as_tensor(answer.values if hasattr(answer, "ids") else answer)
+
+
+def suspects_by_position(found: tracin.Suspects) -> Tensor:
+    columns = [found.self_influence, found.loss, found.given_labels, found.suggested_labels]
+    return torch.tensor(np.stack(columns))[:, np.argsort(found.positions)]
+
+
+ASKED: dict[str, Callable[[tracin.TracIn, Any, Any], Any]] = {
+    "find_mislabelled": lambda run, size, train: suspects_by_position(
+        run.find_mislabelled(train, validation=points(5, 1), batch_size=size)
+    ),
+    "contributions": lambda run, size, train: (
+        tracin.contributions(run, train, points(5, 1), batch_size=size).self_influence
+    ),
+    "select": lambda run, size, train: (
+        tracin.select(run, train, points(5, 1), 4, batch_size=size).positions
+    ),
+    "conflicting_duplicates": lambda run, size, train: (
+        tracin.conflicting_duplicates(run, train, cosine=0.1, batch_size=size).positions
+    ),
+    "target": lambda run, size, train: run.influence(
+        train, points(5, 1), target=tracin.Predicted(), batch_size=size
+    ),
+    "Loss": lambda run, size, train: baselines.Loss(run).scores(train, batch_size=size),
+    "EL2N": lambda run, size, train: baselines.EL2N(run).scores(train, batch_size=size),
+    "InfluenceFunctions": lambda run, size, train: baselines.InfluenceFunctions(
+        run, damping=0.1
+    ).influence(train, points(5, 1), batch_size=size),
+    "RepresenterPoints": lambda run, size, train: baselines.RepresenterPoints(run).influence(
+        train, points(5, 1), batch_size=size
+    ),
+    "NearestNeighbours": lambda run, size, train: baselines.NearestNeighbours(run).influence(
+        train, points(5, 1), batch_size=size
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_answer_is_in_the_order_of_the_data(name: str) -> None:
+    torch.manual_seed(0)
+    states = [nn.Linear(4, 3, dtype=torch.float64).state_dict() for _ in range(2)]
+    run = tracin.TracIn(
+        nn.Linear(4, 3, dtype=torch.float64), "cross_entropy", states, learning_rates=[0.1, 0.2]
+    )
+    # Made-up lengths, so that the order of reading is not that of the data.
+    regrouped = Tokens(12, lambda example: 1 + int(10 * example[0][0].abs()) % 5)
+    train = points(14, 0)
+    found, expected = (numbers(ASKED[name](run, size, train)) for size in (regrouped, 3))
+    torch.testing.assert_close(found, expected)
