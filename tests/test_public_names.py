@@ -39,6 +39,7 @@ PUBLIC = [
     "Logit",
     "LossError",
     "LogitMargin",
+    "LowRank",
     "MeanOfRuns",
     "MemorisedWarning",
     "ModelInUseError",

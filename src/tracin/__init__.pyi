@@ -78,6 +78,7 @@ from .results.shown import Shown as Shown
 from .results.suspects import Suspects as Suspects
 from .results.token_shares import TokenShares as TokenShares
 from .results.verification import Verification as Verification
+from .scoring.query_form import LowRank as LowRank
 from .scoring.targets import Logit as Logit
 from .scoring.targets import LogitMargin as LogitMargin
 from .scoring.targets import Predicted as Predicted

@@ -13,7 +13,7 @@ from tracin.analysis.arrays import cpu_tensor
 from tracin.baselines.forward import class_steps
 from tracin.baselines.last_layer import features_of, last_linear
 from tracin.checks import positive_int
-from tracin.data import Examples, in_order
+from tracin.data import Examples, in_data_order
 from tracin.errors import DataError, NonFiniteError, QueryError, UnsupportedModelError
 from tracin.guards import guarded
 from tracin.plain_text import a_kind
@@ -145,7 +145,7 @@ def conflicting_duplicates(
         given, labels = found.inputs.to(score_dtype(run)), found.labels
     else:
         steps = class_steps(run, examples, [last], NAME, batch_size, progress)
-        labels = in_order((step.positions, step.outcome.labels.cpu()) for step in steps)
+        labels = in_data_order((step.positions, step.outcome.labels.cpu()) for step in steps)
     nearest, cosines = _nearest_of_another_label(given, labels, memory)
     return _pairs(examples, labels, nearest, cosines, float(cosine))
 

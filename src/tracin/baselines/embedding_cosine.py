@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.data import Size, content_of, in_order, open_examples
+from tracin.data import Size, content_of, in_data_order, open_examples
 from tracin.errors import DataError, NonFiniteError, QueryError
 from tracin.scoring.batch_size import BatchSize, checked_size
 
@@ -88,7 +88,7 @@ class EmbeddingCosine:
                     f"{shape} came."
                 )
             found.append((positions, each.detach().cpu().double()))
-        vectors = in_order(found)
+        vectors = in_data_order(found)
         if not bool(vectors.isfinite().all()):
             raise NonFiniteError(
                 f"An embedding of {name} is NaN or infinite, so it has no cosine. Leave such "

@@ -20,7 +20,7 @@ from tracin.baselines.gradient_rows import (
 from tracin.baselines.solvers import Direct, InverseHessian, Solver
 from tracin.baselines.suspect_scores import SuspectScores
 from tracin.checks import positive_int
-from tracin.data import Examples, Tokens, in_order, open_examples, places
+from tracin.data import Examples, Tokens, in_data_order, open_examples, places
 from tracin.errors import QueryError
 from tracin.guards import guarded
 from tracin.progress import bar
@@ -288,7 +288,7 @@ class FittedInfluence:
             with bar(len(examples) * len(spans), "influence", progress) as shown:
                 for span in spans:
                     found = written_gradients(walk, asked, span, device, size, name, "query")
-                    rows = in_order((each, some.cpu().double()) for each, some in found)
+                    rows = in_data_order((each, some.cpu().double()) for each, some in found)
                     solved = self.inverse.solve(rows)
                     for positions, products in products_with(
                         walk, examples, solved, device, size, name

@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from tracin.baselines.forward import ForwardStep, check_classes, forward_steps, outcome_of
-from tracin.data import Examples, in_order
+from tracin.data import Examples, in_data_order
 from tracin.errors import UnsupportedModelError
 from tracin.precision import in_double
 from tracin.run import Run, last_layer
@@ -124,7 +124,7 @@ def features_of(
             found = (in_double(inputs), in_double(logits), step.outcome.labels)
             found = (*found, in_double(step.losses))
             columns.append([(step.positions, each.cpu()) for each in found])
-    inputs, logits, labels, losses = (in_order(each) for each in zip(*columns, strict=True))
+    inputs, logits, labels, losses = (in_data_order(each) for each in zip(*columns, strict=True))
     return Features(inputs, logits, labels, losses, gap)
 
 

@@ -22,14 +22,14 @@ def places(positions: Sequence[int], start: int = 0) -> slice | Tensor:
     return torch.as_tensor(list(positions), dtype=torch.long) - start
 
 
-def in_order(batches: Iterable[tuple[Sequence[int], Tensor]]) -> Tensor:
+def in_data_order(batches: Iterable[tuple[Sequence[int], Tensor]]) -> Tensor:
     """The rows of all batches, in the order of their positions: [examples, ...].
 
     Args:
         batches: The positions of each batch's examples, and a row for each.
 
     Example:
-        >>> in_order([([2, 0], torch.tensor([20, 0])), ([1], torch.tensor([10]))])
+        >>> in_data_order([([2, 0], torch.tensor([20, 0])), ([1], torch.tensor([10]))])
         tensor([ 0, 10, 20])
     """
     read, rows = zip(*batches, strict=True)

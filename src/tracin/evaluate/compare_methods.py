@@ -11,7 +11,7 @@ from torch import Tensor
 from tracin.baselines.baseline import check_run
 from tracin.baselines.forward import class_steps
 from tracin.checks import count_within
-from tracin.data import Examples, in_order, open_examples
+from tracin.data import Examples, in_data_order, open_examples
 from tracin.errors import LossError, QueryError
 from tracin.evaluate.duplicates import found_copies, with_copies
 from tracin.evaluate.evaluation import Evaluation, MethodResult
@@ -169,7 +169,7 @@ def _labels(
         for examples in (train, queries):
             steps = class_steps(run, examples, [last], "the class check", batch_size, False)
             labels = ((step.positions, step.outcome.labels.cpu()) for step in steps)
-            found.append(in_order(labels))
+            found.append(in_data_order(labels))
     except LossError:
         return None
     return found[0], found[1]

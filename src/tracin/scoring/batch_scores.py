@@ -4,10 +4,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from tracin.data import places
 from tracin.results.example_facts import ExampleFacts
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """What queries of low rank leave out at one checkpoint, as weighted squared lengths.
+
+    Attributes:
+        lost: Of what is left out: [queries].
+        whole: Of the gradients themselves: [queries].
+    """
+
+    lost: Tensor
+    whole: Tensor
+
+    @classmethod
+    def none(cls, queries: int) -> "LeftOut":
+        """Of queries of which nothing is known yet."""
+        return cls(*(torch.zeros(queries, dtype=torch.float64) for _ in range(2)))
 
 
 @final
@@ -25,6 +45,7 @@ class BatchScores:
         norms_apart: Those of the parameters that the request sets apart: [examples].
         query_norms: The queries' squared gradient lengths: [queries].
         outcome: What the loss returned.
+        query_left_out: What queries of low rank leave out; None where they are exact.
         query_facts: What their loss, or what takes its place, returned for the queries: [queries].
     """
 
@@ -37,6 +58,7 @@ class BatchScores:
     query_norms: Tensor | None
     outcome: Any
     query_facts: ExampleFacts | None = None
+    query_left_out: LeftOut | None = None
 
     @property
     def rows(self) -> slice | Tensor:

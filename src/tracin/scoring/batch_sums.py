@@ -118,6 +118,7 @@ class BatchSums:
             query_norms,
             result.outcome,
             facts,
+            None if queries is None else queries.left_out,
         )
 
     def _under_joint(

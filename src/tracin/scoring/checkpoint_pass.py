@@ -162,6 +162,7 @@ class CheckpointPass:
                         metric = self.metric_at(number, basis, batch_size, device)
                     if isinstance(metric, JointMetric):
                         self._refuse_apart(number, request)
+                        self._refuse_low_rank(request)
                     elif isinstance(metric, CurvatureMetric):
                         self.refuse_parted(number, metric)
                     reader = self.reader(train, span, batch_size, device)
@@ -328,6 +329,15 @@ class CheckpointPass:
                 f"{self._preconditioner!r} mixes all parameters, so that they need one weight, but "
                 f"at {self._checkpoints[number].name} they have {listed(map(str, weights))}. Pass "
                 'learning_rates="equal", or one number per checkpoint.'
+            )
+
+    def _refuse_low_rank(self, request: ScoreRequest) -> None:
+        """A metric that corrects products would need what is left out of a query."""
+        if request.form is not None:
+            raise PreconditionerError(
+                f"{self._preconditioner!r} corrects the products of exact gradients, and queries "
+                f"are asked for by {request.form!r}. Leave query_form out, or use a run without "
+                "preconditioner, or with tracin.Adam(), tracin.KFAC() or tracin.EKFAC()."
             )
 
     def refuse_parted(self, number: int, metric: CurvatureMetric) -> None:

@@ -18,15 +18,19 @@ from tracin.gradients.forms import (
     Streamed,
     added,
     as_query,
+    at_rank,
     checked_squared_norm,
     pairs,
+    real_shape,
     total,
 )
 from tracin.preconditioners import JointMetric, Metric
 from tracin.preconditioners.preconditioner import Scaling
 from tracin.results.example_facts import ExampleFacts
+from tracin.scoring.batch_scores import LeftOut
 from tracin.scoring.facts_of import facts_of
 from tracin.scoring.joint_sums import JointSums
+from tracin.scoring.query_form import LowRank
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
 FEW = 4
@@ -44,6 +48,7 @@ class QueryGradients:
             joint one, the queries' products with its directions are kept.
         most: How many queries will be added, at most; may be lowered after the first batch.
         is_roomy: Whether the gradients of all may be written out.
+        form: How they are held; None for exactly.
     """
 
     def __init__(
@@ -54,11 +59,16 @@ class QueryGradients:
         metric: Metric | JointMetric | None = None,
         most: int,
         is_roomy: bool = True,
+        form: LowRank | None = None,
     ) -> None:
         self.most = most
         self._weights = weights
         self._together = together
-        self._is_roomy = is_roomy
+        self._is_roomy = is_roomy and form is None
+        self._form = form
+        self._shapes: dict[str, torch.Size] = {}
+        self._left_out: list[LeftOut] = []
+        self._leaving = LeftOut.none(0)  # of the batch that is being added
         self._all = most
         self._joint = metric if isinstance(metric, JointMetric) else None
         self._metric = None if isinstance(metric, JointMetric) else metric
@@ -75,6 +85,8 @@ class QueryGradients:
         size = length(batch)
         sums = None if self._joint is None else JointSums(size, self._joint)
         squares: list[tuple[int, Tensor]] = []
+        self._leaving = LeftOut.none(size)
+        self._shapes = {n: real_shape(one) for n, one in gradients.parameters.items()}
 
         @torch.no_grad()  # factors may still know the graph that they came from
         def keep(name: str, form: PerExampleGradient, row: int) -> None:
@@ -102,6 +114,7 @@ class QueryGradients:
             before = self.norms
             self._norms = torch.cat([before.to(norms), norms])
             self._facts.append(facts_of(result.outcome))
+            self._left_out.append(self._leaving)
             self._rows += size
         return result.losses
 
@@ -138,6 +151,14 @@ class QueryGradients:
     def facts(self) -> ExampleFacts | None:
         """What the loss says of the queries: [queries]; None where there are none."""
         return ExampleFacts.joined(self._facts)
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """What is left out of the gradients: [queries]; None where they are held exactly."""
+        if self._form is None or self._together:
+            return None
+        lost, whole = zip(*((each.lost, each.whole) for each in self._left_out), strict=True)
+        return LeftOut(torch.cat(lost), torch.cat(whole))
 
     def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
         """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""
@@ -196,14 +217,26 @@ class QueryGradients:
             shares = metric.scaled(name, form)
         for other, share in shares.items():
             held = self._held.setdefault(other, Growing())
+            if self._form is not None:
+                share = self._shortened(other, share, row)
             query = as_query(
                 share,
                 queries=self._all,
                 is_roomy=self._is_roomy,
-                squares=own if metric is None else None,
+                squares=own if metric is None and self._form is None else None,
             )
             held.add(self._rows + row, query, most)
         return own
+
+    def _shortened(self, name: str, form: PerExampleGradient, row: int) -> PerExampleGradient:
+        """The gradients of low rank, with what they leave out noted."""
+        if self._form is None:
+            return form
+        found = at_rank(form, self._shapes[name], self._form.rank, self._form.seed)
+        rows, weight = slice(row, row + form.examples), self._weights[name]
+        self._leaving.lost[rows] += weight * found.lost.cpu()
+        self._leaving.whole[rows] += weight * found.whole.cpu()
+        return found.form
 
     def _add_to_sums(self, name: str, form: PerExampleGradient) -> None:
         """Add up a batch's gradients of one parameter: all queries together are one."""

@@ -82,6 +82,7 @@ class QueryPass:
             metric=self._metric,
             most=len(left),
             is_roomy=self._is_roomy(len(left), memory),
+            form=request.form,
         )
         self._gradients.begin(len(left))
         # The first batch shows what a query takes; until then it may be all of its gradient.

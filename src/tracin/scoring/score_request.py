@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from tracin.data import Examples
+from tracin.scoring.query_form import LowRank
 
 
 @final
@@ -19,6 +20,7 @@ class ScoreRequest:
         norms: Whether to compute squared gradient lengths.
         apart: Parameters whose squared lengths are also given apart from those of all.
         only_apart: Parameters that are traced for `apart` alone.
+        form: How the queries' gradients are held; None for exactly.
     """
 
     queries: Examples | None = None
@@ -28,3 +30,4 @@ class ScoreRequest:
     norms: bool = False
     apart: frozenset[str] = frozenset()
     only_apart: frozenset[str] = frozenset()
+    form: LowRank | None = None
