@@ -48,7 +48,7 @@ class Tokens:
         >>> model = torch.nn.Linear(1, 1, bias=False)
         >>> run = tracin.TracIn(model, loss, [model.state_dict()], learning_rates=[0.1])
         >>> run.self_influence(padded, batch_size=tracin.Tokens(8, length=len))
-        tensor([  0.9000,  62.5000,   6.4000])
+        tensor([ 0.9000, 62.5000,  6.4000])
     """
 
     limit: int
