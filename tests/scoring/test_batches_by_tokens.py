@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import tracin
 from tracin import baselines
+from tracin.cli.settings import read_settings
 from tracin.data import Tokens, open_examples
-from tracin.errors import DataError, DataWarning, NonFiniteError
+from tracin.errors import DataError, DataWarning, NonFiniteError, RunFileError
+from tracin.gradients import Gradients
 
 LENGTHS = [3, 9, 2, 5, 9, 1, 4, 7, 3, 6, 2, 8]
 QUERIES = [4, 2, 6]
@@ -301,3 +303,27 @@ def test_every_answer_is_in_the_order_of_the_data(name: str) -> None:
     train = points(14, 0)
     found, expected = (numbers(ASKED[name](run, size, train)) for size in (regrouped, 3))
     torch.testing.assert_close(found, expected)
+
+
+def test_a_sharded_model_takes_a_number(
+    run: tracin.TracIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Gradients.__init__
+
+    def sharded(self: Gradients, *args: Any, **others: Any) -> None:
+        begin(self, *args, **others)
+        self.is_sharded = True
+
+    monkeypatch.setattr(Gradients, "__init__", sharded)
+    with pytest.raises(DataError, match=r"ranks of a sharded model.*Pass a number"):
+        run.self_influence(data(), batch_size=Tokens(16))
+
+
+def test_a_run_file_gives_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "RUN.toml"
+    file.write_text('[task]\nfunction = "task.py:task"\n')
+    table = read_settings(file, ["tracin.batch_size={tokens = 16_384}"]).tracin
+    assert table.size == Tokens(16_384)
+    assert table.model_dump()["batch_size"] == {"tokens": 16_384}
+    with pytest.raises(RunFileError, match=r"or a table such as \{ tokens = 16384 \}"):
+        read_settings(file, ["tracin.batch_size={token = 5}"])
