@@ -655,7 +655,9 @@ def test_labels_outside_the_classes_are_refused():
 
 @pytest.mark.parametrize("size", [0, -3, "big", 2.5, True])
 def test_a_batch_size_is_auto_or_a_positive_number(size: object):
-    with pytest.raises(errors.DataError, match='batch_size is "auto" or a whole number'):
+    with pytest.raises(
+        errors.DataError, match=r'batch_size is "auto", tracin.Tokens\(...\) or a whole'
+    ):
         run().self_influence(data(3), batch_size=size)  # pyright: ignore[reportArgumentType]
 
 

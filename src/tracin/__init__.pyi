@@ -25,6 +25,7 @@ from .checkpoints import OptimizerState as OptimizerState
 from .checkpoints import Recorder as Recorder
 from .checkpoints import Visits as Visits
 from .checkpoints import open_checkpoints as open_checkpoints
+from .data import Tokens as Tokens
 from .data import WithIds as WithIds
 from .data import documents as documents
 from .data import with_ids as with_ids
@@ -77,6 +78,7 @@ from .results.shown import Shown as Shown
 from .results.suspects import Suspects as Suspects
 from .results.token_shares import TokenShares as TokenShares
 from .results.verification import Verification as Verification
+from .scoring.query_form import LowRank as LowRank
 from .scoring.targets import Logit as Logit
 from .scoring.targets import LogitMargin as LogitMargin
 from .scoring.targets import Predicted as Predicted

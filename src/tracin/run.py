@@ -20,7 +20,7 @@ from tracin.checkpoints import (
 from tracin.checkpoints.discover import Checkpoints
 from tracin.checkpoints.fitting import refuse_other_traced
 from tracin.checkpoints.learning_rates import LearningRates
-from tracin.data import Batch, Examples, content_of, move, open_examples
+from tracin.data import Batch, Examples, Size, content_of, move, open_examples
 from tracin.errors import LossError, QueryError
 from tracin.gradients import Covered
 from tracin.gradients.compute import Compute
@@ -192,7 +192,7 @@ def asked_of(
     run: Run,
     queries: Examples,
     target: Target | None,
-    batch_size: int | None,
+    batch_size: Size | None,
     progress: bool | None,
 ) -> Asked:
     """The queries with what is explained of them; None is their loss.

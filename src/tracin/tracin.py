@@ -41,7 +41,9 @@ from tracin.scoring.batch_size import BatchSize, checked_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.facts_of import FactsSoFar
 from tracin.scoring.held_out import measured_on
+from tracin.scoring.left_out import LeftOutSoFar, left_out_in_words, say_left_out
 from tracin.scoring.mislabelled import Judgement, classes_of
+from tracin.scoring.query_form import LowRank
 from tracin.scoring.ranking import Ranking
 from tracin.scoring.score_request import ScoreRequest
 from tracin.scoring.settled import settled
@@ -124,7 +126,7 @@ class TracIn(Run):
         Args:
             train: A map-style Dataset, an unshuffled DataLoader, or a tensor / tuple / dict of
                 tensors with the examples first.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -142,7 +144,7 @@ class TracIn(Run):
             "self-influence",
         )
         for step in steps:
-            total[_slice(step.positions)] += _known(step.norms).cpu()
+            total[step.rows] += _known(step.norms).cpu()
         return total.to(score_dtype(self))
 
     @guarded
@@ -154,6 +156,7 @@ class TracIn(Run):
         *,
         group: str | None = None,
         target: Target | None = None,
+        query_form: LowRank | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Tensor:
@@ -168,18 +171,23 @@ class TracIn(Run):
                 matrix, since each example's gradient is multiplied once.
             target: What proponents raise, as in `explain`; None is for the queries' loss, which
                 they lower.
-            batch_size: "auto", or how many examples go through the model at once.
+            query_form: How the queries' gradients are held; None for exactly. `tracin.LowRank(16)`
+                takes less memory, so that many queries of a large model need fewer passes, and
+                says how much it leaves out.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             CoupledExamplesError: An example's loss depends on the rest of its batch.
-            QueryError: The target is none, or of a class that the model does not have.
+            QueryError: The target is none, or of a class that the model does not have; or
+                query_form with a group.
             LossError: The target is no differentiable value per query, or is about classes, and
                 the loss tells none apart.
         """
         examples = open_data(self, train, "train")
         _check_words(group, ("sum", "mean"), "group")
+        _check_form(query_form, group)
         asked = asked_of(
             self, open_examples(queries, name="queries"), target, checked_size(batch_size), progress
         )
@@ -190,13 +198,18 @@ class TracIn(Run):
         steps = walk.steps(
             examples,
             range(len(examples)),
-            ScoreRequest(query_set, range(len(query_set)), bool(group)),
+            ScoreRequest(query_set, range(len(query_set)), bool(group), form=query_form),
             checked_size(batch_size),
             progress,
             "influence",
         )
+        left_out = LeftOutSoFar(len(self.checkpoints), len(query_set))
         for step in steps:
-            total[_slice(step.positions), _slice(step.queries)] += _known(step.scores).cpu()
+            left_out.take(step)
+            total[step.rows, _slice(step.queries)] += _known(step.scores).cpu()
+        if query_form is not None:
+            shares = left_out.shares()
+            say_left_out(left_out_in_words(shares, query_set.ids, query_form), shares)
         if group is None:
             return total
         return total[:, 0] / len(query_set) if group == "mean" else total[:, 0]
@@ -213,6 +226,7 @@ class TracIn(Run):
         group: str | None = None,
         drop_misclassified: bool = False,
         target: Target | None = None,
+        query_form: LowRank | None = None,
         batch_size: BatchSize = "auto",
         progress: bool | None = None,
     ) -> Explanations:
@@ -236,11 +250,15 @@ class TracIn(Run):
                 `tracin.LogitMargin()` explain what the model says, right or wrong. So does any
                 function target(model, batch) that returns a differentiable value per query,
                 [queries]; for a loss, return its negative.
-            batch_size: "auto", or how many examples go through the model at once.
+            query_form: How the queries' gradients are held; None for exactly. `tracin.LowRank(16)`
+                takes less memory, so that many queries of a large model need fewer passes, and
+                says how much it leaves out.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
-            QueryError: k is below 1 or larger than the number of examples to choose from.
+            QueryError: k is below 1 or larger than the number of examples to choose from; or
+                query_form with a group.
             NonFiniteError: A loss or gradient is NaN or infinite; names example and checkpoint.
             LossError: drop_misclassified without a loss that tells classes apart, or a target that
                 is no differentiable value per query.
@@ -248,6 +266,7 @@ class TracIn(Run):
         examples = open_data(self, train, "train")
         _check_words(normalise, ("cosine", "query"), "normalise")
         _check_words(group, ("sum", "mean"), "group")
+        _check_form(query_form, group)
         count_within(k, len(examples), f"train holds {len(examples)} examples", QueryError)
         asked = asked_of(
             self, open_examples(queries, name="queries"), target, checked_size(batch_size), progress
@@ -258,6 +277,7 @@ class TracIn(Run):
         last = len(self.checkpoints) - 1
         known = FactsSoFar(len(examples))
         query_facts: list[ExampleFacts | None] = []
+        left_out = LeftOutSoFar(len(self.checkpoints), len(query_set))
         # Each run of queries passes over all blocks, and each block over the run: square blocks
         # cost the fewest passes.
         side = len(query_set) if group else max(1, int((HELD / len(self.checkpoints)) ** 0.5))
@@ -267,7 +287,12 @@ class TracIn(Run):
             span = range(len(query_set))[first : first + side]
             width = 1 if group else len(span)
             question = ScoreRequest(
-                query_set, span, bool(group), norms=normalise == "cosine", facts=first == 0
+                query_set,
+                span,
+                bool(group),
+                norms=normalise == "cosine",
+                facts=first == 0,
+                form=query_form,
             )
             ranking = Ranking(examples.ids, k, normalise, drop_misclassified)
             step = max(1, HELD // (width * len(self.checkpoints)))
@@ -278,16 +303,22 @@ class TracIn(Run):
                 for each in walk.steps(
                     examples, block, question, checked_size(batch_size), progress, "explain"
                 ):
+                    left_out.take(each, first)
                     ranking.take(each, 1 / len(query_set) if group == "mean" else 1.0)
                     if each.checkpoint == last:
                         of_runs[each.queries.start] = each.query_facts
                         if each.facts is not None:
-                            known.add(_slice(each.positions), each.facts)
+                            known.add(each.rows, each.facts)
                 ranking.close()
             rankings.append(ranking)
             query_facts += [of_runs[start] for start in sorted(of_runs)]
         ids = np.array([f"{group} of {len(query_set)}"]) if group else query_set.ids
         names = tuple(checkpoint.name for checkpoint in self.checkpoints)
+        shares, notes = None, ()
+        if query_form is not None:
+            shares = left_out.shares()
+            notes = (left_out_in_words(shares, query_set.ids, query_form),)
+            say_left_out(notes[0], shares)
         of_all = asked.facts if asked.loss is not None else ExampleFacts.joined(query_facts)
         return Explanations(
             ids,
@@ -297,6 +328,8 @@ class TracIn(Run):
             query_facts=None if group else of_all,
             class_names=class_names(self),
             target=asked.target,
+            notes=notes,
+            left_out=shares,
         )
 
     @guarded
@@ -387,7 +420,7 @@ class TracIn(Run):
             rank_by: Which column leads; `Suspects.ranked` changes it afterwards. None for
                 "loss_and_margin" of classes, the mean of the ranks by loss and by margin, and for
                 "residual" of numbers.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Warns:
@@ -527,7 +560,7 @@ class TracIn(Run):
             engine: What runs the build, from `tracin.engines`; None for this process.
             recall_queries: On how many rows the recall of the finished index is measured; 0 for
                 none.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -565,3 +598,18 @@ def _known(tensor: Tensor | None) -> Tensor:
 def _check_words(word: str | None, allowed: tuple[str, ...], name: str) -> None:
     if word is not None:
         one_of(word, allowed, name, QueryError, also="None")
+
+
+def _check_form(form: LowRank | None, group: str | None) -> None:
+    if form is None:
+        return
+    if not isinstance(form, LowRank):
+        raise QueryError(
+            f"query_form is None or tracin.LowRank(rank), but got {form!r}. Pass such as "
+            "tracin.LowRank(16)."
+        )
+    if group is not None:
+        raise QueryError(
+            f"A group is one gradient, the sum of its queries', which is held exactly: leave "
+            f"query_form={form!r} out, or the group."
+        )

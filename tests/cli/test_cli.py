@@ -256,7 +256,8 @@ def test_the_version_is_told(capsys):
         ),
         (
             ["--query", "0", "--set", "tracin.batch_size=0"],
-            "'tracin.batch_size' = 0, but it should be 'auto', or greater than 0.",
+            "'tracin.batch_size' = 0, but it should be 'auto', a whole number of at least 1, or a "
+            "table such as { tokens = 16384 }.",
         ),
         (
             ["--query", "0", "--set", "explain=3"],

@@ -90,7 +90,7 @@ def compare_selections(
             first selection was chosen from, by their spans.
         parameters: As for `tracin.TracIn`.
         device: Where to compute; by default where the model is.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

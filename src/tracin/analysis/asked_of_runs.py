@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tracin.baselines.baseline import HasInfluence
-from tracin.data import Examples
+from tracin.data import Examples, Size
 from tracin.errors import QueryError
 from tracin.guards import guarded
 from tracin.plain_text import a_kind
@@ -99,7 +99,7 @@ def _classes(
 
 @guarded
 def _probabilities(
-    run: Run, queries: Examples, target: ClassTarget, size: int | None, progress: bool | None
+    run: Run, queries: Examples, target: ClassTarget, size: Size | None, progress: bool | None
 ) -> Tensor:
     """The probabilities of classes at a run's last checkpoint: [queries, classes]."""
     walk = judging_pass(run)

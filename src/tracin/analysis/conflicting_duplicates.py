@@ -13,7 +13,7 @@ from tracin.analysis.arrays import cpu_tensor
 from tracin.baselines.forward import class_steps
 from tracin.baselines.last_layer import features_of, last_linear
 from tracin.checks import positive_int
-from tracin.data import Examples
+from tracin.data import Examples, in_data_order
 from tracin.errors import DataError, NonFiniteError, QueryError, UnsupportedModelError
 from tracin.guards import guarded
 from tracin.plain_text import a_kind
@@ -100,7 +100,7 @@ def conflicting_duplicates(
             general encoder are better, since a model that was trained on the wrong labels moves
             near-duplicates apart.
         memory: Approximate limit, in bytes, for blocks of cosines. Features are held besides.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
@@ -145,7 +145,7 @@ def conflicting_duplicates(
         given, labels = found.inputs.to(score_dtype(run)), found.labels
     else:
         steps = class_steps(run, examples, [last], NAME, batch_size, progress)
-        labels = torch.cat([step.outcome.labels.cpu() for step in steps])
+        labels = in_data_order((step.positions, step.outcome.labels.cpu()) for step in steps)
     nearest, cosines = _nearest_of_another_label(given, labels, memory)
     return _pairs(examples, labels, nearest, cosines, float(cosine))
 

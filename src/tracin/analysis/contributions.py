@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.data import open_examples
+from tracin.data import Size, open_examples
 from tracin.errors import QueryError
 from tracin.guards import guarded
 from tracin.results.table import aligned, numbers
@@ -96,7 +96,7 @@ def contributions(
         top: The share of each checkpoint's ranking that is counted, above 0 and up to 1.
         among: [train], bool: count only these, such as the examples known to be mislabelled; the
             ranking is that of all examples.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
@@ -161,7 +161,7 @@ def column(values: Any, examples: int, name: str) -> np.ndarray | None:
 
 @settled
 def sums_of(
-    run: Run, train: Any, queries: Any, batch_size: int | None, progress: bool | None
+    run: Run, train: Any, queries: Any, batch_size: Size | None, progress: bool | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Self-influence by checkpoint, and the two sums of the influence on queries."""
     examples = open_data(run, train, "train")
@@ -175,13 +175,13 @@ def sums_of(
             examples, everything, ScoreRequest(norms=True), batch_size, progress, "contributions"
         ):
             if step.norms is not None:
-                own[step.checkpoint, step.positions.start : step.positions.stop] = step.norms.cpu()
+                own[step.checkpoint, step.rows] = step.norms.to(own)
         return own, None, None
     sums = torch.zeros(2, count, len(asked), dtype=torch.float64)
     question = ScoreRequest(asked, range(len(asked)), norms=True)
     for step in walk.steps(examples, everything, question, batch_size, progress, "contributions"):
         if step.norms is not None:
-            own[step.checkpoint, step.positions.start : step.positions.stop] = step.norms.cpu()
+            own[step.checkpoint, step.rows] = step.norms.to(own)
         if step.scores is not None:
             scores = step.scores.detach().cpu().double()
             here = sums[:, step.checkpoint, step.queries.start : step.queries.stop]

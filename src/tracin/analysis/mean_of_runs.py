@@ -87,7 +87,7 @@ class MeanOfRuns:
             target: What proponents raise, as `TracIn.explain` takes it; None is for the queries'
                 loss. A class that it leaves open is the one that the runs predict together: that
                 of the largest mean probability at their last checkpoints.
-            batch_size: "auto", or how many examples go through a model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -108,7 +108,7 @@ class MeanOfRuns:
 
         Args:
             train: As `TracIn.self_influence` takes it.
-            batch_size: "auto", or how many examples go through a model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -147,7 +147,7 @@ class MeanOfRuns:
             queries: The examples whose loss is explained.
             k: How many of each.
             target: As `influence` takes it.
-            batch_size: "auto", or how many examples go through a model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Returns:

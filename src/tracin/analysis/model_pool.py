@@ -11,7 +11,7 @@ from torch import Tensor
 from tracin.analysis.pool import normalised
 from tracin.analysis.selection import largest
 from tracin.checkpoints import Checkpoint
-from tracin.data import Examples
+from tracin.data import Examples, Size
 from tracin.errors import QueryError
 from tracin.preconditioners import Adam, Place, Scaling
 from tracin.run import (
@@ -92,7 +92,7 @@ class ModelPool:
         span = range(len(self.targets))
         request = ScoreRequest(self.targets, span, together=is_one, norms=has_norms)
         for step in walk.steps(self.examples, *self._whole(request, "select")):
-            rows = slice(step.positions.start, step.positions.stop)
+            rows = step.rows
             at = step.checkpoint if by_checkpoint else 0
             if step.scores is not None:
                 share = parts[step.queries.start : step.queries.stop]
@@ -128,7 +128,7 @@ class ModelPool:
             self.targets, span, ScoreRequest(norms=True), size, False, "lengths"
         ):
             if step.norms is not None:
-                found[step.positions.start : step.positions.stop] += step.norms.cpu()
+                found[step.rows] += step.norms.cpu()
         return found
 
     @settled
@@ -166,14 +166,14 @@ class ModelPool:
         found = torch.zeros(len(self.run.checkpoints), len(self.examples), dtype=torch.float64)
         walk = checkpoint_pass(run_under(self.run, AdamSquared(adam)))
         for step in walk.steps(self.examples, *self._whole(ScoreRequest(norms=True), "lengths")):
-            rows = slice(step.positions.start, step.positions.stop)
+            rows = step.rows
             if step.norms is not None:
                 found[step.checkpoint, rows] = step.norms.cpu().double()
         return found
 
     def _whole(
         self, request: ScoreRequest, what: str
-    ) -> tuple[range, ScoreRequest, int | None, bool | None, str]:
+    ) -> tuple[range, ScoreRequest, Size | None, bool | None, str]:
         """What a pass over the whole pool takes besides it."""
         size = checked_size(self.batch_size)
         return range(len(self.examples)), request, size, self.progress, what
@@ -229,7 +229,7 @@ def _kernel(
     request = ScoreRequest(others, range(len(others)))
     for step in walk.steps(some, rows, request, size, False, "products", fitted_on):
         if step.scores is not None:
-            at = slice(step.positions.start, step.positions.stop)
+            at = step.rows
             columns = slice(step.queries.start, step.queries.stop)
             found[step.checkpoint, at, columns] = step.scores.detach().cpu().double()
     return found

@@ -159,7 +159,7 @@ def select(
         target: What selected examples raise, a number per target example, as `TracIn.explain` takes
             it, such as `tracin.Logit(3)`; None is for the loss of the targets, which they lower.
             Near-duplicates of a target are then those of its gradient by this number.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import loaded
-from tracin.data import content_of, move
+from tracin.data import content_of, move, places
 from tracin.gradients.compute import checked_losses
 from tracin.gradients.wording import worded
 from tracin.guards import guarded, untouched
@@ -26,7 +26,7 @@ def checkpoint_losses(
     Args:
         run: Whose model, loss and checkpoints.
         data: The examples, such as the queries of `explained_share`.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
@@ -66,7 +66,7 @@ def checkpoint_losses(
                     refuse_non_finite(
                         losses, positions, examples.ids, checkpoint.name, "loss", "example"
                     )
-                    found[at, positions.start : positions.stop] = losses.cpu().double()
+                    found[at, places(positions)] = losses.cpu().double()
                     shown.update(len(positions))
     return found
 
@@ -82,7 +82,7 @@ def training_losses(
     Args:
         run: Whose model, loss and checkpoints.
         train: The examples.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

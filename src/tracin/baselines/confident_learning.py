@@ -74,7 +74,7 @@ class ConfidentLearning:
 
         Args:
             train: The labelled examples.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -97,7 +97,7 @@ class ConfidentLearning:
 
         Args:
             train: The labelled examples.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -124,7 +124,7 @@ class ConfidentLearning:
         for step in class_steps(
             self.run, examples, numbers, "ConfidentLearning", batch_size, progress
         ):
-            labels[step.rows] = step.outcome.labels.cpu()
+            labels[step.rows] = step.outcome.labels.to(labels)
             if given is None:
                 own = probabilities_of(step.outcome).cpu()
                 total = own.new_zeros(len(examples), own.shape[1]) if total is None else total

@@ -96,7 +96,7 @@ def cross_validated(
                     )
                 own = probabilities_of(outcome).cpu()
                 found = own.new_zeros(len(examples), own.shape[1]) if found is None else found
-                found[held[positions.start : positions.stop]] = own
+                found[held[list(positions)]] = own
     if found is None:
         raise RuntimeError("no fold had examples; a bug in tracin")
     return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tracin.baselines.gradient_rows import places_of_parameters
-from tracin.data import Batch, Examples, length, move
+from tracin.data import Batch, Examples, Size, length, move
 from tracin.errors import LossError, TracInError, UnsupportedModelError
 from tracin.gradients.compute import checked_losses
 from tracin.gradients.exchange import exchanged
@@ -44,7 +44,7 @@ class Curvature:
         walk: The model, its loss, and the parameters that the Hessian is of. Whoever asks for
             products has the checkpoint in place, by `walk.at`.
         examples: Over which the mean is taken.
-        batch_size: Examples per model call.
+        batch_size: Examples or tokens per model call.
         checkpoint: Its name, for errors.
 
     Raises:
@@ -52,11 +52,11 @@ class Curvature:
     """
 
     def __init__(
-        self, walk: CheckpointPass, examples: Examples, batch_size: int, checkpoint: str
+        self, walk: CheckpointPass, examples: Examples, batch_size: Size, checkpoint: str
     ) -> None:
         self._checkpoint = checkpoint
         self._walk, self._examples = walk, examples
-        self._batch_size = max(1, batch_size)
+        self._batch_size = batch_size
         self._places = places_of_parameters(walk)
         self.numbers = max(place.stop for place in self._places.values())
         refuse_sharded(walk.gradients.parameters)

@@ -1,6 +1,6 @@
 """Likeness of embeddings by a function of the user's, such as a sentence encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tracin.data import content_of, open_examples
+from tracin.data import Size, content_of, in_data_order, open_examples
 from tracin.errors import DataError, NonFiniteError, QueryError
 from tracin.scoring.batch_size import BatchSize, checked_size
 
@@ -76,9 +76,10 @@ class EmbeddingCosine:
         return ours @ theirs.mT
 
     @torch.no_grad()
-    def _directions(self, data: Any, name: str, size: int) -> Tensor:
-        found = []
-        for positions, batch in open_examples(data, name=name).batches(size):
+    def _directions(self, data: Any, name: str, size: Size) -> Tensor:
+        examples = open_examples(data, name=name)
+        found: list[tuple[Sequence[int], Tensor]] = []
+        for positions, batch in examples.batches(size):
             each = self.embed(content_of(batch))
             if not isinstance(each, Tensor) or each.ndim != 2 or len(each) != len(positions):
                 shape = list(each.shape) if isinstance(each, Tensor) else type(each).__name__
@@ -86,8 +87,8 @@ class EmbeddingCosine:
                     f"embed returns one row of numbers per example, [{len(positions)}, numbers]; "
                     f"{shape} came."
                 )
-            found.append(each.detach().cpu().double())
-        vectors = torch.cat(found)
+            found.append((positions, each.detach().cpu().double()))
+        vectors = in_data_order(found)
         if not bool(vectors.isfinite().all()):
             raise NonFiniteError(
                 f"An embedding of {name} is NaN or infinite, so it has no cosine. Leave such "

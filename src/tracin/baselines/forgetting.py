@@ -62,7 +62,7 @@ class Forgetting:
 
         Args:
             train: The labelled examples.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:

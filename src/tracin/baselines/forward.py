@@ -28,7 +28,7 @@ def forward_steps(
         checkpoints: Their places in the run, in the order of reading.
         compute: The run's loss, or its `outcome`.
         what: The word in front of the progress bar.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
@@ -54,7 +54,7 @@ def class_steps(
         examples: What to read.
         checkpoints: Their places in the run, in the order of reading.
         name: The baseline, for errors.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

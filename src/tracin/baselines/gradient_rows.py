@@ -1,15 +1,18 @@
 """Per-example gradients at one checkpoint: written out, or multiplied with given vectors."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from tracin.data import Batch, Examples
+from tracin.data import Batch, Examples, Size
 from tracin.gradients.forms import Dense, PerExampleGradient, pairs, real_shape
 from tracin.run import HELD, Run
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
+
+Read = tuple[Sequence[int], Tensor]
+"""The positions of a batch's examples, and a row of numbers for each."""
 
 
 def plain_pass(run: Run) -> CheckpointPass:
@@ -42,10 +45,10 @@ def written_gradients(
     examples: Examples,
     span: range,
     device: torch.device,
-    batch_size: int | None,
+    batch_size: Size | None,
     checkpoint: str,
     whose: str = "example",
-) -> Iterator[tuple[range, Tensor]]:
+) -> Iterator[Read]:
     """The gradients of a span, batch by batch: positions and [examples, numbers].
 
     Args:
@@ -66,7 +69,7 @@ def written_gradients(
     reader = walk.reader(examples, span, batch_size, device)
     reader.limit(HELD // (8 * width))
 
-    def read(positions: range, batch: Batch, is_last: bool) -> tuple[range, Tensor]:
+    def read(positions: Sequence[int], batch: Batch, is_last: bool) -> Read:
         rows = torch.zeros(len(positions), width, dtype=kind, device=device)
 
         def visit(name: str, form: PerExampleGradient, row: int) -> None:
@@ -84,9 +87,9 @@ def products_with(
     examples: Examples,
     vectors: Tensor,
     device: torch.device,
-    batch_size: int | None,
+    batch_size: Size | None,
     checkpoint: str,
-) -> Iterator[tuple[range, Tensor]]:
+) -> Iterator[Read]:
     """Each example's gradient times each vector, batch by batch: [examples, vectors], float64.
 
     Args:
@@ -108,7 +111,7 @@ def products_with(
     }
     reader = walk.reader(examples, range(len(examples)), batch_size, device)
 
-    def read(positions: range, batch: Batch, is_last: bool) -> tuple[range, Tensor]:
+    def read(positions: Sequence[int], batch: Batch, is_last: bool) -> Read:
         total = torch.zeros(len(positions), len(vectors), dtype=torch.float64)
 
         def visit(name: str, form: PerExampleGradient, row: int) -> None:
@@ -124,7 +127,7 @@ def products_with(
 def _check(
     losses: Tensor,
     values: Tensor,
-    positions: range,
+    positions: Sequence[int],
     examples: Examples,
     checkpoint: str,
     whose: str,

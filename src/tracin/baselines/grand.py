@@ -54,7 +54,7 @@ class GraNd:
 
         Args:
             train: The training examples.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -68,6 +68,6 @@ class GraNd:
         for step in plain_pass(self.run).steps(examples, span, request, size, progress, "GraNd"):
             if step.norms is None:
                 raise RuntimeError("the pass was asked for lengths; a bug in tracin")
-            rows = slice(step.positions.start, step.positions.stop)
+            rows = step.rows
             total[rows] += step.norms.cpu().double().clamp(min=0).sqrt()
         return SuspectScores("GraNd", examples.ids, (total / len(self.run.checkpoints)).numpy())

@@ -20,7 +20,7 @@ from tracin.baselines.gradient_rows import (
 from tracin.baselines.solvers import Direct, InverseHessian, Solver
 from tracin.baselines.suspect_scores import SuspectScores
 from tracin.checks import positive_int
-from tracin.data import Examples, open_examples
+from tracin.data import Examples, Tokens, in_data_order, open_examples, places
 from tracin.errors import QueryError
 from tracin.guards import guarded
 from tracin.progress import bar
@@ -101,7 +101,7 @@ class InfluenceFunctions:
 
         Args:
             train: The examples that the model was trained on.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
 
         Raises:
             CurvatureError: The damped Hessian is not positive definite.
@@ -113,11 +113,12 @@ class InfluenceFunctions:
         walk, number = plain_pass(self.run), checkpoint_number(self.run, self.checkpoint)
         with walk.at(number) as device:
             reader = walk.reader(examples, range(len(examples)), checked_size(batch_size), device)
-            # A size that the caller gave is kept.
-            share = SHARE if batch_size == "auto" else 1
-            curvature = Curvature(
-                walk, examples, reader.batch_size // share, self.run.checkpoints[number].name
-            )
+            size = reader.batch_size
+            if batch_size == "auto" and not isinstance(
+                size, Tokens
+            ):  # what the caller gave is kept
+                size = max(1, size // SHARE)
+            curvature = Curvature(walk, examples, size, self.run.checkpoints[number].name)
             inverse = self.solver.inverse(curvature, float(self.damping))
         return FittedInfluence(self.run, number, len(examples), inverse)
 
@@ -131,7 +132,7 @@ class InfluenceFunctions:
 
         Args:
             train: The examples that the model was trained on.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -155,7 +156,7 @@ class InfluenceFunctions:
         Args:
             train: The examples that the model was trained on.
             queries: The examples whose loss is explained.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -193,7 +194,7 @@ class FittedInfluence:
 
         Args:
             train: Those of the training data, or others like them.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -207,7 +208,7 @@ class FittedInfluence:
             span = range(len(examples))
             for positions, rows in written_gradients(walk, examples, span, device, size, name):
                 own = rows.cpu().double()
-                found[_slice(positions)] = (own * self.inverse.solve(own)).sum(1)
+                found[places(positions)] = (own * self.inverse.solve(own)).sum(1)
                 shown.update(len(positions))
         return SuspectScores("InfluenceFunctions", examples.ids, (found / self.examples).numpy())
 
@@ -233,7 +234,7 @@ class FittedInfluence:
             train: Those of the training data, or others like them.
             probes: How many random vectors.
             seed: Of their signs.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -252,7 +253,7 @@ class FittedInfluence:
             vectors = 2.0 * signs.double() - 1
             both = torch.cat([vectors, self.inverse.solve(vectors)])
             for positions, products in products_with(walk, examples, both, device, size, name):
-                found[_slice(positions)] = (products[:, :probes] * products[:, probes:]).mean(1)
+                found[places(positions)] = (products[:, :probes] * products[:, probes:]).mean(1)
                 shown.update(len(positions))
         return SuspectScores("InfluenceFunctions", examples.ids, (found / self.examples).numpy())
 
@@ -271,7 +272,7 @@ class FittedInfluence:
         Args:
             train: Those of the training data, or others like them.
             queries: The examples whose loss is explained.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -286,17 +287,13 @@ class FittedInfluence:
             spans = _spans(walk, asked)
             with bar(len(examples) * len(spans), "influence", progress) as shown:
                 for span in spans:
-                    rows = [
-                        rows.cpu().double()
-                        for _, rows in written_gradients(
-                            walk, asked, span, device, size, name, "query"
-                        )
-                    ]
-                    solved = self.inverse.solve(torch.cat(rows))
+                    found = written_gradients(walk, asked, span, device, size, name, "query")
+                    rows = in_data_order((each, some.cpu().double()) for each, some in found)
+                    solved = self.inverse.solve(rows)
                     for positions, products in products_with(
                         walk, examples, solved, device, size, name
                     ):
-                        total[_slice(positions), _slice(span)] = products
+                        total[places(positions), places(span)] = products
                         shown.update(len(positions))
         return total / self.examples
 
@@ -305,10 +302,6 @@ class FittedInfluence:
         walk = plain_pass(self.run)
         with walk.at(self.checkpoint) as device:
             yield walk, device
-
-
-def _slice(positions: range) -> slice:
-    return slice(positions.start, positions.stop)
 
 
 def _spans(walk: CheckpointPass, queries: Examples) -> list[range]:

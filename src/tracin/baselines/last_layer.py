@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from tracin.baselines.forward import ForwardStep, check_classes, forward_steps, outcome_of
-from tracin.data import Examples
+from tracin.data import Examples, in_data_order
 from tracin.errors import UnsupportedModelError
 from tracin.precision import in_double
 from tracin.run import Run, last_layer
@@ -100,7 +99,7 @@ def features_of(
         examples: What to read.
         checkpoint: The checkpoint's place in the run.
         name: The baseline, for errors.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
@@ -109,7 +108,7 @@ def features_of(
         NonFiniteError: A loss is NaN or infinite; names example and checkpoint.
     """
     outcome = outcome_of(run, name)
-    columns: list[Sequence[Tensor]] = []
+    columns: list[list[tuple[Sequence[int], Tensor]]] = []
     gap = 0.0
     with layer.watched() as seen:
 
@@ -123,8 +122,9 @@ def features_of(
             logits = step.outcome.logits.detach()
             gap = max(gap, _gap(output, logits))
             found = (in_double(inputs), in_double(logits), step.outcome.labels)
-            columns.append([each.cpu() for each in (*found, in_double(step.losses))])
-    inputs, logits, labels, losses = (torch.cat(each) for each in zip(*columns, strict=True))
+            found = (*found, in_double(step.losses))
+            columns.append([(step.positions, each.cpu()) for each in found])
+    inputs, logits, labels, losses = (in_data_order(each) for each in zip(*columns, strict=True))
     return Features(inputs, logits, labels, losses, gap)
 
 

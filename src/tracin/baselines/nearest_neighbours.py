@@ -66,7 +66,7 @@ class NearestNeighbours:
 
         Args:
             train: The labelled examples, more than k.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -111,7 +111,7 @@ class NearestNeighbours:
         Args:
             train: The training examples.
             queries: The examples to compare them with.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:

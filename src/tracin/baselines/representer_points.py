@@ -82,7 +82,7 @@ class RepresenterPoints:
 
         Args:
             train: The labelled examples that the model was trained on.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -121,7 +121,7 @@ class RepresenterPoints:
 
         Args:
             train: The labelled examples that the model was trained on.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -146,7 +146,7 @@ class RepresenterPoints:
         Args:
             train: The labelled examples that the model was trained on.
             queries: The labelled examples whose score is explained.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
 
         Raises:
@@ -196,7 +196,7 @@ class FittedRepresenters:
 
         Args:
             queries: The labelled examples whose score is explained.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
         """
         asked = self._asked(queries, batch_size, progress)
@@ -212,7 +212,7 @@ class FittedRepresenters:
 
         Args:
             queries: The labelled examples.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
         """
         return self._inputs(self._asked(queries, batch_size, progress)) @ self.weights.mT

@@ -100,7 +100,7 @@ def _number(checkpoint: int | None, names: list[str]) -> int:
 
 def _explained(opened: Opened, query: "dict[str, Tensor]", index: str | None) -> "Explanations":
     options, task = opened.settings.ask, opened.task
-    size = opened.settings.tracin.batch_size
+    size = opened.settings.tracin.size
     normalise = unless_none(options.normalise)
     if index is not None:
         from tracin import Index

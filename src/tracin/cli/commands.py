@@ -161,7 +161,7 @@ def self_influence(
 
     if index is None:
         train = open_examples(opened.task.train, name="train")
-        ids, size = train.ids, opened.settings.tracin.batch_size
+        ids, size = train.ids, opened.settings.tracin.size
         scores = numbers(opened.tracer.self_influence(train, batch_size=size))
     else:
         from tracin import Index
@@ -192,7 +192,7 @@ def mislabelled(
         opened.task.train,
         opened.task.validation,
         rank_by=opened.settings.mislabelled.rank_by,
-        batch_size=opened.settings.tracin.batch_size,
+        batch_size=opened.settings.tracin.size,
     )
     shown = suspects.as_text(SHOWN if rows is None else rows)
     # A program that asks for some rows gets no more; a file holds all.
@@ -250,7 +250,7 @@ def explain(
             where=keep_of(conditions),
             engine=None if engine == "serial" else chosen,
             target=opened.task.target,
-            batch_size=opened.settings.tracin.batch_size,
+            batch_size=opened.settings.tracin.size,
         )
         arguments = {
             **chosen_queries.as_settings(),
@@ -270,7 +270,7 @@ def explain(
         group=unless_none(options.group),
         drop_misclassified=options.drop_misclassified,
         target=opened.task.target,
-        batch_size=opened.settings.tracin.batch_size,
+        batch_size=opened.settings.tracin.size,
     )
     arguments = {**chosen_queries.as_settings(), "target": explanations.target}
     deliver(opened, str(explanations), explanations.columns, **arguments)
@@ -325,7 +325,7 @@ def select_examples(
         normalise=unless_none(options.normalise),
         duplicates=unless_none(options.duplicates),
         target=task.target,
-        batch_size=opened.settings.tracin.batch_size,
+        batch_size=opened.settings.tracin.size,
     )
     pool = "train" if task.pool is None else "pool"
     where = {**chosen_queries.as_settings(), "pool": pool if index is None else index}

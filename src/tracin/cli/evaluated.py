@@ -57,7 +57,7 @@ def evaluated(opened: Opened, run: Path) -> tuple[Evaluation, dict[str, Any]]:
         texts=texts,
         k=min(options.k, len(open_examples(task.train, name="train"))),
         resamples=options.resamples,
-        batch_size=opened.settings.tracin.batch_size,
+        batch_size=opened.settings.tracin.size,
     )
     about = {"query_count": many, "recommendation": found.recommendation}
     return found, about

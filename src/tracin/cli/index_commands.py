@@ -56,7 +56,7 @@ def build(
         number_format=options.number_format,
         shard_size=options.shard_size,
         engine=chosen,
-        batch_size=opened.settings.tracin.batch_size,
+        batch_size=opened.settings.tracin.size,
     )
     typer.echo(str(index))
 

@@ -3,18 +3,24 @@
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainValidator,
     PositiveInt,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
 
+from tracin.checks import is_int
 from tracin.errors import RunFileError
+
+if TYPE_CHECKING:
+    from tracin.scoring.batch_size import BatchSize
 
 NEEDED = '[task] function = "task.py:task"'
 
@@ -34,6 +40,26 @@ class TaskTable(_Table):
     function: str
 
 
+class BatchTokensTable(_Table):
+    """A batch size in tokens, as `tracin.Tokens` takes it."""
+
+    tokens: PositiveInt
+
+
+def _batch_size(value: Any) -> Any:
+    """The setting, if it is a batch size; alternatives by pydantic name what no file has."""
+    if value == "auto" or is_int(value, low=1) or isinstance(value, BatchTokensTable):
+        return value
+    is_table = isinstance(value, dict) and list(value) == ["tokens"]
+    if is_table and is_int(value["tokens"], low=1):
+        return BatchTokensTable(tokens=value["tokens"])
+    raise PydanticCustomError(
+        "batch_size",
+        "Input should be 'auto', a whole number of at least 1, or a table such as "
+        "{ tokens = 16384 }",
+    )
+
+
 class TracInTable(_Table):
     """What `tracin.TracIn` takes; what is left out keeps its default."""
 
@@ -41,8 +67,17 @@ class TracInTable(_Table):
     learning_rates: Literal["equal", "span"] | list[float] | None = None
     preconditioner: Literal["adam", "kfac", "ekfac", "kernel", "adam_kernel"] | None = None
     curvature_folder: str | None = None
-    batch_size: Literal["auto"] | PositiveInt = "auto"
+    batch_size: Annotated[Any, PlainValidator(_batch_size)] = "auto"
     device: str | None = None
+
+    @property
+    def size(self) -> "BatchSize":
+        """The batch size as the library takes it."""
+        if not isinstance(self.batch_size, BatchTokensTable):
+            return self.batch_size
+        from tracin.data import Tokens  # with torch, which --help does without
+
+        return Tokens(self.batch_size.tokens)
 
 
 class ExplainTable(_Table):

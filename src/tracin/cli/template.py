@@ -18,7 +18,7 @@ function = "task.py:task"
 # preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or "adam",
                                # where Adam or AdamW took the steps
 # curvature_folder = "curvature"  # keeps what "kfac" and "ekfac" compute, relative to this file
-# batch_size = "auto"          # or a number
+# batch_size = "auto"          # a number of examples, or { tokens = 16_384 } for texts
 # device = "cuda"              # where the model is if left out
 
 [explain]

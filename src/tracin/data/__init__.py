@@ -12,4 +12,8 @@ from tracin.data.examples import Examples as Examples
 from tracin.data.examples import open_examples as open_examples
 from tracin.data.ids import WithIds as WithIds
 from tracin.data.numbered import with_ids as with_ids
+from tracin.data.places import in_data_order as in_data_order
+from tracin.data.places import places as places
 from tracin.data.repeatable import warn_if_changing as warn_if_changing
+from tracin.data.tokens import Size as Size
+from tracin.data.tokens import Tokens as Tokens

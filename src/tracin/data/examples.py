@@ -1,6 +1,7 @@
 """Opens data: whatever is passed becomes examples in a fixed order, with ids."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from operator import index
 from typing import Any, final
 
@@ -11,7 +12,8 @@ from torch.utils.data import DataLoader, Subset
 from tracin.data.batches import Batch
 from tracin.data.ids import WithIds, checked_ids
 from tracin.data.packed import Apart, apart_within
-from tracin.data.sources import Chosen, Source, WithColumn, source_of
+from tracin.data.sources import Batches, Chosen, Source, WithColumn, source_of
+from tracin.data.tokens import Size, Tokens
 from tracin.errors import DataError
 
 
@@ -102,27 +104,78 @@ class Examples:
         """
         return Examples(WithColumn(self._source, column), self.ids, self.name)
 
-    def batches(
-        self, size: int, *, start: int = 0, stop: int | None = None, as_views: bool = False
-    ) -> Iterator[tuple[range, Batch]]:
-        """Consecutive batches in order, each with the positions of its examples.
+    def order(self, size: Size, positions: range) -> Sequence[int]:
+        """The positions as they are best read: the longest examples first where lengths count."""
+        if not isinstance(size, Tokens):
+            return positions
+        lengths = self._source.lengths(positions, size.length)
+        return _as_range(positions.start + np.argsort(-lengths, kind="stable"))
+
+    def groups(
+        self, size: Size, positions: Sequence[int], most: int | None = None
+    ) -> list[Sequence[int]]:
+        """The positions in this order, divided into batches.
+
+        Args:
+            size: Examples per batch, or tokens with padding; at least one example.
+            positions: In the order of reading.
+            most: Examples per batch at most.
+        """
+        if isinstance(size, Tokens):
+            lengths = self._source.lengths(positions, size.length)
+            stops = _stops(lengths, size.limit, len(positions) if most is None else most)
+            return [positions[start:stop] for start, stop in pairwise([0, *stops])]
+        if size < 1:
+            raise DataError(f"A batch holds at least one example, but size {size} was asked for.")
+        step = size if most is None else min(size, most)
+        return [positions[at : at + step] for at in range(0, len(positions), step)]
+
+    def read(self, groups: Sequence[Sequence[int]], *, as_views: bool = False) -> Batches:
+        """A batch per group of positions.
 
         A loader's workers are used where it has some; its batch size and drop_last are not, since
         every example has a score.
 
         Args:
-            size: examples per batch; the last one may be smaller, and examples that come one at a
-                time make batches of their own.
-            start: the first position, as in a slice.
-            stop: the position after the last, as in a slice; None is the end.
-            as_views: give the user's own memory where that saves a copy: only for what is known
+            groups: The positions of each batch; examples that come one at a time make batches of
+                their own.
+            as_views: Give the user's own memory where that saves a copy: only for what is known
                 not to write into its batch.
         """
-        if size < 1:
-            raise DataError(f"A batch holds at least one example, but size {size} was asked for.")
-        positions = range(len(self))[start:stop]
-        groups = [positions[at : at + size] for at in range(0, len(positions), size)]
         return iter(self._source.batches(groups, as_views=as_views))
+
+    def batches(
+        self, size: Size, *, start: int = 0, stop: int | None = None, as_views: bool = False
+    ) -> Batches:
+        """Batches of a span, each with the positions of its examples, as `read` gives them.
+
+        Args:
+            size: Examples per batch, in order; the last one may be smaller. Or tokens per batch,
+                the longest examples first.
+            start: The first position, as in a slice.
+            stop: The position after the last, as in a slice; None is the end.
+            as_views: As for `read`.
+        """
+        ordered = self.order(size, range(len(self))[start:stop])
+        return self.read(self.groups(size, ordered), as_views=as_views)
+
+
+def _stops(lengths: np.ndarray, limit: int, most: int) -> list[int]:
+    """Where batches end whose examples, padded to the longest of each, keep to the limit."""
+    stops, start, longest = [], 0, 1
+    for at, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        if at > start and (longest * (at + 1 - start) > limit or at - start >= most):
+            stops.append(at)
+            start, longest = at, max(1, length)
+    return [*stops, len(lengths)] if len(lengths) else []
+
+
+def _as_range(positions: np.ndarray) -> Sequence[int]:
+    """The same positions; a range where they follow each other, so that batches can be views."""
+    if len(positions) and bool((np.diff(positions) == 1).all()):
+        return range(int(positions[0]), int(positions[-1]) + 1)
+    return positions.tolist()
 
 
 def open_examples(data: Any, *, name: str = "data") -> Examples:

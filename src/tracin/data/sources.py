@@ -40,6 +40,8 @@ from tracin.data.batches import (
     part,
 )
 from tracin.data.columns import as_tensor, checked_columns, is_table, table_error
+from tracin.data.lengths import KnownLengths
+from tracin.data.tokens import Length
 from tracin.errors import DataError
 from tracin.plain_text import a_kind
 from tracin.random_state import same_random_state
@@ -47,6 +49,8 @@ from tracin.random_state import same_random_state
 _log = logging.getLogger(__name__)
 
 Collate = Callable[[list[Any]], Batch]
+Batches = Iterator[tuple[Sequence[int], Batch]]
+"""Each with the positions of its examples."""
 
 
 @final
@@ -59,6 +63,7 @@ class ColumnSource:
 
     def __init__(self, columns: Batch, name: str, rows: Sequence[int] | None = None) -> None:
         self.columns = checked_columns(columns, name)
+        self.name = name
         # The rows that a torch Subset chose; None is all of them, in order.
         self.rows = None if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         self.size = length(self.columns) if self.rows is None else len(self.rows)
@@ -78,12 +83,18 @@ class ColumnSource:
         """The examples at `positions` as one batch; a copy, so that a model may write into it."""
         return copied(self._piece(positions))
 
-    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[tuple[range, Batch]]:
+    def batches(self, groups: Sequence[Sequence[int]], *, as_views: bool) -> Batches:
         """One batch per group of positions; views of the columns if the model writes into none."""
         for group in groups:
             yield group, self._view(group) if as_views else self.take(group)
 
-    def _view(self, group: range) -> Batch:
+    def lengths(self, positions: Sequence[int], length: Length | None) -> np.ndarray:
+        """The tokens of each example, with its padding, which is as long as the longest."""
+        measured = positions if length is not None else positions[:1]
+        known = KnownLengths(self.example, len(self), self.name).at(measured, length)
+        return np.full(len(positions), known.max(initial=0))
+
+    def _view(self, group: Sequence[int]) -> Batch:
         return mapped_within(_outside_graphs, self._piece(group))
 
     def _piece(self, positions: Sequence[int]) -> Batch:
@@ -147,7 +158,7 @@ class DatasetSource:
             )
         return self._known(self._collated(positions), len(positions))
 
-    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[tuple[range, Batch]]:
+    def batches(self, groups: Sequence[Sequence[int]], *, as_views: bool) -> Batches:
         """One batch per group of positions, new ones, from the loader's workers if it has some."""
         if self.alone is not None:
             groups = [range(at, at + 1) for group in groups for at in group]
@@ -155,9 +166,15 @@ class DatasetSource:
             return ((group, self.take(group)) for group in groups)
         return self._from_workers(groups, self.loader)
 
-    def _from_workers(
-        self, groups: Sequence[range], loader: DataLoader[Any]
-    ) -> Iterator[tuple[range, Batch]]:
+    @cached_property
+    def _known_lengths(self) -> KnownLengths:
+        return KnownLengths(self.example, len(self), self.name, self.dataset)
+
+    def lengths(self, positions: Sequence[int], length: Length | None) -> np.ndarray:
+        """The tokens of each example, without padding; looked up once."""
+        return self._known_lengths.at(positions, length)
+
+    def _from_workers(self, groups: Sequence[Sequence[int]], loader: DataLoader[Any]) -> Batches:
         workers = DataLoader(
             self.dataset,
             batch_sampler=[list(group) for group in groups],
@@ -226,11 +243,15 @@ class Chosen(_Around):
         """The examples at `positions` as one batch."""
         return self.source.take([self.positions[position] for position in positions])
 
-    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[tuple[range, Batch]]:
+    def batches(self, groups: Sequence[Sequence[int]], *, as_views: bool) -> Batches:
         """One batch per group of positions."""
         if self.alone is not None:
             groups = [range(at, at + 1) for group in groups for at in group]
         return ((group, self.take(group)) for group in groups)
+
+    def lengths(self, positions: Sequence[int], length: Length | None) -> np.ndarray:
+        """The tokens of each example."""
+        return self.source.lengths([self.positions[position] for position in positions], length)
 
 
 @final
@@ -257,10 +278,14 @@ class WithColumn(_Around):
         """The examples at `positions` as one batch, with their numbers."""
         return self._paired(self.source.take(positions), positions)
 
-    def batches(self, groups: Sequence[range], *, as_views: bool) -> Iterator[tuple[range, Batch]]:
+    def batches(self, groups: Sequence[Sequence[int]], *, as_views: bool) -> Batches:
         """One batch per group of positions."""
         for positions, batch in self.source.batches(groups, as_views=as_views):
             yield positions, self._paired(batch, positions)
+
+    def lengths(self, positions: Sequence[int], length: Length | None) -> np.ndarray:
+        """The tokens of each example, without its number."""
+        return self.source.lengths(positions, length)
 
     def _paired(self, batch: Batch, positions: Sequence[int]) -> Batch:
         numbers = self.column[torch.as_tensor(list(positions), dtype=torch.long)]

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from tracin.baselines.baseline import check_run
 from tracin.baselines.forward import class_steps
 from tracin.checks import count_within
-from tracin.data import Examples, open_examples
+from tracin.data import Examples, in_data_order, open_examples
 from tracin.errors import LossError, QueryError
 from tracin.evaluate.duplicates import found_copies, with_copies
 from tracin.evaluate.evaluation import Evaluation, MethodResult
@@ -75,7 +74,7 @@ def compare_methods(
         texts: The examples' texts; None leaves out methods that read texts.
         k: How many proponents to look at.
         resamples: As for `lds`.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
@@ -169,7 +168,8 @@ def _labels(
     try:
         for examples in (train, queries):
             steps = class_steps(run, examples, [last], "the class check", batch_size, False)
-            found.append(torch.cat([step.outcome.labels.cpu() for step in steps]))
+            labels = ((step.positions, step.outcome.labels.cpu()) for step in steps)
+            found.append(in_data_order(labels))
     except LossError:
         return None
     return found[0], found[1]

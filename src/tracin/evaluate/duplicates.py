@@ -35,7 +35,7 @@ def duplicates(
         method: `tracin.TracIn`, or anything else with `influence(train, queries)`.
         train: The training examples.
         queries: The same kind of data, of the same form.
-        batch_size: "auto", or how many examples go through the model at once.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
 
     Returns:

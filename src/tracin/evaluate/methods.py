@@ -79,7 +79,7 @@ class CosineScores:
         Args:
             train: The training examples.
             queries: The queries.
-            batch_size: "auto", or how many examples go through the model at once.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: None shows a bar on a terminal or in a notebook.
         """
         scores = self.run.influence(train, queries, batch_size=batch_size, progress=progress)

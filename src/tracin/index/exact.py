@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracin.data import Examples
+from tracin.data import Examples, Size
 from tracin.results.example_facts import ExampleFacts
 from tracin.results.explanations import TopInfluences
 from tracin.scoring.checkpoint_pass import CheckpointPass
@@ -29,7 +29,7 @@ def exact_scores(
     queries: Examples,
     candidates: np.ndarray,
     memory: int,
-    batch_size: int | None,
+    batch_size: Size | None,
     progress: bool | None,
 ) -> tuple[Tensor, ExampleFacts | None]:
     """Each candidate's exact score by checkpoint: [queries, candidates, checkpoints].
@@ -44,7 +44,7 @@ def exact_scores(
         queries: The queries.
         candidates: [queries, candidates]: positions in train.
         memory: Bytes that scores may take, about, and as many for the queries' gradients.
-        batch_size: Examples per model call; None finds the size.
+        batch_size: Examples or tokens per model call; None finds the size.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:
@@ -71,11 +71,10 @@ def exact_scores(
             fitted_on=train,
         ):
             if step.scores is not None:
-                rows = slice(step.positions.start, step.positions.stop)
                 columns = slice(step.queries.start, step.queries.stop)
-                scores[step.checkpoint, rows, columns] = step.scores.float().cpu()
+                scores[step.checkpoint, step.rows, columns] = step.scores.float().cpu()
                 if step.facts is not None:
-                    known.add(rows, step.facts)
+                    known.add(step.rows, step.facts)
         rows = torch.arange(len(span))[:, None].expand_as(places)
         found[span.start : span.stop] = scores[:, places, rows].permute(1, 2, 0)
         of_union = known.all()
@@ -128,7 +127,7 @@ def rescored(
     candidates: Candidates,
     k: int,
     memory: int,
-    batch_size: int | None,
+    batch_size: Size | None,
     progress: bool | None,
 ) -> tuple[TopInfluences, TopInfluences]:
     """The k strongest candidates of each side by their exact scores.
@@ -140,7 +139,7 @@ def rescored(
         candidates: The rows to score.
         k: The number of results per query and side.
         memory: As for `exact_scores`, like those that follow.
-        batch_size: Examples per model call; None finds the size.
+        batch_size: Examples or tokens per model call; None finds the size.
         progress: None shows a bar on a terminal or in a notebook.
 
     Returns:
@@ -177,7 +176,7 @@ def strongest_of_all(
     queries: Examples,
     k: int,
     memory: int,
-    batch_size: int | None,
+    batch_size: Size | None,
     progress: bool | None,
 ) -> tuple[TopInfluences, TopInfluences]:
     """The k strongest of all training examples on each side, by the model: a pass over them all.
@@ -188,7 +187,7 @@ def strongest_of_all(
         queries: A few, whose gradients are kept together.
         k: Results per query and side.
         memory: Bytes that scores may take, about.
-        batch_size: Examples per model call; None finds the size.
+        batch_size: Examples or tokens per model call; None finds the size.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

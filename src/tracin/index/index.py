@@ -161,7 +161,7 @@ class Index:
             target: What proponents raise, as in `TracIn.explain`; None explains the queries' loss.
                 The recall that the result reports is that of losses.
             memory: Approximate limit, in bytes, for blocks of scores and rows.
-            batch_size: "auto", or examples per model call.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: True or False; None shows a bar on terminals only.
 
         Returns:
@@ -316,7 +316,7 @@ class Index:
             queries: The number of rows that serve as queries.
             candidates: Rows scored exactly per result and query.
             memory: As for `explain`, like all that follow.
-            batch_size: "auto", or examples per model call.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: True or False; None shows a bar on terminals only.
 
         Returns:
@@ -350,7 +350,7 @@ class Index:
             group: "sum" or "mean" makes all of `queries` one.
             target: What proponents raise, as in `TracIn.explain`; None is for the queries' loss.
             memory: Approximate limit, in bytes, for blocks of rows.
-            batch_size: "auto", or examples per model call.
+            batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
             progress: True or False; None shows a bar on terminals only.
 
         Returns:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
-from tracin.data import open_examples
+from tracin.data import Size, open_examples
 from tracin.index.contents import checkpoint_keys, plan_in, rows_under
 from tracin.index.rows import RowMaker
 from tracin.index.store import Manifest, Store, Unit, open_storage
@@ -24,14 +24,14 @@ class IndexJob:
         run: Model, loss and checkpoints.
         train: The training data.
         folder: The index.
-        batch_size: Examples per model call; None finds the size.
+        batch_size: Examples or tokens per model call; None finds the size.
         manifest: Of the index as the build began.
     """
 
     run: Run
     train: Any
     folder: str
-    batch_size: int | None
+    batch_size: Size | None
     manifest: Manifest
 
     @contextmanager

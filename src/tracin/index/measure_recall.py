@@ -178,7 +178,7 @@ class RecallRequest:
         queries: The number of rows that serve as queries.
         candidates: Rows scored exactly per result and query.
         memory: Bytes that blocks of scores and rows may take, about.
-        batch_size: "auto", or examples per model call.
+        batch_size: "auto", a number of examples per model call, or `tracin.Tokens`.
         progress: None shows a bar on a terminal or in a notebook.
     """
 

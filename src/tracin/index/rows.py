@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import by_parameter
-from tracin.data import Batch, Examples, length, move
+from tracin.data import Batch, Examples, Size, length, move, places
 from tracin.data import part as rows_of
 from tracin.errors import IndexingError, PreconditionerError, UnsupportedModelError
 from tracin.gradients import Gradients, LateError
@@ -80,12 +80,13 @@ class Sketched:
             )
         )
 
-    def put(self, at: slice, found: Sequence[Tensor | None]) -> None:
+    def put(self, at: slice | Tensor, found: Sequence[Tensor | None]) -> None:
         """Take a batch's numbers, in the order of the attributes; None changes nothing."""
         for each, values in zip(dataclasses.fields(self), found, strict=True):
-            into = getattr(self, each.name)[at]
-            if values is not None and values.data_ptr() != into.data_ptr():
-                into.copy_(values)
+            into = getattr(self, each.name)
+            # A batch of neighbours may have been written into its place.
+            if values is not None and values.data_ptr() != into[at].data_ptr():
+                into[at] = values.to(into)
 
     @property
     def facts(self) -> ExampleFacts:
@@ -102,7 +103,7 @@ class RowMaker:
         plan: How each parameter's gradients become numbers.
         draws: The number of each checkpoint's random numbers.
         names: The checkpoints' names, for errors.
-        batch_size: Examples per model call; None finds the size.
+        batch_size: Examples or tokens per model call; None finds the size.
         is_scaled: Whether all gradients, those of queries too, are multiplied by the root of the
             metric of `walk`, a `Scaling`. The product of two is then that under the metric.
     """
@@ -113,7 +114,7 @@ class RowMaker:
         plan: Plan,
         draws: Sequence[int],
         names: Sequence[str],
-        batch_size: int | None,
+        batch_size: Size | None,
         *,
         is_scaled: bool = False,
     ) -> None:
@@ -215,8 +216,8 @@ class RowMaker:
             for other, share in under.items():
                 sketcher.add(other, share, row)
 
-        def read(positions: range, batch: Batch, is_last: bool) -> None:
-            at = slice(positions.start - part.start, positions.stop - part.start)
+        def read(positions: Sequence[int], batch: Batch, is_last: bool) -> None:
+            at = places(positions, part.start)
             into = None if is_remote(self._device) else found.rows[at]
             with late_checks(self._device) as checks:
                 sketcher.begin(length(batch), into, checks)

@@ -230,19 +230,21 @@ class LandmarkMetric(JointMetric):
         """[landmarks, queries]."""
         return self._inverse @ products.to(self._inverse).mT
 
-    def scores(self, plain: Tensor, own: Tensor, solved: Tensor, positions: range) -> Tensor:
+    def scores(
+        self, plain: Tensor, own: Tensor, solved: Tensor, positions: Sequence[int]
+    ) -> Tensor:
         """The products under the matrix: [examples, queries]."""
         found = (plain.to(solved) - own.to(solved) @ solved) / self._damping
         return (found / self._shares(positions).unsqueeze(1)).to(plain)
 
-    def squared_norms(self, plain: Tensor, own: Tensor, positions: range | None) -> Tensor:
+    def squared_norms(self, plain: Tensor, own: Tensor, positions: Sequence[int] | None) -> Tensor:
         """The squared lengths under the matrix: [examples]."""
         own = own.to(self._inverse)
         spanned = torch.linalg.vecdot(own @ self._inverse, own)
         found = ((plain.to(own) - spanned) / self._damping).clamp(min=0)
         return (found if positions is None else found / self._shares(positions)).to(plain)
 
-    def _shares(self, positions: range) -> Tensor:
+    def _shares(self, positions: Sequence[int]) -> Tensor:
         """What is left of an example's score when it is a landmark; 1 where it is none."""
         shares = torch.ones(len(positions), dtype=self._left.dtype, device=self._left.device)
         found = [(at, self._rows[one]) for at, one in enumerate(positions) if one in self._rows]

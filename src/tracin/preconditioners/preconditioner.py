@@ -77,7 +77,9 @@ class JointMetric(ABC):
         """What `scores` needs of the queries' products [queries, directions], transposed alike."""
 
     @abstractmethod
-    def scores(self, plain: Tensor, own: Tensor, solved: Tensor, positions: range) -> Tensor:
+    def scores(
+        self, plain: Tensor, own: Tensor, solved: Tensor, positions: Sequence[int]
+    ) -> Tensor:
         """The products under the matrix: [examples, queries].
 
         Args:
@@ -88,7 +90,7 @@ class JointMetric(ABC):
         """
 
     @abstractmethod
-    def squared_norms(self, plain: Tensor, own: Tensor, positions: range | None) -> Tensor:
+    def squared_norms(self, plain: Tensor, own: Tensor, positions: Sequence[int] | None) -> Tensor:
         """The squared lengths under the matrix, [examples], from those without it; as `scores`.
 
         `positions` is None for examples that are queries.

@@ -290,6 +290,8 @@ class Explanations(Tabular):
             where there are none.
         target: What is explained, in words; None for the queries' loss. Proponents raised a target,
             and opponents lowered it.
+        left_out: [queries]: the share of each query's gradient that `tracin.LowRank` leaves out;
+            None where queries are exact.
 
     Example:
         >>> import torch, tracin
@@ -313,6 +315,7 @@ class Explanations(Tabular):
     query_facts: ExampleFacts | None = None
     class_names: tuple[str, ...] = ()
     target: str | None = None
+    left_out: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -339,6 +342,7 @@ class Explanations(Tabular):
                 proponents=proponents,
                 opponents=opponents,
                 query_facts=None if self.query_facts is None else self.query_facts.at(chosen),
+                left_out=None if self.left_out is None else self.left_out[chosen],
             )
         at = range(len(self))[query]
         known = {} if self.query_facts is None else self.query_facts.row(at)

@@ -1,16 +1,16 @@
 """Reads a span of examples batch by batch, in sizes that fit the device."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar, final
 
 import torch
 
-from tracin.data import Batch, Examples, move, warn_if_changing
+from tracin.data import Batch, Examples, Size, Tokens, move, warn_if_changing
 from tracin.data import part as part_of
 from tracin.data.batches import structure
-from tracin.errors import DeviceError
+from tracin.errors import DataError, DeviceError
 from tracin.gradients import Gradients, until_settled
 from tracin.host import is_remote
 from tracin.out_of_memory import is_out_of_memory
@@ -31,10 +31,20 @@ class BatchReader:
 
     The ranks of a sharded model check the same first batch of the span, and each reads a part.
 
+    Args:
+        gradients: The engine.
+        train: The examples.
+        span: Which of them.
+        batch_size: Examples or tokens per batch; None for as many examples as fit.
+        device: Where batches go.
+        part: What is read of the span.
+        in_order: Whether examples are read in the order of the data, whatever the batch size.
+
     Attributes:
         device: Where batches go.
-        size: How many examples a batch has, at most the span.
-        batch_size: What `size` was cut from, for the next reader of the same pass.
+        size: How many examples a batch has at most, at most the span.
+        batch_size: What `size` was cut from, or the tokens of a batch, for the next reader of the
+            same pass.
         structure: The names, types and shapes of a batch.
         first: The positions and the batch that were checked, until they are read; None for the
             ranks of a sharded model.
@@ -45,13 +55,20 @@ class BatchReader:
         gradients: Gradients,
         train: Examples,
         span: range,
-        batch_size: int | None,
+        batch_size: Size | None,
         device: torch.device,
         part: range,
+        *,
+        in_order: bool = False,
     ) -> None:
-        self._train, self._span = train, part
+        self._train = train
         self._is_sharded = gradients.is_sharded
         self.device = device
+        if self._is_sharded and isinstance(batch_size, Tokens):
+            raise DataError(
+                "The ranks of a sharded model take batches of as many examples in step, so that "
+                "batch_size is a number for it, but tracin.Tokens was given. Pass a number."
+            )
         two = move(train.few(span[:2]), device)
         self._may_grow = batch_size is None and device.type == "cpu" and not self._is_sharded
         self._two = two
@@ -62,22 +79,32 @@ class BatchReader:
                 if self._is_sharded:
                     batch_size = min(each_says(batch_size))
                 _log.debug("batches of %d examples fit %s", batch_size, device)
-        self._most = len(part)
-        self._ahead: OneAhead[tuple[range, Batch]] | None = None
-        self.batch_size, self.size = batch_size, min(batch_size, len(part))
+        self._ahead: OneAhead[tuple[Sequence[int], Batch]] | None = None
+        self.batch_size: Size = batch_size
+        self._order = part if in_order else train.order(batch_size, part)
+        self.size = min(MOST if isinstance(batch_size, Tokens) else batch_size, len(part))
         self._gradients = gradients
         if train.alone is not None:
             self.size = 1
-        few = min(self.size, gradients.begin(len(part)))
+        few = gradients.begin(len(part))
         # Ranks of a sharded model check the same batch, which is no rank's own first one.
-        rows = spread(span.start, min(batch_size, len(span)))
-        chosen = rows if self._is_sharded else range(part.start, part.start + few)
+        chosen: Sequence[int] = self._next(0)[:few]
+        if self._is_sharded and not isinstance(batch_size, Tokens):
+            chosen = spread(span.start, min(batch_size, len(span)))
         warn_if_changing(train, chosen)
         first = move(train.few(chosen), device)
         self.first = None if self._is_sharded else (chosen, first)
         with examples_named(train, chosen, first):
             gradients.check(first)
         self.structure = structure(first)
+
+    @property
+    def of_unlike_length(self) -> tuple[Sequence[int], Batch] | None:
+        """Examples of which some are padded, if any are: the first batch, or the extremes."""
+        if self.first is None or not isinstance(self.batch_size, Tokens):
+            return self.first
+        chosen = [self._order[-1], self._order[0]]  # the shortest and the longest
+        return chosen, move(self._train.few(chosen), self.device)
 
     def limit(self, size: int) -> None:
         """Take at most so many examples at once from here on."""
@@ -91,14 +118,16 @@ class BatchReader:
 
         On a CPU a batch otherwise stays in what is kept near, which leaves memory unused.
         """
-        if not self._may_grow or size <= self.batch_size or self._train.alone is not None:
+        if not self._may_grow or self._train.alone is not None:
+            return
+        if isinstance(self.batch_size, Tokens) or size <= self.batch_size:
             return
         fitting = room(self.device) // (2 * bytes_each(self._gradients, self._two))
         self.batch_size = max(self.batch_size, min(size, fitting, MOST))
-        self.size = min(self.batch_size, self._most)
+        self.size = min(self.batch_size, len(self._order))
 
-    def read(self, each: Callable[[range, Batch, bool], T]) -> Iterator[T]:
-        """What `each` returns for every batch, in order.
+    def read(self, each: Callable[[Sequence[int], Batch, bool], T]) -> Iterator[T]:
+        """What `each` returns for every batch, in the order of reading.
 
         Args:
             each: Called as each(positions, batch, is_last); called again where the batch was too
@@ -107,19 +136,19 @@ class BatchReader:
         Raises:
             SteppedDownError: Parameters stepped down in a later batch: drop what was yielded.
         """
-        start = self._span.start
-        while start < self._span.stop:
+        done = 0
+        while done < len(self._order):
             try:
-                self._ahead = OneAhead(self._batches(start))
+                self._ahead = OneAhead(self._batches(done))
                 for positions, batch in self._ahead:
-                    is_last = positions.stop == self._span.stop
+                    is_last = done + len(positions) == len(self._order)
                     with examples_named(self._train, positions, batch):
-                        if start == self._span.start:
+                        if done == 0:
                             found = until_settled(partial(each, positions, batch, is_last))
                         else:
                             found = each(positions, batch, is_last)
                     yield found
-                    start = positions.stop
+                    done += len(positions)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -128,10 +157,8 @@ class BatchReader:
                         f"A rank of a sharded model ran out of memory in a batch of {self.size}: "
                         "ranks cannot take smaller batches one by one. Pass a smaller batch_size."
                     ) from error
-                if self.size == 1:
+                if not self._halve(done):
                     raise
-                self.size = self.batch_size = self.size // 2
-                _log.info("no memory left on %s: batches of %d now", self.device, self.size)
                 torch.cuda.empty_cache()
 
     def prepare_next(self) -> None:
@@ -142,21 +169,44 @@ class BatchReader:
         if self._ahead is not None and is_remote(self.device):
             self._ahead.prepare()
 
-    def _batches(self, start: int) -> Iterator[tuple[range, Batch]]:
-        """Batches from a position on; the first of the span is short: all of it is audited."""
-        if start == self._span.start:
-            few = self._gradients.begin(len(self._span), is_checked=self.first is not None)
+    def _halve(self, done: int) -> bool:
+        """Take batches half as large from here on; returns whether they can be any smaller."""
+        tried = len(self._next(done))
+        if tried == 1 or self.size == 1:
+            return False
+        while isinstance(self.batch_size, Tokens) and len(self._next(done)) == tried:
+            self.batch_size = self.batch_size.halved()
+        if isinstance(self.batch_size, Tokens):
+            _log.info(
+                "no memory left on %s: batches of %d tokens now",
+                self.device,
+                self.batch_size.limit,
+            )
+            return True
+        self.size = self.batch_size = self.size // 2
+        _log.info("no memory left on %s: batches of %d now", self.device, self.size)
+        return True
+
+    def _next(self, done: int) -> Sequence[int]:
+        """The positions of the batch after so many examples."""
+        # No batch is longer than `size`, so that those after it need not be divided.
+        ahead = self._order[done : done + self.size]
+        return self._train.groups(self.batch_size, ahead, self.size)[0]
+
+    def _batches(self, done: int) -> Iterator[tuple[Sequence[int], Batch]]:
+        """Batches after so many examples; the first of all is short: all of it is audited."""
+        if done == 0:
+            few = self._gradients.begin(len(self._order), is_checked=self.first is not None)
             checked, self.first = self.first, None
-            most = self.size if checked is None else min(self.size, len(checked[0]))
-            positions = range(start, min(start + few, start + most, self._span.stop))
+            positions = self._next(0)[:few]
             if checked is None:
                 yield positions, move(self._train.take(positions), self.device)
             else:
+                positions = positions[: len(checked[0])]
                 yield positions, part_of(checked[1], slice(0, len(positions)))
-            start = positions.stop
-        for positions, batch in self._train.batches(
-            self.size, start=start, stop=self._span.stop, as_views=True
-        ):
+            done = len(positions)
+        groups = self._train.groups(self.batch_size, self._order[done:], self.size)
+        for positions, batch in self._train.read(groups, as_views=True):
             yield positions, move(batch, self.device)
 
 

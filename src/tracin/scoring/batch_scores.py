@@ -1,14 +1,35 @@
 """The scores of one batch at one checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
+from tracin.data import places
 from tracin.host import is_remote, to_host
 from tracin.late_checks import LateChecks
 from tracin.results.example_facts import ExampleFacts
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """What queries of low rank leave out at one checkpoint, as weighted squared lengths.
+
+    Attributes:
+        lost: Of what is left out: [queries].
+        whole: Of the gradients themselves: [queries].
+    """
+
+    lost: Tensor
+    whole: Tensor
+
+    @classmethod
+    def none(cls, queries: int) -> "LeftOut":
+        """Of queries of which nothing is known yet."""
+        return cls(*(torch.zeros(queries, dtype=torch.float64) for _ in range(2)))
 
 
 @final
@@ -27,12 +48,13 @@ class BatchScores:
         query_norms: The queries' squared gradient lengths: [queries].
         losses: [examples].
         outcome: What the loss returned, on the model's device.
+        query_left_out: What queries of low rank leave out; None where they are exact.
         query_facts: What their loss, or what takes its place, returned for the queries: [queries].
         facts: What the loss says of the batch's examples, if the request asks for it: [examples].
     """
 
     checkpoint: int
-    positions: range
+    positions: Sequence[int]
     queries: range
     scores: Tensor | None
     norms: Tensor | None
@@ -42,6 +64,12 @@ class BatchScores:
     outcome: Any
     query_facts: ExampleFacts | None = None
     facts: ExampleFacts | None = None
+    query_left_out: LeftOut | None = None
+
+    @property
+    def rows(self) -> slice | Tensor:
+        """Where the examples are in a tensor of all."""
+        return places(self.positions)
 
     def on_host(
         self, checks: LateChecks | None, meanwhile: Callable[[], None] | None = None

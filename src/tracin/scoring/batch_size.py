@@ -3,13 +3,13 @@
 import torch
 
 from tracin.checks import positive_int
-from tracin.data import Batch, length, part
+from tracin.data import Batch, Size, Tokens, length, part
 from tracin.errors import DataError
 from tracin.gradients import Gradients
 from tracin.gradients.held import held_bytes
 from tracin.scoring.free_memory import free_memory
 
-BatchSize = int | str
+BatchSize = int | str | Tokens
 
 MOST = 4096  # more gains nothing, and delays the first sign of progress
 CPU_BYTES = 1 << 28  # beyond this the batch leaves the caches for good, and is no faster
@@ -18,15 +18,17 @@ GPU_SHARE = 0.3  # of the free memory
 UNITS = 3
 
 
-def checked_size(batch_size: BatchSize) -> int | None:
-    """A number, or None for "auto".
+def checked_size(batch_size: BatchSize) -> Size | None:
+    """A number of examples or of tokens, or None for "auto".
 
     Raises:
         DataError: Anything else.
     """
     if batch_size == "auto":
         return None
-    return positive_int(batch_size, "batch_size", DataError, also='"auto"')
+    if isinstance(batch_size, Tokens):
+        return batch_size
+    return positive_int(batch_size, "batch_size", DataError, also='"auto", tracin.Tokens(...)')
 
 
 def fitting_size(gradients: Gradients, batch: Batch, device: torch.device) -> int:

@@ -1,6 +1,6 @@
 """Adds up the scores of one batch, parameter by parameter, while its pass runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 from torch import Tensor
@@ -96,7 +96,13 @@ class BatchSums:
         return form.squared_norm()
 
     def scores(
-        self, checkpoint: int, positions: range, columns: range, result: Pass, *, has_facts: bool
+        self,
+        checkpoint: int,
+        positions: Sequence[int],
+        columns: range,
+        result: Pass,
+        *,
+        has_facts: bool,
     ) -> BatchScores:
         """The sums over all parameters, once the pass over the batch is done.
 
@@ -135,6 +141,7 @@ class BatchSums:
             result.outcome,
             facts,
             ExampleFacts.of(*facts_there(result.outcome)) if has_facts else None,
+            None if queries is None else queries.left_out,
         )
 
     def _under_joint(
@@ -143,7 +150,7 @@ class BatchSums:
         own: Tensor,
         scores: Tensor | None,
         norms: Tensor | None,
-        positions: range,
+        positions: Sequence[int],
     ) -> tuple[Tensor | None, Tensor | None]:
         """Scores and squared lengths under a metric that mixes parameters, from plain ones."""
         weight = next(iter(self._weights.values()))

@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from tracin.checkpoints import Checkpoint, by_parameter, loaded
 from tracin.code_fingerprint import code_fingerprint, settings_fingerprint
-from tracin.data import Batch, Examples, length, move
+from tracin.data import Batch, Examples, Size, length, move
 from tracin.errors import PreconditionerError, TracInError
 from tracin.files import bytes_of, fingerprint
 from tracin.gradients import Covered, Gradients, SteppedDownError
@@ -153,7 +153,7 @@ class CheckpointPass:
         train: Examples,
         span: range,
         request: ScoreRequest,
-        batch_size: int | None,
+        batch_size: Size | None,
         progress: bool | None,
         what: str,
         fitted_on: Examples | None = None,
@@ -177,6 +177,7 @@ class CheckpointPass:
                         metric = self.metric_at(number, basis, batch_size, device)
                     if isinstance(metric, JointMetric):
                         self._refuse_apart(number, request)
+                        self._refuse_low_rank(request)
                     elif isinstance(metric, CurvatureMetric):
                         self.refuse_parted(number, metric)
                     reader = self.reader(train, span, batch_size, device)
@@ -198,7 +199,7 @@ class CheckpointPass:
         self,
         train: Examples,
         span: range,
-        batch_size: int | None,
+        batch_size: Size | None,
         device: torch.device,
         part: range | None = None,
     ) -> BatchReader:
@@ -208,16 +209,17 @@ class CheckpointPass:
         """
         reader = BatchReader(self.gradients, train, span, batch_size, device, part or span)
         refuse_crossing(self.gradients, train, device)
-        if not self._is_padding_known and reader.first is not None:
+        found = None if self._is_padding_known else reader.of_unlike_length
+        if found is not None:
             self._is_padding_known = True
-            warn_if_padding_counts(self.gradients, train, *reader.first)
+            warn_if_padding_counts(self.gradients, train, *found)
         return reader
 
     def query_reader(
         self,
         queries: Examples,
         span: range,
-        batch_size: int | None,
+        batch_size: Size | None,
         device: torch.device,
         part: range | None = None,
     ) -> BatchReader:
@@ -239,7 +241,7 @@ class CheckpointPass:
         return what_is_asked(self._asked)
 
     def metric_at(
-        self, number: int, train: Examples | None, batch_size: int | None, device: torch.device
+        self, number: int, train: Examples | None, batch_size: Size | None, device: torch.device
     ) -> Metric | JointMetric | None:
         """The preconditioner's metric at a checkpoint, which is in place; None without one."""
         if self._preconditioner is None:
@@ -250,10 +252,13 @@ class CheckpointPass:
         def read(examples: Examples, begin: Callable[[int], BatchFit]) -> None:
             span = range(len(examples))
             with _said_of_fit(self._preconditioner):
-                reader = BatchReader(self.gradients, examples, span, batch_size, device, span)
+                # What a preconditioner keeps of examples, it keeps in their order.
+                reader = BatchReader(
+                    self.gradients, examples, span, batch_size, device, span, in_order=True
+                )
             losses: list[Tensor] = []
 
-            def take(positions: range, batch: Batch, is_last: bool) -> None:
+            def take(positions: Sequence[int], batch: Batch, is_last: bool) -> None:
                 fit = begin(length(batch))
                 result = self.gradients.visit(batch, fit.visit, is_last=is_last)
                 (found,) = to_host([in_double(result.losses)], reader.prepare_next)
@@ -348,6 +353,15 @@ class CheckpointPass:
                 'learning_rates="equal", or one number per checkpoint.'
             )
 
+    def _refuse_low_rank(self, request: ScoreRequest) -> None:
+        """A metric that corrects products would need what is left out of a query."""
+        if request.form is not None:
+            raise PreconditionerError(
+                f"{self._preconditioner!r} corrects the products of exact gradients, and queries "
+                f"are asked for by {request.form!r}. Leave query_form out, or use a run without "
+                "preconditioner, or with tracin.Adam(), tracin.KFAC() or tracin.EKFAC()."
+            )
+
     def refuse_parted(self, number: int, metric: CurvatureMetric) -> None:
         """A bias is multiplied together with its weight, so that neither has a share of its own."""
         weights = by_parameter(self._weights[number], self.gradients.parameters)
@@ -362,7 +376,7 @@ class CheckpointPass:
                 )
 
     def metric_of_all(
-        self, train: Examples | None, batch_size: int | None
+        self, train: Examples | None, batch_size: Size | None
     ) -> tuple[Metric | JointMetric | None, bool]:
         """The metric that serves all checkpoints, and whether one does."""
         if self._preconditioner is None or not self._preconditioner.is_made_once:
@@ -377,7 +391,7 @@ class CheckpointPass:
         request: ScoreRequest,
         reader: BatchReader,
         metric: Metric | JointMetric | None,
-    ) -> Iterator[Callable[[range, Batch, bool], BatchScores]]:
+    ) -> Iterator[Callable[[Sequence[int], Batch, bool], BatchScores]]:
         """What scores a batch: once, or once for each run of queries that fits in memory."""
         if request.queries is None:
             yield partial(self._scores, number, None, range(0), request, metric, reader)
@@ -416,7 +430,7 @@ class CheckpointPass:
         request: ScoreRequest,
         metric: Metric | JointMetric | None,
         reader: BatchReader,
-        positions: range,
+        positions: Sequence[int],
         batch: Batch,
         is_last: bool,
     ) -> BatchScores:

@@ -49,11 +49,11 @@ class FactsSoFar:
         self._examples = examples
         self._found: ExampleFacts | None = None
 
-    def take(self, rows: slice, outcome: Any) -> None:
+    def take(self, rows: slice | Tensor, outcome: Any) -> None:
         """Take up what a loss returned for some of the examples."""
         self.add(rows, facts_of(outcome))
 
-    def add(self, rows: slice, batch: ExampleFacts) -> None:
+    def add(self, rows: slice | Tensor, batch: ExampleFacts) -> None:
         """Take up the facts of some of the examples."""
         if self._found is None:
             # Room for all, of the kinds that the first batch has.

@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from tracin.data import Examples, length, move
+from tracin.data import Examples, Size, length, move, places
 from tracin.gradients.compute import checked_losses
 from tracin.progress import bar
 from tracin.scoring.batch_size import fitting_size
@@ -29,14 +29,14 @@ class ForwardStep:
     """
 
     checkpoint: int
-    positions: range
+    positions: Sequence[int]
     losses: Tensor
     outcome: Any
 
     @property
-    def rows(self) -> slice:
+    def rows(self) -> slice | Tensor:
         """Where the examples are in a tensor of all."""
-        return slice(self.positions.start, self.positions.stop)
+        return places(self.positions)
 
 
 def forward_pass(
@@ -44,7 +44,7 @@ def forward_pass(
     examples: Examples,
     checkpoints: Sequence[int],
     what: str,
-    batch_size: int | None,
+    batch_size: Size | None,
     progress: bool | None,
 ) -> Iterator[ForwardStep]:
     """Every batch at every checkpoint.
@@ -54,7 +54,7 @@ def forward_pass(
         examples: What to read.
         checkpoints: Their places in the run, in the order of reading.
         what: The word in front of the progress bar.
-        batch_size: How many examples go through the model at once; None for as many as fit.
+        batch_size: Examples or tokens per model call; None for as many examples as fit.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

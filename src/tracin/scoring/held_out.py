@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tracin.data import Examples
+from tracin.data import Examples, Size
 from tracin.losses import Outcome
 from tracin.precision import in_double
 from tracin.results.held_out import HeldOut
@@ -11,14 +11,14 @@ from tracin.scoring.forward_pass import forward_pass
 
 
 def measured_on(
-    walk: CheckpointPass, validation: Examples, batch_size: int | None, progress: bool | None
+    walk: CheckpointPass, validation: Examples, batch_size: Size | None, progress: bool | None
 ) -> HeldOut:
     """The mean loss of each checkpoint and, where examples have classes, its accuracy.
 
     Args:
         walk: A pass whose loss also gives class scores, or predictions.
         validation: Examples that no checkpoint was trained on.
-        batch_size: How many examples go through the model at once; None for as many as fit.
+        batch_size: Examples or tokens per model call; None for as many examples as fit.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

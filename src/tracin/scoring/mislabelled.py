@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.data import places
 from tracin.errors import LossError, MemorisedWarning
 from tracin.host import to_host
 from tracin.losses import Outcome
@@ -84,7 +85,7 @@ class Judgement:
     def take(self, step: BatchScores) -> None:
         """Add one batch at one checkpoint."""
         outcome = step.outcome
-        rows = slice(step.positions.start, step.positions.stop)
+        rows = step.rows
         _add(self._own, rows, step.norms)
         _add(self._own_last_layer, rows, step.norms_apart)
         is_averaged, is_last = step.checkpoint in self._averaged, step.checkpoint == self._last
@@ -101,9 +102,9 @@ class Judgement:
             _add(self._final_margin, rows, margins)
         if is_averaged:
             leads, lengths, probabilities, labels = others
-            within = slice(rows.start - self._block.start, rows.stop - self._block.start)
+            within = places(step.positions, self._block.start)
             self._probabilities[within] += probabilities
-            self._given[rows] = labels
+            self._given[rows] = labels.to(self._given)
             self._agreed += int((margins > 0).sum())
             _add(self._loss, rows, losses)
             _add(self._margin, rows, margins)
@@ -168,7 +169,7 @@ class Judgement:
         )
 
 
-def _add(total: Tensor, rows: slice, share: Tensor | None) -> None:
+def _add(total: Tensor, rows: slice | Tensor, share: Tensor | None) -> None:
     if share is not None:
         total[rows] += share
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from tracin.data import Examples
+from tracin.data import Examples, Size
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.facts_of import FactsSoFar
@@ -15,7 +15,7 @@ def with_classes(
     walk: CheckpointPass,
     target: ClassTarget,
     queries: Examples,
-    batch_size: int | None,
+    batch_size: Size | None,
     progress: bool | None,
 ) -> tuple[Examples, ExampleFacts | None]:
     """The queries, each with the class that the target is about, and what is known of them.
@@ -24,7 +24,7 @@ def with_classes(
         walk: A pass whose loss gives class scores.
         target: What is explained of a class.
         queries: The queries.
-        batch_size: Examples per model call; None finds the size.
+        batch_size: Examples or tokens per model call; None finds the size.
         progress: None shows a bar on a terminal or in a notebook.
 
     Raises:

@@ -22,8 +22,10 @@ from tracin.gradients.forms import (
     Streamed,
     added,
     as_query,
+    at_rank,
     checked_squared_norm,
     pairs,
+    real_shape,
     total,
 )
 from tracin.host import to_host
@@ -31,8 +33,10 @@ from tracin.late_checks import LateChecks, LookAgainError, late_checks
 from tracin.preconditioners import JointMetric, Metric, parts_of
 from tracin.preconditioners.preconditioner import Scaling
 from tracin.results.example_facts import ExampleFacts
+from tracin.scoring.batch_scores import LeftOut
 from tracin.scoring.facts_of import facts_there
 from tracin.scoring.joint_sums import JointSums
+from tracin.scoring.query_form import LowRank
 from tracin.sharding import device_of
 
 # Up to this many queries, forward mode is cheaper than writing fallback gradients out.
@@ -51,6 +55,7 @@ class QueryGradients:
             joint one, the queries' products with its directions are kept.
         most: How many queries will be added, at most; may be lowered after the first batch.
         is_roomy: Whether the gradients of all may be written out.
+        form: How they are held; None for exactly.
     """
 
     def __init__(
@@ -61,11 +66,16 @@ class QueryGradients:
         metric: Metric | JointMetric | None = None,
         most: int,
         is_roomy: bool = True,
+        form: LowRank | None = None,
     ) -> None:
         self.most = most
         self._weights = weights
         self._together = together
-        self._is_roomy = is_roomy
+        self._is_roomy = is_roomy and form is None
+        self._form = form
+        self._shapes: dict[str, torch.Size] = {}
+        self._left_out: list[LeftOut] = []
+        self._leaving = LeftOut.none(0)  # of the batch that is being added
         self._all = most
         self._metric, self._joint = parts_of(metric)
         self._directions: list[Tensor] = []  # products with those of the joint metric
@@ -84,6 +94,8 @@ class QueryGradients:
         Returns:
             [queries] each, on the host.
         """
+        self._shapes = {n: real_shape(one) for n, one in gradients.parameters.items()}
+        self._leaving = LeftOut.none(length(batch))
         with late_checks(device_of(gradients.model)) as checks:
             taken = _Taken.of(batch, self._joint, checks)
             result = gradients.visit(batch, partial(self._keep, taken), is_last=is_last)
@@ -93,6 +105,7 @@ class QueryGradients:
             gradients.again(batch, lambda name, form, row: None)
             return self._commit(replace(taken, checks=None), result)
         self.cut()
+        self._leaving = LeftOut.none(length(batch))
         taken = _Taken.of(batch, self._joint, None)
         return self._commit(taken, gradients.again(batch, partial(self._keep, taken)))
 
@@ -125,6 +138,7 @@ class QueryGradients:
         if directions is not None:
             self._directions.append(directions)
         self._facts.append(ExampleFacts.of(*facts))
+        self._left_out.append(self._leaving)
         self._rows = 1 if norms is None else self._rows + taken.size
         self._norms = None if norms is None else torch.cat([self.norms.to(norms), norms])
         return losses, norms
@@ -162,6 +176,14 @@ class QueryGradients:
     def facts(self) -> ExampleFacts | None:
         """What the loss says of the queries: [queries]; None where there are none."""
         return ExampleFacts.joined(self._facts)
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """What is left out of the gradients: [queries]; None where they are held exactly."""
+        if self._form is None or self._together:
+            return None
+        lost, whole = zip(*((each.lost, each.whole) for each in self._left_out), strict=True)
+        return LeftOut(torch.cat(lost), torch.cat(whole))
 
     def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
         """One parameter's share of the scores of a batch: [examples, queries]; None if zero."""
@@ -228,15 +250,27 @@ class QueryGradients:
                 shares = metric.scaled(name, form)
         for other, share in shares.items():
             held = self._held.setdefault(other, Growing())
+            if self._form is not None:
+                share = self._shortened(other, share, row)
             query = as_query(
                 share,
                 queries=self._all,
                 is_roomy=self._is_roomy,
-                squares=own if metric is None else None,
+                squares=own if metric is None and self._form is None else None,
                 checks=checks,
             )
             held.add(self._rows + row, query, most)
         return own
+
+    def _shortened(self, name: str, form: PerExampleGradient, row: int) -> PerExampleGradient:
+        """The gradients of low rank, with what they leave out noted."""
+        if self._form is None:
+            return form
+        found = at_rank(form, self._shapes[name], self._form.rank, self._form.seed)
+        rows, weight = slice(row, row + form.examples), self._weights[name]
+        self._leaving.lost[rows] += weight * found.lost.cpu()
+        self._leaving.whole[rows] += weight * found.whole.cpu()
+        return found.form
 
     def _add_to_sums(self, name: str, form: PerExampleGradient) -> None:
         """Add up a batch's gradients of one parameter: all queries together are one."""

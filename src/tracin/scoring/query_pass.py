@@ -1,18 +1,19 @@
 """The pass over the queries at one checkpoint: as many as memory holds are taken together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-from tracin.data import move
+from tracin.data import Tokens, move
 from tracin.data.batches import structure
 from tracin.gradients import Gradients
 from tracin.gradients.forms import real_shape
 from tracin.out_of_memory import is_out_of_memory
 from tracin.preconditioners import JointMetric, Metric
 from tracin.scoring.batch_reader import BatchReader, spread
+from tracin.scoring.batch_size import MOST
 from tracin.scoring.crossing import refuse_crossing
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.free_memory import room
@@ -85,10 +86,11 @@ class QueryPass:
             metric=self._metric,
             most=len(left),
             is_roomy=self._is_roomy(len(left), memory),
+            form=request.form,
         )
         self._gradients.begin(len(left))
         # The first batch shows what a query takes; until then it may be all of its gradient.
-        size = first = reader.batch_size
+        size = first = self._largest(left)
         if not request.together:
             first = max(1, min(size, memory // max(1, self._written(1))))
         stop = left.start
@@ -121,21 +123,32 @@ class QueryPass:
         stop = rest.start
         if not rest or stop >= self._end(queries, left, memory):
             return stop
-        for positions, batch in self._queries.batches(size, start=rest.start, stop=rest.stop):
-            if positions.stop > self._end(queries, left, memory):
+        most = size if self._queries.alone is None else 1
+        groups = self._queries.groups(self._reader.batch_size, rest, most)
+        ends = {group[0]: group[-1] + 1 for group in groups}
+        for positions, batch in self._queries.read(groups):
+            after = positions[-1] + 1
+            if after > self._end(queries, left, memory):
                 break  # what the first batch took shows that a second one does not fit
-            following = positions.stop + min(len(positions), left.stop - positions.stop)
+            following = ends.get(after, min(after + len(positions), left.stop))
             # The last batch is audited, so it must be known beforehand.
-            is_last = positions.stop == left.stop or following > self._end(queries, left, memory)
+            is_last = after == left.stop or following > self._end(queries, left, memory)
             with examples_named(self._queries, positions, batch), naming(self._asked):
                 found = move(batch, self._reader.device)
                 losses, norms = queries.add(self._gradients, found, is_last=is_last)
             self._refuse_non_finite(positions, losses, norms)
-            stop, end = positions.stop, self._end(queries, left, memory)
+            stop, end = after, self._end(queries, left, memory)
             if is_last or stop >= end:
                 break
             queries.most = end - left.start
         return stop
+
+    def _largest(self, left: range) -> int:
+        """How many of these queries a batch has at most."""
+        size = self._reader.batch_size
+        if not isinstance(size, Tokens):
+            return size
+        return max(map(len, self._queries.groups(size, left, MOST)))
 
     def _is_roomy(self, queries: int, memory: int) -> bool:
         """Whether the gradients of so many may be written out."""
@@ -155,7 +168,9 @@ class QueryPass:
         fitting = len(queries) * memory // queries.bytes
         return min(left.stop, left.start + max(1, fitting))
 
-    def _refuse_non_finite(self, positions: range, losses: Tensor, norms: Tensor | None) -> None:
+    def _refuse_non_finite(
+        self, positions: Sequence[int], losses: Tensor, norms: Tensor | None
+    ) -> None:
         ids, name = self._queries.ids, self._checkpoint
         refuse_non_finite(losses, positions, ids, name, what_is_asked(self._asked), "query")
         if norms is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.data import places
 from tracin.errors import LossError, QueryError
 from tracin.losses import Outcome, TargetOutcome
 from tracin.results.explanations import TopInfluences
@@ -37,9 +38,7 @@ class Ranking:
 
     def take(self, step: BatchScores, factor: float) -> None:
         """Take up one batch's scores at one checkpoint; `factor` scales the queries' gradients."""
-        rows = slice(
-            step.positions.start - self._block.start, step.positions.stop - self._block.start
-        )
+        rows = places(step.positions, self._block.start)
         columns = slice(step.queries.start, step.queries.stop)
         if step.scores is not None:
             found = factor * step.scores.to(self._scores)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from tracin.data import Examples
+from tracin.scoring.query_form import LowRank
 
 
 @final
@@ -20,6 +21,7 @@ class ScoreRequest:
         apart: Parameters whose squared lengths are also given apart from those of all.
         only_apart: Parameters that are traced for `apart` alone.
         facts: Whether to read labels, predictions and losses off the loss, at the last checkpoint.
+        form: How the queries' gradients are held; None for exactly.
     """
 
     queries: Examples | None = None
@@ -30,3 +32,4 @@ class ScoreRequest:
     apart: frozenset[str] = frozenset()
     only_apart: frozenset[str] = frozenset()
     facts: bool = False
+    form: LowRank | None = None

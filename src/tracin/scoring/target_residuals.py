@@ -60,7 +60,7 @@ class TargetJudgement:
     def take(self, step: BatchScores) -> None:
         """Add one batch at one checkpoint."""
         outcome = step.outcome
-        rows = slice(step.positions.start, step.positions.stop)
+        rows = step.rows
         targets, predictions = to_host([outcome.targets[:, 0], outcome.predictions[:, 0]])
         if targets is not None:
             self._targets[rows] = targets.double()

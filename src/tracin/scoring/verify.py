@@ -36,7 +36,7 @@ def verified(
             # Examples that come alone make several batches.
             for positions, batch in data.batches(examples, stop=examples):
                 batch = move(batch, device)
-                ids = data.ids[positions.start : positions.stop]
+                ids = data.ids[list(positions)]
                 walk.gradients.check(copied(batch))
                 comparison = Comparison(walk.gradients, batch, name, ids)
                 for gaps in comparison.gaps():

@@ -6,6 +6,7 @@ from tracin.gradients.forms.computed import Computed
 from tracin.gradients.forms.dense import Dense
 from tracin.gradients.forms.form import PerExampleGradient
 from tracin.gradients.forms.growing import Growing
+from tracin.gradients.forms.low_rank import at_rank
 from tracin.gradients.forms.outer import OuterProduct
 from tracin.gradients.forms.patches import ConvFactors, Geometry
 from tracin.gradients.forms.products import ProductCache, added, as_query, pairs
@@ -40,6 +41,7 @@ __all__ = [
     "added",
     "aligned_products",
     "as_query",
+    "at_rank",
     "cancelled",
     "checked_squared_norm",
     "full",
