@@ -18,7 +18,9 @@ import pytest
 from tracin.engines import worker_process
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "torch._dynamo", "tracin", "tracin.tracing", "numpy"])
+SERVER.set_forkserver_preload(
+    ["torch", "torch._dynamo", "tracin.tracin", "tracin.tracing", "tracin.index.index", "numpy"]
+)
 
 
 @dataclass(frozen=True)

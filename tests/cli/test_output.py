@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from own_process import run_script
 from tracin.cli.main import main
 from tracin.cli.screen import coloured, shows_colours
 
@@ -280,14 +280,12 @@ def task():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no pipes of a shell here")
-def test_a_reader_that_has_enough_ends_the_command_quietly(begun):
-    code = "from tracin.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "self-influence", str(begun), "--format", "csv"]
+def test_a_reader_that_has_enough_ends_the_command_quietly(begun, tmp_path):
+    done = run_script(
+        "import os; reader, writer = os.pipe(); os.dup2(writer, 1); os.close(reader); "
+        "os.close(writer); from tracin.cli.main import main; main()",
+        *("self-influence", begun, "--format", "csv"),
+        folder=tmp_path,
+    )
 
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        said = process.stderr.read()
-
-    assert (process.returncode, said) == (1, b"")
+    assert (done.code, done.stderr) == (1, "")

@@ -17,7 +17,8 @@ from tracin.integrations.ray import RayCluster
 ROOT = Path(__file__).parents[2]
 ROWS, FEATURES, CLASSES = 90, 12, 4
 KILLS = """
-import sys
+import os, sys
+os.fsync = os.fstat  # a killed process loses nothing that it wrote
 sys.path.insert(0, sys.argv[1])
 from experiments import index_faults
 sys.exit(index_faults.main(["--kills", "5", "--rows", "60"]))

@@ -56,7 +56,7 @@ def queries_of(task: Task, query: str | None) -> ChosenQueries:
     return ChosenQueries(among.subset(positions), positions, where)
 
 
-def groups_of(task: Task, queries: ChosenQueries) -> list[Any] | None:
+def query_groups(task: Task, queries: ChosenQueries) -> list[Any] | None:
     """The group of each query; None where the task names none.
 
     Raises:

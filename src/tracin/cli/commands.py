@@ -10,7 +10,7 @@ import typer
 from tracin import __version__
 from tracin.cli import index_commands
 from tracin.cli.ask import ask
-from tracin.cli.chosen_queries import Folder, HowMany, Query, groups_of, queries_of
+from tracin.cli.chosen_queries import Folder, HowMany, Query, queries_of, query_groups
 from tracin.cli.destination import (
     FileFormat,
     Format,
@@ -321,7 +321,7 @@ def select_examples(
         whole if index is None else None,
         chosen_queries.queries,
         options.budget,
-        groups=groups_of(task, chosen_queries),
+        groups=query_groups(task, chosen_queries),
         normalise=unless_none(options.normalise),
         duplicates=unless_none(options.duplicates),
         target=task.target,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tracin.data.ids import WithIds
-from tracin.data.packed import Apart, InContext, Span, numbers
+from tracin.data.packed import Apart, InContext, Span, whole_numbers
 from tracin.data.sources import source_of
 from tracin.errors import DataError
 from tracin.plain_text import a_kind, listed
@@ -73,7 +73,7 @@ def documents(
                 f"Row {row} has 'cu_seq_lens_q', by which attention keeps documents apart: they "
                 "have no context. Leave in_context=True out, or the lengths, if training had none."
             )
-        longest = max(longest, numbers(found["input_ids"]).numel())
+        longest = max(longest, whole_numbers(found["input_ids"]).numel())
         spans += [Span(row, place, int(one[0]), int(one[-1]) + 1) for place, one in enumerate(kept)]
     if not spans:
         raise DataError("The rows hold no documents: every position is masked. Give other rows.")
@@ -94,9 +94,9 @@ def _kept_documents(row: Any, at: int, separator: int | None) -> list[Tensor]:
             f"A packed row is a mapping with 'input_ids' and {listed(BOUNDS)}, but row {at} is "
             f"{came}. Give the rows as the trainer's collator takes or makes them, one at a time."
         )
-    count = numbers(row["input_ids"]).numel()
+    count = whole_numbers(row["input_ids"]).numel()
     lengths = _lengths(row, at, count, separator)
-    mask = numbers(row["attention_mask"]) if "attention_mask" in row else None
+    mask = whole_numbers(row["attention_mask"]) if "attention_mask" in row else None
     if sum(lengths) != count or (mask is not None and mask.numel() != count):
         raise DataError(
             f"Row {at} has {count} tokens, but documents of {sum(lengths)} together"
@@ -117,7 +117,7 @@ def _lengths(row: Mapping[str, Any], at: int, count: int, separator: int | None)
             "separator out, or the column, if the trainer did not get it."
         )
     if separator is not None:
-        ends = (numbers(row["input_ids"]) == separator).nonzero()[:, 0] + 1
+        ends = (whole_numbers(row["input_ids"]) == separator).nonzero()[:, 0] + 1
         bounds = {0, *ends.tolist(), count}
         return np.diff(sorted(bounds)).tolist()
     if key is None:
@@ -126,7 +126,7 @@ def _lengths(row: Mapping[str, Any], at: int, count: int, separator: int | None)
             f"has {listed(row)}. Let the collator return them (return_position_ids=True), or pass "
             "separator=tokenizer.eos_token_id where a token ends each document."
         )
-    values = numbers(row[key])
+    values = whole_numbers(row[key])
     if key == "seq_lengths":
         return values.tolist()
     if key == "cu_seq_lens_q":

@@ -52,8 +52,8 @@ class Apart:
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         span = self.spans[position]
         row = self._rows.example(span.row)
-        tokens = numbers(row["input_ids"])[span.start : span.stop]
-        labels = numbers(row["labels"])[span.start : span.stop] if "labels" in row else tokens
+        tokens = whole_numbers(row["input_ids"])[span.start : span.stop]
+        labels = whole_numbers(row["labels"])[span.start : span.stop] if "labels" in row else tokens
         padding = 0, self._longest - len(tokens)
         return {
             "input_ids": F.pad(tokens, padding),
@@ -70,7 +70,7 @@ class Apart:
             # Collators make positions of lengths, and kernels go by them.
             starts = [one.start for one in self.spans if one.row == span.row]
             found["position_ids"] = _restarting(starts, len(found["input_ids"]))
-        base = numbers(row["labels"]) if "labels" in row else found["input_ids"]
+        base = whole_numbers(row["labels"]) if "labels" in row else found["input_ids"]
         labels = torch.full_like(base, IGNORED)
         labels[span.start + 1 : span.stop] = base[span.start + 1 : span.stop]
         return {**found, "labels": labels}
@@ -97,7 +97,7 @@ class InContext:
         row = self._rows.example(span.row)
         found = _as_given(row)
         labels = torch.full_like(found["input_ids"], IGNORED)
-        own = numbers(row["labels"]) if "labels" in row else _predicted(found)
+        own = whole_numbers(row["labels"]) if "labels" in row else _predicted(found)
         labels[span.start : span.stop] = own[span.start : span.stop]
         left = self._longest - len(labels)
         made = {name: F.pad(values, (0, left)) for name, values in found.items()}
@@ -122,7 +122,7 @@ def apart_within(data: Any) -> tuple[Apart, Sequence[int]] | None:
 LENGTHS = ("seq_lengths", "cu_seq_lens_q")
 
 
-def numbers(values: Any) -> Tensor:
+def whole_numbers(values: Any) -> Tensor:
     """Whole numbers, in one row: collators put one of one before."""
     return torch.as_tensor(values).flatten().long()
 
@@ -130,7 +130,7 @@ def numbers(values: Any) -> Tensor:
 def _as_given(row: Any) -> dict[str, Tensor]:
     """What a row has for the model."""
     names = ("input_ids", "position_ids", "attention_mask")
-    return {name: numbers(row[name]) for name in names if row.get(name) is not None}
+    return {name: whole_numbers(row[name]) for name in names if row.get(name) is not None}
 
 
 def _predicted(found: dict[str, Tensor]) -> Tensor:

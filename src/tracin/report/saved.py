@@ -113,7 +113,7 @@ def _result(columns: Columns, settings: Mapping[str, Any]) -> Any:
     if all(name in columns for name in OF_EXPLANATIONS):
         return explanations_of(columns, settings)
     if all(name in columns for name in OF_TOKENS):
-        return tokens_of(columns)
+        return token_shares_of(columns)
     if all(name in columns for name in OF_SUSPECTS):
         return suspects_of(columns, settings)
     if all(name in columns for name in OF_CURVES):
@@ -175,7 +175,7 @@ def _facts(columns: Columns, of: str, rows: np.ndarray) -> ExampleFacts | None:
     return ExampleFacts(found["loss"], found.get("label"), found.get("predicted"))
 
 
-def tokens_of(columns: Columns) -> TokenShares:
+def token_shares_of(columns: Columns) -> TokenShares:
     """The shares of tokens that `TokenShares.columns` made a table of."""
     place, text = columns["place"], columns["text"]
     starts = np.flatnonzero(place == 0)
