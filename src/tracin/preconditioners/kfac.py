@@ -318,11 +318,15 @@ class BatchCurvature:
     def commit(self) -> None:
         """Add the batch to those before."""
         biases: dict[tuple[str, str], bool] = {}
+        alike: dict[tuple[str, str], Tensor] = {}
         for weight, sums in self._sums.items():
             rows = self._rows.get(self._whole.bias_of[weight])
             for side in ("left", "right"):
-                is_so = rows is not None and side in sums and _is_same(sums[side], rows)
-                biases[weight, side] = is_so
+                biases[weight, side] = False
+                if rows is not None and side in sums and sums[side].shape == rows.shape:
+                    alike[weight, side] = _are_same(sums[side], rows)
+        if alike:  # one look at the device for all layers
+            biases |= zip(alike, torch.stack([*alike.values()]).tolist(), strict=True)
         self._whole.add(self._layers, biases)
 
 
@@ -389,10 +393,8 @@ def _sibling(name: str) -> str:
     return f"{module}.{own.replace('weight', 'bias')}" if module else own.replace("weight", "bias")
 
 
-def _is_same(sums: Tensor, rows: Tensor) -> bool:
-    if sums.shape != rows.shape:
-        return False
-    return bool((sums - rows).abs().max() <= _SAME * rows.abs().max())
+def _are_same(sums: Tensor, rows: Tensor) -> Tensor:
+    return (sums - rows).abs().max() <= _SAME * rows.abs().max()
 
 
 def _total(form: PerExampleGradient) -> Tensor:

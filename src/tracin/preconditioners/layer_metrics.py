@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tracin.data import move
 from tracin.gradients.forms import (
     ConvFactors,
     Dense,
@@ -115,7 +116,7 @@ def _patches(form: ConvFactors, seen: Tensor) -> Tensor:
             by_column * geometry.dilation[1],
         ),
     )
-    seen = seen.to(form.device)
+    seen = move(seen, form.device)
     found = windows[:, :, seen // columns, seen % columns].movedim(2, 1).flatten(2)
     return found.unflatten(2, (geometry.groups, -1)).permute(2, 0, 1, 3).flatten(1, 2)
 
