@@ -76,7 +76,7 @@ class LaterUse:
         self.parts: list[tuple[Leaf, None]] = [(leaf, None) for leaf, _ in use.parts]
         self.is_changed = False
         self._func, self._examples = use.func, use.examples
-        self._arguments, data = emptied(marked)
+        self._arguments, data = with_places(marked)
         self._layouts = [layouts.get(id(tensor)) for tensor in data]
         self._kept = keep(anchor, data)
 
@@ -191,21 +191,21 @@ class _Keep(Function):
 _OTHERWISE = "a stretch under activation checkpointing ran otherwise than the first time"
 
 
-def emptied(marked: Arguments) -> tuple[Arguments, list[Tensor]]:
+def with_places(marked: Arguments) -> tuple[Arguments, list[Tensor]]:
     """A call's arguments with a place for each data tensor, and the data tensors."""
     data: list[Tensor] = []
-    args, kwargs = _emptied(marked[0], data), _emptied(marked[1], data)
+    args, kwargs = _with_places(marked[0], data), _with_places(marked[1], data)
     return (args, kwargs), data
 
 
-def _emptied(values: Any, data: list[Tensor]) -> Any:
+def _with_places(values: Any, data: list[Tensor]) -> Any:
     if isinstance(values, Tensor):
         data.append(values)
         return _Place(len(data) - 1)
     if isinstance(values, Mapping):
-        return {key: _emptied(each, data) for key, each in values.items()}
+        return {key: _with_places(each, data) for key, each in values.items()}
     if type(values) in (list, tuple):
-        return type(values)([_emptied(each, data) for each in values])
+        return type(values)([_with_places(each, data) for each in values])
     return values
 
 
