@@ -5,6 +5,7 @@ import logging
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -272,6 +273,27 @@ def test_stretches_that_cannot_be_watched_are_right_and_say_why(
     entries = run.coverage(data).entries
     assert {name for name, each in entries.items() if each.method != GradientMethod.FAST} == slow
     assert all(why in entries[name].reason for name in slow)
+
+
+def traced(way: Any, folder: Path) -> Tensor:
+    torch.manual_seed(0)
+    model = Written(lambda m, x: m.head(way(m.inner, m.stem(x))), **layers()).double()
+    optimizer, data = torch.optim.SGD(model.parameters(), lr=0.1), examples()
+    with tracin.Tracer(model, optimizer, "cross_entropy", data, data, folder) as tracer:
+        with tracer.batch(range(6)):
+            F.cross_entropy(model(data[0]), data[1]).backward()
+        optimizer.step()
+    return tracin.tracing.Trace.open(folder).influence()
+
+
+def test_a_tracer_reads_stretches_and_refuses_reentrant_ones_with_the_way_out(tmp_path: Path):
+    plain = traced(lambda stretch, h: stretch(h), tmp_path / "plain")
+
+    found = traced(again, tmp_path / "again")
+
+    torch.testing.assert_close(found, plain)
+    with pytest.raises(tracin.TracingError, match=r"inner\.weight.*use_reentrant=False"):
+        traced(reentrant, tmp_path / "reentrant")
 
 
 def test_layers_of_hugging_face_can_be_wrapped_and_are_said_to_be_off(

@@ -170,8 +170,10 @@ class FunctionWatch(Mode):
     def _as_it_is(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        self._note_call(Call(func, lambda args, kwargs: func(*args, **kwargs)))
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if any(tensor.requires_grad for tensor in tensors_in((output,), {})):
+            self._note_call(Call(func, lambda args, kwargs: func(*args, **kwargs)))
+        return output
 
     def _made(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
