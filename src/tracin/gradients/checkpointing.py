@@ -41,6 +41,7 @@ def _announced(
     function: Callable[..., Any],
     preserve_rng_state: bool,
     context_fn: Callable[[], Contexts],
+    /,
     *rest: Any,
     **kwargs: Any,
 ) -> Any:
