@@ -25,6 +25,7 @@ from tracin.errors import LossError, QueryError
 from tracin.gradients import Covered
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
+from tracin.gradients.inactive_checkpointing import note_inactive_checkpointing
 from tracin.guards import untouched
 from tracin.losses import CausalLM, PerExampleLoss, open_loss
 from tracin.preconditioners import KeptMetrics, Preconditioner
@@ -80,6 +81,7 @@ class Run:
         self._chosen = chosen_parameters(self.model, parameters)
         self._is_last = parameters == LAST
         self._last: dict[str, Parameter] | None = None
+        note_inactive_checkpointing(self.model)
         self.checkpoints = open_checkpoints(checkpoints)
         self.loss = _as_trained(loss, self.checkpoints)
         is_choice = parameters is not None

@@ -1,9 +1,11 @@
 """Activation checkpointing: what is computed again is read exactly, and not held meanwhile."""
 
 import gc
+import logging
 import weakref
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,10 @@ from tracin import GradientMethod
 
 again = partial(checkpoint, use_reentrant=False)
 reentrant = partial(checkpoint, use_reentrant=True)
+
+
+def again_from(forward: Any) -> Any:
+    return partial(again, forward)
 
 
 class Written(nn.Module):
@@ -267,3 +273,56 @@ def test_stretches_that_cannot_be_watched_are_right_and_say_why(
     entries = run.coverage(data).entries
     assert {name for name, each in entries.items() if each.method != GradientMethod.FAST} == slow
     assert all(why in entries[name].reason for name in slow)
+
+
+def traced(way: Any, folder: Path) -> Tensor:
+    torch.manual_seed(0)
+    model = Written(lambda m, x: m.head(way(m.inner, m.stem(x))), **layers()).double()
+    optimizer, data = torch.optim.SGD(model.parameters(), lr=0.1), examples()
+    with tracin.Tracer(model, optimizer, "cross_entropy", data, data, folder) as tracer:
+        with tracer.batch(range(6)):
+            F.cross_entropy(model(data[0]), data[1]).backward()
+        optimizer.step()
+    return tracin.tracing.Trace.open(folder).influence()
+
+
+def test_a_tracer_reads_stretches_and_refuses_reentrant_ones_with_the_way_out(tmp_path: Path):
+    plain = traced(lambda stretch, h: stretch(h), tmp_path / "plain")
+
+    found = traced(again, tmp_path / "again")
+
+    torch.testing.assert_close(found, plain)
+    with pytest.raises(tracin.TracingError, match=r"inner\.weight.*use_reentrant=False"):
+        traced(reentrant, tmp_path / "reentrant")
+
+
+def test_layers_of_hugging_face_can_be_wrapped_and_are_said_to_be_off(
+    caplog: pytest.LogCaptureFixture,
+):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=20, hidden_size=16, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).double().eval()
+    words = torch.randint(2, 20, (5, 6))
+    data = {"input_ids": words, "labels": words, "attention_mask": torch.ones_like(words)}
+    wanted = slow_twin.self_influence(model, "causal_lm", data)
+    model.gradient_checkpointing_enable()
+    checkpoints = [model.state_dict()]
+
+    with caplog.at_level(logging.INFO, "tracin"):
+        run = tracin.TracIn(model, "causal_lm", checkpoints, learning_rates=[1.0])
+    plain = run.self_influence(data)
+    model.gradient_checkpointing_disable()
+    for layer in model.model.layers:
+        layer.forward = again_from(layer.forward)
+    model.config.use_cache = False
+    wrapped = run.self_influence(data)
+
+    assert caplog.text.count("gradient checkpointing is off in eval mode") == 1
+    torch.testing.assert_close(plain, wanted, rtol=1e-9, atol=0)
+    torch.testing.assert_close(wrapped, wanted, rtol=1e-9, atol=0)
+    methods = {str(each.method) for each in run.coverage(data).entries.values()}
+    assert methods == {"fast"}

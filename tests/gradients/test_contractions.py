@@ -59,7 +59,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "own norm": lambda: Weight(lambda x, w: x @ (w / w.norm(dim=1, keepdim=True)).T, 5, 12),
     "weight norm": lambda: parametrizations.weight_norm(nn.Linear(12, 5)),
     "weight norm of columns": lambda: parametrizations.weight_norm(nn.Linear(12, 5), dim=1),
-    "weight norm over all": lambda: nn.utils.weight_norm(nn.Linear(12, 5), dim=None),
+    "weight norm over all": lambda: nn.utils.weight_norm(nn.Linear(12, 5), dim=-1),
     "weight norm of places": lambda: in_channels(
         parametrizations.weight_norm(nn.Conv1d(2, 4, 3, groups=2), dim=2)
     ),

@@ -106,7 +106,7 @@ def test_experts_that_see_every_row_go_the_fast_way():
 
 
 def test_grouped_experts_in_float64_are_refused_with_the_way_out():
-    model = language_model("Olmoe", "grouped_mm", **EXPERTS["Olmoe"])
+    model: Any = language_model("Olmoe", "grouped_mm", **EXPERTS["Olmoe"])
     run = tracin.TracIn(model, "causal_lm", [model.state_dict()], learning_rates=[1.0])
 
     with pytest.raises(

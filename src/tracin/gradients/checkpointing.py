@@ -9,7 +9,7 @@ as it stands.
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, final
 
 import torch
@@ -41,6 +41,7 @@ def _announced(
     function: Callable[..., Any],
     preserve_rng_state: bool,
     context_fn: Callable[[], Contexts],
+    /,
     *rest: Any,
     **kwargs: Any,
 ) -> Any:
@@ -127,20 +128,26 @@ class _NotReentrant:
         )
 
 
-def _change(keep: Callable[[Undo], None]) -> None:
+@cache
+def _replacements() -> tuple[tuple[str, Any, Any], ...]:
+    """The names in torch's module, what stands there, and what stands there during a pass."""
     again = getattr(module, CHECKPOINTED_AGAIN, None)
     reentrant = getattr(module, CHECKPOINTED_REENTRANT, None)
     if again is None or reentrant is None:
-        return
+        return ()
     kinds = [each.kind for each in inspect.signature(again).parameters.values()]
     named = kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD)
     announced = wraps(again)(partial(_announced, again, named))
-    for name, own, theirs in (
-        (CHECKPOINTED_AGAIN, announced, again),
-        (CHECKPOINTED_REENTRANT, _NotReentrant(reentrant), reentrant),
-    ):
+    return (
+        (CHECKPOINTED_AGAIN, again, announced),
+        (CHECKPOINTED_REENTRANT, reentrant, _NotReentrant(reentrant)),
+    )
+
+
+def _change(keep: Callable[[Undo], None]) -> None:
+    for name, theirs, ours in _replacements():
         keep(partial(setattr, module, name, theirs))
-        setattr(module, name, own)
+        setattr(module, name, ours)
 
 
 # Held during passes that watch what a model calls.

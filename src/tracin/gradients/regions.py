@@ -50,7 +50,8 @@ class Region:
     """One stretch.
 
     Attributes:
-        calls: Those that took a parameter, in order, and the stretches within this one.
+        calls: Those that took a parameter and that gradients pass, in order, and the stretches
+            within this one.
         changes: What rules read in the first run: each tensor, the count of its changes in place,
             and the use; empty once the first run is over.
     """
@@ -76,7 +77,7 @@ class LaterUse:
         self.parts: list[tuple[Leaf, None]] = [(leaf, None) for leaf, _ in use.parts]
         self.is_changed = False
         self._func, self._examples = use.func, use.examples
-        self._arguments, data = emptied(marked)
+        self._arguments, data = with_places(marked)
         self._layouts = [layouts.get(id(tensor)) for tensor in data]
         self._kept = keep(anchor, data)
 
@@ -105,7 +106,8 @@ class Repetition(Mode):
 
     def __init__(self, region: Region, leaves: Mapping[int, Leaf]) -> None:
         super().__init__()
-        self._calls = iter(region.calls)
+        self._region = region
+        self._at = 0  # in the region's calls
         self._leaves = leaves
 
     def __torch_function__(
@@ -122,17 +124,25 @@ class Repetition(Mode):
         if inside is not None:
             with self:
                 return inside(*args, **kwargs)
-        call = next(self._calls, None)
-        if not isinstance(call, Call) or call.func != func:
-            raise RuntimeError(_OTHERWISE)
+        call = self._expected
+        if not isinstance(call, Call) or call.func != func or not torch.is_grad_enabled():
+            # Nothing that a gradient passes: a parameter's shape, or what FSDP2 asks on its way in.
+            return func(*args, **kwargs)
+        self._at += 1
         return call.again(args, kwargs)
 
     def checkpoint(self) -> Contexts:
         """The contexts of the next stretch within this one."""
-        region = next(self._calls, None)
+        region = self._expected
         if not isinstance(region, Region):
             raise RuntimeError(_OTHERWISE)
+        self._at += 1
         return self._within(region), Repeated(region, self._leaves)
+
+    @property
+    def _expected(self) -> Call | Region | None:
+        calls = self._region.calls
+        return calls[self._at] if self._at < len(calls) else None
 
     def is_leaf(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter, or made of parameters alone."""
@@ -140,11 +150,12 @@ class Repetition(Mode):
 
     @contextmanager
     def _within(self, region: Region) -> Iterator[None]:
-        outer, self._calls = self._calls, iter(region.calls)
+        outer = self._region, self._at
+        self._region, self._at = region, 0
         try:
             yield
         finally:
-            self._calls = outer
+            self._region, self._at = outer
 
 
 @final
@@ -191,21 +202,21 @@ class _Keep(Function):
 _OTHERWISE = "a stretch under activation checkpointing ran otherwise than the first time"
 
 
-def emptied(marked: Arguments) -> tuple[Arguments, list[Tensor]]:
+def with_places(marked: Arguments) -> tuple[Arguments, list[Tensor]]:
     """A call's arguments with a place for each data tensor, and the data tensors."""
     data: list[Tensor] = []
-    args, kwargs = _emptied(marked[0], data), _emptied(marked[1], data)
+    args, kwargs = _with_places(marked[0], data), _with_places(marked[1], data)
     return (args, kwargs), data
 
 
-def _emptied(values: Any, data: list[Tensor]) -> Any:
+def _with_places(values: Any, data: list[Tensor]) -> Any:
     if isinstance(values, Tensor):
         data.append(values)
         return _Place(len(data) - 1)
     if isinstance(values, Mapping):
-        return {key: _emptied(each, data) for key, each in values.items()}
+        return {key: _with_places(each, data) for key, each in values.items()}
     if type(values) in (list, tuple):
-        return type(values)([_emptied(each, data) for each in values])
+        return type(values)([_with_places(each, data) for each in values])
     return values
 
 

@@ -33,9 +33,9 @@ from tracin.gradients.regions import (
     LaterUse,
     Region,
     Repeated,
-    emptied,
     keep,
     kept_throughout,
+    with_places,
 )
 from tracin.gradients.reordering import Reordering, puts_back
 from tracin.gradients.routed import Routed, is_routable
@@ -170,8 +170,10 @@ class FunctionWatch(Mode):
     def _as_it_is(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        self._note_call(Call(func, lambda args, kwargs: func(*args, **kwargs)))
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if any(tensor.requires_grad for tensor in tensors_in((output,), {})):
+            self._note_call(Call(func, lambda args, kwargs: func(*args, **kwargs)))
+        return output
 
     def _made(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -204,7 +206,7 @@ class FunctionWatch(Mode):
 
         def again(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
             marked = mark(args, self._leaves), mark(kwargs, self._leaves)
-            keep(self._anchor, emptied(marked)[1])
+            keep(self._anchor, with_places(marked)[1])
             output = func(*plain(marked[0]), **plain(marked[1]))
             return grad_hook(output, self._anchor, _nothing)
 

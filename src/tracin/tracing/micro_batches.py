@@ -132,7 +132,7 @@ def check_shares(batches: list[MicroBatch], gradients: Mapping[str, Tensor]) -> 
         raise TracingError(
             f"The gradient of {listed(unseen)} comes from no traced forward pass. Put the forward "
             "pass of each batch, by the model that was given and uncompiled, within "
-            "tracer.batch(ids)."
+            "tracer.batch(ids); if it calls torch.utils.checkpoint, pass use_reentrant=False there."
         )
 
 
