@@ -390,13 +390,14 @@ def test_a_model_is_held_once_while_a_checkpoint_is_in_its_place(tmp_path: Path)
     assert all(torch.equal(one.cpu(), before[name]) for name, one in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch's, once
 def test_a_batch_is_sent_without_waiting_and_its_memory_may_be_written_to_at_once() -> None:
     given, expected = torch.zeros(1 << 22), []
     busy = torch.randn(4096, 4096, device="cuda")
     torch.cuda.synchronize()
     moved(given, "cuda")  # the first time, pinned memory has to be made
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for number in range(8):
             busy = (busy @ busy).clamp(-1, 1)
             given.fill_(number)
@@ -430,12 +431,12 @@ def test_a_pass_waits_for_the_device_once_a_batch(
     for rows in (2048, 4096):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn")
             try:
+                torch.cuda.set_sync_debug_mode("warn")
                 ask(rows, str(rows))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        found = [each for each in caught if "synchroniz" in str(each.message)]
+        found = [each for each in caught if "called a synchroniz" in str(each.message)]
         waits.append(Counter(f"{each.filename}:{each.lineno}" for each in found))
     more = waits[1] - waits[0]
     # All that a batch gave is fetched at once; and now and then there is an audit.

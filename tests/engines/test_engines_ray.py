@@ -30,9 +30,12 @@ def test_numbers_are_checked(numbers):
 def ray():
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(
         "local", num_cpus=2, object_store_memory=2**27, include_dashboard=False, log_to_driver=False
     )
+    # Ray's own would be inherited by processes that later tests fork, which then outlive SIGTERM.
+    signal.signal(signal.SIGTERM, handler)
     yield ray
     ray.shutdown()
 

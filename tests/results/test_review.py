@@ -70,7 +70,7 @@ def test_each_row_of_a_stratum_is_drawn_as_often():
 
 @pytest.mark.parametrize(("expected", "power"), [(30, 1.0), (200, 1.0), (200, 0.0), (600, 0.5)])
 def test_the_estimate_has_no_bias_and_its_interval_covers_the_truth(expected: int, power: float):
-    total, trials = 1000, 100
+    total, trials = 1000, 200
     suspects, is_wrong = ranking(total), wrong_rows(total, expected, power)
     truth = int(is_wrong.sum())
 

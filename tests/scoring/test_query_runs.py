@@ -193,7 +193,9 @@ def test_each_checkpoint_is_loaded_once_for_all_runs(monkeypatch: pytest.MonkeyP
     run, loads = run_of(), []
     load = checkpoint_pass.loaded
     monkeypatch.setattr(
-        checkpoint_pass, "loaded", lambda *given: loads.append(given[1].name) or load(*given)
+        checkpoint_pass,
+        "loaded",
+        lambda *given, **named: loads.append(given[1].name) or load(*given, **named),
     )
     monkeypatch.setattr(query_pass, "room", lambda device: 1)
     counts = count_visits(run, monkeypatch)

@@ -12,4 +12,4 @@ from tracin.preconditioners.preconditioner import Metric as Metric
 from tracin.preconditioners.preconditioner import Place as Place
 from tracin.preconditioners.preconditioner import Preconditioner as Preconditioner
 from tracin.preconditioners.preconditioner import Scaling as Scaling
-from tracin.preconditioners.preconditioner import parts_of as parts_of
+from tracin.preconditioners.preconditioner import metric_parts as metric_parts

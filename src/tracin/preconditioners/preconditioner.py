@@ -225,7 +225,7 @@ class Scaling:
         return scaled_in_parts(form, self.factors[name])
 
 
-def parts_of(
+def metric_parts(
     metric: Metric | JointMetric | None,
 ) -> tuple[Metric | None, JointMetric | None]:
     """What multiplies a query's gradient, and what corrects the products; None where nothing."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import PerExampleGradient, ProductCache, cancelled, checked_squared_norm
 from tracin.late_checks import LateChecks, look_again_if
-from tracin.preconditioners import JointMetric, Metric, parts_of
+from tracin.preconditioners import JointMetric, Metric, metric_parts
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.facts_of import facts_there
@@ -46,7 +46,7 @@ class BatchSums:
         self._weights = weights
         self._queries = queries
         self._request = request
-        self._metric, self._joint = parts_of(metric)
+        self._metric, self._joint = metric_parts(metric)
         self._directions = None if self._joint is None else JointSums(examples, self._joint)
         self._cache = ProductCache()
         self._scores: Tensor | None = None

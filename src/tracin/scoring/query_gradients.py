@@ -30,7 +30,7 @@ from tracin.gradients.forms import (
 )
 from tracin.host import to_host
 from tracin.late_checks import LateChecks, LookAgainError, late_checks
-from tracin.preconditioners import JointMetric, Metric, parts_of
+from tracin.preconditioners import JointMetric, Metric, metric_parts
 from tracin.preconditioners.preconditioner import Scaling
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.batch_scores import LeftOut
@@ -77,7 +77,7 @@ class QueryGradients:
         self._left_out: list[LeftOut] = []
         self._leaving = LeftOut.none(0)  # of the batch that is being added
         self._all = most
-        self._metric, self._joint = parts_of(metric)
+        self._metric, self._joint = metric_parts(metric)
         self._directions: list[Tensor] = []  # products with those of the joint metric
         self._sums: dict[str, PerExampleGradient] = {}
         self._sums_under: dict[str, PerExampleGradient] = {}
