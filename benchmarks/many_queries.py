@@ -108,6 +108,7 @@ def _row(
     peak, passes = _peak(device, works["tracin"])
     if options.index:
         works["index"] = partial(_built, _run(model), train, options.index, batch_size)
+        works["index"]()  # the first one loads libraries
     rival_peak = None
     if options.kronfluence:
         works["kronfluence"] = kronfluence_pass(model, train, asked, batch_size)
