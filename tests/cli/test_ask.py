@@ -150,8 +150,9 @@ def test_texts_that_differ_only_within_a_template_are_no_near_copies():
 
 def test_tokens_of_an_answer_have_shares_that_a_report_draws(run, capsys, tmp_path):
     options = "--question", PERU, "--answer", "it is lima .", "-k", 1, "--out", tmp_path
+    in_tokens = "--set", "tracin.batch_size={ tokens = 64 }"
 
-    code, out, err = call(capsys, "tokens", run, *options)
+    code, out, err = call(capsys, "tokens", run, *options, *in_tokens)
 
     assert code == 0, err
     assert "'lima'" in out

@@ -451,6 +451,13 @@ def test_examples_that_do_not_stack_are_refused_with_the_way_out(workers):
         list(open_examples(loader).batches(2))
 
 
+def test_texts_of_unlike_length_are_refused_with_what_pads_as_the_trainer_does():
+    texts = [{"input_ids": [5] * length} for length in (2, 3)]
+
+    with pytest.raises(DataError, match=r"of unlike length, tracin\..*trainer_data\(rows, coll"):
+        open_examples(texts, name="queries").take([0, 1])
+
+
 def test_an_error_of_the_users_dataset_comes_through_as_it_is():
     class Broken(Squares):
         def __getitem__(self, position):

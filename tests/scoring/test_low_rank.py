@@ -111,8 +111,9 @@ def test_scores_are_off_by_no_more_than_is_told(batch_size: int) -> None:
     exact = own.influence(train, queries)
     with pytest.warns(TracInWarning, match=r"LowRank\(rank=2, seed=0\).*higher rank"):
         found = own.influence(train, queries, query_form=form, batch_size=batch_size)
-    with pytest.warns(TracInWarning):
+    with pytest.warns(TracInWarning) as warned:
         explained = own.explain(train, queries, 6, query_form=form, batch_size=batch_size)
+    assert {each.filename for each in warned} == {__file__}  # the line to change
     assert explained.left_out is not None
     assert "is left out on average" in explained.notes[0]
     lengths = own.self_influence(train).sqrt()[:, None] * own.self_influence(queries).sqrt()

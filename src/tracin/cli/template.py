@@ -15,8 +15,8 @@ function = "task.py:task"
 [tracin]
 # parameters = "last"          # all trainable ones if left out; "last" layer; or ["head.*", ...]
 # learning_rates = "span"      # the recorded ones if left out; "equal"; "span"; or [0.1, 0.1]
-# preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or "adam",
-                               # where Adam or AdamW took the steps
+# preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or, where Adam
+                               # or AdamW took the steps, "adam" or "adam_kernel"
 # curvature_folder = "curvature"  # keeps what "kfac" and "ekfac" compute, relative to this file
 # batch_size = "auto"          # a number of examples, or { tokens = 16_384 } for texts
 # device = "cuda"              # where the model is if left out
@@ -84,11 +84,12 @@ class Template(StrEnum):
 
 
 _CURVATURE = """\
-# preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or "adam",
-                               # where Adam or AdamW took the steps
+# preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or, where Adam
+                               # or AdamW took the steps, "adam" or "adam_kernel"
 """
 _ADAM = """\
-preconditioner = "adam"        # AdamW took the steps; "kfac"; "ekfac"; "kernel"
+preconditioner = "adam"        # AdamW took the steps; "adam_kernel", "kfac", "ekfac" and "kernel"
+                               # find more, for one or two passes over the data
 """
 _BY_ADAM = (Template.hf, Template.lm, Template.questions)
 

@@ -59,7 +59,7 @@ def tokens(
     decode = _decode(task)
     queries, arguments = _queries(opened, query, question, answer)
     train = open_examples(task.train, name="train")
-    normalise, size = unless_none(options.normalise), opened.settings.tracin.batch_size
+    normalise, size = unless_none(options.normalise), opened.settings.tracin.size
     if index is None:
         found = tracer.explain(train, queries, options.k, normalise=normalise, batch_size=size)
     else:

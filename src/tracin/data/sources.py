@@ -319,8 +319,18 @@ def default_collated(examples: list[Any]) -> Batch:
         raise DataError(
             "Examples cannot be stacked to a batch: torch's default collate needs tensors, arrays "
             f"and numbers of one shape per example. The error was: {error}. Pass a DataLoader with "
-            "a collate_fn that pads or converts."
+            f"a collate_fn that pads or converts{_by_trainer(examples[0])}."
         ) from error
+
+
+def _by_trainer(example: Any) -> str:
+    """The way out that is shorter for tokenised texts."""
+    if not isinstance(example, Mapping) or "input_ids" not in example:
+        return ""
+    return (
+        "; for texts of unlike length, tracin.integrations.transformers.trainer_data(rows, "
+        "collator, model) pads as the Trainer does"
+    )
 
 
 def _values(example: Any) -> list[Any]:

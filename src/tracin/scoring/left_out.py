@@ -13,6 +13,7 @@ from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.query_form import LowRank
 
 LARGE = 0.1  # beyond this share a warning says so
+CALLER = 6  # frames up to the line that asked: guarded and settled stand around TracIn's call
 
 _log = logging.getLogger(__name__)
 
@@ -65,4 +66,4 @@ def say_left_out(words: str, shares: Tensor) -> None:
     if float(shares.max()) <= LARGE:
         _log.info("%s", words)
         return
-    warnings.warn(f"{words} A higher rank leaves out less.", TracInWarning, stacklevel=3)
+    warnings.warn(f"{words} A higher rank leaves out less.", TracInWarning, stacklevel=CALLER)
