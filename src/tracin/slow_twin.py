@@ -114,16 +114,28 @@ class SlowTwin:
         with _as_they_were(self._task):
             try:
                 return self._differentiated(one, weights, _by_grad)
+            except _UnreachedError:
+                pass
             except RuntimeError as error:
                 if "checkpoint" not in str(error):
                     raise
             # Reentrant checkpointing computes a part of the graph anew, and allows backward() only.
-            return self._differentiated(one, weights, _by_backward)
+            before = [(each, each.grad) for each in self._task.parameters()]
+            try:
+                return self._differentiated(one, weights, _by_backward)
+            finally:
+                for each, grad in before:
+                    each.grad = grad
 
     def _differentiated(self, one: Batch, weights: Weights, differentiate: Differentiate) -> Own:
         copies = {}
         if weights.are_copies:
-            copies = {name: _copy(each, weights.dtype) for name, each in self._task.tensors()}
+            # Reentrant checkpointing has gradients only where its inputs require grad, so that what
+            # was trained requires grad here as well.
+            copies = {
+                name: _copy(each, weights.dtype).requires_grad_(each.requires_grad)
+                for name, each in self._task.tensors()
+            }
         places = {name: [parameter] for name, parameter in self._parameters.items()}
         for name, key in self._keys.items():
             if key in copies:
@@ -137,6 +149,10 @@ class SlowTwin:
             ends = [tensor for tensors in places.values() for tensor in tensors]
             gradients = differentiate(losses, ends)
             by_end = {id(end): each for end, each in zip(ends, gradients, strict=True)}
+            if differentiate is _by_grad and losses.requires_grad:
+                for tensors in places.values():
+                    if all(by_end[id(tensor)] is None for tensor in tensors):
+                        raise _UnreachedError
             gradient = {
                 name: _sum([by_end[id(tensor)] for tensor in tensors], tensors[-1])
                 for name, tensors in places.items()
@@ -174,6 +190,10 @@ def _by_grad(losses: Tensor, ends: Sequence[Tensor]) -> Sequence[Tensor | None]:
     if not losses.requires_grad:
         return [None] * len(ends)
     return torch.autograd.grad(losses.sum(), ends, allow_unused=True)
+
+
+class _UnreachedError(Exception):
+    """A parameter is not in the graph: it is unused, or in a stretch whose graph is made later."""
 
 
 def _by_backward(losses: Tensor, ends: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -233,6 +233,45 @@ def test_stretches_under_autocast_are_computed_in_its_precision():
     torch.testing.assert_close(found, wanted, rtol=2e-2, atol=0)
 
 
+def within_dicts(m: Any, x: Tensor) -> Tensor:
+    """The reentrant way follows no tensor within a dict or a list."""
+
+    def stretch(h: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return m.inner(h), {"sine": torch.sin(m.inner(h))}
+
+    out, more = reentrant(stretch, m.stem(x))
+    return m.head(out + more["sine"])
+
+
+REENTRANT = {
+    "a layer without a rule": lambda m, x: m.head(
+        reentrant(lambda h: m.inner(torch.vmap(m.inner)(h)), m.stem(x))
+    ),
+    "outputs within a dict": within_dicts,
+    "no gradients": without_gradients,
+}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("names", [None, ["inner.weight", "inner.bias"]], ids=["all", "inner"])
+@pytest.mark.parametrize("forward", REENTRANT.values(), ids=REENTRANT)
+def test_reentrant_stretches_have_the_gradients_of_training_whatever_is_asked_about(
+    forward: Any, names: list[str] | None
+):
+    torch.manual_seed(0)
+    model, data = Written(forward, idle=nn.Linear(4, 6), **layers()).double(), examples()
+    given = [model.state_dict()]
+    run = tracin.TracIn(model, "cross_entropy", given, learning_rates=[1.0], parameters=names)
+
+    found = run.self_influence(data)
+
+    wanted = slow_twin.gradients(model, "cross_entropy", data)
+    squares = [wanted[name].flatten(1).square().sum(1) for name in names or wanted]
+    torch.testing.assert_close(found, torch.stack(squares).sum(0), rtol=1e-9, atol=0)
+    assert run.verify(data).is_exact
+    assert all(one.requires_grad and one.grad is None for one in model.parameters())
+
+
 def changed(m: Any, x: Tensor) -> Tensor:
     def stretch(h: Tensor) -> Tensor:
         h = h * 1.0

@@ -233,6 +233,10 @@ def test_examples_of_unknown_length_are_refused() -> None:
         Tokens(0)
     with pytest.raises(DataError, match="length is a function"):
         Tokens(4, "input_ids")  # pyright: ignore[reportArgumentType]
+    unfits: list[Any] = [torch.ones(2), np.ones(2), 2**63]
+    for unfit in unfits:
+        with pytest.raises(DataError, match=r"position 0 of train it returned"):
+            examples.order(Tokens(16, lambda example, unfit=unfit: unfit), range(4))
 
 
 def test_padding_that_counts_is_still_warned_of(run: tracin.TracIn) -> None:

@@ -14,6 +14,7 @@ from tracin.plain_text import a_kind
 from tracin.random_state import same_random_state
 
 FIELDS = ("input_ids", "labels")
+LONGEST = 2**63 - 1
 AT_ONCE = 10_000  # rows of a table
 
 
@@ -34,8 +35,9 @@ def length_of(example: Any, length: Length | None, whose: str) -> int:
     """
     if length is not None:
         found: Any = length(example)
-        number = found.item() if hasattr(found, "item") else found
-        if not is_int(number, low=0):
+        is_one = getattr(found, "size", None) == 1 or getattr(found, "numel", int)() == 1
+        number = found.item() if is_one else found  # of an array or a tensor
+        if not is_int(number, low=0, high=LONGEST):
             raise DataError(
                 "The length that tracin.Tokens was given returns a whole number per example, but "
                 f"for {whose} it returned {found!r}."

@@ -8,15 +8,16 @@ as it stands.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import cache, partial, wraps
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.utils import checkpoint as module
+from torch.utils._pytree import tree_map_only
 
-from tracin.gradients.arguments import tensors_in
 from tracin.gradients.layouts import ShapeRecorder
 from tracin.gradients.regions import Contexts, Repetition
 from tracin.gradients.watch import FunctionWatch
@@ -115,17 +116,28 @@ class _NotReentrant:
         return getattr(self._reentrant, name)
 
     def apply(self, run_function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        met = _met.get()
+        if met is not None:
+            met.append(True)
         if is_transformed():
             return run_function(*args)
         if _watching(FunctionWatch, Repetition, ShapeRecorder) is None:
             return self._reentrant.apply(run_function, preserve_rng_state, *args)
-        if not any(tensor.requires_grad for tensor in tensors_in(args, {})):
+        if not any(isinstance(one, Tensor) and one.requires_grad for one in args):
             # The reentrant way gives such a stretch no gradients, and training had none.
             with torch.no_grad():
                 return run_function(*args)
-        return module.checkpoint(
+        outputs = module.checkpoint(
             run_function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state
         )
+        # It follows what is returned by itself or in a tuple, and nothing within lists or dicts.
+        if isinstance(outputs, tuple):
+            return tuple(map(_followed, outputs))
+        return _followed(outputs)
+
+
+def _followed(output: Any) -> Any:
+    return output if isinstance(output, Tensor) else tree_map_only(Tensor, Tensor.detach, output)
 
 
 @cache
@@ -152,3 +164,25 @@ def _change(keep: Callable[[Undo], None]) -> None:
 
 # Held during passes that watch what a model calls.
 watched_checkpoints = Setting(_change)
+
+
+@contextmanager
+def reentrant_stretches() -> Iterator[list[bool]]:
+    """Note each stretch that a model runs the reentrant way.
+
+    Such a stretch has gradients only where its inputs require grad, so that weights which training
+    changed must require grad in a pass as well, whichever of them are asked about.
+
+    Yields:
+        One entry per stretch that was met so far.
+    """
+    met: list[bool] = []
+    token = _met.set(met)
+    try:
+        with watched_checkpoints():
+            yield met
+    finally:
+        _met.reset(token)
+
+
+_met: ContextVar[list[bool] | None] = ContextVar("met_reentrant_stretches", default=None)

@@ -93,6 +93,7 @@ def fast_pass(
             outcome = compute(model, batch)
         losses = checked_losses(outcome, length(batch))
         leaves = leaves_of(losses)
+        unknown: list[Tensor] = []
         if not is_whole:
             known = {id(anchor), *map(id, parameters.values())}
             unknown = [leaf for leaf in leaves if id(leaf) not in known]
@@ -104,8 +105,9 @@ def fast_pass(
         }
         accumulator.leave_out(missed)
         if losses.requires_grad:
-            # Only what leads to these is computed: no weight gradient of covered calls.
-            ends = [anchor, *(parameters[name] for name in missed)]
+            # Only what leads to these is computed: no weight gradient of covered calls. Beneath
+            # reentrant stretches others require grad, and a call's output may hang on these alone.
+            ends = [anchor, *(parameters[name] for name in missed), *unknown]
             with watched_checkpoints():  # a stretch that is repeated may have stretches within
                 _backward(losses, watch.routed, ends)
         accumulator.close()

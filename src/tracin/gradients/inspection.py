@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tracin.data import Batch, part
 from tracin.errors import LossError
+from tracin.gradients.checkpointing import reentrant_stretches
 from tracin.gradients.compute import checked_losses
 from tracin.gradients.graph import leaves_of, refuse_foreign
 from tracin.gradients.held import held_bytes
@@ -41,8 +42,7 @@ def inspected(traced: TracedModel, batch: Batch) -> Inspection:
         CoupledExamplesError: BatchNorm runs in train mode.
     """
     single = part(batch, [0])
-    with torch.enable_grad(), Guard():
-        loss = checked_losses(traced.compute(traced.model, single), 1)
+    loss = _loss_of(traced, single)
     if not loss.requires_grad:
         raise LossError(
             "The losses do not depend on any traced parameter through autograd. Was the "
@@ -52,6 +52,15 @@ def inspected(traced: TracedModel, batch: Batch) -> Inspection:
         _refuse_foreign(traced, single, leaves_of(loss))
     tolerance = tolerance_of(traced.parameters, loss)
     return Inspection(tolerance, held_bytes(traced.model, traced.compute, single))
+
+
+def _loss_of(traced: TracedModel, single: Batch) -> Tensor:
+    with torch.enable_grad(), Guard(), reentrant_stretches() as met:
+        loss = checked_losses(traced.compute(traced.model, single), 1)
+    if not met or traced.is_reentrant:
+        return loss
+    traced.note_reentrant()
+    return _loss_of(traced, single)  # its stretches may now have gradients
 
 
 def _refuse_foreign(traced: TracedModel, single: Batch, leaves: Sequence[Tensor]) -> None:

@@ -15,6 +15,7 @@ from torch.nn import Module
 from tracin.data import Batch, length
 from tracin.data.batches import mapped_within
 from tracin.errors import TracInError
+from tracin.gradients.checkpointing import reentrant_stretches
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.exchange import exchanged
 from tracin.gradients.graph import leaves_of, reached, refuse_foreign
@@ -76,7 +77,7 @@ def summed_gradients(
     """
     if is_divided(parameters):
         return _on_the_parameters(model, compute, parts, parameters)
-    leaves = {name: one.detach().requires_grad_() for name, one in parameters.items()}
+    leaves = _leaves(parameters)
     wanted = {id(one) for one in parameters.values()}
     rest = {
         name: one
@@ -84,10 +85,15 @@ def summed_gradients(
         if one.requires_grad and id(one) not in wanted
     }
     fixed = {name: one.detach() for name, one in rest.items()}
+    original = {**rest, **parameters}
     try:
-        with exchanged(model, {**rest, **parameters}, {**fixed, **leaves}):
-            # The backward pass belongs inside: checkpointed parts of a model run again in it.
+        # The backward pass belongs inside: checkpointed parts of a model run again in it.
+        with exchanged(model, original, {**fixed, **leaves}), reentrant_stretches() as met:
             losses = _on_leaves(model, compute, parts, parameters, leaves)
+        if met and rest:  # stretches of which only the rest reaches the inputs had no gradients
+            leaves = _leaves(original)
+            with exchanged(model, original, leaves):
+                losses = _on_leaves(model, compute, parts, original, leaves)
     except TracInError:
         raise
     except Exception as error:
@@ -97,7 +103,11 @@ def summed_gradients(
     if losses is None:
         del leaves  # with what was added to them
         return _by_grad(model, compute, parts, parameters)
-    return {name: _gradient(leaf) for name, leaf in leaves.items()}, losses
+    return {name: _gradient(leaves[name]) for name in parameters}, losses
+
+
+def _leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one.detach().requires_grad_() for name, one in tensors.items()}
 
 
 def weighted_gradients_in_double(
@@ -109,7 +119,8 @@ def weighted_gradients_in_double(
 ) -> tuple[dict[str, Tensor], Tensor] | None:
     """As `weighted_gradients`, with model and batch in float64; None where they do not run so."""
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    others = {name: _doubled(tensor) for name, tensor in own.items()}
+    # What was trained requires grad: reentrant stretches have no gradients otherwise.
+    others = {name: _doubled(one).requires_grad_(one.requires_grad) for name, one in own.items()}
     names = {id(tensor): name for name, tensor in own.items()}
     try:
         wide = {name: others[names[id(one)]] for name, one in parameters.items()}

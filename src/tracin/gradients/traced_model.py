@@ -25,6 +25,7 @@ class TracedModel:
         within: The tensors that forward passes use as these parameters: the whole ones, if the
             model is sharded.
         is_sharded: Whether ranks hold parts of its parameters.
+        is_reentrant: Whether stretches under reentrant activation checkpointing were met.
     """
 
     def __init__(self, model: Module, compute: Compute, parameters: Mapping[str, Tensor]) -> None:
@@ -34,6 +35,8 @@ class TracedModel:
         self.compute = _on_copies(self.on_given)
         self.parameters = _at_rest(model, parameters) if self.is_sharded else dict(parameters)
         self.within: Mapping[str, Tensor] = self.parameters
+        self.is_reentrant = False
+        self._turned_off: list[Tensor] = []
 
     def find_whole(self) -> None:
         """Look up the whole parameters of a sharded model, at the weights in place."""
@@ -43,18 +46,34 @@ class TracedModel:
 
     @contextmanager
     def requiring(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
-        """Let these parameters, and no others, require grad; restore the flags on leaving."""
+        """Let these parameters, and no others, require grad; restore the flags on leaving.
+
+        Of a model with reentrant stretches, others that were trained require grad as well.
+        """
         if self.is_sharded:
             rest(self.model)  # whole ones take their flags when they are made whole
         chosen = {id(parameter) for parameter in parameters.values()}
-        others = [p for p in self.model.parameters() if p.requires_grad != (id(p) in chosen)]
+        others = [
+            p
+            for p in self.model.parameters()
+            if p.requires_grad != (id(p) in chosen) and not (p.requires_grad and self.is_reentrant)
+        ]
+        outer = self._turned_off
+        self._turned_off = [*outer, *(p for p in others if p.requires_grad)]
         try:
             for parameter in others:
                 parameter.requires_grad_(id(parameter) in chosen)
             yield
         finally:
+            self._turned_off = outer
             for parameter in others:
                 parameter.requires_grad_(id(parameter) not in chosen)
+
+    def note_reentrant(self) -> None:
+        """Note that the model has reentrant stretches: what was trained requires grad from now."""
+        self.is_reentrant = True
+        for parameter in self._turned_off:
+            parameter.requires_grad_()
 
     def loss_of(self, single: Batch) -> float:
         """The loss of one example in a batch of its own."""
