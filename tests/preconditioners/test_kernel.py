@@ -214,3 +214,13 @@ def test_labels_are_not_judged_under_it():
     model, shape = nets()["one position"]
     with pytest.raises(PreconditionerError, match=r"mixes all parameters.*find_mislabelled"):
         run_of(model, tracin.Kernel()).find_mislabelled(data_for(shape))
+
+
+def test_queries_that_are_landmarks_are_told_of_where_rounding_hides_the_rest():
+    model, shape = nets()["one position"]
+    model = model.float()
+    train, new = ((x.float(), y) for x, y in (data_for(shape), data_for(shape, QUERIES, seed=2)))
+
+    with pytest.warns(tracin.TracInWarning, match="30 of 30 queries are examples .* float32 may"):
+        run_of(model, tracin.Kernel()).influence(train, train)
+    run_of(model, tracin.Kernel()).influence(train, new)

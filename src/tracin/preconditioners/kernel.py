@@ -1,5 +1,6 @@
 """The empirical Fisher's kernel: curvature from products of gradients alone, for any layer."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +12,7 @@ from torch import Tensor
 from tracin.checkpoints import Checkpoint
 from tracin.checks import is_int, positive_int
 from tracin.data import Examples
-from tracin.errors import PreconditionerError
+from tracin.errors import PreconditionerError, TracInWarning
 from tracin.files import fingerprint
 from tracin.gradients.forms import PerExampleGradient, ProductCache
 from tracin.preconditioners.adam import Adam
@@ -19,6 +20,10 @@ from tracin.preconditioners.fit_data import LARGEST, data_at_hand
 from tracin.preconditioners.fitted import Fitted
 from tracin.preconditioners.landmarks import Landmarks
 from tracin.preconditioners.preconditioner import JointMetric, Place, Scaling
+
+# A query whose products with all landmarks are those of one of them, up to this share of its
+# squared length, is that one.
+SAME = 1e-4
 
 
 @final
@@ -40,6 +45,9 @@ class Kernel(Fitted):
     With `under=tracin.Adam()` all gradients are first multiplied by the roots of Adam's factors,
     the landmarks' too: F, damping and products are then in the units of the optimizer's steps. For
     a language model that AdamW has trained it finds more than either alone (docs/llm.md).
+
+    Its curvature leaves little of a query that is a landmark itself; in float32 rounding then
+    reaches the scores with all others, and a `TracInWarning` says so.
 
     Memory: the landmarks' gradients of one checkpoint, and of further ones up to 1 GiB that a run
     keeps for its next question, factored where that is cheaper (of a
@@ -65,8 +73,8 @@ class Kernel(Fitted):
         >>> run = tracin.TracIn(
         ...     model, "cross_entropy", [model.state_dict()], preconditioner=tracin.Kernel()
         ... )
-        >>> run.influence(data, data).shape
-        torch.Size([50, 50])
+        >>> run.influence(data, (torch.randn(2, 3), torch.tensor([0, 1]))).shape
+        torch.Size([50, 2])
     """
 
     damping: float = 0.003
@@ -160,7 +168,7 @@ class Kernel(Fitted):
                     f"'{place.checkpoint.name}' is singular in the precision of its gradients. "
                     "Use more damping, or a model in float64."
                 )
-            return KernelInverse(held, torch.cholesky_inverse(factor), damping)
+            return KernelInverse(held, torch.cholesky_inverse(factor), damping, gram)
 
     def _chosen(self, data: Examples) -> list[int]:
         """The positions of the landmarks, ascending."""
@@ -189,11 +197,13 @@ class KernelInverse:
         landmarks: Their gradients.
         inverse: (n lambda I + G G^T)^-1: [landmarks, landmarks].
         damping: lambda.
+        gram: G G^T: [landmarks, landmarks].
     """
 
     landmarks: Landmarks
     inverse: Tensor
     damping: float
+    gram: Tensor
 
 
 @final
@@ -208,6 +218,7 @@ class LandmarkMetric(JointMetric):
     def __init__(self, kernel: KernelInverse, rows: dict[int, int]) -> None:
         self._landmarks, self._inverse = kernel.landmarks, kernel.inverse
         self._damping, self._rows = kernel.damping, rows
+        self._gram, self._has_warned = kernel.gram, False
         # 1 - g (F + lambda I)^-1 g / n, which is below 1 for each landmark, and above 0.
         own = len(kernel.inverse) * kernel.damping * kernel.inverse.diagonal()
         self._left = own.clamp(min=torch.finfo(own.dtype).eps)
@@ -228,7 +239,28 @@ class LandmarkMetric(JointMetric):
 
     def solved(self, products: Tensor) -> Tensor:
         """[landmarks, queries]."""
+        if products.dtype != torch.float64 and not self._has_warned:
+            self._warn_of_landmarks(products.to(self._gram), products.dtype)
         return self._inverse @ products.to(self._inverse).mT
+
+    def _warn_of_landmarks(self, products: Tensor, kind: torch.dtype) -> None:
+        """Say how many queries are landmarks: [queries, landmarks]."""
+        lengths = self._gram.diagonal()
+        nearest = (products - lengths).abs().argmin(1)
+        apart = (products - self._gram[nearest]).abs().amax(1)
+        found = int((apart < SAME * lengths[nearest]).sum())
+        if found:
+            self._has_warned = True
+            name = str(kind).removeprefix("torch.")
+            warnings.warn(
+                f"{found} of {len(products)} queries are examples that tracin.Kernel() has for "
+                "landmarks: its curvature leaves little of their gradients, so that their scores "
+                "with other examples are differences of far larger numbers, which "
+                f"{name} may round by tens of percent. Use a model in float64, more "
+                "damping, or queries that it was not fitted on (fit=).",
+                TracInWarning,
+                stacklevel=2,
+            )
 
     def scores(
         self, plain: Tensor, own: Tensor, solved: Tensor, positions: Sequence[int]
