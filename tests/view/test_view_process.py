@@ -206,7 +206,8 @@ def test_other_machines_are_let_in_only_by_two_words(tmp_path, capsys):
     assert "--i-know" in errors
 
 
-def test_a_port_that_is_taken_is_explained(tmp_path, capsys):
+def test_a_port_that_is_taken_is_explained_and_signals_are_left_as_they_were(tmp_path, capsys):
+    handler = signal.getsignal(signal.SIGTERM)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -216,6 +217,7 @@ def test_a_port_that_is_taken_is_explained(tmp_path, capsys):
 
     assert code == 2
     assert f"Cannot listen at 127.0.0.1, port {port}" in errors
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_folder_without_a_ranking_says_what_makes_one(tmp_path, capsys):

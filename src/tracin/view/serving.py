@@ -70,9 +70,12 @@ def serve(viewer: Viewer, options: ServerOptions, say: Callable[[str], object]) 
     Raises:
         OutputError: The port is taken.
     """
-    _end_in_order()
     token = secrets.token_urlsafe(32)
-    with _listening(options) as listener, _address_file(options, listener, token) as (url, file):
+    with (
+        _ending_in_order(),
+        _listening(options) as listener,
+        _address_file(options, listener, token) as (url, file),
+    ):
         # The token goes to a terminal, or to a file that this user alone may read; never into
         # output that is kept, nor into a command line, which `ps` shows to everybody.
         at = url.partition("#")[0]
@@ -118,14 +121,21 @@ def _is_no_cut(record: logging.LogRecord) -> bool:
     return not is_cancelled and "timeout graceful shutdown exceeded" not in str(record.msg)
 
 
-def _end_in_order() -> None:
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
     """Let a SIGTERM, which uvicorn raises again at its end, run what tidies up."""
 
     def end(*_: object) -> None:
         raise SystemExit(0)
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextmanager
