@@ -79,6 +79,7 @@ class QueryGradients:
         self._all = most
         self._metric, self._joint = metric_parts(metric)
         self._directions: list[Tensor] = []  # products with those of the joint metric
+        self._solved: Tensor | None = None  # from all of these
         self._sums: dict[str, PerExampleGradient] = {}
         self._sums_under: dict[str, PerExampleGradient] = {}
         self._held: dict[str, Growing] = {}
@@ -137,6 +138,7 @@ class QueryGradients:
             raise RuntimeError("queries without losses; a bug in tracin")
         if directions is not None:
             self._directions.append(directions)
+            self._solved = None
         self._facts.append(ExampleFacts.of(*facts))
         self._left_out.append(self._leaving)
         self._rows = 1 if norms is None else self._rows + taken.size
@@ -209,7 +211,9 @@ class QueryGradients:
         """What the scores under a joint metric need: [directions, queries]."""
         if self._joint is None:
             raise RuntimeError("no joint metric; a bug in tracin")
-        return self._joint.solved(self._joint_products())
+        if self._solved is None:
+            self._solved = self._joint.solved(self._joint_products())
+        return self._solved
 
     def directions(self, shapes: Mapping[str, torch.Size]) -> list[dict[str, Tensor]]:
         """Every query's weighted gradient of these parameters, written out, for forward mode."""
