@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracin.cli.conversation import check_tokenizer, text_of_tokens, with_answer, with_generated
+from tracin.cli.conversation import check_tokenizer, conversation_of, text_of_tokens
 from tracin.cli.destination import FileFormat, Format, Out, Output, Overwrite
 from tracin.cli.index_commands import RunFile, Set, checked_folder
 from tracin.cli.opened import Opened, opened_run
@@ -57,11 +57,8 @@ def ask(
     tracer, tokenizer = opened.tracer, opened.task.tokenizer
     check_tokenizer(tokenizer)
     number = _number(checkpoint, [one.name for one in tracer.checkpoints])
-    if answer is None:
-        most = opened.settings.ask.new_tokens
-        conversation = with_generated(tracer, number, tokenizer, question, most)
-    else:
-        conversation = with_answer(tokenizer, question, answer)
+    most = opened.settings.ask.new_tokens
+    conversation = conversation_of(tracer, number, tokenizer, question, answer, most)
     from tracin.cli.text_answer import TextAnswer
 
     query = conversation.as_query()

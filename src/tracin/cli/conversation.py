@@ -60,6 +60,15 @@ def check_tokenizer(tokenizer: Any) -> None:
         )
 
 
+def conversation_of(
+    run: "Run", checkpoint: int, tokenizer: Any, question: str, answer: str | None, most: int
+) -> Conversation:
+    """A question with its answer, as `with_answer`; as `with_generated` if none is given."""
+    if answer is None:
+        return with_generated(run, checkpoint, tokenizer, question, most)
+    return with_answer(tokenizer, question, answer)
+
+
 def prompt_of(tokenizer: Any, question: str) -> tuple[int, ...]:
     """The tokens of a question, ready to be answered.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tracin.cli.chosen_queries import Folder, HowMany, queries_of
-from tracin.cli.conversation import check_tokenizer, with_answer, with_generated
+from tracin.cli.conversation import check_tokenizer, conversation_of
 from tracin.cli.destination import FileFormat, Out, Output, Overwrite
 from tracin.cli.index_commands import RunFile, Set, checked_folder
 from tracin.cli.opened import Opened, opened_run
@@ -80,11 +80,8 @@ def _queries(
         chosen = queries_of(task, query)
         return chosen.queries, chosen.as_settings()
     check_tokenizer(task.tokenizer)
-    if answer is None:
-        most, last = opened.settings.ask.new_tokens, len(opened.tracer.checkpoints) - 1
-        conversation = with_generated(opened.tracer, last, task.tokenizer, question, most)
-    else:
-        conversation = with_answer(task.tokenizer, question, answer)
+    most, last = opened.settings.ask.new_tokens, len(opened.tracer.checkpoints) - 1
+    conversation = conversation_of(opened.tracer, last, task.tokenizer, question, answer, most)
     said = {"question": question, "is_generated": answer is None}
     return conversation.as_query(), said
 
