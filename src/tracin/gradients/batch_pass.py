@@ -26,6 +26,18 @@ from tracin.gradients.watch import UnlikeTrialError
 from tracin.gradients.writing import WritesError
 
 
+class NotSettledError(Exception):
+    """The fast method misses parameters of which no check has shown what does instead.
+
+    Args:
+        missed: The parameters, and why.
+    """
+
+    def __init__(self, missed: Mapping[str, str]) -> None:
+        super().__init__(", ".join(missed))
+        self.missed = missed
+
+
 @final
 class BatchPass:
     """Passes over batches, one at a time; each is handed on parameter by parameter."""
@@ -48,11 +60,14 @@ class BatchPass:
         Raises:
             LateError: The model is sharded, and the fast method cannot cover this batch.
             DataError: The model wrote into its batch where that cannot be seen beforehand.
+            NotSettledError: The fast method misses parameters, and no check has been made yet.
         """
         fast, by_vmap, by_loop = self._by_method(batch)
         result = self._fast(batch, fast, visit) if fast else self._losses_alone(batch)
         if self._traced.is_sharded and result.missed:
             raise LateError(without_fast_method(result.missed))
+        if result.missed and not self._methods.is_settled:
+            raise NotSettledError(result.missed)
         missed = {name: self._traced.parameters[name] for name in result.missed}
         for gradients_of, slow in (
             (vmap_or_loop, by_vmap),

@@ -1,6 +1,6 @@
 """Per-example gradients of any model, by the fast method where it holds and a slower elsewhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import final
@@ -11,8 +11,9 @@ from torch.nn import Module
 
 from tracin.data import Batch
 from tracin.data.batches import Single
+from tracin.errors import TracInError
 from tracin.gradients.auditor import Auditor
-from tracin.gradients.batch_pass import BatchPass
+from tracin.gradients.batch_pass import BatchPass, NotSettledError
 from tracin.gradients.compute import Compute
 from tracin.gradients.coverage import Covered, GradientMethod
 from tracin.gradients.directions import Direction, ForwardMode
@@ -24,6 +25,7 @@ from tracin.gradients.pair_check import LossesApart, PairCheck
 from tracin.gradients.repeatable import Draws
 from tracin.gradients.traced_model import TracedModel
 from tracin.gradients.visit import Visit
+from tracin.out_of_memory import is_out_of_memory
 from tracin.random_state import RandomState
 
 # Seeds the audits' factors and the pairs: the same run draws the same ones.
@@ -39,7 +41,8 @@ _SINGLE = Covered(
 class Gradients:
     """The per-example gradients of chosen parameters, batch by batch.
 
-    Call `check` with the first batch, at the weights in place, before `visit`. Every pass is
+    Call `check` with a batch, or `check_in_pass` with the first one of a pass, at the weights in
+    place, before `visit`. Every pass is
     audited while it runs (`schedule.py` chooses the batches): where the gradients handed on are
     not autograd's, their parameters step down to a slower method, and keep it.
 
@@ -71,7 +74,7 @@ class Gradients:
         self._table = MethodTable(self.parameters, self.methods)
         self._passes = BatchPass(self._traced, self._table)
         self._pairs = PairCheck(self._traced, self._table, self._passes, random)
-        self._auditor = Auditor(self._traced, self._table, self._passes, random)
+        self._auditor = Auditor(self._traced, self._table, self._passes, self._pairs, random)
         self._draws = Draws(self._traced)
         self._forward_mode = ForwardMode(self._traced)
         self._inspection: Inspection | None = None
@@ -128,15 +131,31 @@ class Gradients:
             CoupledExamplesError: Examples are not independent of their batch.
             UnsupportedModelError: The model is sharded, and the fast method misses a parameter.
         """
+        checked = self._checked_by(self._pairs.check, batch)
+        if is_first:
+            self._checked = checked
+
+    def check_in_pass(self, batch: Batch) -> None:
+        """As `check`, for a pass that begins with this batch: its audit tells as much.
+
+        Raises:
+            LossError: As from `check`; also later, as from `visit`, and so the others.
+            CoupledExamplesError: As above.
+            UnsupportedModelError: As above.
+        """
+        self._checked = self._checked_by(self._pairs.leave_to_audit, batch)
+
+    def _checked_by(
+        self, check: Callable[[Batch, float], LossesApart | None], batch: Batch
+    ) -> LossesApart | None:
         self._traced.find_whole()
         tolerance = self.inspect(batch)
         if isinstance(batch, Single):
             self._table.begin_with(_SINGLE)
-            checked = None
-        else:
-            checked = self._pairs.check(batch, tolerance)
-        if is_first:
-            self._checked = checked
+            return None
+        if self._inspection is not None and self._inspection.draws:
+            check = self._pairs.check  # compares to the last digit
+        return check(batch, tolerance)
 
     def begin(self, examples: int, *, is_checked: bool = False) -> int:
         """Begin a pass: its batches are counted, for the audit.
@@ -179,16 +198,34 @@ class Gradients:
         scores = self._forward_mode.scores(batch, directions) if directions else None
         leave_out = () if scores is None else tuple(directions[0])
         visit = _in_real_numbers(visit, self.parameters)
-        audit = self._auditor.next(batch, self.tolerance, is_last=is_last)
-        before = RandomState.now()
-        result = self._passes.run(batch, audit.taking(visit) if audit else visit, leave_out)
-        self._draws.refuse_since(before, batch, is_audited=audit is not None)
-        audit = self._auditor.after(batch, result, audit, leave_out)
-        if audit is not None:
-            self._auditor.judge(batch, result, audit, leave_out)
-            if scores is not None:
-                self._forward_mode.audit(scores, directions, audit.reference, self.tolerance)
+        try:
+            audit = self._auditor.next(batch, self.tolerance, is_last=is_last)
+            before = RandomState.now()
+            taking = audit.taking(visit) if audit else visit
+            result = self._run(batch, taking, leave_out)
+            self._draws.refuse_since(before, batch, is_audited=audit is not None)
+            audit = self._auditor.after(batch, result, audit, leave_out)
+            if audit is not None:
+                self._auditor.judge(batch, result, audit, leave_out)
+                if scores is not None:
+                    self._forward_mode.audit(scores, directions, audit.reference, self.tolerance)
+        except Exception:
+            self._auditor.take_back()  # a batch that is tried again is audited as it was
+            raise
         return replace(result, scores=scores)
+
+    def _run(self, batch: Batch, visit: Visit, leave_out: Collection[str]) -> Pass:
+        """A pass; where its methods are not settled and it fails, pairs say what is to be done."""
+        try:
+            return self._passes.run(batch, visit, leave_out)
+        except NotSettledError as error:
+            self._auditor.settle(batch, error.missed)
+            raise
+        except Exception as error:
+            is_ours = isinstance(error, TracInError) or is_out_of_memory(error)
+            if not is_ours and not self._table.is_settled:
+                self._auditor.settle(batch)  # a model that cannot be watched
+            raise
 
     def again(self, batch: Batch, visit: Visit) -> Pass:
         """Hand the gradients of a batch that was visited on once more, without another audit."""

@@ -16,6 +16,7 @@ from tracin.gradients.held import outcome_with_bytes
 from tracin.gradients.refusals import Guard
 from tracin.gradients.self_check import tolerance_of
 from tracin.gradients.traced_model import TracedModel
+from tracin.random_state import RandomState
 
 
 @final
@@ -27,10 +28,12 @@ class Inspection:
         tolerance: How far rounding can put two computations of a loss or gradient apart, relative
             to its size.
         held: Bytes of activations that an example keeps for the backward pass.
+        draws: Whether random numbers were drawn.
     """
 
     tolerance: float
     held: int
+    draws: bool
 
 
 def inspected(traced: TracedModel, batch: Batch) -> Inspection:
@@ -42,7 +45,9 @@ def inspected(traced: TracedModel, batch: Batch) -> Inspection:
         CoupledExamplesError: BatchNorm runs in train mode.
     """
     single = part(batch, [0])
+    before = RandomState.now()
     loss, held = _loss_of(traced, single)
+    draws = before != RandomState.now()
     if not loss.requires_grad:
         raise LossError(
             "The losses do not depend on any traced parameter through autograd. Was the "
@@ -50,7 +55,7 @@ def inspected(traced: TracedModel, batch: Batch) -> Inspection:
         )
     if not traced.is_sharded:
         _refuse_foreign(traced, single, leaves_of(loss))
-    return Inspection(tolerance_of(traced.parameters, loss), held)
+    return Inspection(tolerance_of(traced.parameters, loss), held, draws)
 
 
 def _loss_of(traced: TracedModel, single: Batch) -> tuple[Tensor, int]:

@@ -1,6 +1,7 @@
-"""The check of the gradient methods on pairs of examples, before the first pass.
+"""The check of the gradient methods on pairs of examples.
 
-The fast method on two examples must give what autograd gives on each alone.
+The fast method on two examples must give what autograd gives on each alone. The audit of the first
+batch compares the same; where a pass follows, a pair is looked at only if that finds something.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from tracin.errors import TracInError, UnsupportedModelError
 from tracin.gradients.batch_pass import BatchPass
 from tracin.gradients.coverage import Covered, GradientMethod
 from tracin.gradients.distances import lengths_by_name, whole_lengths
+from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.reference import weighted_gradients
@@ -49,6 +51,8 @@ _OPINIONS = 16
 
 # How many examples are compared in smaller batches at most.
 COMPARED = 16
+
+_BY_RULES = Covered(GradientMethod.FAST, "rules")
 
 _GAP = "its rules and autograd differ by {:.1e}"
 
@@ -107,6 +111,46 @@ class PairCheck:
         self._random = random
         self._structure: list[tuple[str, Any]] | None = None  # of batches that were checked
 
+    def leave_to_audit(self, batch: Batch, tolerance: float) -> LossesApart | None:
+        """Leave the methods to the audit of the first batch, which is of all its examples.
+
+        Where that finds anything, or the fast method fails, `check` says what is to be done.
+
+        Args:
+            batch: What the pass begins with.
+            tolerance: What rounding explains.
+
+        Returns:
+            Losses in smaller batches, for the audit; None where it takes each example alone, or
+            where losses are not finite.
+
+        Raises:
+            CoupledExamplesError: As from `check`, which is made at once where an audit cannot tell.
+            LossError: As above.
+            UnsupportedModelError: As above.
+        """
+        if length(batch) < 2 or self._traced.is_sharded:
+            return self.check(batch, tolerance)
+        self._methods.begin_with(_BY_RULES)
+        is_new = structure(batch) != self._structure
+        if is_new:
+            self._methods.is_settled = False
+        if length(batch) <= GROUPS:
+            return None
+        pair = self._pairs(length(batch))[0]
+        alone = self._losses_alone(part(batch, pair))
+        if not bool(torch.isfinite(alone).all()):
+            return None
+        return self._apart(batch, pair, alone, are_all=is_new)
+
+    def settle(self, batch: Batch, result: Pass) -> None:
+        """Note that an audit of all of a batch found nothing: the methods hold."""
+        if length(batch) < 2:
+            return  # one example shows nothing of others
+        self._methods.is_settled = True
+        self._methods.explain(result.reasons)
+        self._structure = structure(batch)
+
     def check(self, batch: Batch, tolerance: float) -> LossesApart | None:
         """Settle the methods on `batch`; at later weights, compare only losses.
 
@@ -119,14 +163,20 @@ class PairCheck:
             UnsupportedModelError: The model is sharded, and the fast method misses a parameter.
         """
         traced = self._traced
-        self._methods.begin_with(Covered(GradientMethod.FAST, "rules"))
+        self._methods.begin_with(_BY_RULES)
+        self._methods.is_settled = True
         pairs = self._pairs(length(batch))
         first = part(batch, pairs[0])
         if structure(batch) == self._structure and not traced.is_sharded:
             # The methods are known, and the audit compares gradients.
-            return self._compare_losses(first, pairs[0], tolerance)
+            losses = self._losses_alone(first)
+            if not bool(torch.isfinite(losses).all()):
+                return None
+            return self._apart(batch, pairs[0], losses, are_all=False)
         opinion = self._opinion(first, tolerance)
-        checked = self._apart(batch, pairs[0], opinion.alone) if opinion.is_finite else None
+        checked = None
+        if opinion.is_finite:
+            checked = self._apart(batch, pairs[0], opinion.alone, are_all=True)
         if opinion.is_finite:
             refuse_unrepeatable(traced, first, opinion.alone, tolerance)
         for pair in pairs[1:]:
@@ -146,14 +196,14 @@ class PairCheck:
         self._structure = structure(batch)
         return checked
 
-    def _apart(self, batch: Batch, pair: list[int], alone: Tensor) -> LossesApart:
-        """The losses of a pair alone, and of a few examples, any two of them apart once.
+    def _apart(self, batch: Batch, pair: list[int], alone: Tensor, *, are_all: bool) -> LossesApart:
+        """The losses of a pair alone and, if all are, of a few examples, any two apart once.
 
         The loss of an example may depend on few others: those of its class, its neighbours. A batch
         of a few is audited one by one, which tells as much.
         """
         groups, losses = [[row] for row in pair], [alone]
-        if not self._traced.is_sharded and length(batch) > GROUPS:
+        if are_all and not self._traced.is_sharded and length(batch) > GROUPS:
             drawn = torch.randperm(length(batch), generator=self._random)[:COMPARED].tolist()
             for line in _lines(drawn):
                 try:
@@ -166,14 +216,10 @@ class PairCheck:
                 losses.append(own.to(alone))
         return LossesApart(groups, torch.cat(losses))
 
-    def _compare_losses(self, pair: Batch, rows: list[int], tolerance: float) -> LossesApart | None:
-        traced = self._traced
+    def _losses_alone(self, pair: Batch) -> Tensor:
         singles = [part(pair, slice(row, row + 1)) for row in range(length(pair))]
-        losses = torch.tensor([traced.loss_of(single) for single in singles], dtype=torch.float64)
-        if not bool(torch.isfinite(losses).all()):
-            return None
-        refuse_unrepeatable(traced, pair, losses, tolerance)
-        return LossesApart([[row] for row in rows], losses)
+        losses = [self._traced.loss_of(single) for single in singles]
+        return torch.tensor(losses, dtype=torch.float64)
 
     def _pairs(self, examples: int) -> list[list[int]]:
         if examples == 1:

@@ -30,6 +30,8 @@ class Schedule:
         self._allowance = max(FEW, examples // SHARE, BYTES // max(1, held))
         self._count = 0
         self._paths: set[int] = set()
+        self._before = self._allowance, 0  # the last batch: the allowance, and how many there were
+        self._added: int | None = None  # the way that the last batch was the first to take
         self._random = random.Random(examples)
 
     @property
@@ -50,6 +52,7 @@ class Schedule:
         if path is None or path in self._paths:
             return False
         self._paths.add(path)
+        self._added = path
         count = len(self._paths)
         return not is_audited and (count <= PATHS or count & (count - 1) == 0)
 
@@ -60,6 +63,7 @@ class Schedule:
             size: How many examples the batch has.
             is_last: Whether it is the last of the pass.
         """
+        self._before, self._added = (self._allowance, self._count), None
         self._count += 1
         is_due = self._count & (self._count - 1) == 0  # a power of two
         if not (is_due or is_last):
@@ -70,3 +74,10 @@ class Schedule:
         some = min(size, max(2, size // SHARE))
         start = self._random.randrange(size - some + 1)
         return range(start, start + some)
+
+    def take_back(self) -> None:
+        """Forget the last batch: its pass failed, and the next one is in its place."""
+        self._allowance, self._count = self._before
+        if self._added is not None:
+            self._paths.discard(self._added)
+            self._added = None

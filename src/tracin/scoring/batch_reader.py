@@ -95,7 +95,7 @@ class BatchReader:
         first = move(train.few(chosen), device)
         self.first = None if self._is_sharded else (chosen, first)
         with examples_named(train, chosen, first):
-            gradients.check(first)
+            gradients.check_in_pass(first)
         self.structure = structure(first)
 
     @property
