@@ -13,11 +13,11 @@ from tracin.gradients.fast import Pass
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.pair_check import LossesApart, PairCheck
 from tracin.gradients.repeatable import refuse_unrepeatable
-from tracin.gradients.schedule import GROUPS, Schedule
+from tracin.gradients.schedule import FEW, GROUPS, Schedule
 from tracin.gradients.second_opinion import beyond_rounding
 from tracin.gradients.self_check import are_apart, refuse_other_losses
 from tracin.gradients.settling import slower_methods
-from tracin.gradients.stepping_down import SteppedDownError
+from tracin.gradients.stepping_down import LearnAgainError, SteppedDownError
 from tracin.gradients.traced_model import TracedModel
 
 
@@ -47,6 +47,7 @@ class Auditor:
         self._pairs = pairs
         self._random = random
         self._schedule = Schedule(0, 0)
+        self._shown: set[int] = set()  # ways through the model, of whole batches since a check
         self._tolerance = 0.0
         self._apart: LossesApart | None = None
 
@@ -59,9 +60,11 @@ class Auditor:
             losses: Losses of examples of the first batch in smaller batches.
 
         Returns:
-            The most examples that the first batch should have, since all of it is audited.
+            The most examples that the first batch should have, if all of it is audited.
         """
-        self._schedule = Schedule(examples, held)
+        if not self._pairs.is_shown:
+            self._shown.clear()
+        self._schedule = Schedule(examples, held, self._shown)
         self._apart = losses
         return self._schedule.first
 
@@ -134,6 +137,8 @@ class Auditor:
                 self.settle(batch)
             elif len(reference.window) == length(batch):
                 self._pairs.settle(batch, result)
+                if result.path is not None and length(batch) >= FEW:
+                    self._shown.add(result.path)
         if is_apart:
             self._refuse_changing(batch, audit.tolerance)
             refuse_other_losses(traced, batch, groups, together, apart, audit.tolerance)
@@ -171,10 +176,13 @@ class Auditor:
             missed: Parameters that the fast method missed.
 
         Raises:
-            SteppedDownError: Methods have changed, or something was missed: begin again.
+            SteppedDownError: Methods have changed, or something was missed, or what was known of
+                the model's calls may no longer hold: begin again.
             CoupledExamplesError: Examples depend on each other.
             LossError: The loss draws random numbers, or changes state.
         """
+        if self._passes.forget_shapes():
+            raise LearnAgainError
         before = dict(self._methods.entries)
         self._pairs.check(batch, self._tolerance)
         changed = {

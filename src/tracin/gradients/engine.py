@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import final
 
 import torch
@@ -20,6 +21,7 @@ from tracin.gradients.directions import Direction, ForwardMode
 from tracin.gradients.fast import Pass
 from tracin.gradients.forms import PerExampleGradient, in_real_numbers
 from tracin.gradients.inspection import Inspection, inspected
+from tracin.gradients.kept_shapes import KeptShapes
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.pair_check import LossesApart, PairCheck
 from tracin.gradients.repeatable import Draws
@@ -55,6 +57,7 @@ class Gradients:
         parameters: Those to trace, by name.
         methods: Where each parameter's method is kept; give the same mapping to the next
             `Gradients` to keep what earlier passes settled.
+        shapes: What is known of the model's calls, to be kept likewise.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Gradients:
         compute: Compute,
         parameters: Mapping[str, Tensor],
         methods: dict[str, Covered] | None = None,
+        shapes: KeptShapes | None = None,
     ) -> None:
         self.methods: dict[str, Covered] = {} if methods is None else methods
         self._traced = TracedModel(model, compute, parameters)
@@ -72,7 +76,8 @@ class Gradients:
         self.is_sharded = self._traced.is_sharded
         random = torch.Generator().manual_seed(_SEED)
         self._table = MethodTable(self.parameters, self.methods)
-        self._passes = BatchPass(self._traced, self._table)
+        kept = KeptShapes() if shapes is None or self.is_sharded else shapes
+        self._passes = BatchPass(self._traced, self._table, kept)
         self._pairs = PairCheck(self._traced, self._table, self._passes, random)
         self._auditor = Auditor(self._traced, self._table, self._passes, self._pairs, random)
         self._draws = Draws(self._traced)
@@ -117,13 +122,11 @@ class Gradients:
         """The parameters that the fast method does not cover."""
         return list(self._table.by(GradientMethod.VMAP, GradientMethod.LOOP))
 
-    def check(self, batch: Batch, *, is_first: bool = True) -> None:
+    def check(self, batch: Batch) -> None:
         """Settle each parameter's method on pairs of examples, against autograd on each alone.
 
         Args:
             batch: Examples first.
-            is_first: Whether it is the batch that `begin` calls the checked one. Queries, of
-                another structure, are checked between that batch and its pass.
 
         Raises:
             LossError: The loss is no differentiable value per example, draws random numbers,
@@ -131,19 +134,24 @@ class Gradients:
             CoupledExamplesError: Examples are not independent of their batch.
             UnsupportedModelError: The model is sharded, and the fast method misses a parameter.
         """
-        checked = self._checked_by(self._pairs.check, batch)
-        if is_first:
-            self._checked = checked
+        self._checked = self._checked_by(self._pairs.check, batch)
 
-    def check_in_pass(self, batch: Batch) -> None:
-        """As `check`, for a pass that begins with this batch: its audit tells as much.
+    def check_in_pass(self, batch: Batch, *, is_first: bool = True) -> None:
+        """As `check`, where a pass follows whose first batch is audited: that tells as much.
+
+        Args:
+            batch: Examples first.
+            is_first: Whether it is the batch that `begin` calls the checked one. Queries of another
+                structure, or of another loss, are checked between that batch and its pass.
 
         Raises:
-            LossError: As from `check`; also later, as from `visit`, and so the others.
+            LossError: As from `check`; also later, from `visit`, and so the others.
             CoupledExamplesError: As above.
             UnsupportedModelError: As above.
         """
-        self._checked = self._checked_by(self._pairs.leave_to_audit, batch)
+        checked = self._checked_by(partial(self._pairs.leave_to_audit, is_first=is_first), batch)
+        if is_first:
+            self._checked = checked
 
     def _checked_by(
         self, check: Callable[[Batch, float], LossesApart | None], batch: Batch
@@ -165,7 +173,7 @@ class Gradients:
             is_checked: Whether the first batch is the one that `check` saw.
 
         Returns:
-            The most examples that the first batch should have, since all of it is audited.
+            The most examples that the first batch should have, if all of it is audited.
         """
         return self._auditor.begin(examples, self.held, self._checked if is_checked else None)
 
@@ -198,6 +206,7 @@ class Gradients:
         scores = self._forward_mode.scores(batch, directions) if directions else None
         leave_out = () if scores is None else tuple(directions[0])
         visit = _in_real_numbers(visit, self.parameters)
+        self._table.is_settled = not self._pairs.is_due(batch)
         try:
             audit = self._auditor.next(batch, self.tolerance, is_last=is_last)
             before = RandomState.now()

@@ -20,8 +20,7 @@ class MethodTable:
         entries: Where the methods are kept; it may hold other parameters as well.
 
     Attributes:
-        is_settled: Whether a check has shown that the methods hold; otherwise the first audit of a
-            whole batch has to.
+        is_settled: Whether it is known of the present batch what the fast method misses.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], entries: dict[str, Covered]) -> None:

@@ -24,7 +24,7 @@ from tracin.gradients.method_table import MethodTable
 from tracin.gradients.reference import weighted_gradients
 from tracin.gradients.remainder import Remainder
 from tracin.gradients.repeatable import refuse_unrepeatable
-from tracin.gradients.schedule import GROUPS
+from tracin.gradients.schedule import FEW, GROUPS
 from tracin.gradients.second_opinion import beyond_rounding
 from tracin.gradients.self_check import (
     alone,
@@ -51,6 +51,8 @@ _OPINIONS = 16
 
 # How many examples are compared in smaller batches at most.
 COMPARED = 16
+
+_Structure = list[tuple[str, Any]]
 
 _BY_RULES = Covered(GradientMethod.FAST, "rules")
 
@@ -109,9 +111,22 @@ class PairCheck:
         self._methods = methods
         self._passes = passes
         self._random = random
-        self._structure: list[tuple[str, Any]] | None = None  # of batches that were checked
+        self._known: list[_Structure] = []  # of batches that were checked, at any weights
+        self._due: list[_Structure] = []  # of batches whose audit has to tell, at these weights
+        self._is_shown = False
 
-    def leave_to_audit(self, batch: Batch, tolerance: float) -> LossesApart | None:
+    @property
+    def is_shown(self) -> bool:
+        """Whether audits of all of a few examples have told what was left to them."""
+        return self._is_shown and not self._due
+
+    def is_due(self, batch: Batch) -> bool:
+        """Whether the audit of a batch like this one has to tell."""
+        return bool(self._due) and structure(batch) in self._due
+
+    def leave_to_audit(
+        self, batch: Batch, tolerance: float, *, is_first: bool = True
+    ) -> LossesApart | None:
         """Leave the methods to the audit of the first batch, which is of all its examples.
 
         Where that finds anything, or the fast method fails, `check` says what is to be done.
@@ -119,6 +134,7 @@ class PairCheck:
         Args:
             batch: What the pass begins with.
             tolerance: What rounding explains.
+            is_first: Whether a pass begins with this very batch, and not with another one like it.
 
         Returns:
             Losses in smaller batches, for the audit; None where it takes each example alone, or
@@ -132,24 +148,31 @@ class PairCheck:
         if length(batch) < 2 or self._traced.is_sharded:
             return self.check(batch, tolerance)
         self._methods.begin_with(_BY_RULES)
-        is_new = structure(batch) != self._structure
-        if is_new:
-            self._methods.is_settled = False
-        if length(batch) <= GROUPS:
+        kind = structure(batch)
+        others = [] if is_first else [each for each in self._due if each != kind]
+        self._due = [*others, kind]
+        self._is_shown = False
+        if length(batch) <= GROUPS or not is_first:
             return None
         pair = self._pairs(length(batch))[0]
         alone = self._losses_alone(part(batch, pair))
         if not bool(torch.isfinite(alone).all()):
             return None
-        return self._apart(batch, pair, alone, are_all=is_new)
+        return self._apart(batch, pair, alone, are_all=kind not in self._known)
 
     def settle(self, batch: Batch, result: Pass) -> None:
         """Note that an audit of all of a batch found nothing: the methods hold."""
+        self._methods.explain(result.reasons)
         if length(batch) < 2:
             return  # one example shows nothing of others
-        self._methods.is_settled = True
-        self._methods.explain(result.reasons)
-        self._structure = structure(batch)
+        self._is_shown = length(batch) >= FEW
+        self._note(structure(batch))
+
+    def _note(self, kind: _Structure) -> None:
+        """Batches like this need no check at these weights, and a shorter one at others."""
+        self._due = [each for each in self._due if each != kind]
+        if kind not in self._known:
+            self._known.append(kind)
 
     def check(self, batch: Batch, tolerance: float) -> LossesApart | None:
         """Settle the methods on `batch`; at later weights, compare only losses.
@@ -164,15 +187,17 @@ class PairCheck:
         """
         traced = self._traced
         self._methods.begin_with(_BY_RULES)
-        self._methods.is_settled = True
+        kind = structure(batch)
+        self._due = [each for each in self._due if each != kind]
         pairs = self._pairs(length(batch))
         first = part(batch, pairs[0])
-        if structure(batch) == self._structure and not traced.is_sharded:
+        if kind in self._known and not traced.is_sharded:
             # The methods are known, and the audit compares gradients.
             losses = self._losses_alone(first)
             if not bool(torch.isfinite(losses).all()):
                 return None
             return self._apart(batch, pairs[0], losses, are_all=False)
+        self._passes.forget_shapes()
         opinion = self._opinion(first, tolerance)
         checked = None
         if opinion.is_finite:
@@ -193,7 +218,7 @@ class PairCheck:
             raise UnsupportedModelError(without_fast_method(missed))
         if missed:
             self._step_down(opinion, missed, tolerance)
-        self._structure = structure(batch)
+        self._note(kind)
         return checked
 
     def _apart(self, batch: Batch, pair: list[int], alone: Tensor, *, are_all: bool) -> LossesApart:

@@ -194,17 +194,18 @@ class BatchReader:
         return self._train.groups(self.batch_size, ahead, self.size)[0]
 
     def _batches(self, done: int) -> Iterator[tuple[Sequence[int], Batch]]:
-        """Batches after so many examples; the first of all is short: all of it is audited."""
+        """Batches after so many examples; the first of all is short where all of it is audited."""
         if done == 0:
             few = self._gradients.begin(len(self._order), is_checked=self.first is not None)
             checked, self.first = self.first, None
             positions = self._next(0)[:few]
             if checked is None:
                 yield positions, move(self._train.take(positions), self.device)
-            else:
+                done = len(positions)
+            elif len(checked[0]) >= len(positions) or few < len(self._order):
                 positions = positions[: len(checked[0])]
                 yield positions, part_of(checked[1], slice(0, len(positions)))
-            done = len(positions)
+                done = len(positions)
         groups = self._train.groups(self.batch_size, self._order[done:], self.size)
         for positions, batch in self._train.read(groups, as_views=True):
             yield positions, move(batch, self.device)
