@@ -98,15 +98,15 @@ def test_gradients_that_depend_on_the_batch_are_refused_where_losses_do_not(
     torch.manual_seed(0)
     monkeypatch.setattr(schedule, "BYTES", held)
     data = torch.randn(32, 8), torch.arange(32) % 3
-    queries = data if asked == "influence" else [*data, torch.zeros(32)]
-
     run = opened(nn.Linear(8, 3), by_size_of_the_batch)
+    ask = {
+        "self_influence": lambda: run.self_influence(data, batch_size=8),
+        "influence": lambda: run.influence(data, data, batch_size=8),
+        "of other queries": lambda: run.influence(data, (*data, torch.zeros(32)), batch_size=8),
+    }[asked]
 
     with pytest.raises(CoupledExamplesError, match="alone and together, the gradients"):
-        if asked == "self_influence":
-            run.self_influence(data, batch_size=8)
-        else:
-            run.influence(data, queries, batch_size=8)
+        ask()
 
 
 def test_state_that_a_later_checkpoint_changes_is_called_state():
