@@ -756,3 +756,23 @@ def test_small_passes_are_few_and_fewer_once_the_model_is_known(monkeypatch: pyt
 
     assert asked() == (11, 22)
     assert asked() == (9, 17)
+
+
+@pytest.mark.parametrize("batch_size", [3, 6, "auto"])
+def test_later_checkpoints_of_a_large_model_are_audited_as_the_first(
+    monkeypatch: pytest.MonkeyPatch, batch_size: Any
+):
+    monkeypatch.setattr(schedule, "BYTES", 0)
+    model = Recurrent().double()
+    weights = [{n: each * by for n, each in model.state_dict().items()} for by in (1.0, 0.5, 2.0)]
+    run = tracin.TracIn(model, "cross_entropy", weights, learning_rates="equal")
+    expected = []
+    for each in weights:
+        model.load_state_dict(each)
+        expected.append(slow_twin.influence(model, "cross_entropy", data(), data()))
+
+    found = run.influence(data(), data(), batch_size=batch_size)
+    alone = run.self_influence(data(), batch_size=batch_size)
+
+    assert torch.allclose(found, torch.stack(expected).sum(0), rtol=1e-9)
+    assert torch.allclose(alone, found.diagonal(), rtol=1e-9)

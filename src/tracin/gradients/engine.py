@@ -25,6 +25,7 @@ from tracin.gradients.kept_shapes import KeptShapes
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.pair_check import LossesApart, PairCheck
 from tracin.gradients.repeatable import Draws
+from tracin.gradients.schedule import Schedule
 from tracin.gradients.traced_model import TracedModel
 from tracin.gradients.visit import Visit
 from tracin.out_of_memory import is_out_of_memory
@@ -44,9 +45,9 @@ class Gradients:
     """The per-example gradients of chosen parameters, batch by batch.
 
     Call `check` with a batch, or `check_in_pass` with the first one of a pass, at the weights in
-    place, before `visit`. Every pass is
-    audited while it runs (`schedule.py` chooses the batches): where the gradients handed on are
-    not autograd's, their parameters step down to a slower method, and keep it.
+    place, before `visit`. Every pass is audited while it runs (`schedule.py` chooses the batches):
+    where the gradients handed on are not autograd's, their parameters step down to a slower
+    method, and keep it.
 
     A sharded model (see `tracin.sharding`) has the fast method alone. Its ranks call everything
     together, `check` with the same batch; what one rank finds, it tells the others after the pass.
@@ -164,6 +165,14 @@ class Gradients:
         if self._inspection is not None and self._inspection.draws:
             check = self._pairs.check  # compares to the last digit
         return check(batch, tolerance)
+
+    def audited_whole(self, examples: int) -> int:
+        """The most examples for the first batch of a pass, so that all of it can be audited.
+
+        Args:
+            examples: How many examples the pass has.
+        """
+        return Schedule(examples, self.held).first
 
     def begin(self, examples: int, *, is_checked: bool = False) -> int:
         """Begin a pass: its batches are counted, for the audit.

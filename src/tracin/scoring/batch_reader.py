@@ -86,7 +86,7 @@ class BatchReader:
         self._gradients = gradients
         if train.alone is not None:
             self.size = 1
-        few = gradients.begin(len(part))
+        few = gradients.audited_whole(len(part))
         # Ranks of a sharded model check the same batch, which is no rank's own first one.
         chosen: Sequence[int] = self._next(0)[:few]
         if self._is_sharded and not isinstance(batch_size, Tokens):
