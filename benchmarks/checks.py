@@ -26,7 +26,8 @@ SUBJECTS: Mapping[str, Callable[[], Subject]] = {
 }
 PARTS: Mapping[str, tuple[type, str]] = {
     "one example's loss, looked at": (Gradients, "inspect"),
-    "a pair alone, together, and smaller batches": (PairCheck, "check"),
+    "examples in smaller batches": (PairCheck, "leave_to_audit"),
+    "pairs, where an audit found something": (PairCheck, "check"),
     "autograd's gradients of audited batches": (Auditor, "next"),
     "the pass's gradients of the same, added up": (Audit, "take"),
     "batches that went another way": (Auditor, "after"),

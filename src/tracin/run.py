@@ -26,6 +26,7 @@ from tracin.gradients import Covered
 from tracin.gradients.compute import Compute
 from tracin.gradients.forms import real_shape
 from tracin.gradients.inactive_checkpointing import note_inactive_checkpointing
+from tracin.gradients.kept_shapes import KeptShapes
 from tracin.guards import untouched
 from tracin.losses import CausalLM, PerExampleLoss, open_loss
 from tracin.preconditioners import KeptMetrics, Preconditioner
@@ -61,6 +62,7 @@ class Run:
         allow_tf32: Whether products of float32 numbers follow torch's settings.
         methods: How each parameter's gradients are computed, as far as passes have settled it.
         target_methods: The same for targets of queries.
+        shapes: What is known of the model's calls, for the next question.
         kept: The metrics that the preconditioner computed, for the next question.
     """
 
@@ -99,6 +101,7 @@ class Run:
         self.allow_tf32 = allow_tf32
         self.methods: dict[str, Covered] = {}
         self.target_methods: dict[str, Covered] = {}
+        self.shapes = KeptShapes()
         self.kept = KeptMetrics()
 
     def __repr__(self) -> str:
@@ -292,6 +295,7 @@ def computing_pass(
         run.kept,
         asked,
         run.target_methods,
+        shapes=None if is_of_target else run.shapes,
         allow_tf32=run.allow_tf32,
     )
 

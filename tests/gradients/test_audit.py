@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import slow_twin
 import tracin
 from tracin.errors import CoupledExamplesError, DataWarning, LossError
+from tracin.gradients import schedule
 from tracin.gradients.audit import Audit, Reference, audit_factors
 from tracin.gradients.exchange import exchanged
 from tracin.gradients.forms import Dense
@@ -688,3 +689,90 @@ def test_a_slow_last_layer_that_only_one_call_traced_leaves_other_calls_alone() 
     run.find_mislabelled(train)  # traces the last layer as well
 
     assert torch.equal(run.influence(train, train), expected)
+
+
+class Recurrent(nn.Module):
+    """Where examples are in its calls, an attribute says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.is_turned = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = x[:, None, :] * torch.linspace(0.5, 1.5, 6).to(x)[:, None]  # [examples, 6, 4]
+        hidden = torch.tanh(self.inner(words.transpose(0, 1) if self.is_turned else words))
+        return self.outer(hidden.transpose(0, 1) if self.is_turned else hidden).mean(1)
+
+
+@pytest.mark.parametrize("held", [0, 1 << 20])
+def test_a_model_that_changes_between_questions_is_read_anew(
+    monkeypatch: pytest.MonkeyPatch, held: int
+):
+    monkeypatch.setattr(schedule, "BYTES", held)
+    model = Recurrent().double()
+    run = opened(model)
+    found = []
+
+    for model.is_turned in (False, True):
+        found.append(run.influence(data(), data(6), batch_size=6))
+
+    expected = slow_twin.influence(model, "cross_entropy", data(), data(6))
+    assert all(torch.allclose(each, expected, rtol=1e-9) for each in found)
+    assert {covered.method for covered in run.methods.values()} == {"fast"}
+
+
+def test_a_batch_whose_audit_failed_is_audited_again_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(schedule, "BYTES", 0)  # the first four examples alone are audited whole
+    audited: list[int] = []
+    first = Reference.of
+
+    def noted(*args: Any) -> Reference:
+        audited.append(sum(map(len, args[4])))
+        return first(*args)
+
+    monkeypatch.setattr(Reference, "of", noted)
+
+    opened(SortsThenBack(by_setitem).double()).self_influence(data(), batch_size=6)
+
+    assert audited.count(4) >= 2
+
+
+def test_small_passes_are_few_and_fewer_once_the_model_is_known(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(schedule, "BYTES", 0)  # as of a large model
+    passes: list[int] = []
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        passes.append(len(batch[0]))
+        return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    def asked() -> tuple[int, int]:
+        passes.clear()
+        run.influence(data(), data(12), batch_size=6)
+        # Two batches of queries and four of training examples.
+        return len(passes) - 6, sum(passes) - 12 - EXAMPLES
+
+    run = opened(nn.Linear(4, 3).double(), loss)
+
+    assert asked() == (11, 22)
+    assert asked() == (9, 17)
+
+
+@pytest.mark.parametrize("batch_size", [3, 6, "auto"])
+def test_later_checkpoints_of_a_large_model_are_audited_as_the_first(
+    monkeypatch: pytest.MonkeyPatch, batch_size: Any
+):
+    monkeypatch.setattr(schedule, "BYTES", 0)
+    model = Recurrent().double()
+    weights = [{n: each * by for n, each in model.state_dict().items()} for by in (1.0, 0.5, 2.0)]
+    run = tracin.TracIn(model, "cross_entropy", weights, learning_rates="equal")
+    expected = []
+    for each in weights:
+        model.load_state_dict(each)
+        expected.append(slow_twin.influence(model, "cross_entropy", data(), data()))
+
+    found = run.influence(data(), data(), batch_size=batch_size)
+    alone = run.self_influence(data(), batch_size=batch_size)
+
+    assert torch.allclose(found, torch.stack(expected).sum(0), rtol=1e-9)
+    assert torch.allclose(alone, found.diagonal(), rtol=1e-9)

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import tracin
-from tracin.errors import CoupledExamplesError
-from tracin.gradients import GradientMethod
+from tracin.errors import CoupledExamplesError, LossError
+from tracin.gradients import GradientMethod, schedule
 
 
 def opened(model, loss, **options):
@@ -70,3 +70,62 @@ def test_a_gradient_that_is_zero_but_for_rounding_is_not_called_coupled(paramete
 
     assert scores.shape == (12,)
     assert "bias" in run.coverage(data).by(GradientMethod.FAST)
+
+
+class _Shared(torch.autograd.Function):
+    """Its loss is that of the example alone; its gradient depends on how many there are."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.examples = len(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *deltas):
+        return deltas[0] / ctx.examples
+
+
+def by_size_of_the_batch(model, batch):
+    return F.cross_entropy(_Shared.apply(model(batch[0])), batch[1], reduction="none")
+
+
+# A model of large activations has a short first batch, each of whose examples is audited alone.
+@pytest.mark.parametrize("held", [0, 1 << 20])
+@pytest.mark.parametrize("asked", ["self_influence", "influence", "of other queries"])
+def test_gradients_that_depend_on_the_batch_are_refused_where_losses_do_not(
+    monkeypatch, held, asked
+):
+    torch.manual_seed(0)
+    monkeypatch.setattr(schedule, "BYTES", held)
+    data = torch.randn(32, 8), torch.arange(32) % 3
+    run = opened(nn.Linear(8, 3), by_size_of_the_batch)
+    ask = {
+        "self_influence": lambda: run.self_influence(data, batch_size=8),
+        "influence": lambda: run.influence(data, data, batch_size=8),
+        "of other queries": lambda: run.influence(data, (*data, torch.zeros(32)), batch_size=8),
+    }[asked]
+
+    with pytest.raises(CoupledExamplesError, match="alone and together, the gradients"):
+        ask()
+
+
+def test_state_that_a_later_checkpoint_changes_is_called_state():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            if self.layer.bias[0] > 5:
+                self.seen += 1
+            return self.layer(x) * (1 + 0.1 * self.seen)
+
+    torch.manual_seed(0)
+    model = Counts()
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    later = {**first, "layer.bias": torch.full((3,), 6.0)}
+    run = tracin.TracIn(model, "cross_entropy", [first, later], learning_rates="equal")
+
+    with pytest.raises(LossError, match="the buffer 'seen' changes in each pass"):
+        run.self_influence((torch.randn(32, 8), torch.arange(32) % 3))

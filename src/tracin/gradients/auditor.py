@@ -5,17 +5,19 @@ from typing import final
 
 import torch
 
-from tracin.data import Batch, length
+from tracin.data import Batch, length, part
+from tracin.data.batches import Single
 from tracin.gradients.audit import Audit, Reference
 from tracin.gradients.batch_pass import BatchPass
 from tracin.gradients.fast import Pass
 from tracin.gradients.method_table import MethodTable
-from tracin.gradients.pair_check import LossesApart
-from tracin.gradients.schedule import GROUPS, Schedule
+from tracin.gradients.pair_check import LossesApart, PairCheck
+from tracin.gradients.repeatable import refuse_unrepeatable
+from tracin.gradients.schedule import FEW, GROUPS, Schedule
 from tracin.gradients.second_opinion import beyond_rounding
-from tracin.gradients.self_check import refuse_other_losses
+from tracin.gradients.self_check import are_apart, refuse_other_losses
 from tracin.gradients.settling import slower_methods
-from tracin.gradients.stepping_down import SteppedDownError
+from tracin.gradients.stepping_down import LearnAgainError, SteppedDownError
 from tracin.gradients.traced_model import TracedModel
 
 
@@ -27,6 +29,7 @@ class Auditor:
         traced: The model, its loss and its parameters.
         methods: Where the methods are kept.
         passes: Repeats a pass over a batch whose audit failed.
+        pairs: Says what is to be done where the first audit finds something.
         random: Draws factors and orders.
     """
 
@@ -35,13 +38,16 @@ class Auditor:
         traced: TracedModel,
         methods: MethodTable,
         passes: BatchPass,
+        pairs: PairCheck,
         random: torch.Generator,
     ) -> None:
         self._traced = traced
         self._methods = methods
         self._passes = passes
+        self._pairs = pairs
         self._random = random
         self._schedule = Schedule(0, 0)
+        self._shown: set[int] = set()  # ways through the model, of whole batches since a check
         self._tolerance = 0.0
         self._apart: LossesApart | None = None
 
@@ -54,9 +60,11 @@ class Auditor:
             losses: Losses of examples of the first batch in smaller batches.
 
         Returns:
-            The most examples that the first batch should have, since all of it is audited.
+            The most examples that the first batch should have, if all of it is audited.
         """
-        self._schedule = Schedule(examples, held)
+        if not self._pairs.is_shown:
+            self._shown.clear()
+        self._schedule = Schedule(examples, held, self._shown)
         self._apart = losses
         return self._schedule.first
 
@@ -123,7 +131,17 @@ class Auditor:
         together = result.losses[[row for group in groups for row in group]]
         if not bool(torch.isfinite(together.sum())):
             return
-        refuse_other_losses(traced, batch, groups, together, apart, audit.tolerance)
+        is_apart = are_apart(together, apart.to(together), audit.tolerance)
+        if not self._methods.is_settled:
+            if failed or is_apart:
+                self.settle(batch)
+            elif len(reference.window) == length(batch):
+                self._pairs.settle(batch, result)
+                if result.path is not None and length(batch) >= FEW:
+                    self._shown.add(result.path)
+        if is_apart:
+            self._refuse_changing(batch, audit.tolerance)
+            refuse_other_losses(traced, batch, groups, together, apart, audit.tolerance)
         if failed:
             # A ReLU whose input is zero but for rounding may switch with the order of a batch or
             # its size: compare with the same batch in the same order.
@@ -149,6 +167,42 @@ class Auditor:
             if changed:
                 self._methods.step_down(changed)
                 raise SteppedDownError(changed)
+
+    def settle(self, batch: Batch, missed: Collection[str] = ()) -> None:
+        """Check pairs of a batch on which a pass of methods that are not settled failed.
+
+        Args:
+            batch: The batch.
+            missed: Parameters that the fast method missed.
+
+        Raises:
+            SteppedDownError: Methods have changed, or something was missed, or what was known of
+                the model's calls may no longer hold: begin again.
+            CoupledExamplesError: Examples depend on each other.
+            LossError: The loss draws random numbers, or changes state.
+        """
+        if self._passes.forget_shapes():
+            raise LearnAgainError
+        before = dict(self._methods.entries)
+        self._pairs.check(batch, self._tolerance)
+        changed = {
+            name for name in self._traced.parameters if before[name].method != self._methods[name]
+        }
+        if changed or missed:
+            raise SteppedDownError(changed or missed)
+
+    def take_back(self) -> None:
+        """Forget the last batch: its pass failed, and the next one is in its place."""
+        self._schedule.take_back()
+
+    def _refuse_changing(self, batch: Batch, tolerance: float) -> None:
+        """Losses also differ from pass to pass where they are random or change with a state."""
+        if isinstance(batch, Single) or self._traced.is_sharded:
+            return
+        single = part(batch, [0])
+        losses = torch.tensor([self._traced.loss_of(single)], dtype=torch.float64)
+        if bool(torch.isfinite(losses).all()):
+            refuse_unrepeatable(self._traced, single, losses, tolerance)
 
     def _groups(self, window: range) -> list[list[int]]:
         """A few groups, in which a loss differs that depends on which examples its batch has."""

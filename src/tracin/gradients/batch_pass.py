@@ -14,6 +14,7 @@ from tracin.gradients.batch_memory import BatchMemory
 from tracin.gradients.compute import checked_losses
 from tracin.gradients.coverage import GradientMethod
 from tracin.gradients.fast import Pass, fast_pass
+from tracin.gradients.kept_shapes import KeptShapes
 from tracin.gradients.layouts import ShapeProbe
 from tracin.gradients.loop import loop_gradients
 from tracin.gradients.method_table import MethodTable
@@ -26,16 +27,34 @@ from tracin.gradients.watch import UnlikeTrialError
 from tracin.gradients.writing import WritesError
 
 
+class NotSettledError(Exception):
+    """The fast method misses parameters of which no check has shown what does instead.
+
+    Args:
+        missed: The parameters, and why.
+    """
+
+    def __init__(self, missed: Mapping[str, str]) -> None:
+        super().__init__(", ".join(missed))
+        self.missed = missed
+
+
 @final
 class BatchPass:
-    """Passes over batches, one at a time; each is handed on parameter by parameter."""
+    """Passes over batches, one at a time; each is handed on parameter by parameter.
 
-    def __init__(self, traced: TracedModel, methods: MethodTable) -> None:
+    Args:
+        traced: The model, its loss and its parameters.
+        methods: Where the methods are kept.
+        shapes: What is known of the model's calls; what is learned is kept there.
+    """
+
+    def __init__(self, traced: TracedModel, methods: MethodTable, shapes: KeptShapes) -> None:
         self._traced = traced
         self._methods = methods
         self._memory = BatchMemory()
-        self._probe: ShapeProbe | None = None
-        self._probed: tuple[str, ...] = ()
+        self._kept = shapes
+        self._learned: set[tuple[str, ...]] = set()  # here, and not before
 
     def run(self, batch: Batch, visit: Visit, leave_out: Collection[str] = ()) -> Pass:
         """Hand the gradients of all parameters on.
@@ -48,11 +67,14 @@ class BatchPass:
         Raises:
             LateError: The model is sharded, and the fast method cannot cover this batch.
             DataError: The model wrote into its batch where that cannot be seen beforehand.
+            NotSettledError: The fast method misses parameters, and no check has been made yet.
         """
         fast, by_vmap, by_loop = self._by_method(batch)
         result = self._fast(batch, fast, visit) if fast else self._losses_alone(batch)
         if self._traced.is_sharded and result.missed:
             raise LateError(without_fast_method(result.missed))
+        if result.missed and not self._methods.is_settled:
+            raise NotSettledError(result.missed)
         missed = {name: self._traced.parameters[name] for name in result.missed}
         for gradients_of, slow in (
             (vmap_or_loop, by_vmap),
@@ -77,10 +99,23 @@ class BatchPass:
         A call is known by the parameters it takes: without its weight, that of a bias is another.
         """
         names = tuple(within)
-        if self._probe is None or self._probed != names:
-            self._probe = learn(self._traced.model, self._traced.compute, batch, within)
-            self._probed = names
-        return self._probe
+        probe = self._kept.get(names)
+        if probe is None:
+            probe = learn(self._traced.model, self._traced.compute, batch, within)
+            self._kept.put(names, probe)
+            self._learned.add(names)
+        return probe
+
+    def forget_shapes(self) -> bool:
+        """Learn anew what calls do; returns whether that was known from before, in part at least.
+
+        A model may have changed since.
+        """
+        names = tuple(self._methods.by(GradientMethod.FAST))
+        is_from_before = self._kept.get(names) is not None and names not in self._learned
+        if is_from_before:
+            self._kept.clear()
+        return is_from_before
 
     def _by_method(self, batch: Batch) -> list[Mapping[str, Tensor]]:
         if isinstance(batch, Single):

@@ -19,6 +19,11 @@ from tracin.torch_internals import inner_tensors
 
 def held_bytes(model: Module, compute: Compute, batch: Batch) -> int:
     """Bytes that one forward pass over a batch keeps, without the model's weights."""
+    return outcome_with_bytes(model, compute, batch)[1]
+
+
+def outcome_with_bytes(model: Module, compute: Compute, batch: Batch) -> tuple[Any, int]:
+    """What the loss returns for a batch, with a graph to look at, and the bytes that it keeps."""
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -36,15 +41,15 @@ def held_bytes(model: Module, compute: Compute, batch: Batch) -> int:
     }
     try:
         with torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
-            compute(model, batch)
+            outcome = compute(model, batch)
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
             raise
         # torch.func.grad refuses these hooks: count what every call makes, which is more.
         with torch.enable_grad(), _Made() as made:
-            compute(model, batch)
-        return made.bytes
-    return sum(size for pointer, size in saved.items() if pointer not in weights)
+            outcome = compute(model, batch)
+        return outcome, made.bytes
+    return outcome, sum(size for pointer, size in saved.items() if pointer not in weights)
 
 
 class _Made(Mode):

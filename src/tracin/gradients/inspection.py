@@ -12,10 +12,11 @@ from tracin.errors import LossError
 from tracin.gradients.checkpointing import reentrant_stretches
 from tracin.gradients.compute import checked_losses
 from tracin.gradients.graph import leaves_of, refuse_foreign
-from tracin.gradients.held import held_bytes
+from tracin.gradients.held import outcome_with_bytes
 from tracin.gradients.refusals import Guard
 from tracin.gradients.self_check import tolerance_of
 from tracin.gradients.traced_model import TracedModel
+from tracin.random_state import RandomState
 
 
 @final
@@ -27,10 +28,12 @@ class Inspection:
         tolerance: How far rounding can put two computations of a loss or gradient apart, relative
             to its size.
         held: Bytes of activations that an example keeps for the backward pass.
+        draws: Whether random numbers were drawn.
     """
 
     tolerance: float
     held: int
+    draws: bool
 
 
 def inspected(traced: TracedModel, batch: Batch) -> Inspection:
@@ -42,7 +45,9 @@ def inspected(traced: TracedModel, batch: Batch) -> Inspection:
         CoupledExamplesError: BatchNorm runs in train mode.
     """
     single = part(batch, [0])
-    loss = _loss_of(traced, single)
+    before = RandomState.now()
+    loss, held = _loss_of(traced, single)
+    draws = before != RandomState.now()
     if not loss.requires_grad:
         raise LossError(
             "The losses do not depend on any traced parameter through autograd. Was the "
@@ -50,15 +55,16 @@ def inspected(traced: TracedModel, batch: Batch) -> Inspection:
         )
     if not traced.is_sharded:
         _refuse_foreign(traced, single, leaves_of(loss))
-    tolerance = tolerance_of(traced.parameters, loss)
-    return Inspection(tolerance, held_bytes(traced.model, traced.compute, single))
+    return Inspection(tolerance_of(traced.parameters, loss), held, draws)
 
 
-def _loss_of(traced: TracedModel, single: Batch) -> Tensor:
+def _loss_of(traced: TracedModel, single: Batch) -> tuple[Tensor, int]:
+    """The loss of one example, and the bytes that its graph keeps."""
     with torch.enable_grad(), Guard(), reentrant_stretches() as met:
-        loss = checked_losses(traced.compute(traced.model, single), 1)
+        outcome, held = outcome_with_bytes(traced.model, traced.compute, single)
+    loss = checked_losses(outcome, 1)
     if not met or traced.is_reentrant:
-        return loss
+        return loss, held
     traced.note_reentrant()
     return _loss_of(traced, single)  # its stretches may now have gradients
 

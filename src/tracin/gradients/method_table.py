@@ -18,11 +18,15 @@ class MethodTable:
     Args:
         parameters: The traced ones, by name.
         entries: Where the methods are kept; it may hold other parameters as well.
+
+    Attributes:
+        is_settled: Whether it is known of the present batch what the fast method misses.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], entries: dict[str, Covered]) -> None:
         self._parameters = parameters
         self.entries = entries
+        self.is_settled = True
 
     def __getitem__(self, name: str) -> GradientMethod:
         return self.entries[name].method

@@ -1,6 +1,7 @@
-"""The check of the gradient methods on pairs of examples, before the first pass.
+"""The check of the gradient methods on pairs of examples.
 
-The fast method on two examples must give what autograd gives on each alone.
+The fast method on two examples must give what autograd gives on each alone. The audit of the first
+batch compares the same; where a pass follows, a pair is looked at only if that finds something.
 """
 
 from collections.abc import Mapping
@@ -17,12 +18,13 @@ from tracin.errors import TracInError, UnsupportedModelError
 from tracin.gradients.batch_pass import BatchPass
 from tracin.gradients.coverage import Covered, GradientMethod
 from tracin.gradients.distances import lengths_by_name, whole_lengths
+from tracin.gradients.fast import Pass
 from tracin.gradients.forms import Dense
 from tracin.gradients.method_table import MethodTable
 from tracin.gradients.reference import weighted_gradients
 from tracin.gradients.remainder import Remainder
 from tracin.gradients.repeatable import refuse_unrepeatable
-from tracin.gradients.schedule import GROUPS
+from tracin.gradients.schedule import FEW, GROUPS
 from tracin.gradients.second_opinion import beyond_rounding
 from tracin.gradients.self_check import (
     alone,
@@ -49,6 +51,10 @@ _OPINIONS = 16
 
 # How many examples are compared in smaller batches at most.
 COMPARED = 16
+
+_Structure = list[tuple[str, Any]]
+
+_BY_RULES = Covered(GradientMethod.FAST, "rules")
 
 _GAP = "its rules and autograd differ by {:.1e}"
 
@@ -105,7 +111,68 @@ class PairCheck:
         self._methods = methods
         self._passes = passes
         self._random = random
-        self._structure: list[tuple[str, Any]] | None = None  # of batches that were checked
+        self._known: list[_Structure] = []  # of batches that were checked, at any weights
+        self._due: list[_Structure] = []  # of batches whose audit has to tell, at these weights
+        self._is_shown = False
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether audits of all of a few examples have told what was left to them."""
+        return self._is_shown and not self._due
+
+    def is_due(self, batch: Batch) -> bool:
+        """Whether the audit of a batch like this one has to tell."""
+        return bool(self._due) and structure(batch) in self._due
+
+    def leave_to_audit(
+        self, batch: Batch, tolerance: float, *, is_first: bool = True
+    ) -> LossesApart | None:
+        """Leave the methods to the audit of the first batch, which is of all its examples.
+
+        Where that finds anything, or the fast method fails, `check` says what is to be done.
+
+        Args:
+            batch: What the pass begins with.
+            tolerance: What rounding explains.
+            is_first: Whether a pass begins with this very batch, and not with another one like it.
+
+        Returns:
+            Losses in smaller batches, for the audit; None where it takes each example alone, or
+            where losses are not finite.
+
+        Raises:
+            CoupledExamplesError: As from `check`, which is made at once where an audit cannot tell.
+            LossError: As above.
+            UnsupportedModelError: As above.
+        """
+        if length(batch) < 2 or self._traced.is_sharded:
+            return self.check(batch, tolerance)
+        self._methods.begin_with(_BY_RULES)
+        kind = structure(batch)
+        others = [] if is_first else [each for each in self._due if each != kind]
+        self._due = [*others, kind]
+        self._is_shown = False
+        if length(batch) <= GROUPS or not is_first:
+            return None
+        pair = self._pairs(length(batch))[0]
+        alone = self._losses_alone(part(batch, pair))
+        if not bool(torch.isfinite(alone).all()):
+            return None
+        return self._apart(batch, pair, alone, are_all=kind not in self._known)
+
+    def settle(self, batch: Batch, result: Pass) -> None:
+        """Note that an audit of all of a batch found nothing: the methods hold."""
+        self._methods.explain(result.reasons)
+        if length(batch) < 2:
+            return  # one example shows nothing of others
+        self._is_shown = length(batch) >= FEW
+        self._note(structure(batch))
+
+    def _note(self, kind: _Structure) -> None:
+        """Batches like this need no check at these weights, and a shorter one at others."""
+        self._due = [each for each in self._due if each != kind]
+        if kind not in self._known:
+            self._known.append(kind)
 
     def check(self, batch: Batch, tolerance: float) -> LossesApart | None:
         """Settle the methods on `batch`; at later weights, compare only losses.
@@ -119,14 +186,22 @@ class PairCheck:
             UnsupportedModelError: The model is sharded, and the fast method misses a parameter.
         """
         traced = self._traced
-        self._methods.begin_with(Covered(GradientMethod.FAST, "rules"))
+        self._methods.begin_with(_BY_RULES)
+        kind = structure(batch)
+        self._due = [each for each in self._due if each != kind]
         pairs = self._pairs(length(batch))
         first = part(batch, pairs[0])
-        if structure(batch) == self._structure and not traced.is_sharded:
+        if kind in self._known and not traced.is_sharded:
             # The methods are known, and the audit compares gradients.
-            return self._compare_losses(first, pairs[0], tolerance)
+            losses = self._losses_alone(first)
+            if not bool(torch.isfinite(losses).all()):
+                return None
+            return self._apart(batch, pairs[0], losses, are_all=False)
+        self._passes.forget_shapes()
         opinion = self._opinion(first, tolerance)
-        checked = self._apart(batch, pairs[0], opinion.alone) if opinion.is_finite else None
+        checked = None
+        if opinion.is_finite:
+            checked = self._apart(batch, pairs[0], opinion.alone, are_all=True)
         if opinion.is_finite:
             refuse_unrepeatable(traced, first, opinion.alone, tolerance)
         for pair in pairs[1:]:
@@ -143,17 +218,17 @@ class PairCheck:
             raise UnsupportedModelError(without_fast_method(missed))
         if missed:
             self._step_down(opinion, missed, tolerance)
-        self._structure = structure(batch)
+        self._note(kind)
         return checked
 
-    def _apart(self, batch: Batch, pair: list[int], alone: Tensor) -> LossesApart:
-        """The losses of a pair alone, and of a few examples, any two of them apart once.
+    def _apart(self, batch: Batch, pair: list[int], alone: Tensor, *, are_all: bool) -> LossesApart:
+        """The losses of a pair alone and, if all are, of a few examples, any two apart once.
 
         The loss of an example may depend on few others: those of its class, its neighbours. A batch
         of a few is audited one by one, which tells as much.
         """
         groups, losses = [[row] for row in pair], [alone]
-        if not self._traced.is_sharded and length(batch) > GROUPS:
+        if are_all and not self._traced.is_sharded and length(batch) > GROUPS:
             drawn = torch.randperm(length(batch), generator=self._random)[:COMPARED].tolist()
             for line in _lines(drawn):
                 try:
@@ -166,14 +241,10 @@ class PairCheck:
                 losses.append(own.to(alone))
         return LossesApart(groups, torch.cat(losses))
 
-    def _compare_losses(self, pair: Batch, rows: list[int], tolerance: float) -> LossesApart | None:
-        traced = self._traced
+    def _losses_alone(self, pair: Batch) -> Tensor:
         singles = [part(pair, slice(row, row + 1)) for row in range(length(pair))]
-        losses = torch.tensor([traced.loss_of(single) for single in singles], dtype=torch.float64)
-        if not bool(torch.isfinite(losses).all()):
-            return None
-        refuse_unrepeatable(traced, pair, losses, tolerance)
-        return LossesApart([[row] for row in rows], losses)
+        losses = [self._traced.loss_of(single) for single in singles]
+        return torch.tensor(losses, dtype=torch.float64)
 
     def _pairs(self, examples: int) -> list[list[int]]:
         if examples == 1:

@@ -2,10 +2,12 @@
 
 The first batch, batches 2, 4, 8, ... and the last one. Whole batches are audited as long as an
 allowance lasts, which grows with the pass; after that a stretch of a few examples at a random place
-of a batch is compared with what the stretch gives as a batch of its own.
+of a batch is compared with what the stretch gives as a batch of its own. The first batch is short
+and audited whole, unless another pass at the same weights has just shown as much.
 """
 
 import random
+from collections.abc import Collection
 from typing import final
 
 SHARE = 64  # of the examples of a pass, and of a batch: one in so many
@@ -24,17 +26,24 @@ class Schedule:
     Args:
         examples: How many the pass has.
         held: Bytes of activations that one example keeps for the backward pass.
+        shown: The ways through the model of which whole batches were audited at the same weights.
     """
 
-    def __init__(self, examples: int, held: int) -> None:
+    def __init__(self, examples: int, held: int, shown: Collection[int] = ()) -> None:
+        self._examples = examples
+        self._is_shown = bool(shown)
         self._allowance = max(FEW, examples // SHARE, BYTES // max(1, held))
         self._count = 0
-        self._paths: set[int] = set()
+        self._paths = set(shown)
+        self._before = self._allowance, 0  # the last batch: the allowance, and how many there were
+        self._added: int | None = None  # the way that the last batch was the first to take
         self._random = random.Random(examples)
 
     @property
     def first(self) -> int:
         """The most examples for the first batch, so that all of it can be audited for little."""
+        if self._is_shown and self._allowance == FEW:
+            return max(FEW, self._examples)
         return max(FEW, self._allowance // 2)
 
     def is_new(self, path: int | None, *, is_audited: bool) -> bool:
@@ -50,6 +59,7 @@ class Schedule:
         if path is None or path in self._paths:
             return False
         self._paths.add(path)
+        self._added = path
         count = len(self._paths)
         return not is_audited and (count <= PATHS or count & (count - 1) == 0)
 
@@ -60,13 +70,22 @@ class Schedule:
             size: How many examples the batch has.
             is_last: Whether it is the last of the pass.
         """
+        self._before, self._added = (self._allowance, self._count), None
         self._count += 1
         is_due = self._count & (self._count - 1) == 0  # a power of two
         if not (is_due or is_last):
             return None
-        if self._count == 1 or size <= self._allowance:
+        is_first = self._count == 1
+        if (is_first and not self._is_shown) or size <= self._allowance:
             self._allowance -= size
             return range(size)
-        some = min(size, max(2, size // SHARE))
+        some = min(size, max(FEW if is_first else 2, size // SHARE))
         start = self._random.randrange(size - some + 1)
         return range(start, start + some)
+
+    def take_back(self) -> None:
+        """Forget the last batch: its pass failed, and the next one is in its place."""
+        self._allowance, self._count = self._before
+        if self._added is not None:
+            self._paths.discard(self._added)
+            self._added = None

@@ -17,6 +17,13 @@ class SteppedDownError(Exception):
         super().__init__(f"a slower method replaces the one of {listed}")
 
 
+class LearnAgainError(SteppedDownError):
+    """What an earlier question showed of the model's calls does not hold: do the pass again."""
+
+    def __init__(self) -> None:
+        Exception.__init__(self, "what the model's calls do is learned anew")
+
+
 def until_settled(work: Callable[[], T]) -> T:
     """Do work that passes over data, again for as long as its audits find slower methods to take.
 

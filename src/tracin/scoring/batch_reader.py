@@ -86,7 +86,7 @@ class BatchReader:
         self._gradients = gradients
         if train.alone is not None:
             self.size = 1
-        few = gradients.begin(len(part))
+        few = gradients.audited_whole(len(part))
         # Ranks of a sharded model check the same batch, which is no rank's own first one.
         chosen: Sequence[int] = self._next(0)[:few]
         if self._is_sharded and not isinstance(batch_size, Tokens):
@@ -95,7 +95,7 @@ class BatchReader:
         first = move(train.few(chosen), device)
         self.first = None if self._is_sharded else (chosen, first)
         with examples_named(train, chosen, first):
-            gradients.check(first)
+            gradients.check_in_pass(first)
         self.structure = structure(first)
 
     @property
@@ -194,17 +194,18 @@ class BatchReader:
         return self._train.groups(self.batch_size, ahead, self.size)[0]
 
     def _batches(self, done: int) -> Iterator[tuple[Sequence[int], Batch]]:
-        """Batches after so many examples; the first of all is short: all of it is audited."""
+        """Batches after so many examples; the first of all is short where all of it is audited."""
         if done == 0:
             few = self._gradients.begin(len(self._order), is_checked=self.first is not None)
             checked, self.first = self.first, None
             positions = self._next(0)[:few]
             if checked is None:
                 yield positions, move(self._train.take(positions), self.device)
-            else:
+                done = len(positions)
+            elif len(checked[0]) >= len(positions) or few < len(self._order):
                 positions = positions[: len(checked[0])]
                 yield positions, part_of(checked[1], slice(0, len(positions)))
-            done = len(positions)
+                done = len(positions)
         groups = self._train.groups(self.batch_size, self._order[done:], self.size)
         for positions, batch in self._train.read(groups, as_views=True):
             yield positions, move(batch, self.device)

@@ -20,6 +20,7 @@ from tracin.files import bytes_of, fingerprint
 from tracin.gradients import Covered, Gradients, SteppedDownError
 from tracin.gradients.compute import Compute, checked_losses
 from tracin.gradients.forms import real_shape
+from tracin.gradients.kept_shapes import KeptShapes
 from tracin.gradients.wording import worded
 from tracin.guards import untouched
 from tracin.host import to_host
@@ -72,6 +73,7 @@ class CheckpointPass:
         kept: The metrics of earlier passes; None keeps none.
         asked: What takes the place of the queries' loss; None for nothing.
         asked_methods: As `methods`, for `asked`.
+        shapes: Where what is known of the model's calls is kept, likewise.
 
     Attributes:
         gradients: Those of training examples.
@@ -92,9 +94,10 @@ class CheckpointPass:
         asked: QueryLoss | None = None,
         asked_methods: dict[str, Covered] | None = None,
         *,
+        shapes: KeptShapes | None = None,
         allow_tf32: bool = False,
     ) -> None:
-        self.gradients = Gradients(model, worded(compute), parameters, methods)
+        self.gradients = Gradients(model, worded(compute), parameters, methods, shapes)
         self.query_gradients = self.gradients
         if asked is not None:
             # Methods of its own: what a target does with a parameter is not what the loss does.

@@ -61,11 +61,11 @@ class QueryPass:
         self._weights, self._metric = weights, metric
         self._reader, self._checkpoint = reader, checkpoint
         self._asked = asked
-        chosen = spread(request.span.start, len(request.span))
+        chosen = spread(request.span.start, len(request.span))[: self._largest(request.span)]
         few = move(self._queries.few(chosen), reader.device)
         if asked is not None or structure(few) != reader.structure:
             with examples_named(self._queries, chosen, few), naming(self._asked):
-                gradients.check(few, is_first=False)
+                gradients.check_in_pass(few, is_first=False)
         if asked is None:
             refuse_crossing(gradients, self._queries, reader.device)
 
