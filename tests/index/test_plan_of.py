@@ -1,5 +1,7 @@
 """An index's plan comes from a few examples, one parameter's gradients at a time."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,19 @@ def planned(run: tracin.TracIn, words: Tensor) -> Plan:
     return rows.plan_of(rows_pass(run), open_data(run, words, "train"), Projection(64), groups)
 
 
+def visited(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many examples each audited batch has."""
+    found: list[int] = []
+    visit = rows.Gradients.visit
+
+    def noted(self: rows.Gradients, batch: Tensor, *given: Any, **named: Any) -> Any:
+        found.append(len(batch))
+        return visit(self, batch, *given, **named)
+
+    monkeypatch.setattr(rows.Gradients, "visit", noted)
+    return found
+
+
 def spreads(plan: Plan) -> list[float]:
     return [block.spread for block in plan.columns.blocks if isinstance(block, Dot)]
 
@@ -53,7 +68,7 @@ def test_large_activations_are_taken_in_batches_and_give_much_the_same_plan(
 
     parts = planned(*opened())
 
-    assert sizes == [2] * 8
+    assert sizes == [2] * (rows.MEASURED // 2)
     assert parts.kinds == whole.kinds
     assert spreads(parts) == pytest.approx(spreads(whole), rel=0.5)
 
@@ -67,3 +82,39 @@ def test_gradients_that_come_in_blocks_are_taken_whole(monkeypatch: pytest.Monke
 
     assert found.width == 64
     assert spreads(found) == pytest.approx(spreads(planned(*opened())), rel=0.5)
+
+
+def test_columns_that_follow_from_shapes_are_those_that_all_examples_give(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen = visited(monkeypatch)
+
+    few = planned(*opened())
+    monkeypatch.setattr(rows, "follows_from_shapes", lambda pilot, groups: False)
+    whole = planned(*opened())
+
+    assert seen == [rows.SHAPES, rows.SHAPES, rows.PILOT]
+    assert few.kinds == whole.kinds
+    assert [b.side for b in few.columns.blocks] == [b.side for b in whole.columns.blocks]
+    assert spreads(few) == pytest.approx(spreads(whole), rel=0.5)
+
+
+@pytest.mark.parametrize("change", ["one position", "two groups", "unused"])
+def test_columns_that_depend_on_gradients_are_planned_from_all_examples(
+    monkeypatch: pytest.MonkeyPatch, change: str
+):
+    run, words = opened()
+    if change == "one position":
+        words = words[:, :1]
+    groups = rows.groups_of(run.weights, run.parameters)
+    if change == "two groups":
+        groups["head.bias"] = 1
+    walk = rows_pass(run)
+    if change == "unused":
+        groups["none"] = 0
+        walk.gradients.parameters["none"] = nn.Parameter(torch.zeros(3))
+    seen = visited(monkeypatch)
+
+    rows.plan_of(walk, open_data(run, words, "train"), Projection(64), groups)
+
+    assert seen == [rows.SHAPES, rows.PILOT]
