@@ -44,7 +44,7 @@ from tracin.sketches.kinds import Convolved, Factored
 PILOT = 16  # examples that the plan is made from, where it depends on their gradients
 # Where it follows from shapes: examples that show these, and examples and sketches of each that
 # show how far sketched products are off. Error bars vary by 5 % from data to data (3 % by all 16).
-SHAPES, MEASURED, DRAWS = 4, 8, 4
+SHAPES, MEASURED, DRAWS = 2, 8, 4
 PILOT_BYTES = 1 << 31  # of their activations at once; the same everywhere, so that plans are, too
 
 _log = logging.getLogger(__name__)
