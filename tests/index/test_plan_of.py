@@ -1,5 +1,7 @@
 """An index's plan comes from a few examples, one parameter's gradients at a time."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tracin
-from tracin.gradients import Covered, GradientMethod, slow_methods
+from tracin.gradients import Covered, GradientMethod, pair_check, slow_methods
 from tracin.index import rows
+from tracin.index.build import begun
 from tracin.run import open_data, rows_pass
 from tracin.sketches import Dot, Plan, Projection
 
@@ -118,3 +121,20 @@ def test_columns_that_depend_on_gradients_are_planned_from_all_examples(
     rows.plan_of(walk, open_data(run, words, "train"), Projection(64), groups)
 
     assert seen == [rows.SHAPES, rows.PILOT]
+
+
+def test_a_build_compares_examples_alone_once_and_other_processes_for_themselves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    run, words = opened()
+    compared = []
+    alone = pair_check.alone
+    monkeypatch.setattr(pair_check, "alone", lambda *a: (compared.append(1), alone(*a))[1])
+
+    job = begun(run, words, tmp_path / "index", Projection(64), "float16", 8, 4)
+    with job.open() as build:
+        for unit in job.manifest.units():
+            build(unit)
+
+    assert len(compared) == 1
+    assert pickle.loads(pickle.dumps(job)).walk is None
