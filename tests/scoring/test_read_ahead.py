@@ -3,6 +3,7 @@
 import gc
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from tracin import host
 from tracin.checkpoints import Checkpoint
 from tracin.data import open_examples
 from tracin.errors import CheckpointError
-from tracin.run import checkpoint_pass
+from tracin.run import checkpoint_pass, rows_pass
 from tracin.scoring import read_ahead
+from tracin.scoring.forward_pass import forward_pass
 from tracin.scoring.score_request import ScoreRequest
 
 DATA = torch.arange(24.0).view(12, 2), torch.arange(12) % 3
@@ -69,6 +71,41 @@ def test_each_checkpoint_but_the_first_is_read_ahead_and_once(
         ("2.pt", "tracin reads ahead"),
     ]
     assert torch.equal(found, expected)
+    assert not ours()
+
+
+AHEAD = [("1.pt", "tracin reads ahead"), ("2.pt", "tracin reads ahead")]
+
+
+def test_an_index_reads_ahead(
+    tmp_path: Path, readers: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_in(tmp_path)
+    options: dict[str, Any] = {"recall_queries": 0, "batch_size": 4, "shard_size": 6}
+    expected = run.index(DATA, tmp_path / "one", **options).influence(DATA)
+    readers.clear()
+
+    monkeypatch.setattr(host, "LOCAL", frozenset())
+    index = run.index(DATA, tmp_path / "two", **options)
+
+    assert [each for each in readers if each[1] != "MainThread"] == AHEAD
+    assert not ours()
+    readers.clear()
+    assert torch.equal(torch.as_tensor(index.influence(DATA)), torch.as_tensor(expected))
+    assert [each for each in readers if each[1] != "MainThread"] == AHEAD
+    assert not ours()
+
+
+@pytest.mark.usefixtures("on_a_device")
+def test_forward_passes_read_ahead_in_their_own_order(
+    tmp_path: Path, readers: list[tuple[str, str]]
+) -> None:
+    walk = rows_pass(run_in(tmp_path))
+
+    for _ in forward_pass(walk, open_examples(DATA), [2, 0], "losses", 4, False):
+        pass
+
+    assert readers == [("2.pt", "MainThread"), ("0.pt", "tracin reads ahead")]
     assert not ours()
 
 

@@ -26,6 +26,7 @@ from tracin.gradients.regions import LaterUse
 from tracin.gradients.routed import Routed
 from tracin.gradients.rules import Leaf, Use
 from tracin.gradients.visit import Visit
+from tracin.torch_internals import pulled_back
 
 
 @final
@@ -157,14 +158,7 @@ def _pulled(tensor: Tensor, source: Leaf, form: PerExampleGradient) -> PerExampl
         rows = form.part(start, stop).dense()
         rows = rows.view(stop - start, *tensor.shape).to(tensor.dtype)
         with torch.enable_grad(), quiet_batching():
-            (gradient,) = torch.autograd.grad(
-                tensor,
-                [source.tensor],
-                rows,
-                is_grads_batched=True,
-                retain_graph=True,
-                allow_unused=True,
-            )
+            gradient = pulled_back(tensor, source.tensor, rows)
         if gradient is None:
             gradient = source.tensor.new_zeros(stop - start, *source.tensor.shape)
         gradient = full(gradient)

@@ -65,10 +65,11 @@ def begun(
     projection = projection or Projection()
     known = partial(_known, where, projection, run)
     plan, under = by_first(known) if is_sharded(run.model) else known()
+    walk = rows_pass(run)
     if plan is None:
         groups = groups_of(run.weights, run.parameters)
         scaled = under is not None
-        plan = plan_of(rows_pass(run), examples, projection, groups, is_scaled=scaled)
+        plan = plan_of(walk, examples, projection, groups, is_scaled=scaled)
         if is_sharded(run.model):
             plan = Plan.from_json(by_first(plan.to_json))
     extra = extra_columns(plan.columns.groups)
@@ -100,7 +101,7 @@ def begun(
 
     losses = partial(losses_at, run, examples)
     manifest = led(agreed, losses) if is_sharded(run.model) else agreed(losses)
-    return IndexJob(run, train, where, size, manifest)
+    return IndexJob(run, train, where, size, manifest, walk)
 
 
 @unmoved()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
 
@@ -12,6 +12,7 @@ from tracin.index.rows import RowMaker
 from tracin.index.store import Manifest, Store, Unit, open_storage
 from tracin.index.table import sketched_squared_norms
 from tracin.run import Run, rows_pass
+from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.sharding import by_first
 
 
@@ -26,6 +27,8 @@ class IndexJob:
         folder: The index.
         batch_size: Examples or tokens per model call; None finds the size.
         manifest: Of the index as the build began.
+        walk: A pass of the run that may have checked its gradients already, so that it need not
+            check all of them again; other processes make their own.
     """
 
     run: Run
@@ -33,6 +36,10 @@ class IndexJob:
     folder: str
     batch_size: Size | None
     manifest: Manifest
+    walk: CheckpointPass | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "walk": None}
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Unit], None]]:
@@ -44,7 +51,7 @@ class IndexJob:
         plan = plan_in(store)
         names = [one.name for one in self.run.checkpoints]
         draws = [store.manifest.entry(key).number for key in keys]
-        walk = rows_pass(self.run)
+        walk = rows_pass(self.run) if self.walk is None else self.walk
         scaled = under is not None
         with RowMaker(walk, plan, draws, names, self.batch_size, is_scaled=scaled) as maker:
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -115,9 +114,7 @@ def write_table(store: Store) -> None:
     """Write the table, unless the one that is there is of the same; equal indexes, equal bytes."""
     if table_is_fresh(store):
         return
-    columns: dict[str, Any] = dict(table_of(store))
-    columns["id"] = columns["id"].tolist()
-    store.place.write(TABLE, parquet_bytes(columns, {OF: json.dumps(of(store.manifest))}))
+    store.place.write(TABLE, parquet_bytes(table_of(store), {OF: json.dumps(of(store.manifest))}))
 
 
 def table_is_fresh(store: Store) -> bool:

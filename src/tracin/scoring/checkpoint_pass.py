@@ -151,6 +151,11 @@ class CheckpointPass:
         ):
             yield device_of(self._model)
 
+    def read_next(self, number: int, ahead: ReadAhead, device: torch.device) -> None:
+        """Begin to read a checkpoint, if there is one of this number, while a device computes."""
+        if number < len(self._checkpoints):
+            ahead.begin(self._checkpoints[number], device)
+
     def steps(
         self,
         train: Examples,
@@ -193,8 +198,7 @@ class CheckpointPass:
                             yield found
                             shown.update(len(found.positions))
                             # Not before the first batch: workers of a loader have forked by then.
-                            if number + 1 < len(self._checkpoints):
-                                ahead.begin(self._checkpoints[number + 1], device)
+                            self.read_next(number + 1, ahead, device)
                         del score  # with its queries, before the next are held
                     batch_size = reader.batch_size
 

@@ -14,6 +14,7 @@ from tracin.scoring.batch_size import fitting_size
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
 from tracin.scoring.named_examples import examples_named
+from tracin.scoring.read_ahead import ReadAhead
 
 
 @final
@@ -62,9 +63,10 @@ def forward_pass(
         LossError: The loss gives no value per example.
     """
     gradients = walk.gradients
-    with bar(len(checkpoints) * len(examples), what, progress) as shown:
-        for number in checkpoints:
-            with walk.at(number) as device:
+    following = [*checkpoints[1:], walk.checkpoints]
+    with bar(len(checkpoints) * len(examples), what, progress) as shown, ReadAhead() as ahead:
+        for number, after in zip(checkpoints, following, strict=False):
+            with walk.at(number, ahead) as device:
                 if batch_size is None:
                     few = move(examples.few(range(min(2, len(examples)))), device)
                     with examples_named(examples, range(length(few)), few):
@@ -77,3 +79,4 @@ def forward_pass(
                     refuse_non_finite(losses, positions, examples.ids, name, "loss", "example")
                     yield ForwardStep(number, positions, losses, outcome)
                     shown.update(len(positions))
+                    walk.read_next(after, ahead, device)

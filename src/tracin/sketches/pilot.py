@@ -70,7 +70,11 @@ class Pilot:
         """Take a parameter's gradients of one batch; all batches are equally large."""
         self.device = form.device
         is_first = name not in self._products
-        products = pairs(form, as_query(form)).cpu().double()
+        query = as_query(form)
+        # What is written out for one side need not be written out for the other.
+        is_long = isinstance(form, OuterProduct) and form.positions > 1
+        is_written = is_long and isinstance(query, Dense)
+        products = pairs(query if is_written else form, query).cpu().double()
         self._products.setdefault(name, []).append(products)
         matrix = _matrix(form)
         if is_first and matrix is not None:

@@ -73,8 +73,9 @@ def planned(
         pilot.take(name, form)
     plan = drafted(projection, pilot, numbers, groups)
     spreads = Spreads(plan, pilot)
-    if spreads.are_wanted:
-        spreads.begin(max(form.examples for form in few.values()), pilot.device)
+    examples = max((form.examples for form in few.values()), default=0)
+    if spreads.are_wanted(examples):
+        spreads.begin(examples, pilot.device)
         for name, form in few.items():
             spreads.add(name, form)
         spreads.finish()
@@ -99,6 +100,20 @@ def drafted(
     columns = Columns(tuple(draft.blocks), draft.width)
     kinds = {name: draft.kinds[name] for name in numbers}
     return Plan(projection.seed, columns, kinds, dict(numbers), groups)
+
+
+def follows_from_shapes(pilot: Pilot, groups: Mapping[str, int]) -> bool:
+    """Whether a plan's columns are the same for all gradients of these shapes.
+
+    Only layers with one position per example may keep their factors, and only groups share columns
+    by what their gradients are. A parameter that no example used may have any shape.
+
+    Args:
+        pilot: What has seen the gradients of at least one example.
+        groups: The number of each parameter's group.
+    """
+    is_seen = groups.keys() <= pilot.products().keys()
+    return is_seen and not pilot.left_places and len(set(groups.values())) < 2
 
 
 @final

@@ -13,7 +13,7 @@ from tracin.sketches.plan import Plan
 from tracin.sketches.sketcher import Sketcher
 
 # Draws of random numbers by which a block's spread is measured; not those of any checkpoint.
-_DRAWS = range(-8, 0)
+DRAWS = 8
 
 
 @final
@@ -25,37 +25,31 @@ class Spreads:
 
     Args:
         drafted: The plan without measured spreads.
-        pilot: What it was made from.
+        pilot: What takes the same gradients, at the latest when this does.
+        draws: How many sketches of each gradient are compared.
     """
 
-    def __init__(self, drafted: Plan, pilot: Pilot) -> None:
+    def __init__(self, drafted: Plan, pilot: Pilot, draws: int = DRAWS) -> None:
         self._plan = drafted
-        self._exact: dict[int, Tensor] = {}  # [batches, examples, examples]
-        self._errors: dict[int, float] = {}
+        self._pilot = pilot
+        self._draws = range(-draws, 0)
+        blocks = enumerate(drafted.columns.blocks)
+        self._sketched = [
+            number for number, block in blocks if isinstance(block, Dot) and block.spread
+        ]
+        self._errors = dict.fromkeys(self._sketched, 0.0)
         self._sketchers: list[Sketcher] = []
         self._batch = 0
-        products = pilot.products()
-        self._has_pairs = any(each.shape[-1] > 1 for each in products.values())
-        for number, block in enumerate(drafted.columns.blocks):
-            members = [
-                each
-                for name, each in products.items()
-                if getattr(drafted.kinds[name], "block", -1) == number
-            ]
-            if isinstance(block, Dot) and block.spread and members:
-                self._exact[number] = torch.stack(members).sum(0)
-                self._errors[number] = 0.0
 
-    @property
-    def are_wanted(self) -> bool:
+    def are_wanted(self, examples: int) -> bool:
         """Whether any block is a sketch, and there are two examples to multiply."""
-        return bool(self._exact) and self._has_pairs
+        return bool(self._sketched) and examples > 1
 
     def begin(self, examples: int, device: torch.device) -> None:
         """Begin a batch of the pilot, in the order in which it took them."""
         if not self._sketchers:
             self._sketchers = [
-                Sketcher(self._plan, device, draw=draw, has_norms=False) for draw in _DRAWS
+                Sketcher(self._plan, device, draw=draw, has_norms=False) for draw in self._draws
             ]
         for sketcher in self._sketchers:
             sketcher.begin(examples)
@@ -69,20 +63,35 @@ class Spreads:
     @torch.no_grad()
     def finish(self) -> None:
         """Finish the batch: compare."""
+        exact = {
+            number: products[self._batch]
+            for number in self._sketched
+            if (products := self._exact(number)) is not None
+        }
         for sketcher in self._sketchers:
             rows = sketcher.rows()
             found = self._plan.columns.parts(rows, rows).cpu().double()
-            for number, exact in self._exact.items():
-                gap = found[number] - exact[self._batch]
-                self._errors[number] += mean_of_pairs(gap.square()) / len(_DRAWS) / len(exact)
+            for number, products in exact.items():
+                gap = found[number] - products
+                self._errors[number] += mean_of_pairs(gap.square()) / len(self._draws)
         self._batch += 1
 
     def plan(self) -> Plan:
         """The plan, with the spreads that were measured."""
         blocks = list(self._plan.columns.blocks)
         for number, error in self._errors.items() if self._batch else ():
-            block, wanted = blocks[number], cost(self._exact[number])
+            block, exact = blocks[number], self._exact(number)
+            wanted = 0.0 if exact is None else cost(exact)
             if isinstance(block, Dot) and wanted > 0:
-                blocks[number] = replace(block, spread=error / wanted)
+                blocks[number] = replace(block, spread=error / self._batch / wanted)
         columns = replace(self._plan.columns, blocks=tuple(blocks))
         return replace(self._plan, columns=columns)
+
+    def _exact(self, number: int) -> Tensor | None:
+        """The products of a block's parameters, [batches, examples, examples]; None without any."""
+        members = [
+            each
+            for name, each in self._pilot.products().items()
+            if getattr(self._plan.kinds[name], "block", -1) == number
+        ]
+        return torch.stack(members).sum(0) if members else None

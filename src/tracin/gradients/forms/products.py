@@ -140,16 +140,16 @@ def as_query(
             as_query(one, queries=count, is_roomy=is_roomy, checks=checks) for one in form.forms
         ]
         return SumOf(tuple(each))
+    if isinstance(form, OuterProduct) and is_roomy:
+        factored = count * form.positions**2 * sum(form.shape)
+        if factored >= (form.positions + count) * form.numbers:
+            return Dense(form.dense())  # whether terms cancel or not
     if _has_cancelled(form, squares, checks):
         if is_roomy or not isinstance(form, OuterProduct) or _held(form) >= form.numbers:
             return Dense(form.dense())
         return Streamed(form)
     if isinstance(form, OuterProduct):
-        if not is_roomy:
-            return form if _held(form) < form.numbers else Dense(form.dense())
-        factored = count * form.positions**2 * sum(form.shape)
-        written = (form.positions + count) * form.numbers
-        return form if factored < written else Dense(form.dense())
+        return form if is_roomy or _held(form) < form.numbers else Dense(form.dense())
     if isinstance(form, Stacked):
         first = as_query(form.each[0], queries=count, is_roomy=is_roomy, checks=checks)
         return form if isinstance(first, OuterProduct) else Dense(form.dense())

@@ -182,9 +182,7 @@ def entrywise(output: Tensor, input: Any, *how: Any, **named: Any) -> Steps:
 
     def move(form: PerExampleGradient) -> PerExampleGradient | None:
         with torch.enable_grad():
-            (factors,) = torch.autograd.grad(
-                output, [input.tensor], torch.ones_like(output), retain_graph=True
-            )
+            (factors,) = torch.autograd.grad(output.sum(), [input.tensor], retain_graph=True)
         return _scaled(form, input, factors)
 
     return [(input, move)]

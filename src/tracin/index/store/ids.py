@@ -6,7 +6,7 @@ import numpy as np
 
 from tracin.errors import IndexingError
 from tracin.index.store.checksums import checksum
-from tracin.index.store.parquet import arrow, parquet_bytes, read_parquet
+from tracin.index.store.parquet import arrow, parquet_bytes, read_parquet, values_of
 from tracin.index.store.storage import Storage
 
 
@@ -27,7 +27,7 @@ def ids_checksum(ids: np.ndarray) -> str:
 
 def write_ids(place: Storage, span: range, ids: np.ndarray) -> None:
     """Write the ids of these rows."""
-    place.write(ids_file(span, ids_checksum(ids)), parquet_bytes({"id": ids.tolist()}, {}))
+    place.write(ids_file(span, ids_checksum(ids)), parquet_bytes({"id": ids}, {}))
 
 
 def read_ids(place: Storage, span: range, sum_of_ids: str) -> np.ndarray:
@@ -39,9 +39,7 @@ def read_ids(place: Storage, span: range, sum_of_ids: str) -> np.ndarray:
     pyarrow, _ = arrow()
     name = ids_file(span, sum_of_ids)
     try:
-        found = read_parquet(bytes(place.read(name))).read()["id"]
-        is_text = found.type == pyarrow.string()
-        ids = np.array(found.to_numpy(), dtype=object if is_text else np.int64)
+        ids = values_of(read_parquet(bytes(place.read(name))).read()["id"])
         if len(ids) != len(span) or ids_checksum(ids) != sum_of_ids:
             raise ValueError("its checksum differs")
         return ids
