@@ -57,8 +57,7 @@ def ask(
     tracer, tokenizer = opened.tracer, opened.task.tokenizer
     check_tokenizer(tokenizer)
     number = _number(checkpoint, [one.name for one in tracer.checkpoints])
-    most = opened.settings.ask.new_tokens
-    conversation = conversation_of(tracer, number, tokenizer, question, answer, most)
+    conversation = conversation_of(opened, number, question, answer)
     from tracin.cli.text_answer import TextAnswer
 
     query = conversation.as_query()

@@ -80,8 +80,7 @@ def _queries(
         chosen = queries_of(task, query)
         return chosen.queries, chosen.as_settings()
     check_tokenizer(task.tokenizer)
-    most, last = opened.settings.ask.new_tokens, len(opened.tracer.checkpoints) - 1
-    conversation = conversation_of(opened.tracer, last, task.tokenizer, question, answer, most)
+    conversation = conversation_of(opened, len(opened.tracer.checkpoints) - 1, question, answer)
     said = {"question": question, "is_generated": answer is None}
     return conversation.as_query(), said
 
