@@ -820,7 +820,7 @@ def test_report_shows_saved_results_with_the_runs_own_examples(begun, capsys, tm
     assert "&lt;outer&gt;" in page
     assert "<outer>" not in page
     assert "results/report.html" in out
-    assert "self-influence.parquet is no table of" in out
+    assert "self-influence.parquet is what 'tracin self-influence' wrote" in out
     assert "outer" not in (tmp_path / "ids.html").read_text()
 
 
