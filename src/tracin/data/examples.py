@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from tracin.data.batches import Batch
 from tracin.data.ids import WithIds, checked_ids
-from tracin.data.packed import Apart, apart_within
+from tracin.data.packed import DocumentsAlone, apart_within
 from tracin.data.sources import Batches, Chosen, Source, WithColumn, source_of
 from tracin.data.tokens import Size, Tokens
 from tracin.errors import DataError
@@ -35,7 +35,7 @@ class Examples:
         source: Source,
         ids: np.ndarray,
         name: str,
-        apart: tuple[Apart, Sequence[int]] | None = None,
+        apart: tuple[DocumentsAlone, Sequence[int]] | None = None,
     ) -> None:
         self._source = source
         self.name = name
