@@ -201,10 +201,11 @@ def test_an_answer_that_is_generated_has_the_tokens_of_the_same_one_given(ends):
 
 
 def test_what_makes_no_tokens_is_refused():
-    with pytest.raises(RunFileError, match="the task must return its 'tokenizer' too"):
-        check_tokenizer(None)
+    needed = "^tracin tokens makes tokens of a question, so .* return its 'tokenizer' too"
+    with pytest.raises(RunFileError, match=needed):
+        check_tokenizer(None, "tokens")
     with pytest.raises(RunFileError, match="'tokenizer', str, has no decode"):
-        check_tokenizer("gpt2")
+        check_tokenizer("gpt2", "ask")
 
 
 def test_texts_that_differ_only_within_a_template_are_no_near_copies():

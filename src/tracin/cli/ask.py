@@ -55,7 +55,7 @@ def ask(
     shown_format = Format.TABLE if out is None and file_format is None else file_format
     opened = opened_run(run, changed, Output(out, shown_format, overwrite), "ask")
     tracer, tokenizer = opened.tracer, opened.task.tokenizer
-    check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer, "ask")
     number = _number(checkpoint, [one.name for one in tracer.checkpoints])
     conversation = conversation_of(opened, number, question, answer)
     from tracin.cli.text_answer import TextAnswer

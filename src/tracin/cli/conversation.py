@@ -40,16 +40,21 @@ class Conversation:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: Any, command: str) -> None:
     """Refuse what makes no tokens of a text.
+
+    Args:
+        tokenizer: What the task returned.
+        command: The name of the command that needs it.
 
     Raises:
         RunFileError: There is no tokenizer, or it lacks a method.
     """
     if tokenizer is None:
         raise RunFileError(
-            "tracin ask makes tokens of a question, so the task must return its 'tokenizer' too: "
-            "one of Hugging Face's, or an object with encode(text) -> ids and decode(ids) -> text."
+            f"tracin {command} makes tokens of a question, so the task must return its 'tokenizer' "
+            "too: one of Hugging Face's, or an object with encode(text) -> ids and decode(ids) -> "
+            "text."
         )
     lacking = [
         name for name in ("encode", "decode") if not callable(getattr(tokenizer, name, None))
