@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -187,8 +188,10 @@ def test_an_answer_that_is_generated_has_the_tokens_of_the_same_one_given(ends):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def generate(self, input_ids: torch.Tensor, **options: object) -> torch.Tensor:
-            return torch.cat([input_ids, torch.tensor([list(map(ord, "yes|"))])], 1)
+        def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            assert options["eos_token_id"] == [ord("|")]
+            most = options["max_new_tokens"]
+            return torch.cat([input_ids, torch.tensor([list(map(ord, "yes|"))[:most]])], 1)
 
     model, train = Told(), TAUGHT if ends else UNTAUGHT
     loss = tracin.losses.open_loss("causal_lm")
@@ -196,6 +199,9 @@ def test_an_answer_that_is_generated_has_the_tokens_of_the_same_one_given(ends):
 
     generated = with_generated(run, 0, Letters(), "hi", 64, train=train)
 
+    cut = with_generated(run, 0, Letters(), "hi", 3, train=train)
+
+    assert (cut.is_cut, "".join(map(chr, cut.answer))) == (True, "yes")
     assert generated == with_answer(Letters(), "hi", "yes", train)
     assert "".join(map(chr, generated.answer)) == ("yes|" if ends else "yes")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracin.cli.conversation import check_tokenizer, conversation_of, text_of_tokens
+from tracin.cli.conversation import Conversation, check_tokenizer, conversation_of, text_of_tokens
 from tracin.cli.destination import FileFormat, Format, Out, Output, Overwrite
 from tracin.cli.index_commands import RunFile, Set, checked_folder
 from tracin.cli.opened import Opened, opened_run
@@ -67,7 +67,7 @@ def ask(
     found = TextAnswer(
         question,
         text_of_tokens(tokenizer, conversation.answer),
-        "as given" if answer is not None else "generated",
+        _source(conversation, answer, opened.settings.ask.new_tokens),
         _loss_at(opened, number, query),
         name,
         proponents,
@@ -78,11 +78,20 @@ def ask(
         "question": question,
         "answer": found.answer,
         "is_generated": answer is None,
+        "is_cut": conversation.is_cut,
         "checkpoint": name,
         "loss": found.loss,
         "index": index,
     }
     deliver(opened, str(found), found.columns, **arguments)
+
+
+def _source(conversation: Conversation, answer: str | None, most: int) -> str:
+    """Where an answer is from, in words."""
+    if answer is not None:
+        return "as given"
+    cut = f", cut off by ask.new_tokens = {most}" if conversation.is_cut else ""
+    return f"generated{cut}"
 
 
 def _number(checkpoint: int | None, names: list[str]) -> int:

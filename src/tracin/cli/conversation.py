@@ -23,10 +23,12 @@ class Conversation:
     Attributes:
         prompt: All before the answer.
         answer: What the model said, or should have said, with what ends it where that was trained.
+        is_cut: Whether the model said as many tokens as it may, and had not ended.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    is_cut: bool = False
 
     def as_query(self) -> "dict[str, Tensor]":
         """One example, whose loss is that of the answer alone: [1, positions] each."""
@@ -168,6 +170,10 @@ def with_generated(
     padding = getattr(tokenizer, "pad_token_id", None)
     if padding is not None:
         options["pad_token_id"] = padding
+    # A fine-tuned model's own configuration may not know what ends a turn of the chat template.
+    ends = _ends(tokenizer, run.model)
+    if ends:
+        options["eos_token_id"] = ends
     with untouched(run.model), loaded(run.model, run.checkpoints[checkpoint], run.device):
         use_eval(run.model)
         ids = torch.tensor([prompt], device=device_of(run.model))
@@ -179,9 +185,10 @@ def with_generated(
             f"The model generates nothing at checkpoint '{run.checkpoints[checkpoint].name}'. Give "
             'the answer to explain: --answer "TEXT".'
         )
-    if len(answer) > 1 and _is_end(answer[-1], tokenizer, run.model):
-        answer = answer if is_taught(answer[-1], train) else answer[:-1]
-    return Conversation(prompt, answer)
+    if answer[-1] not in ends:
+        return Conversation(prompt, answer, is_cut=len(answer) >= most)
+    is_kept = len(answer) == 1 or is_taught(answer[-1], train)
+    return Conversation(prompt, answer if is_kept else answer[:-1])
 
 
 def text_of_tokens(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -222,12 +229,13 @@ def _turn(tokenizer: Any, question: str, answer: str) -> tuple[str, str]:
     return turn[:at], turn[at:].rstrip()
 
 
-def _is_end(token: int, tokenizer: Any, model: Any) -> bool:
-    """Whether generation stops at a token."""
+def _ends(tokenizer: Any, model: Any) -> list[int]:
+    """The tokens that generation stops at: the model's and the tokenizer's."""
     config = getattr(model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
-    ends = named if isinstance(named, list | tuple) else [named]
-    return token in (*ends, getattr(tokenizer, "eos_token_id", None))
+    own = named if isinstance(named, list | tuple) else [named]
+    ends = [*own, getattr(tokenizer, "eos_token_id", None)]
+    return list(dict.fromkeys(int(each) for each in ends if each is not None))
 
 
 def _encoded(tokenizer: Any, text: str, *, is_whole: bool) -> list[int]:
