@@ -1,8 +1,13 @@
 """What is public is a promise: this list is kept by hand."""
 
+import importlib
 import inspect
 import subprocess
 import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
 
 import tracin
 from tracin import errors
@@ -139,6 +144,59 @@ def test_every_error_is_exported_and_has_the_common_base():
 
 def test_every_public_name_has_a_docstring():
     assert all(inspect.getdoc(getattr(tracin, name)) for name in PUBLIC)
+
+
+def test_no_object_of_a_public_class_is_shown_by_its_address():
+    from tracin import tracing
+
+    classes = [getattr(tracin, name) for name in PUBLIC] + [getattr(tracing, n) for n in TRACING]
+    made = [one for one in classes if inspect.isclass(one) and not getattr(one, "_is_protocol", 0)]
+
+    assert [one.__name__ for one in made if one.__repr__ is object.__repr__] == []
+
+
+def test_objects_say_in_a_line_what_they_are(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.ones(3, 2), torch.zeros(3)
+    row = {"input_ids": [5, 6, 7, 8, 9], "position_ids": [0, 1, 2, 0, 1]}
+
+    with tracin.Recorder(model, optimizer, tmp_path / "record") as recorder:
+        recorder.batch([0, 1, 2])
+        model(data[0]).sum().backward()
+        optimizer.step()
+        recorder.epoch()
+        said = [
+            repr(recorder),
+            repr(tracin.Replay(model, optimizer, tmp_path / "record", data)),
+            repr(tracin.documents([row])),
+            repr(tracin.documents([row], in_context=True)),
+            repr(tracin.WithIds(data, ["a", "b", "c"])),
+            repr(tracin.WithIds([1.0], [7])),
+            repr(tracin.with_ids(DataLoader([1.0, 2.0]))),
+        ]
+    with tracin.Tracer(model, optimizer, "mse", None, data, tmp_path / "trace") as tracer:
+        said.append(repr(tracer))
+
+    assert said == [
+        f"Recorder(Linear, 1 checkpoint, 1 step so far, {tmp_path}/record)",
+        "Replay(Linear, steps 0 to 1 on 3 examples)",
+        "WithIds(2 examples of a DocumentsAlone, ids 0:0 to 0:1)",
+        "WithIds(2 examples of a DocumentsInContext, ids 0:0 to 0:1)",
+        "WithIds(3 examples of a tuple, ids a to c)",
+        "WithIds(1 example of a list, id 7)",
+        "with_ids(2 batches of a list)",
+        f"Tracer(Linear, 3 examples, no queries, 0 steps so far, {tmp_path}/trace)",
+    ]
+
+
+@pytest.mark.parametrize("trainer", ["transformers", "lightning"])
+def test_callbacks_say_in_a_line_what_they_record(tmp_path, trainer):
+    pytest.importorskip(trainer)
+    made = importlib.import_module(f"tracin.integrations.{trainer}").TracInCallback
+
+    assert repr(made(tmp_path, every_n_epochs=2)) == f"TracInCallback({tmp_path}, every 2 epochs)"
+    assert repr(made(tmp_path, 50)) == f"TracInCallback({tmp_path}, every 50 steps)"
 
 
 def test_using_the_library_imports_nothing_heavier_than_torch():

@@ -184,6 +184,21 @@ def scores(model, build, folder):
     return own, run.influence(train, test, progress=False), short
 
 
+def made_up_length(example):
+    """So that batches differ in number from rank to rank where each plans its own."""
+    return 1 + int(40 * example[0][0].abs())
+
+
+def by_tokens(model, folder, where, **options):
+    """Scores and rows of batches in tokens, which ranks pass in step."""
+    run = run_of(model, mlp, folder)
+    train, test = (list(zip(*data(mlp, *of), strict=True)) for of in ((ROWS, 1), (QUERIES, 2)))
+    size = tracin.Tokens(90, made_up_length)
+    index_of(run, mlp, folder / where, train, batch_size=size, **options)
+    own = run.self_influence(train, batch_size=size, progress=False)
+    return own, run.influence(train, test, batch_size=size, progress=False)
+
+
 CURVATURES = {
     "KFAC": tracin.KFAC(),
     "KFAC last": tracin.KFAC(at="last"),
@@ -299,6 +314,8 @@ def work(rank, port, folder, results):
             found["builds", build] = builds(build, folder)
             found["scores", build] = scores(divided(build), build, folder)
             found["curved", build] = under_curvature(build, folder)
+        mesh = tracin.engines.Mesh()
+        found["tokens"] = by_tokens(divided(mlp), folder, "tokens divided", engine=mesh)
         found["goes on"] = goes_on(mlp, folder)
         found["mixed"] = mixed(folder)
         found["refusals"] = refusals(folder)
@@ -382,6 +399,19 @@ def test_scores_without_an_index_are_those_of_the_whole_model(ranks, folder, bui
     for rank in ranks:
         for found, one in zip(rank["scores", build], expected, strict=True):
             torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_in_tokens_keep_ranks_in_step(ranks, folder):
+    run, train = run_of(mlp(), mlp, folder), data(mlp, ROWS, 1)
+    expected = run.self_influence(train), run.influence(train, data(mlp, QUERIES, 2))
+
+    for rank in ranks:
+        for found, one in zip(rank["tokens"], expected, strict=True):
+            torch.testing.assert_close(found, one, rtol=1e-4, atol=1e-5)
+    whole = index_of(run, mlp, folder / "mlp whole")
+    by_tokens = Index.open(folder / "tokens divided")
+    assert not by_tokens.store.missing()
+    torch.testing.assert_close(by_tokens.self_influence(), whole.self_influence())
 
 
 @pytest.mark.parametrize(("build", "name"), CURVED)

@@ -2,11 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from tracin.cli.conversation import check_tokenizer, prompt_of, text_of_tokens, with_answer
+import tracin
+from tracin.cli.answer_end import is_taught
+from tracin.cli.conversation import (
+    check_tokenizer,
+    prompt_of,
+    text_of_tokens,
+    with_answer,
+    with_generated,
+)
 from tracin.cli.main import main
 from tracin.errors import QueryError, RunFileError
 from tracin.losses import IGNORED
@@ -66,12 +76,12 @@ def test_a_question_is_answered_and_its_texts_are_shown_with_near_copies_folded(
     settings = json.loads((tmp_path / "ask.settings.json").read_text())
     assert settings["question"] == PERU
     assert settings["is_generated"]
+    given = call(capsys, "ask", run, PERU, "--answer", "it is lima .", "-k", 2, "--format", "json")
+    assert [row["score"] for row in json.loads(given[1])] == pytest.approx(table["score"])
 
 
 def test_a_given_answer_has_the_scores_of_its_tokens_alone(run, capsys):
     import importlib.util
-
-    import tracin
 
     options = "--answer", "it is cusco .", "--checkpoint", 0
     code, out, err = call(capsys, "ask", run, PERU, *options, "--format", "json")
@@ -85,9 +95,9 @@ def test_a_given_answer_has_the_scores_of_its_tokens_alone(run, capsys):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     task = module.task()
-    conversation = with_answer(task["tokenizer"], PERU, "it is cusco .")
+    conversation = with_answer(task["tokenizer"], PERU, "it is cusco .", task["train"])
     query = conversation.as_query()
-    assert (query["labels"] != IGNORED).sum() == 4
+    assert (query["labels"] != IGNORED).sum() == 5  # with the end, which the template trains on
     traced = tracin.TracIn(
         task["model"], "causal_lm", task["checkpoints"], preconditioner=tracin.Adam()
     )
@@ -104,15 +114,44 @@ def test_an_unknown_checkpoint_is_refused_with_those_there_are(run, capsys):
     assert "--checkpoint 9: there is no such one; there are 0 (step-" in err
 
 
+def texts_with(*labels: int) -> list[dict[str, torch.Tensor]]:
+    """Training data of two texts with these labels."""
+    made = torch.tensor(labels)
+    return [{"input_ids": torch.arange(len(labels)), "labels": made} for _ in range(2)]
+
+
+TAUGHT, UNTAUGHT = texts_with(5, 6, ord("|")), texts_with(5, 6, IGNORED)
+
+
 def test_a_chat_template_is_filled_in_and_ends_the_answer():
     tokenizer = Letters()
 
-    conversation = with_answer(tokenizer, "hi", "yes")
+    conversation = with_answer(tokenizer, "hi", "yes", TAUGHT)
 
     assert text_of_tokens(tokenizer, prompt_of(tokenizer, "hi")) == "u:hia:"
     assert "".join(map(chr, conversation.prompt)) == "u:hi|a:"
     assert "".join(map(chr, conversation.answer)) == "yes|"
     assert conversation.as_query()["labels"].tolist()[0] == [IGNORED] * 7 + list(map(ord, "yes|"))
+    untaught = with_answer(tokenizer, "hi", "yes", UNTAUGHT)
+    assert "".join(map(chr, untaught.answer)) == "yes"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "answer"),
+    [("", "|\n", "yes|"), (" ", "|\n", " yes|"), ("<no thought>", "|\n", "<no thought>yes|")],
+    ids=["a line break", "a space before", "a thought before"],
+)
+def test_what_a_chat_template_writes_after_its_end_of_turn_is_no_part_of_the_answer(
+    before, after, answer
+):
+    class Chat(Letters):
+        def apply_chat_template(self, said, *, tokenize: bool, add_generation_prompt: bool) -> str:
+            turns = "u:hi|a:"
+            return turns if len(said) == 1 else f"{turns}{before}{said[1]['content']}{after}"
+
+    made = with_answer(Chat(), "hi", "yes", TAUGHT)
+
+    assert "".join(map(chr, made.answer)) == answer
 
 
 def test_without_a_template_the_question_begins_as_a_text_and_is_not_ended():
@@ -123,19 +162,56 @@ def test_without_a_template_the_question_begins_as_a_text_and_is_not_ended():
             found = super().encode(text, add_special_tokens)
             return [*found, self.eos_token_id] if add_special_tokens else found
 
-    conversation = with_answer(Plain(), "hi", "yes")
+    conversation = with_answer(Plain(), "hi", "yes", UNTAUGHT)
 
     assert conversation.prompt == (1, *map(ord, "hi"))
     assert conversation.answer == tuple(map(ord, "yes"))
+    assert with_answer(Plain(), "hi", "yes", TAUGHT).answer == tuple(map(ord, "yes|"))
     with pytest.raises(QueryError, match="makes no token of the answer ''"):
-        with_answer(Plain(), "hi", "")
+        with_answer(Plain(), "hi", "", TAUGHT)
+
+
+def test_an_end_is_taught_where_the_labels_of_training_hold_it():
+    assert is_taught(9, texts_with(5, 6, 9))
+    assert not is_taught(9, texts_with(9, 6, IGNORED))  # the first token is not predicted
+    masked = {"input_ids": torch.tensor([[5, 9, 9]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    assert is_taught(9, masked)
+    assert is_taught(9, [(torch.zeros(2), 1)])  # a form that only the task's own loss reads
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["taught", "not taught"])
+def test_an_answer_that_is_generated_has_the_tokens_of_the_same_one_given(ends):
+    class Told(torch.nn.Module):
+        generation_config = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+            assert options["eos_token_id"] == [ord("|")]
+            most = options["max_new_tokens"]
+            return torch.cat([input_ids, torch.tensor([list(map(ord, "yes|"))[:most]])], 1)
+
+    model, train = Told(), TAUGHT if ends else UNTAUGHT
+    loss = tracin.losses.open_loss("causal_lm")
+    run = tracin.TracIn(model, loss, [model.state_dict()], learning_rates="equal")
+
+    generated = with_generated(run, 0, Letters(), "hi", 64, train=train)
+
+    cut = with_generated(run, 0, Letters(), "hi", 3, train=train)
+
+    assert (cut.is_cut, "".join(map(chr, cut.answer))) == (True, "yes")
+    assert generated == with_answer(Letters(), "hi", "yes", train)
+    assert "".join(map(chr, generated.answer)) == ("yes|" if ends else "yes")
 
 
 def test_what_makes_no_tokens_is_refused():
-    with pytest.raises(RunFileError, match="the task must return its 'tokenizer' too"):
-        check_tokenizer(None)
+    needed = "^tracin tokens makes tokens of a question, so .* return its 'tokenizer' too"
+    with pytest.raises(RunFileError, match=needed):
+        check_tokenizer(None, "tokens")
     with pytest.raises(RunFileError, match="'tokenizer', str, has no decode"):
-        check_tokenizer("gpt2")
+        check_tokenizer("gpt2", "ask")
 
 
 def test_texts_that_differ_only_within_a_template_are_no_near_copies():
@@ -160,7 +236,7 @@ def test_tokens_of_an_answer_have_shares_that_a_report_draws(run, capsys, tmp_pa
     for (score, *_), shares in table.groupby(["score", "id", "text"])["share"]:
         assert shares.sum() == pytest.approx(score, rel=1e-4)
     named = table[(table["text"] == "query") & (table["share"] != 0)]["token"].tolist()
-    assert named == ["it", "is", "lima", "."] * 2
+    assert named == ["it", "is", "lima", ".", ""] * 2
     settings = json.loads((tmp_path / "tokens.settings.json").read_text())
     assert (settings["question"], settings["tokens"]["k"]) == (PERU, 1)
     assert call(capsys, "report", tmp_path)[0] == 0

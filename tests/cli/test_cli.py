@@ -229,6 +229,23 @@ def test_settings_can_be_changed_for_once(begun, capsys, tmp_path):
     assert settings["tracin"]["learning_rates"] == "equal"
 
 
+def test_queries_of_low_rank_say_what_is_left_out_on_the_page_too(begun, capsys, tmp_path):
+    form = "--set", "explain.query_form={ low_rank = 1 }"
+
+    code, out, _ = call(capsys, "explain", begun, "--query", "0", *form, "--out", tmp_path)
+    refused = call(capsys, "explain", begun, "--query", "0", *form, "--index", tmp_path)
+    grouped = call(capsys, "explain", begun, "--query", "0", *form, "--set", "explain.group=sum")
+
+    settings = json.loads((tmp_path / "explain.settings.json").read_text())
+    assert code == 0
+    assert settings["explain"]["query_form"] == {"low_rank": 1}
+    assert settings["notes"]
+    assert settings["notes"][0] in " ".join(out.split())
+    assert (refused[0], grouped[0]) == (2, 2)
+    assert "explain.query_form is not for it" in refused[2]
+    assert "query_form=LowRank(rank=1, seed=0) out, or the group" in grouped[2]
+
+
 def test_init_overwrites_nothing(begun, capsys):
     code, _, err = call(capsys, "init", begun.parent)
 
@@ -258,6 +275,13 @@ def test_the_version_is_told(capsys):
             ["--query", "0", "--set", "tracin.batch_size=0"],
             "'tracin.batch_size' = 0, but it should be 'auto', a whole number of at least 1, or a "
             "table such as { tokens = 16384 }.",
+        ),
+        *(
+            (
+                ["--query", "0", "--set", f"explain.query_form={form}"],
+                "but it should be a table such as { low_rank = 16 }, of at least 1.",
+            )
+            for form in ("16", "{ low_rank = 0 }", "{ rank = 16 }")
         ),
         (
             ["--query", "0", "--set", "explain=3"],
@@ -820,7 +844,7 @@ def test_report_shows_saved_results_with_the_runs_own_examples(begun, capsys, tm
     assert "&lt;outer&gt;" in page
     assert "<outer>" not in page
     assert "results/report.html" in out
-    assert "self-influence.parquet is no table of" in out
+    assert "self-influence.parquet is what 'tracin self-influence' wrote" in out
     assert "outer" not in (tmp_path / "ids.html").read_text()
 
 

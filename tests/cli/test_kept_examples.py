@@ -1,6 +1,7 @@
 """What the command line keeps of examples, for a viewer that runs no code of the task's."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tracin.cli.kept_examples import SIDE, keep_examples
 from tracin.cli.main import main
 from tracin.cli.task import Task
 from tracin.view import save_examples
-from tracin.view.examples import read_pack
+from tracin.view.examples import read_pack, write_pack
 
 
 def task_of(train, **more) -> Task:
@@ -99,6 +100,30 @@ def test_what_explains_is_added_to_a_ranking_of_the_same_data_alone(tmp_path):
     named = task_of(WithIds(other.train, [f"other {at}" for at in range(10)]))
     keep_examples(named, [3], tmp_path, 9, adds=True)
     assert read_pack(path).positions.tolist() == [3]
+
+
+def test_other_data_with_the_same_ids_do_not_mix(tmp_path):
+    keep_examples(task_of(["good", "bad", "fine"]), [0, 1], tmp_path, 9, adds=False)
+
+    keep_examples(task_of(["good", "bad", "poor"]), [2], tmp_path, 9, adds=True)
+    other = read_pack(tmp_path / "examples.parquet")
+    of_earlier_version = replace(other, about={"kept_of": other.about["kept_of"]})
+    write_pack(tmp_path / "examples.parquet", of_earlier_version)
+    keep_examples(task_of(["good", "bad", "poor"]), [1], tmp_path, 9, adds=True)
+
+    assert other.texts == ["poor"]
+    assert read_pack(tmp_path / "examples.parquet").texts == ["bad", "poor"]
+
+
+def test_data_that_look_different_each_time_are_known_by_their_ids(tmp_path):
+    class Drawn(list):
+        def __getitem__(self, position):
+            return torch.rand(3, 8, 8)
+
+    for position in (0, 1):
+        keep_examples(task_of(Drawn([0, 1])), [position], tmp_path, 9, adds=True)
+
+    assert read_pack(tmp_path / "examples.parquet").positions.tolist() == [1, 0]
 
 
 def test_a_file_of_the_users_own_stays(tmp_path):

@@ -64,11 +64,11 @@ def test_every_command_writes_the_file_of_a_suffix_and_then_refuses_to_replace_i
     assert (code, err) == (0, "")
     assert f"written to {tmp_path / 'made/x.csv'}" in out
     assert len(pd.read_csv(io.BytesIO(made))) > 0
-    assert json.loads((tmp_path / "made/x.settings.json").read_text())["command"] == command
+    assert json.loads((tmp_path / "made/x.csv.settings.json").read_text())["command"] == command
     assert again == 2
     assert "x.csv is already there and is not overwritten. Add --overwrite" in refused
     assert replaced == 0
-    assert sorted(os.listdir(tmp_path / "made")) == ["x.csv", "x.settings.json"]
+    assert sorted(os.listdir(tmp_path / "made")) == ["x.csv", "x.csv.settings.json"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -173,7 +173,27 @@ def task():
     assert f"written to {tmp_path / 'x-2.csv'}" in out
     assert f"another command wrote {tmp_path / 'x.csv'} meanwhile, and it was kept" in out
     assert (tmp_path / "x.csv").read_text() == "theirs"
-    assert (tmp_path / "x-2.settings.json").is_file()
+    assert (tmp_path / "x-2.csv.settings.json").is_file()
+
+
+def test_two_tables_of_one_name_keep_the_settings_of_each(begun, capsys, tmp_path):
+    for command, options, name in (
+        ("explain", FEW, "x.parquet"),
+        ("self-influence", (), "x.csv"),
+        ("self-influence", (), "x.json"),
+    ):
+        code, _, err = call(capsys, command, begun, *options, "--out", tmp_path / name)
+        assert (code, err) == (0, "")
+
+    commands = {
+        path.name: json.loads(path.read_text())["command"]
+        for path in tmp_path.glob("*.settings.json")
+    }
+    assert commands == {
+        "x.settings.json": "explain",
+        "x.csv.settings.json": "self-influence",
+        "x.json.settings.json": "self-influence",
+    }
 
 
 class Terminal(io.TextIOWrapper):

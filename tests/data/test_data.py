@@ -1,6 +1,7 @@
 """Data is walked in one fixed order, with ids, and nothing of the user's is changed."""
 
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+import tracin
 from tracin.data import Examples, WithIds, length, move, open_examples, part
 from tracin.errors import DataError
 
@@ -454,8 +456,35 @@ def test_examples_that_do_not_stack_are_refused_with_the_way_out(workers):
 def test_texts_of_unlike_length_are_refused_with_what_pads_as_the_trainer_does():
     texts = [{"input_ids": [5] * length} for length in (2, 3)]
 
-    with pytest.raises(DataError, match=r"of unlike length, tracin\..*trainer_data\(rows, coll"):
+    words = r"^Examples of queries cannot .* of unlike length, tracin\..*trainer_data\(rows, coll"
+    with pytest.raises(DataError, match=words):
         open_examples(texts, name="queries").take([0, 1])
+
+
+@pytest.mark.parametrize("which", ["train", "queries"])
+def test_examples_that_do_not_stack_are_named_by_every_call(which, tmp_path):
+    model = torch.nn.Linear(2, 1)
+    run = tracin.TracIn(model, "mse", [model.state_dict()], learning_rates="equal")
+    good = torch.zeros(2, 2), torch.zeros(2)
+    ragged: Any = [(torch.zeros(size), 0.0) for size in (2, 3)]
+    two = (ragged, good) if which == "train" else (good, ragged)
+    calls: list[Any] = [lambda: run.influence(*two), lambda: run.explain(*two, 1)]
+    if which == "train":
+        calls += [
+            lambda: run.self_influence(ragged),
+            lambda: run.find_mislabelled(ragged),
+            lambda: run.index(ragged, tmp_path / "index"),
+        ]
+    else:
+        steps = torch.optim.SGD(model.parameters())
+        calls += [
+            lambda: run.index(good, tmp_path / "index").influence(ragged),
+            lambda: tracin.Tracer(model, steps, "mse", ragged, good, tmp_path / "trace"),
+        ]
+
+    for call in calls:
+        with pytest.raises(DataError, match=f"^Examples of {which} cannot be stacked to a batch"):
+            call()
 
 
 def test_an_error_of_the_users_dataset_comes_through_as_it_is():

@@ -123,7 +123,10 @@ def test_other_and_damaged_files_are_named(tmp_path):
         "other.parquet is no table of explanations, shares of tokens, suspects or found curves"
         in words
     )
-    assert "none.parquet is no table" in words
+    assert "none.parquet is empty" in words
+    (tmp_path / "other.settings.json").write_text(json.dumps({"command": "select"}))
+    said = "other.parquet is what 'tracin select' wrote, which a report does not show"
+    assert said in saved_results(tmp_path).notes
     assert "cut.parquet cannot be read" in words
     assert "less.parquet cannot be read: its queries have different numbers" in words
 
@@ -131,6 +134,11 @@ def test_other_and_damaged_files_are_named(tmp_path):
 def test_a_folder_without_results_says_what_writes_some(tmp_path):
     with pytest.raises(QueryError, match=r"holds no results .* 'tracin mislabelled RUN\.toml'"):
         saved_results(tmp_path)
+    (tmp_path / "select.parquet").write_bytes(b"")
+    with pytest.raises(
+        QueryError, match=r"select\.parquet is a file.*reads all results of a folder"
+    ):
+        saved_results(tmp_path / "select.parquet")
     with pytest.raises(QueryError, match="is not a folder with results"):
         saved_results(tmp_path / "nowhere")
 

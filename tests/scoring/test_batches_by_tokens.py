@@ -16,7 +16,6 @@ from tracin import baselines
 from tracin.cli.settings import read_settings
 from tracin.data import Tokens, open_examples
 from tracin.errors import DataError, DataWarning, NonFiniteError, RunFileError
-from tracin.gradients import Gradients
 
 LENGTHS = [3, 9, 2, 5, 9, 1, 4, 7, 3, 6, 2, 8]
 QUERIES = [4, 2, 6]
@@ -309,18 +308,14 @@ def test_every_answer_is_in_the_order_of_the_data(name: str) -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_sharded_model_takes_a_number(
-    run: tracin.TracIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin = Gradients.__init__
+def test_places_that_count_as_more_tokens_make_smaller_batches() -> None:
+    texts = open_examples([{"input_ids": [1] * length} for length in (4, 3, 2, 1)])
+    size, order = Tokens(8), [0, 1, 2, 3]
 
-    def sharded(self: Gradients, *args: Any, **others: Any) -> None:
-        begin(self, *args, **others)
-        self.is_sharded = True
-
-    monkeypatch.setattr(Gradients, "__init__", sharded)
-    with pytest.raises(DataError, match=r"ranks of a sharded model.*Pass a number"):
-        run.self_influence(data(), batch_size=Tokens(16))
+    assert texts.groups(size, order) == [[0, 1], [2, 3]]
+    # As on the ranks of a divided model: another rank has a longer text at the third place.
+    assert texts.groups(size, order, lengths=np.array([4, 4, 4, 4])) == [[0, 1], [2, 3]]
+    assert texts.groups(size, order, lengths=np.array([5, 3, 3, 1])) == [[0], [1, 2], [3]]
 
 
 def test_a_run_file_gives_tokens(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ from tracin.checkpoints.visits import VisitLog
 from tracin.errors import CheckpointError, CheckpointWarning
 from tracin.files import made_folder, remove_unfinished, writing
 from tracin.guards import owned
+from tracin.plain_text import many, plain
 from tracin.wrappers import unwrapped
 
 INNER = (OPTIMIZER, AVERAGED, THAWED, VISITS)  # folders within the Recorder's
@@ -167,6 +168,12 @@ class Recorder:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+
+    def __repr__(self) -> str:
+        return (
+            f"Recorder({type(self._model).__name__}, {many(len(self._entries), 'checkpoint')}, "
+            f"{many(self.step, 'step')} so far, {plain(self._folder)})"
+        )
 
     @property
     def losses(self) -> list[tuple[int, int, float]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracin.cli.conversation import check_tokenizer, conversation_of, text_of_tokens
+from tracin.cli.conversation import Conversation, check_tokenizer, conversation_of, text_of_tokens
 from tracin.cli.destination import FileFormat, Format, Out, Output, Overwrite
 from tracin.cli.index_commands import RunFile, Set, checked_folder
 from tracin.cli.opened import Opened, opened_run
@@ -55,10 +55,9 @@ def ask(
     shown_format = Format.TABLE if out is None and file_format is None else file_format
     opened = opened_run(run, changed, Output(out, shown_format, overwrite), "ask")
     tracer, tokenizer = opened.tracer, opened.task.tokenizer
-    check_tokenizer(tokenizer)
+    check_tokenizer(tokenizer, "ask")
     number = _number(checkpoint, [one.name for one in tracer.checkpoints])
-    most = opened.settings.ask.new_tokens
-    conversation = conversation_of(tracer, number, tokenizer, question, answer, most)
+    conversation = conversation_of(opened, number, question, answer)
     from tracin.cli.text_answer import TextAnswer
 
     query = conversation.as_query()
@@ -68,7 +67,7 @@ def ask(
     found = TextAnswer(
         question,
         text_of_tokens(tokenizer, conversation.answer),
-        "as given" if answer is not None else "generated",
+        _source(conversation, answer, opened.settings.ask.new_tokens),
         _loss_at(opened, number, query),
         name,
         proponents,
@@ -79,11 +78,20 @@ def ask(
         "question": question,
         "answer": found.answer,
         "is_generated": answer is None,
+        "is_cut": conversation.is_cut,
         "checkpoint": name,
         "loss": found.loss,
         "index": index,
     }
     deliver(opened, str(found), found.columns, **arguments)
+
+
+def _source(conversation: Conversation, answer: str | None, most: int) -> str:
+    """Where an answer is from, in words."""
+    if answer is not None:
+        return "as given"
+    cut = f", cut off by ask.new_tokens = {most}" if conversation.is_cut else ""
+    return f"generated{cut}"
 
 
 def _number(checkpoint: int | None, names: list[str]) -> int:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from tracin.results.explanations import Explanations
 
 SHOWN = 10
-
+QUESTIONS = {Template.questions: "what is the capital of peru ?", Template.lm: "the cat"}
 
 app = typer.Typer(
     help="Which training examples made a model say what it said.",
@@ -116,10 +116,15 @@ def init(
 ) -> None:
     """Write a run.toml and a task.py that run as they are, to put your own parts into.
 
-    Templates: points (small, with all that replay and evaluate need), image (pictures with labels),
-    hf (texts with labels, by Hugging Face's Trainer), lm (a language model and a LoRA adapter),
-    questions (a language model that `tracin ask` can ask), regression (a table and a number).
-    """
+    \b
+    Templates:
+      points      small, with all that replay and evaluate need
+      image       pictures with labels
+      hf          texts with labels, by Hugging Face's Trainer
+      lm          texts, by a LoRA adapter and Trainer; for tracin ask, too
+      questions   questions and answers, to try tracin ask
+      regression  a table and a number
+    """  # noqa: D301  # the backspace keeps the lines as they are
     texts = {folder / "run.toml": run_text(template), folder / "task.py": task_text(template)}
     for path in texts:
         if path.exists():
@@ -134,10 +139,10 @@ def init(
         raise RunFileError(f"{folder} cannot be written to: {error.strerror}.") from error
     typer.echo(f"Wrote {' and '.join(map(plain, texts))}. Try:")
     run = plain(folder / "run.toml")
-    example = f"explain {run} --query 0,1 -k 3"
-    if template is Template.questions:
-        example = f'ask {run} "what is the capital of peru ?" -k 3'
-    typer.echo(f"  tracin {example}")
+    if template is not Template.questions:
+        typer.echo(f"  tracin explain {run} --query 0,1 -k 3")
+    if template in QUESTIONS:
+        typer.echo(f'  tracin ask {run} "{QUESTIONS[template]}" -k 3')
 
 
 @app.command("self-influence")
@@ -240,6 +245,11 @@ def explain(
 
         if options.group != "none":
             raise QueryError("An index explains queries one by one: explain.group is not for it.")
+        if options.query_form is not None:
+            raise QueryError(
+                "An index holds queries as sketches: explain.query_form is not for it. Leave it "
+                "out, or --index."
+            )
         opened_index = Index.open(index, run=opened.tracer, train=opened.task.train)
         conditions = [*(keep or []), *(["right"] if options.drop_misclassified else [])]
         explanations = opened_index.explain(
@@ -271,8 +281,13 @@ def explain(
         drop_misclassified=options.drop_misclassified,
         target=opened.task.target,
         batch_size=opened.settings.tracin.size,
+        query_form=options.form,
     )
-    arguments = {**chosen_queries.as_settings(), "target": explanations.target}
+    arguments = {
+        **chosen_queries.as_settings(),
+        "notes": explanations.notes,
+        "target": explanations.target,
+    }
     deliver(opened, str(explanations), explanations.columns, **arguments)
     _keep_examples(opened, _sides(explanations), adds=True)
 

@@ -171,8 +171,13 @@ def check_pyarrow() -> None:
 
 
 def settings_path(path: Path) -> Path:
-    """Where the settings go that made the table of a file."""
-    return path.with_name(f"{path.stem}.settings.json")
+    """Where the settings go that made the table of a file.
+
+    Readers look for those of a Parquet file by its stem; of x.csv they are x.csv.settings.json, so
+    that both can lie in one folder.
+    """
+    name = path.stem if path.suffix.lower() == ".parquet" else path.name
+    return path.with_name(f"{name}.settings.json")
 
 
 def _check_name(path: Path) -> None:

@@ -102,7 +102,8 @@ def _texts(task: Task, queries: int, run: Path) -> Texts | None:
             "train) and 'query_texts', or neither."
         )
     sizes = [len(task.texts), len(task.query_texts)]
-    examples = [len(open_examples(each)) for each in (task.train, task.queries)]
+    train, asked = (open_examples(getattr(task, each), name=each) for each in ("train", "queries"))
+    examples = [len(train), len(asked)]
     if sizes != examples:
         raise RunFileError(
             f"{run}: 'texts' and 'query_texts' hold one text per example, here {examples[0]} and "

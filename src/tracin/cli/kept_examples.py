@@ -9,15 +9,15 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 from torch import Tensor
 
 from tracin.cli.task import Task
-from tracin.data import open_examples
+from tracin.data import Examples, open_examples
 from tracin.errors import DecisionError, OutputError
-from tracin.files import ids_fingerprint
+from tracin.files import fingerprint, ids_fingerprint
 from tracin.plain_text import many, plain
 from tracin.report.pictures import pixels, png, scaled
 from tracin.results.shown import Showing, Shown, shortened
@@ -28,6 +28,7 @@ LARGEST = 32 << 20  # bytes of all pictures and texts
 SIDE = 256  # pixels of a picture's longer side: the viewer shows none larger
 SHARP = 64  # pixels up to which a picture is kept as it is
 LETTERS = 5000  # of a text
+COMPARED = 16  # examples by which data with the same ids are told apart
 _STEP = 64  # examples that are fetched before the size is looked at
 
 
@@ -72,16 +73,17 @@ def keep_examples(
         return ""
     path = folder / FILE
     examples = open_examples(task.train, name="train")
-    about = {"kept_of": ids_fingerprint(examples.ids)}
+    how = Showing(task.labels, task.decode, task.show)
+    about = {"kept_of": ids_fingerprint(examples.ids), **_looks(examples, how)}
     try:
         there = read_pack(path) if path.is_file() else None
     except DecisionError:
         there = None  # damaged: nothing is lost
     if there is not None and "kept_of" not in there.about:
         return f"{plain(path)} holds examples of your own and stays as it is."
-    how = Showing(task.labels, task.decode, task.show)
     found = _within(_kept(examples, wanted[:most], how))
-    if adds and there is not None and there.about == about:
+    # A file of an earlier version says less of its data.
+    if adds and there is not None and there.about.items() <= about.items():
         new = {each.position for each in found}
         old = (each for each in _in_pack(there) if each.position not in new)
         found = _within([*found, *old])
@@ -95,7 +97,24 @@ def keep_examples(
     return f"{many(len(found), 'example')}{of} to look at in tracin view: {plain(path)}"
 
 
-def _kept(examples: Any, positions: Sequence[int], how: Showing) -> Iterator[KeptExample]:
+def _looks(examples: Examples, how: Showing) -> dict[str, str]:
+    """What some examples look like, which tells data with the same ids apart.
+
+    Data that draw random numbers look different each time, and are known by their ids alone.
+    """
+    some = np.unique(np.linspace(0, len(examples) - 1, COMPARED).astype(int)).tolist()
+    first, second = (
+        fingerprint(
+            piece
+            for each in _kept(examples, some, how)
+            for piece in (each.picture or b"", f"|{each.text}|".encode("utf-8", "replace"))
+        )
+        for _ in range(2)
+    )
+    return {"looks": first} if first == second else {}
+
+
+def _kept(examples: Examples, positions: Sequence[int], how: Showing) -> Iterator[KeptExample]:
     for start in range(0, len(positions), _STEP):
         some = list(positions[start : start + _STEP])
         ids = examples.ids[some].tolist()

@@ -21,6 +21,7 @@ from tracin.errors import RunFileError
 
 if TYPE_CHECKING:
     from tracin.scoring.batch_size import BatchSize
+    from tracin.scoring.query_form import LowRank
 
 NEEDED = '[task] function = "task.py:task"'
 
@@ -60,6 +61,24 @@ def _batch_size(value: Any) -> Any:
     )
 
 
+class LowRankTable(_Table):
+    """How queries are held, as `tracin.LowRank` takes it."""
+
+    low_rank: PositiveInt
+
+
+def _query_form(value: Any) -> Any:
+    """The setting, if it says how queries are held."""
+    if value is None or isinstance(value, LowRankTable):
+        return value
+    is_table = isinstance(value, dict) and list(value) == ["low_rank"]
+    if is_table and is_int(value["low_rank"], low=1):
+        return LowRankTable(low_rank=value["low_rank"])
+    raise PydanticCustomError(
+        "query_form", "Input should be a table such as { low_rank = 16 }, of at least 1"
+    )
+
+
 class TracInTable(_Table):
     """What `tracin.TracIn` takes; what is left out keeps its default."""
 
@@ -87,6 +106,16 @@ class ExplainTable(_Table):
     normalise: Literal["none", "cosine", "query"] = "none"
     group: Literal["none", "sum", "mean"] = "none"
     drop_misclassified: bool = False
+    query_form: Annotated[Any, PlainValidator(_query_form)] = None
+
+    @property
+    def form(self) -> "LowRank | None":
+        """How queries are held, as the library takes it."""
+        if self.query_form is None:
+            return None
+        from tracin import LowRank  # with torch, which --help does without
+
+        return LowRank(self.query_form.low_rank)
 
 
 class AskTable(_Table):

@@ -6,6 +6,7 @@ from pathlib import Path
 RUN = """\
 # A run of tracin. Try it as it is:  tracin explain run.toml --query 0,1 -k 3
 # Every setting can be changed for once:  --set explain.k=5
+# A setting that is commented out shows its default, or, where "or" follows it, another choice.
 
 [task]
 # A Python function that returns a dict with model, loss, train, checkpoints and, if there are any,
@@ -13,62 +14,92 @@ RUN = """\
 function = "task.py:task"
 
 [tracin]
-# parameters = "last"          # all trainable ones if left out; "last" layer; or ["head.*", ...]
-# learning_rates = "span"      # the recorded ones if left out; "equal"; "span"; or [0.1, 0.1]
-# preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or, where Adam
-                               # or AdamW took the steps, "adam" or "adam_kernel"
-# curvature_folder = "curvature"  # keeps what "kfac" and "ekfac" compute, relative to this file
-# batch_size = "auto"          # a number of examples, or { tokens = 16_384 } for texts
-# device = "cuda"              # where the model is if left out
+# By default: all trainable parameters.
+# parameters = "last"             # or: the layer used last
+# parameters = ["head.*"]         # or: these names or patterns
+# By default: checkpoints weigh as the learning rates that were recorded.
+# learning_rates = "span"         # or: and as the steps that each stands for
+# learning_rates = "equal"        # or: all alike
+# learning_rates = [0.1, 0.1]     # or: one per checkpoint
+# By default: plain gradients, as in the paper. These find more, for passes over the data:
+# preconditioner = "kfac"         # or: scores that predict retraining
+# preconditioner = "ekfac"        # or: the same, with eigenvalues that are measured
+# preconditioner = "kernel"       # or: the same, by whole gradients of some examples
+# preconditioner = "adam"         # or, where Adam or AdamW took the steps
+# preconditioner = "adam_kernel"  # or, where Adam or AdamW took the steps
+# By default: what "kfac" and "ekfac" compute is not kept.
+# curvature_folder = "curvature"  # or: kept here, relative to this file
+# batch_size = "auto"
+# batch_size = 32                 # or: examples
+# batch_size = { tokens = 16384 } # or: tokens, for texts of unlike length
+# By default: the device where the model is.
+# device = "cuda"                 # or: moved there
 
 [explain]
 # k = 10
-# normalise = "cosine"         # "none", "cosine" or "query"
-# group = "mean"               # "none"; "sum" or "mean" make all queries one
-# drop_misclassified = true
+# normalise = "none"
+# normalise = "cosine"            # or "query"
+# group = "none"
+# group = "mean"                  # or "sum": all queries are one
+# drop_misclassified = false
+# By default: queries' gradients are held exactly.
+# query_form = { low_rank = 16 }  # or: many long queries of a large model in fewer passes
 
-[ask]
-# k = 5                        # texts of each kind, of a language model with a "tokenizer"
-# new_tokens = 64              # how long an answer may be
-# normalise = "cosine"         # "none" or "cosine"
-# near_copies = 0.8            # share of words in common from which texts are folded; "none"
+[ask]                             # of a language model with a "tokenizer"
+# k = 5                           # texts of each kind
+# new_tokens = 64                 # an answer that the model has not ended is cut off here
+# normalise = "none"
+# normalise = "cosine"            # or: long gradients do not lead
+# near_copies = 0.8               # share of words in common from which texts are folded
+# near_copies = "none"            # or: none is folded
 
 [tokens]
-# k = 3                        # proponents and opponents of each text, whose tokens have shares
-# normalise = "cosine"         # "none" or "cosine": by which texts are chosen
+# k = 3                           # proponents and opponents of each text, whose tokens have shares
+# normalise = "none"              # by which texts are chosen
+# normalise = "cosine"            # or: long gradients do not lead
 
 [mislabelled]
-# rank_by = "loss"             # "loss_and_margin" of classes, "residual" of numbers if left out;
-                               # or "margin", "aum", "el2n", "final_loss", "self_influence", ...
+# By default: "loss_and_margin" of classes, "residual" of numbers.
+# rank_by = "loss"                # or "margin", "aum", "el2n", "final_loss", "self_influence", ...
 
 [select]
-# budget = 100                 # how many examples of the task's "pool", or of train, at most
-# normalise = "cosine"         # "none", "cosine" or "checkpoint_cosine", as in LESS
-# duplicates = 0.98            # cosine of gradients from which two count as one; "none" keeps all
+# budget = 100                    # examples of the task's "pool", or of train, at most
+# normalise = "none"
+# normalise = "cosine"            # or "checkpoint_cosine", as in LESS
+# duplicates = 0.98               # cosine of gradients from which two count as one
+# duplicates = "none"             # or: all are kept
 
-[replay]                       # of a task with an "optimizer"; see --template points
+[replay]                          # of a task with an "optimizer"; see --template points
 # k = 10
-# path = "first_order"         # "trapezoid" if left out; "midpoint"; "simpson"
-# start = 0                    # steps; stop = 50 ends before step 50
-# every = 1                    # trace each n-th step
+# path = "trapezoid"
+# path = "first_order"            # or "midpoint", "simpson"
+# start = 0                       # the first step
+# By default: to the last step.
+# stop = 50                       # or: ends before this step
+# every = 1                       # trace each n-th step
 
-[evaluate]                     # retrains if the task has a "fit"; see --template points
-# k = 10                       # proponents to look at
-# queries = 100                # the first ones of the task's "queries"
-# subsets = 50                 # halves of the data to train on, with the task's "fit"; 0 for none
-# seeds = 2                    # trainings per half
-# first_seed = 1000            # other seeds than that of the model itself
+[evaluate]                        # retrains if the task has a "fit"; see --template points
+# k = 10                          # proponents to look at
+# queries = 100                   # the first ones of the task's "queries"
+# subsets = 50                    # halves of the data to train on, with the task's "fit"; 0: none
+# seeds = 2                       # trainings per half
+# first_seed = 1000               # other seeds than that of the model itself
+# resamples = 1000                # of the queries, for the intervals
 
 [index]
-# folder = "index"             # relative to this file, or a URL such as "s3://bucket/index"
-# dim = 2048                   # numbers kept of each gradient
+# folder = "index"                # relative to this file
+# folder = "s3://bucket/index"    # or: a URL
+# dim = 2048                      # numbers kept of each gradient
+# By default: the numbers are divided by the gradients of a few examples.
+# split = { "head.*" = 512 }      # or: these are for these parameters
 # seed = 0
-# number_format = "float16"    # or "int8", "float32"
+# number_format = "float16"
+# number_format = "int8"          # or "float32"
 # shard_size = 8192
 
 [output]
-# folder = "results"           # relative to this file
-# examples = 5000              # how many to keep for tracin view to show; 0 keeps none
+# folder = "results"              # relative to this file
+# examples = 5000                 # how many to keep for tracin view to show; 0 keeps none
 """
 
 
@@ -83,20 +114,23 @@ class Template(StrEnum):
     regression = "regression"
 
 
-_CURVATURE = """\
-# preconditioner = "kfac"      # scores that predict retraining; "ekfac"; "kernel"; or, where Adam
-                               # or AdamW took the steps, "adam" or "adam_kernel"
+_PLAIN = """\
+# By default: plain gradients, as in the paper. These find more, for passes over the data:
 """
+_OTHER = '# preconditioner = "adam" '
 _ADAM = """\
-preconditioner = "adam"        # AdamW took the steps; "adam_kernel", "kfac", "ekfac" and "kernel"
-                               # find more, for one or two passes over the data
+# AdamW took the steps, so scores are of its steps. The others find more, for passes over the data:
+preconditioner = "adam"
 """
 _BY_ADAM = (Template.hf, Template.lm, Template.questions)
 
 
 def run_text(template: Template) -> str:
     """The run.toml of a template, with the preconditioner that its optimizer asks for."""
-    return RUN.replace(_CURVATURE, _ADAM) if template in _BY_ADAM else RUN
+    if template not in _BY_ADAM:
+        return RUN
+    lines = RUN.replace(_PLAIN, _ADAM).splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(_OTHER))
 
 
 def task_text(template: Template) -> str:

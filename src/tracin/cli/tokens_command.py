@@ -79,9 +79,8 @@ def _queries(
     if question is None:
         chosen = queries_of(task, query)
         return chosen.queries, chosen.as_settings()
-    check_tokenizer(task.tokenizer)
-    most, last = opened.settings.ask.new_tokens, len(opened.tracer.checkpoints) - 1
-    conversation = conversation_of(opened.tracer, last, task.tokenizer, question, answer, most)
+    check_tokenizer(task.tokenizer, "tokens")
+    conversation = conversation_of(opened, len(opened.tracer.checkpoints) - 1, question, answer)
     said = {"question": question, "is_generated": answer is None}
     return conversation.as_query(), said
 
@@ -90,5 +89,5 @@ def _decode(task: Task) -> Callable[[list[int]], str] | None:
     """What names a token: the task's 'decode', else its 'tokenizer'."""
     if task.decode is not None or task.tokenizer is None:
         return task.decode
-    check_tokenizer(task.tokenizer)
+    check_tokenizer(task.tokenizer, "tokens")
     return task.tokenizer.decode

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tracin.data.ids import WithIds
-from tracin.data.packed import Apart, InContext, Span, whole_numbers
+from tracin.data.packed import DocumentsAlone, DocumentsInContext, Span, whole_numbers
 from tracin.data.sources import source_of
 from tracin.errors import DataError
 from tracin.plain_text import a_kind, listed
@@ -79,9 +79,9 @@ def documents(
         raise DataError("The rows hold no documents: every position is masked. Give other rows.")
     names = rows.ids if isinstance(rows, WithIds) else np.arange(len(source))
     data: Any = (
-        InContext(source, spans, longest)
+        DocumentsInContext(source, spans, longest)
         if in_context
-        else Apart(source, spans, is_certain=in_context is False)
+        else DocumentsAlone(source, spans, is_certain=in_context is False)
     )
     return WithIds(data, [f"{names[span.row]}:{span.place}" for span in spans])
 

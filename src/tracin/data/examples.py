@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from tracin.data.batches import Batch
 from tracin.data.ids import WithIds, checked_ids
-from tracin.data.packed import Apart, apart_within
+from tracin.data.packed import DocumentsAlone, apart_within
 from tracin.data.sources import Batches, Chosen, Source, WithColumn, source_of
 from tracin.data.tokens import Size, Tokens
 from tracin.errors import DataError
@@ -35,7 +35,7 @@ class Examples:
         source: Source,
         ids: np.ndarray,
         name: str,
-        apart: tuple[Apart, Sequence[int]] | None = None,
+        apart: tuple[DocumentsAlone, Sequence[int]] | None = None,
     ) -> None:
         self._source = source
         self.name = name
@@ -108,11 +108,19 @@ class Examples:
         """The positions as they are best read: the longest examples first where lengths count."""
         if not isinstance(size, Tokens):
             return positions
-        lengths = self._source.lengths(positions, size.length)
+        lengths = self.lengths(size, positions)
         return _as_range(positions.start + np.argsort(-lengths, kind="stable"))
 
+    def lengths(self, size: Tokens, positions: Sequence[int]) -> np.ndarray:
+        """The tokens of each example: [positions]."""
+        return self._source.lengths(positions, size.length)
+
     def groups(
-        self, size: Size, positions: Sequence[int], most: int | None = None
+        self,
+        size: Size,
+        positions: Sequence[int],
+        most: int | None = None,
+        lengths: np.ndarray | None = None,
     ) -> list[Sequence[int]]:
         """The positions in this order, divided into batches.
 
@@ -120,9 +128,10 @@ class Examples:
             size: Examples per batch, or tokens with padding; at least one example.
             positions: In the order of reading.
             most: Examples per batch at most.
+            lengths: [positions]: the tokens that each counts as; None for its own.
         """
         if isinstance(size, Tokens):
-            lengths = self._source.lengths(positions, size.length)
+            lengths = self.lengths(size, positions) if lengths is None else lengths
             stops = _stops(lengths, size.limit, len(positions) if most is None else most)
             return [positions[start:stop] for start, stop in pairwise([0, *stops])]
         if size < 1:

@@ -7,6 +7,9 @@ import numpy as np
 
 from tracin.data.sources import source_of
 from tracin.errors import DataError
+from tracin.plain_text import a_kind, many, middle_cut, plain
+
+SHOWN = 40  # letters of an id
 
 
 @final
@@ -42,6 +45,11 @@ class WithIds:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        first, last = (middle_cut(plain(self.ids[at]), SHOWN) for at in (0, -1))
+        ids = f"id {first}" if len(self) == 1 else f"ids {first} to {last}"
+        return f"WithIds({many(len(self), 'example')} of {a_kind(self.dataset)}, {ids})"
 
     def __getitem__(self, position: int) -> Any:
         return self._source.example(position)

@@ -55,7 +55,7 @@ class with_ids:  # noqa: N801  # reads as the function that it is to its users
                 "The loader has batch_size=None: its dataset makes the batches, so the positions "
                 "of their examples are not known. Let the dataset give (ids, batch) itself."
             )
-        self._ids = ids_within(dataset)
+        self._data, self._ids = dataset, ids_within(dataset)
         self._loader = DataLoader(
             _Numbered(dataset),
             batch_sampler=loader.batch_sampler,
@@ -72,6 +72,10 @@ class with_ids:  # noqa: N801  # reads as the function that it is to its users
 
     def __len__(self) -> int:
         return len(self._loader)
+
+    def __repr__(self) -> str:
+        batches = f"{len(self):,} batch{'' if len(self) == 1 else 'es'}"
+        return f"with_ids({batches} of {a_kind(self._data)})"
 
     def __iter__(self) -> Iterator[tuple[Tensor | list[str], Batch]]:
         for positions, batch in self._loader:

@@ -33,7 +33,7 @@ class Span:
 
 
 @final
-class Apart:
+class DocumentsAlone:
     """A map-style dataset of documents, each without the others of its row, equally long.
 
     Args:
@@ -77,7 +77,7 @@ class Apart:
 
 
 @final
-class InContext:
+class DocumentsInContext:
     """A map-style dataset of documents in their rows: other documents have no labels.
 
     Args:
@@ -106,11 +106,11 @@ class InContext:
         return {**made, "labels": F.pad(labels, (0, left), value=IGNORED)}
 
 
-def apart_within(data: Any) -> tuple[Apart, Sequence[int]] | None:
+def apart_within(data: Any) -> tuple[DocumentsAlone, Sequence[int]] | None:
     """Documents without their rows that data is made of, and which of them in order; else None."""
     if isinstance(data, WithIds | DataLoader):
         return apart_within(data.dataset)
-    if isinstance(data, Apart):
+    if isinstance(data, DocumentsAlone):
         return data, range(len(data))
     found = apart_within(data.dataset) if isinstance(data, Subset) else None
     if found is None:

@@ -5,7 +5,7 @@ This is the only place that interprets what a user passes as data; all other cod
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, final
 
 import numpy as np
@@ -119,7 +119,7 @@ class DatasetSource:
         self.dataset = dataset
         self.name = name
         self._is_stacked = collate is default_collate
-        self.collate = default_collated if self._is_stacked else collate
+        self.collate = partial(default_collated, name=name) if self._is_stacked else collate
         # Only its way of running workers is used; the batches are ours.
         self.loader = loader
 
@@ -303,7 +303,7 @@ def _outside_graphs(leaf: Any) -> Any:
     return leaf.clone() if leaf.is_inference() else leaf.detach()
 
 
-def default_collated(examples: list[Any]) -> Batch:
+def default_collated(examples: list[Any], name: str) -> Batch:
     """Torch's own collate, with an error that says what to do when examples do not stack."""
     try:
         return default_collate(examples)
@@ -312,14 +312,15 @@ def default_collated(examples: list[Any]) -> Batch:
         if table is not None:
             library = type(table).__module__.partition(".")[0]
             raise DataError(
-                f"The dataset returns {library} objects ({type(table).__name__}), which cannot be "
-                "stacked to a batch. Return tensors from __getitem__, such as "
+                f"The dataset of {name} returns {library} objects ({type(table).__name__}), which "
+                "cannot be stacked to a batch. Return tensors from __getitem__, such as "
                 "torch.tensor(row.to_numpy(), dtype=torch.float32)."
             ) from error
         raise DataError(
-            "Examples cannot be stacked to a batch: torch's default collate needs tensors, arrays "
-            f"and numbers of one shape per example. The error was: {error}. Pass a DataLoader with "
-            f"a collate_fn that pads or converts{_by_trainer(examples[0])}."
+            f"Examples of {name} cannot be stacked to a batch: torch's default collate needs "
+            "tensors, arrays and numbers of one shape per example. The error was: "
+            f"{error}. Pass a DataLoader with a collate_fn that pads or "
+            f"converts{_by_trainer(examples[0])}."
         ) from error
 
 

@@ -24,7 +24,7 @@ class Tokens:
     This saves time where a collate_fn pads to the longest text of a batch. Columns of a tensor are
     padded already and stay so: each row counts with its padding. Queries, and the examples that
     curvature is computed from, are not regrouped, only divided so that a batch keeps to the limit.
-    A model divided over ranks takes a number of examples.
+    The ranks of a divided model take batches of as many examples, none of them beyond the limit.
 
     The lengths of a `datasets.Dataset` come from its columns; of other data each example is read
     once more, before the first pass.

@@ -110,6 +110,9 @@ class TracInCallback(Callback):
         self._losses: list[Tensor] = []
         self.recorder: Recorder | None = None
 
+    def __repr__(self) -> str:
+        return f"TracInCallback({self._recording})"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the Recorder on the module and its bare optimizer."""
         self._close()

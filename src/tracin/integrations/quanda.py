@@ -83,6 +83,9 @@ class TracInExplainer:
             model, loss, given, learning_rates=learning_rates, preconditioner=preconditioner
         )
 
+    def __repr__(self) -> str:
+        return f"TracInExplainer({self._run!r})"
+
     def explain(self, test_data: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
         """The influence of the training data on each test example: [queries, train].
 

@@ -14,6 +14,7 @@ from tracin.checkpoints.fitting import refuse_other_weights
 from tracin.checkpoints.record import FILE, CheckpointLog, read_record, write_record
 from tracin.checkpoints.schedule import refuse_other_moments
 from tracin.errors import CheckpointError, CheckpointWarning
+from tracin.plain_text import plain
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class RecorderSettings:
     optimizer_state: bool | None
     averaged: Module | None
     frozen_weights: bool = False
+
+    def __str__(self) -> str:
+        often = f"{self.every} steps" if isinstance(self.every, int) else self.every
+        if self.every_n_epochs > 1:
+            often = f"{self.every_n_epochs} epochs"
+        return f"{plain(self.folder)}, every {often}"
 
     def __post_init__(self) -> None:
         refuse_other_moments(self.every, self.every_n_epochs, self.keep)

@@ -95,6 +95,9 @@ class TracInCallback(TrainerCallback):
         self._tokens: TrainerTokens | None = None
         self.recorder: Recorder | None = None
 
+    def __repr__(self) -> str:
+        return f"TracInCallback({self._recording})"
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -23,6 +23,7 @@ OF_EXPLANATIONS = ("query", "kind", "rank", "id", "position", "score")
 OF_TOKENS = ("query", "id", "position", "score", "text", "place", "token", "share")
 OF_SUSPECTS = ("ids", "positions", "given_labels", "suggested_labels")
 OF_CURVES = ("score", "inspected", "found")
+TAKEN = "explanations, shares of tokens, suspects or found curves"
 SHARE = "score at "  # and a checkpoint's name
 TRACE = "trace.json"
 EXAMPLES = "examples.parquet"  # what the viewer shows of examples: no result
@@ -54,22 +55,26 @@ def saved_results(folder: Path) -> SavedResults:
     Raises:
         QueryError: There is no such folder, or nothing in it can be shown.
     """
+    if folder.is_file():
+        raise QueryError(
+            f"{folder} is a file. A report reads all results of a folder: give "
+            f"'{plain(folder.parent)}', or a RUN.toml."
+        )
     if not folder.is_dir():
         raise QueryError(f"{folder} is not a folder with results, nor a RUN.toml.")
     results, notes = [], []
     for path in sorted(folder.glob("*.parquet")):
         if path.name == EXAMPLES:
             continue
+        columns, settings = {}, _settings(path)
         try:
-            result = _result(_columns(path), _settings(path))
+            columns = _columns(path)
+            result = _result(columns, settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
             notes.append(f"{plain(path.name)} cannot be read: {first_line(error)}")
             continue
         if result is None:
-            notes.append(
-                f"{plain(path.name)} is no table of explanations, shares of tokens, suspects or "
-                "found curves"
-            )
+            notes.append(f"{plain(path.name)} is {_other(columns, settings)}")
         else:
             results.append(NamedResult(result, path.stem))
     if (folder / TRACE).is_file():
@@ -77,10 +82,20 @@ def saved_results(folder: Path) -> SavedResults:
     if not results:
         found = f" ({'; '.join(notes)})" if notes else ""
         raise QueryError(
-            f"{folder} holds no results that a report can show{found}. 'tracin mislabelled "
-            "RUN.toml' and 'tracin explain RUN.toml --query 0' write some."
+            f"{folder} holds no results that a report can show{found}. A report takes {TAKEN}; "
+            "'tracin mislabelled RUN.toml' and 'tracin explain RUN.toml --query 0' write some."
         )
     return SavedResults(tuple(_unnamed(results)), tuple(notes))
+
+
+def _other(columns: Columns, settings: Mapping[str, Any]) -> str:
+    """What a table is that no report shows."""
+    if columns and not len(next(iter(columns.values()))):
+        return "empty"
+    command = settings.get("command")
+    if isinstance(command, str):
+        return f"what 'tracin {plain(command)}' wrote, which a report does not show"
+    return f"no table of {TAKEN}"
 
 
 def _unnamed(results: list[NamedResult]) -> list[NamedResult]:

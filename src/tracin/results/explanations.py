@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tracin.checks import count_within, one_of
 from tracin.errors import QueryError
-from tracin.plain_text import plain
+from tracin.plain_text import many, plain
 from tracin.printed import Printed
 from tracin.results.example_facts import ExampleFacts
 from tracin.results.recall import Recall
@@ -52,7 +52,7 @@ class Influence:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TopInfluences:
     """The strongest training examples for each query, strongest first.
 
@@ -81,6 +81,10 @@ class TopInfluences:
     sure: Tensor | None = None
     places: Tensor | None = None
     facts: ExampleFacts | None = None
+
+    def __repr__(self) -> str:
+        queries, k = self.ids.shape
+        return f"TopInfluences({many(k, 'example')} for each of {many(queries, 'query')})"
 
     @property
     def is_certain(self) -> Tensor | None:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar, final
 
+import numpy as np
 import torch
 
 from tracin.data import Batch, Examples, Size, Tokens, move, warn_if_changing
 from tracin.data import part as part_of
 from tracin.data.batches import structure
-from tracin.errors import DataError, DeviceError
+from tracin.errors import DeviceError
 from tracin.gradients import Gradients, until_settled
 from tracin.host import is_remote
 from tracin.out_of_memory import is_out_of_memory
@@ -64,11 +65,6 @@ class BatchReader:
         self._train = train
         self._is_sharded = gradients.is_sharded
         self.device = device
-        if self._is_sharded and isinstance(batch_size, Tokens):
-            raise DataError(
-                "The ranks of a sharded model take batches of as many examples in step, so that "
-                "batch_size is a number for it, but tracin.Tokens was given. Pass a number."
-            )
         two = move(train.few(span[:2]), device)
         self._may_grow = batch_size is None and device.type == "cpu" and not self._is_sharded
         self._two = two
@@ -82,6 +78,12 @@ class BatchReader:
         self._ahead: OneAhead[tuple[Sequence[int], Batch]] | None = None
         self.batch_size: Size = batch_size
         self._order = part if in_order else train.order(batch_size, part)
+        self._lengths: np.ndarray | None = None
+        if self._is_sharded and isinstance(batch_size, Tokens):
+            # Ranks with other examples take batches of as many in step: each place in the order
+            # counts as its longest example on any rank.
+            own = train.lengths(batch_size, self._order)
+            self._lengths = np.max(each_says(own), axis=0)
         self.size = min(MOST if isinstance(batch_size, Tokens) else batch_size, len(part))
         self._gradients = gradients
         if train.alone is not None:
@@ -89,8 +91,9 @@ class BatchReader:
         few = gradients.audited_whole(len(part))
         # Ranks of a sharded model check the same batch, which is no rank's own first one.
         chosen: Sequence[int] = self._next(0)[:few]
-        if self._is_sharded and not isinstance(batch_size, Tokens):
-            chosen = spread(span.start, min(batch_size, len(span)))
+        if self._is_sharded:
+            most = len(self._next(0)) if isinstance(batch_size, Tokens) else batch_size
+            chosen = spread(span.start, min(most, len(span)))
         warn_if_changing(train, chosen)
         first = move(train.few(chosen), device)
         self.first = None if self._is_sharded else (chosen, first)
@@ -190,8 +193,12 @@ class BatchReader:
     def _next(self, done: int) -> Sequence[int]:
         """The positions of the batch after so many examples."""
         # No batch is longer than `size`, so that those after it need not be divided.
-        ahead = self._order[done : done + self.size]
-        return self._train.groups(self.batch_size, ahead, self.size)[0]
+        return self._groups(slice(done, done + self.size))[0]
+
+    def _groups(self, some: slice) -> list[Sequence[int]]:
+        """The batches of a stretch of the order."""
+        lengths = None if self._lengths is None else self._lengths[some]
+        return self._train.groups(self.batch_size, self._order[some], self.size, lengths)
 
     def _batches(self, done: int) -> Iterator[tuple[Sequence[int], Batch]]:
         """Batches after so many examples; the first of all is short where all of it is audited."""
@@ -206,7 +213,7 @@ class BatchReader:
                 positions = positions[: len(checked[0])]
                 yield positions, part_of(checked[1], slice(0, len(positions)))
                 done = len(positions)
-        groups = self._train.groups(self.batch_size, self._order[done:], self.size)
+        groups = self._groups(slice(done, None))
         for positions, batch in self._train.read(groups, as_views=True):
             yield positions, move(batch, self.device)
 

@@ -18,6 +18,7 @@ from tracin.data import move, open_examples
 from tracin.errors import TracingError, TracingWarning
 from tracin.guards import owned, untouched
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.plain_text import many
 from tracin.progress import bar
 from tracin.results.table import aligned
 from tracin.scoring.parameters import Selection
@@ -128,6 +129,12 @@ class Replay:
     def is_equal(self) -> bool:
         """Whether all checkpoints so far were met, bit for bit, and there was at least one."""
         return bool(self.checks) and all(check.is_equal for check in self.checks)
+
+    def __repr__(self) -> str:
+        return (
+            f"Replay({type(self._model).__name__}, steps {self.start} to {self.stop} on "
+            f"{many(len(self._train), 'example')})"
+        )
 
     def __str__(self) -> str:
         if not self.checks:

@@ -19,6 +19,7 @@ from tracin.errors import TracingError
 from tracin.files import writing
 from tracin.guards import Guard, Hold, owned
 from tracin.losses import PerExampleLoss, open_loss
+from tracin.plain_text import many, plain
 from tracin.random_state import same_random_state
 from tracin.scoring.parameters import Selection
 from tracin.scoring.query_loss import live_query_loss
@@ -176,6 +177,13 @@ class Tracer:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+
+    def __repr__(self) -> str:
+        queries = many(len(self._query_ids), "query") if len(self._query_ids) else "no queries"
+        return (
+            f"Tracer({type(self._model).__name__}, {many(len(self._train), 'example')}, {queries}, "
+            f"{many(self.step, 'step')} so far, {plain(self._tables.folder)})"
+        )
 
     @property
     def step(self) -> int:

@@ -39,15 +39,21 @@ def texts(split: str) -> list[str]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Yours: AutoTokenizer.from_pretrained("..."); give it a pad_token where it has none."""
+    """Yours: AutoTokenizer.from_pretrained("...").
+
+    Give it a pad_token where it has none, another than its eos_token: labels lose the padding, and
+    a model that never sees where texts end answers without an end.
+    """
     known = " ".join(["the", "a", *ANIMALS, *VERBS, *THINGS, *TIMES]).split()
-    ids = {word: position for position, word in enumerate(["[PAD]", "[UNK]", *known])}
+    ids = {word: position for position, word in enumerate(["[PAD]", "[UNK]", "[END]", *known])}
     made = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", eos_token="[END]"
+    )
 
 
-def network(words: int) -> Any:
+def network(words: PreTrainedTokenizerFast) -> Any:
     """Yours: AutoModelForCausalLM.from_pretrained("...") as the base model.
 
     An adapter that was trained before is opened by PeftModel.from_pretrained(base, folder,
@@ -55,11 +61,14 @@ def network(words: int) -> Any:
     to trace.
     """
     config = LlamaConfig(
-        vocab_size=words,
+        vocab_size=len(words),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
     )
     adapter = LoraConfig(r=8, target_modules="all-linear", lora_dropout=0.0)
     return get_peft_model(LlamaForCausalLM(config), adapter)
@@ -71,7 +80,8 @@ def task() -> dict[str, object]:
     words = tokenizer()
 
     def tokens(split: str) -> Any:
-        return [words(text, truncation=True, max_length=128) for text in texts(split)]
+        ended = [f"{text} {words.eos_token}" for text in texts(split)]
+        return [words(text, truncation=True, max_length=128) for text in ended]
 
     train, queries = tokens("train"), tokens("test")
     arguments = TrainingArguments(
@@ -84,7 +94,7 @@ def task() -> dict[str, object]:
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
     )
-    model = network(len(words))
+    model = network(words)
     trainer = Trainer(
         model,
         arguments,
