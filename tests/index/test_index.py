@@ -469,9 +469,8 @@ def test_the_format_can_be_read_without_the_library(tmp_path):
 def _build_in_a_loop(folder):
     torch.set_num_threads(1)
     run_of().index(
-        TRAIN, folder, Projection(200), shard_size=4, number_format="float32", recall_queries=0,
-        progress=False,
-    )  # fmt: skip
+        TRAIN, folder, Projection(200), shard_size=4, number_format="float32", progress=False
+    )
 
 
 def test_killed_builders_and_two_at_once_leave_the_same_files(tmp_path):
