@@ -71,7 +71,8 @@ class Homes:
         places = torch.stack([up.cos() * across.cos(), up.cos() * across.sin(), up.sin()], 1)
         tree = KDTree(EARTH * places.numpy())
         near = tree.query_ball_point(tree.data, NEAR)
-        people = torch.tensor([float(self.population[homes].sum()) for homes in near]).double()
+        population = self.population.double().numpy()
+        people = torch.tensor([population[homes].sum() for homes in near])
         return people / (torch.pi * NEAR**2)
 
     def from_palo_alto(self) -> Tensor:

@@ -59,7 +59,7 @@ from tracin.analysis import (
 from tracin.analysis.intervals import seed_interval
 
 CPU_SCALE, CPU_IMAGES, CPU_DEPTH, CPU_BATCH = 0.05, 10_000, 8, 100
-QUICK = 100, 60  # training and test images
+QUICK = 60, 40  # training and test images
 NOISE, INSPECTED, TOP = 0.1, (0.05, 0.1, 0.2), 0.1
 MAIN, EQUAL = "TracIn, last layer", "TracIn, last layer, equal weights"
 END = "TracIn, last layer, last checkpoint"

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext, ForkServerProcess
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 
 from tracin.engines import worker_process
 
+# For what imports more than is preloaded below: a process forked from the tests' own has it all.
+FORK = multiprocessing.get_context("fork")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["torch", "torch._dynamo", "tracin.tracin", "tracin.tracing", "tracin.index.index", "numpy"]
@@ -77,6 +80,17 @@ def run_script(source: str, *arguments: object, folder: Path) -> Ended:
     return start_script(source, *arguments, folder=folder).ended()
 
 
+def run_forked(source: str, *arguments: object, folder: Path) -> Ended:
+    """The same in a process forked from this one, which has imported what its tests have."""
+    out, err = folder / "stdout.txt", folder / "stderr.txt"
+    words = [str(argument) for argument in arguments]
+    process = FORK.Process(target=_run_uncaptured, args=(source, words, str(out), str(err)))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return Ended(process.exitcode, out.read_text(), err.read_text())
+
+
 def fork_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Processes` forks its workers; `test_engines.py` and `test_index_faults.py` spawn theirs."""
 
@@ -98,3 +112,10 @@ def _run(source: str, words: list[str], out: str, err: str) -> None:
         exec(compile(source, "<script>", "exec"), {"__name__": "__main__"})
     finally:
         sys.stdout.flush()
+
+
+def _run_uncaptured(source: str, words: list[str], out: str, err: str) -> None:
+    # pytest's streams lead to files of its own, and its filter makes errors of others' warnings.
+    warnings.resetwarnings()
+    with open(1, "w", closefd=False) as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
+        _run(source, words, out, err)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tracin
-from own_process import run_script
+from own_process import run_forked
 
 ROOT = Path(__file__).parent.parent
 SPHINX = """
@@ -52,7 +52,7 @@ def test_the_examples_in_docstrings_hold(name: str):
 def test_the_documentation_builds_without_a_warning(tmp_path: Path):
     made = tmp_path / "html"
 
-    done = run_script(SPHINX, ROOT / "docs", made, folder=tmp_path)
+    done = run_forked(SPHINX, ROOT / "docs", made, folder=tmp_path)
 
     assert done.code == 0, done.stderr
     assert "influence of every training example" in (made / "api.html").read_text()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import tracin
 from own_process import run_script
 
-TIMES = 4  # counts are equal to the last tensor: what stays behind shows at once
+TIMES = 2  # counts are equal to the last tensor: what stays behind shows at once
 
 
 @pytest.fixture(autouse=True)

@@ -72,6 +72,7 @@ class Truth:
     self_influence: Tensor  # [data]
     influence: Tensor  # [data, queries]
     among: Tensor  # [data, data]
+    sizes: dict[str, float]  # the largest entry of any example's gradient, by parameter
 
 
 ZOO: dict[str, Entry] = {}
@@ -142,7 +143,8 @@ def truth(name: str) -> Truth:
     rows = gradients(made.model, made.loss, made.data)
     others = gradients(made.model, made.loss, made.queries)
     among = dots(rows, rows)
-    return Truth(among.diagonal().clone(), dots(rows, others), among)
+    sizes = {key: float(row.abs().max()) for key, row in rows.items()}
+    return Truth(among.diagonal().clone(), dots(rows, others), among, sizes)
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Selection as in LESS, by the model and by an index, against the plain way in float64."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,8 @@ def test_cosines_of_adams_steps_are_averaged_over_checkpoints_and_the_best_group
 def test_an_index_selects_by_its_rows_alone(run, tmp_path: Path):
     rates = [0.3, 0.2, 0.1]
     plain = TracIn(run.model, "cross_entropy", run.checkpoints, learning_rates=rates)
-    rows = plain.index(POOL, tmp_path / "plain", Projection(200), number_format="float32")
+    kept: Any = {"number_format": "float32", "recall_queries": 0}
+    rows = plain.index(POOL, tmp_path / "plain", Projection(200), **kept)
     index = rows.with_run(run)
 
     found = select(
@@ -101,7 +103,7 @@ def test_an_index_selects_by_its_rows_alone(run, tmp_path: Path):
         assert by_rows.positions.tolist() == by_model.positions.tolist()
         assert by_rows.dropped == by_model.dropped
         assert by_rows.scores.tolist() == pytest.approx(by_model.scores.tolist(), rel=1e-4)
-    under_adam = run.index(POOL, tmp_path / "adam", Projection(200), number_format="float32")
+    under_adam = run.index(POOL, tmp_path / "adam", Projection(200), **kept)
     options = {"groups": GROUPS, "normalise": "cosine", "duplicates": None}
     by_rows, by_model = (
         select(under_adam, None, TARGETS, 10, **options),

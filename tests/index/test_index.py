@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import tracin
+from built_once import index_of
 from own_process import fork_workers
 from tracin import IndexingError, Projection, QueryError, TracIn, WithIds
 from tracin.index import index as index_module
@@ -62,8 +63,8 @@ def run_of(build=mlp, rates=(0.1, 0.05), seeds=(1, 2)):
 
 
 def built(tmp_path, run=None, train=TRAIN, dim=200, **options):
-    options = {"shard_size": 16, "number_format": "float32", **options}
-    return (run or run_of()).index(train, tmp_path / "index", Projection(dim), **options)
+    options = {"shard_size": 16, "number_format": "float32", "recall_queries": 0, **options}
+    return index_of(run or run_of(), train, tmp_path / "index", Projection(dim), **options)
 
 
 def files(folder):
@@ -430,7 +431,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(IndexingError, match=r"No space left on device\. Finished files are kept"):
-        built(tmp_path, run)
+        built(tmp_path, run, engine=tracin.engines.Serial())
     monkeypatch.undo()
     assert not list((tmp_path / "index").rglob("*unfinished"))
 
@@ -468,7 +469,7 @@ def test_the_format_can_be_read_without_the_library(tmp_path):
 def _build_in_a_loop(folder):
     torch.set_num_threads(1)
     run_of().index(
-        TRAIN, folder, Projection(200), shard_size=2, number_format="float32", progress=False
+        TRAIN, folder, Projection(200), shard_size=4, number_format="float32", progress=False
     )
 
 

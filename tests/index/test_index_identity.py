@@ -4,6 +4,7 @@ import json
 import pathlib
 import random
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from experiments.index_damage import mutations, same
 from torch import nn
 
 import tracin
+from built_once import index_of
 from tracin import IndexingError, Projection, TracIn, WithIds
 from tracin.index import search as index_search
 from tracin.index.index import Index
@@ -51,7 +53,7 @@ def run_of(rates=(0.1, 0.05), seeds=(1, 2), names=None, loss="cross_entropy"):
 
 def built(folder, run=None, train=TRAIN, dim=24, **options):
     options = {"shard_size": 10, "batch_size": 10, "recall_queries": 0, **options}
-    return (run or run_of()).index(train, folder, Projection(dim), progress=False, **options)
+    return index_of(run or run_of(), train, folder, Projection(dim), progress=False, **options)
 
 
 def files(folder):
@@ -408,25 +410,29 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
 # Checkpoints with equal weights.
 
 
-def agree(index, run, exact_too=True):
+@cache
+def answers_of(run):
+    return (
+        run.self_influence(TRAIN),
+        run.influence(TRAIN, QUERIES),
+        run.explain(TRAIN, QUERIES, k=3),
+    )
+
+
+def agree(index, run):
     """The index answers as the run does; all numbers fit, so that estimates are exact."""
     close = {"rtol": 2e-3, "atol": 2e-3}
-    torch.testing.assert_close(
-        index.with_run(run).self_influence(), run.self_influence(TRAIN), **close
-    )
-    torch.testing.assert_close(
-        index.with_run(run).influence(QUERIES), run.influence(TRAIN, QUERIES), **close
-    )
+    own, scores, true = answers_of(run)
+    torch.testing.assert_close(index.with_run(run).self_influence(), own, **close)
+    torch.testing.assert_close(index.with_run(run).influence(QUERIES), scores, **close)
     found = index.with_run(run).explain(QUERIES, k=3)
-    true = run.explain(TRAIN, QUERIES, k=3)
     assert (found.proponents.positions == true.proponents.positions).all()
     torch.testing.assert_close(
         found.proponents.by_checkpoint, true.proponents.by_checkpoint, **close
     )
     assert list(found.columns())[-1] == list(true.columns())[-1]
-    if exact_too:
-        sure = Index(index.store, run, TRAIN).explain(QUERIES, k=3, exact=True)
-        assert (sure.opponents.positions == true.opponents.positions).all()
+    sure = Index(index.store, run, TRAIN).explain(QUERIES, k=3, exact=True)
+    assert (sure.opponents.positions == true.opponents.positions).all()
 
 
 @pytest.mark.parametrize(
@@ -444,10 +450,9 @@ def test_weights_of_equal_checkpoints_add(tmp_path, seeds, rates, names):
 
     agree(index, run)
     agree(Index.open(tmp_path), run)
-    torch.testing.assert_close(index.self_influence(), run.self_influence(TRAIN))
-    torch.testing.assert_close(
-        torch.from_numpy(index.table()["self_influence"]), run.self_influence(TRAIN)
-    )
+    own = answers_of(run)[0]
+    torch.testing.assert_close(index.self_influence(), own)
+    torch.testing.assert_close(torch.from_numpy(index.table()["self_influence"]), own)
     assert len(shards(tmp_path)) == 4 * len(set(seeds))  # their rows are kept once
     assert index.verify().is_sound
 

@@ -9,6 +9,7 @@ from test_index import QUERIES, ROWS, TEST, TRAIN, built, data, files, mlp, pict
 from torch import nn
 
 import tracin
+from built_once import index_of
 from own_process import fork_workers
 from tracin import IndexingError, Projection, QueryError
 from tracin.engines import Processes, Ranks, Serial
@@ -60,9 +61,8 @@ def test_what_is_called_certain_is_so(tmp_path, candidates):
         run = run_of(wide, seeds=(seed, seed + 10))
         true = strongest(run.influence(TRAIN, more), 3)
         for dim in (30, 160, 300):
-            index = run.index(
-                TRAIN, tmp_path / f"{seed} {dim}", Projection(dim, seed), recall_queries=0
-            )
+            folder = tmp_path / f"{seed} {dim}"
+            index = index_of(run, TRAIN, folder, Projection(dim, seed), recall_queries=0)
             found = index.explain(more, k=3, exact=True, candidates=candidates)
             for side, right in zip((found.proponents, found.opponents), true, strict=True):
                 sure = side.is_certain.numpy()
@@ -265,7 +265,7 @@ def test_rows_are_kept_by_a_function_of_their_table(tmp_path):
 
 def test_the_recall_of_an_index_is_measured_and_told(tmp_path):
     run = run_of(pictures)
-    index = built(tmp_path, run, dim=24)
+    index = built(tmp_path, run, dim=24, recall_queries=16)
 
     kept = json.loads((tmp_path / "index" / "recall.json").read_text())
     own = chosen_rows(0, ROWS, 16)
@@ -316,8 +316,8 @@ def test_a_recall_that_is_missing_or_outdated_is_said_to_be(tmp_path):
 
 
 def test_building_twice_gives_the_same_recall(tmp_path):
-    built(tmp_path / "one", run_of(pictures), dim=24)
-    built(tmp_path / "two", run_of(pictures), dim=24)
+    for name in ("one", "two"):
+        run_of(pictures).index(TRAIN, tmp_path / name, Projection(24), shard_size=16)
 
     assert files(tmp_path / "one") == files(tmp_path / "two")
     assert (chosen_rows(0, 10**12, 16) == chosen_rows(0, 10**12, 16)).all()

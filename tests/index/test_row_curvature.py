@@ -9,6 +9,7 @@ from test_index import CLASSES, QUERIES, ROWS, TEST, TRAIN, data, mlp, pictures
 from torch import nn
 
 import tracin
+from built_once import index_of
 from tracin import KFAC, IndexingError, Projection, QueryError
 from tracin.errors import PreconditionerError
 from tracin.index import curvatures, row_moments
@@ -62,7 +63,7 @@ def run_of(build=deep, preconditioner=None, seeds=(1, 2), **options):
 
 def built(folder, run, dim, train=TRAIN, **options):
     options = {"shard_size": 16, "number_format": "float32", "recall_queries": 0, **options}
-    return run.index(train, folder, Projection(dim), **options)
+    return index_of(run, train, folder, Projection(dim), **options)
 
 
 def assert_near(found, wanted, tolerance):

@@ -20,7 +20,9 @@ from safetensors.torch import load
 from torch import nn
 
 import tracin
+from built_once import index_of
 from tracin import IndexingError, Projection, TracIn, WithIds
+from tracin.engines import Serial
 from tracin.index import data as index_data
 from tracin.index.index import Index
 from tracin.index.store import (
@@ -62,7 +64,7 @@ def run_of(rates=(0.1, 0.05), seeds=(1, 2), loss="cross_entropy", activation=nn.
 
 def built(folder, run=None, train=TRAIN, dim=24, **options):
     options = {"shard_size": 16, "number_format": "float32", "batch_size": 16, **options}
-    return (run or run_of()).index(train, folder, Projection(dim), **options)
+    return index_of(run or run_of(), train, folder, Projection(dim), **options)
 
 
 def first(train, count):
@@ -258,7 +260,7 @@ def test_few_examples_are_looked_at(tmp_path, monkeypatch):
         index_data, "example_fingerprint", lambda data, at: seen.append(at) or real(data, at)
     )
     monkeypatch.setattr(index_data, "MOST", 5)
-    built(tmp_path)
+    built(tmp_path, engine=Serial())
     assert seen == [0, 5, 11, 16, 22, 27, 33, 39]
     seen.clear()
     built(tmp_path)
@@ -516,7 +518,7 @@ def test_a_really_full_disk_loses_nothing(tmp_path):
     disk = tmp_path / "disk"
     with mounted(disk, "size=40k"):
         with pytest.raises(IndexingError, match=r"No space left on device\. Finished files"):
-            built(disk, dim=1000)
+            built(disk, dim=1000, engine=Serial())
         assert not list(disk.rglob("*.unfinished"))
         subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
         built(disk, dim=1000)
@@ -529,7 +531,7 @@ def test_a_limit_of_file_sizes_is_told(tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
         with pytest.raises(IndexingError, match=r"File too large\. Finished files are kept"):
-            built(tmp_path, dim=1000)
+            built(tmp_path, dim=1000, engine=Serial())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.rglob("*.unfinished"))

@@ -35,7 +35,7 @@ def run_of(seeds=(1, 2)):
 
 
 def built(folder, run, train=TRAIN):
-    return run.index(train, folder, Projection(16), shard_size=16, batch_size=16)
+    return run.index(train, folder, Projection(16), shard_size=16, batch_size=16, recall_queries=0)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import tracin
+from built_once import index_of
 from tracin import IndexingError, Projection, QueryError, TracIn
 from tracin.index.row_scan import SketchedQueries
 from tracin.index.store import Store
@@ -39,7 +40,8 @@ def run_of(seeds=(1, 2)):
 
 
 def built(folder, run=None, rows=400, dim=100):
-    return (run or run_of()).index(data(rows, 1), folder, Projection(dim=dim), shard_size=128)
+    options = {"shard_size": 128, "recall_queries": 0}
+    return index_of(run or run_of(), data(rows, 1), folder, Projection(dim=dim), **options)
 
 
 def asked_of(index, run, queries):
@@ -247,7 +249,7 @@ def test_the_strongest_of_a_trained_net_are_among_the_candidates(tmp_path):
         nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
         optimizer.step()
     run = TracIn(model, "cross_entropy", [model.state_dict()], learning_rates=[0.2])
-    index = run.index((images, labels), tmp_path, Projection(dim=128))
+    index = run.index((images, labels), tmp_path, Projection(dim=128), recall_queries=0)
     scores = index.with_run(run).influence((images[-QUERIES:], labels[-QUERIES:]))
 
     high, low = Nearest.open(index).candidates(asked_of(index, run, QUERIES), 5 * TOP)

@@ -88,7 +88,7 @@ def test_baselines_take_the_run_and_not_its_preconditioner(curvature):
 
 
 def test_an_index_is_built_of_plain_gradients(curvature, tmp_path):
-    index = run_of(curvature).index(TRAIN, tmp_path, tracin.Projection(64))
+    index = run_of(curvature).index(TRAIN, tmp_path, tracin.Projection(64), recall_queries=0)
 
     with pytest.raises(QueryError, match="norms of plain gradients"):
         index.self_influence()
@@ -96,7 +96,7 @@ def test_an_index_is_built_of_plain_gradients(curvature, tmp_path):
 
 @pytest.mark.parametrize("name", ["EKFAC", "Kernel"])
 def test_an_index_refuses_a_query_whose_curvature_rows_cannot_give(name, tmp_path):
-    index = run_of(ALL[name]).index(TRAIN, tmp_path, tracin.Projection(64))
+    index = run_of(ALL[name]).index(TRAIN, tmp_path, tracin.Projection(64), recall_queries=0)
 
     with pytest.raises(PreconditionerError, match=r"sketches of plain gradients.*run\.influence"):
         index.explain(ASKED, 2)

@@ -72,7 +72,9 @@ def test_they_are_those_of_the_last_checkpoint_whatever_the_blocks(train, monkey
 
 def test_an_index_knows_what_was_predicted_where_the_model_looks_again(train, tmp_path: Path):
     queries = train[0][:5] + 0.5, train[1][5:10]
-    index = run_of().index(train, tmp_path, tracin.Projection(dim=16), shard_size=8)
+    index = run_of().index(
+        train, tmp_path, tracin.Projection(dim=16), shard_size=8, recall_queries=0
+    )
 
     found = index.explain(queries, k=3)
     exact = index.explain(queries, k=3, exact=True)
@@ -90,7 +92,7 @@ def test_an_index_knows_what_was_predicted_where_the_model_looks_again(train, tm
 
 
 def test_a_target_leaves_the_loss_of_queries_what_it_is(train, tmp_path: Path):
-    index = run_of().index(train, tmp_path, tracin.Projection(dim=16))
+    index = run_of().index(train, tmp_path, tracin.Projection(dim=16), recall_queries=0)
 
     for explain in (lambda *a, **b: run_of().explain(train, *a, **b), index.explain):
         assert_true(explain(train, 1, target=tracin.Logit(1)), train, train)

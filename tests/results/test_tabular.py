@@ -213,7 +213,7 @@ def test_every_result_is_its_table_at_a_prompt_and_in_a_notebook():
 
 
 def test_what_holds_much_says_in_one_line_what_and_how_many(run, data, tmp_path):
-    index = run.index(data, tmp_path / "index", tracin.Projection(dim=64))
+    index = run.index(data, tmp_path / "index", tracin.Projection(dim=64), recall_queries=0)
 
     assert repr(run).startswith("TracIn(Linear, 1 checkpoint, 2 parameters (12 numbers), on cpu")
     rows = f"Index({len(data[0])} rows of {index.plan.width} numbers (float16) at 1 checkpoint, "

@@ -153,7 +153,9 @@ def test_an_index_answers_for_targets(preconditioner, weights, train, queries, t
     run = tracin.TracIn(
         net(0), "cross_entropy", weights, learning_rates="equal", preconditioner=preconditioner
     )
-    index = run.index(train, tmp_path, tracin.Projection(dim=64), number_format="float32")
+    index = run.index(
+        train, tmp_path, tracin.Projection(dim=64), number_format="float32", recall_queries=0
+    )
     relabelled = queries[0], predicted(weights[-1], queries[0])
     logit = QUANTITIES["logit of a class"][2]
 
@@ -203,7 +205,7 @@ def test_adam_multiplies_the_gradient_of_the_target(train, queries, tmp_path: Pa
             F.cross_entropy(model(train[0]), train[1]).backward()
             optimizer.step()
     run = tracin.TracIn(net(0), "cross_entropy", tmp_path / "run", preconditioner=tracin.Adam())
-    index = run.index(train, tmp_path / "index", tracin.Projection(dim=64))
+    index = run.index(train, tmp_path / "index", tracin.Projection(dim=64), recall_queries=0)
     relabelled = queries[0], predicted(dict(model.state_dict()), queries[0])
 
     for scores in (lambda *a, **b: run.influence(train, *a, **b), index.influence):

@@ -137,10 +137,14 @@ def errors_of(plan: Plan, forms: Forms, exact: Tensor, draws: int) -> Tensor:
     return torch.stack(out)
 
 
-def bars_of(plan: Plan, forms: Forms, draws: int) -> Tensor:
-    """[draws, rows, rows]."""
+def errors_and_bars_of(
+    plan: Plan, forms: Forms, exact: Tensor, draws: int
+) -> tuple[Tensor, Tensor]:
+    """Of the same draws: [draws, rows, rows] each."""
     rows = [sketched(plan, forms, draw)[0] for draw in range(draws)]
-    return torch.stack([standard_error(plan.columns, each, each) for each in rows]).double()
+    errors = [plan.columns.scores(each, each).double() - exact for each in rows]
+    bars = [standard_error(plan.columns, each, each).double() for each in rows]
+    return torch.stack(errors), torch.stack(bars)
 
 
 def spread(errors: Tensor) -> float:
@@ -307,8 +311,7 @@ def test_scores_are_right_on_average_and_error_bars_hold(build, dim: int):
     plan = subject.planned(dim)
     assert plan.width <= dim
 
-    errors = errors_of(plan, subject.forms, subject.exact, draws)
-    bars = bars_of(plan, subject.forms, draws)
+    errors, bars = errors_and_bars_of(plan, subject.forms, subject.exact, draws)
 
     deviations = errors.std(0) / math.sqrt(draws)
     assert bool((errors.mean(0).abs() < 4.5 * deviations + 1e-6).all())
@@ -370,11 +373,10 @@ def test_wide_matrices_are_projected_on_both_sides_first(name: str, monkeypatch)
     plan = planned(Projection(100), forms, {name: 3000})
     dense = forms[name].dense().double()
 
-    errors = errors_of(plan, forms, dense @ dense.mT, 200)
+    errors, bars = errors_and_bars_of(plan, forms, dense @ dense.mT, 200)
 
     assert plan.kinds == {name: TwoSided(0, 20, 20, (60, 50))}
     assert bool((errors.mean(0).abs() < 4.5 * errors.std(0) / math.sqrt(200)).all())
-    bars = bars_of(plan, forms, 200)
     assert spread(bars) == pytest.approx(spread(errors), rel=0.2)
 
 
@@ -470,10 +472,10 @@ def test_products_of_sketched_factors_vary_as_the_formula_says():
     forms: Forms = {"weight": outer, "bias": Dense(lefts[:, 0])}
     dense = torch.cat([form.dense() for form in forms.values()], 1).double()
 
-    errors = errors_of(plan, forms, dense @ dense.mT, 400)
+    errors, bars = errors_and_bars_of(plan, forms, dense @ dense.mT, 400)
 
     assert bool((errors.mean(0).abs() < 4.5 * errors.std(0) / 20).all())
-    assert spread(bars_of(plan, forms, 400)) == pytest.approx(spread(errors), rel=0.15)
+    assert spread(bars) == pytest.approx(spread(errors), rel=0.15)
 
 
 def test_convolved_factors_are_right_on_average_and_vary_as_both_their_sketches_do():

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_steps_are_taken_apart_and_paths_follow_the_real_loss(tmp_path, make, train, queries):
     """Method E4: the prediction with the real w_t - w_{t+1}, to float precision."""
-    trace, listening = traced(tmp_path, mlp, make, train, queries, batches(12))
+    trace, listening = traced(tmp_path, mlp, make, train, queries, batches(8))
 
     assert gap(trace, listening) < 1e-12
     assert np.abs(trace.steps.part(Quadrature.FIRST_ORDER, "unattributed")).max() == 0
@@ -40,7 +40,7 @@ def test_steps_are_taken_apart_and_paths_follow_the_real_loss(tmp_path, make, tr
 @pytest.mark.parametrize("name", ["SGD, all", "AdamW"])
 @pytest.mark.parametrize("build", [MODELS[n] for n in ("attention, tied table", "weight_norm")])
 def test_other_layers_under_other_optimizers(tmp_path, name, build, train, queries):
-    trace, listening = traced(tmp_path, build, OPTIMIZERS[name], train, queries, batches(6))
+    trace, listening = traced(tmp_path, build, OPTIMIZERS[name], train, queries, batches(4))
     assert gap(trace, listening) < 1e-9
 
 
@@ -51,7 +51,7 @@ def test_long_momentum_gives_examples_their_whole_weight(tmp_path, train, querie
     none = torch.zeros(1, dtype=torch.int64)
     with Tracer(model, optimizer, "cross_entropy", queries, train, tmp_path / "a") as tracer:
         fit(tracer, model, optimizer, train, [torch.arange(4)])
-        for _ in range(200):  # nothing is learnt any more, what was learnt rolls on
+        for _ in range(120):  # nothing is learnt any more, what was learnt rolls on
             optimizer.zero_grad()
             with tracer.batch(none):
                 loss = 0.0 * model(train[0][none]).sum()
