@@ -44,6 +44,7 @@ QUESTIONS = {
     "explain": lambda one, data: one.explain(data, labelled(label=0), k=2, batch_size=16),
     "mislabelled": lambda one, data: one.find_mislabelled(data, batch_size=16),
     "index": lambda one, data: one.index(data, tempfile.mkdtemp(), batch_size=16),
+    "losses": lambda one, data: tracin.training_losses(one, data),
     "tail patch": lambda one, data: tracin.evaluate.tail_patch(
         one, labelled(label=0), data, torch.randn(40, 40), k=2, learning_rate=0.1
     ),
@@ -96,3 +97,8 @@ def test_many_examples_without_labels_are_counted():
         examples_named(examples, range(8), batch),
     ):
         CausalLM()(Language(), part(batch, [3, 7]))
+
+
+def test_coverage_names_the_example_without_a_class():
+    with pytest.raises(tracin.LabelError, match="but example 'e2' has 7"):
+        run().coverage(labelled(2))

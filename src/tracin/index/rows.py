@@ -27,6 +27,7 @@ from tracin.preconditioners import JointMetric, Metric, Scaling
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
+from tracin.scoring.named_examples import examples_named
 from tracin.scoring.settled import settled
 from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import Pilot, Plan, Projection, Sketcher, Spreads, drafted
@@ -290,19 +291,21 @@ def plan_of(
     last = walk.checkpoints - 1
     with walk.at(last) as device:
         root = root_at(walk, last, device) if is_scaled else None
-        few = move(examples.few(range(min(PILOT, len(examples)))), device)
-        gradients.check(few)
-        batches = _equal_batches(few, gradients)
-        gradients.begin(length(few), is_checked=len(batches) == 1)
-        for batch in batches:
-            take = _whole(pilot.take, length(batch), root)
-            gradients.visit(batch, take, is_last=batch is batches[-1])
-        numbers = {name: real_shape(one).numel() for name, one in gradients.parameters.items()}
-        spreads = Spreads(drafted(projection, pilot, numbers, groups), pilot)
-        for batch in batches if spreads.are_wanted else ():
-            spreads.begin(length(batch), device)
-            gradients.again(batch, _whole(spreads.add, length(batch), root))
-            spreads.finish()
+        positions = range(min(PILOT, len(examples)))
+        few = move(examples.few(positions), device)
+        with examples_named(examples, positions, few):
+            gradients.check(few)
+            batches = _equal_batches(few, gradients)
+            gradients.begin(length(few), is_checked=len(batches) == 1)
+            for batch in batches:
+                take = _whole(pilot.take, length(batch), root)
+                gradients.visit(batch, take, is_last=batch is batches[-1])
+            numbers = {name: real_shape(one).numel() for name, one in gradients.parameters.items()}
+            spreads = Spreads(drafted(projection, pilot, numbers, groups), pilot)
+            for batch in batches if spreads.are_wanted else ():
+                spreads.begin(length(batch), device)
+                gradients.again(batch, _whole(spreads.add, length(batch), root))
+                spreads.finish()
         plan = spreads.plan()
     _log.info("%d numbers of each gradient become %d columns", sum(numbers.values()), plan.width)
     for name, kind in plan.kinds.items():
