@@ -43,6 +43,7 @@ from tracin.scoring.facts_of import FactsSoFar
 from tracin.scoring.held_out import measured_on
 from tracin.scoring.left_out import LeftOutSoFar, left_out_in_words, say_left_out
 from tracin.scoring.mislabelled import Judgement, classes_of
+from tracin.scoring.named_examples import examples_named
 from tracin.scoring.query_form import LowRank
 from tracin.scoring.ranking import Ranking
 from tracin.scoring.score_request import ScoreRequest
@@ -481,18 +482,20 @@ class TracIn(Run):
         examples = open_data(self, batch, "batch")
         walk = checkpoint_pass(self)
         with walk.at(len(self.checkpoints) - 1) as device:
-            few = move(examples.few(range(min(COVERED, len(examples)))), device)
-            walk.gradients.check(few)
-            walk.gradients.begin(length(few), is_checked=True)
-            held = self.preconditioner
-            fit = None
-            if isinstance(held, HasDescribedFit):
-                fit = held.described_fit(walk.gradients.parameters)
-            seen = None if fit is None else fit.batch(length(few))
-            visit = (lambda name, form, row: None) if seen is None else seen.visit
-            walk.gradients.visit(few, visit, is_last=True)
-            if seen is not None:
-                seen.commit()
+            positions = range(min(COVERED, len(examples)))
+            few = move(examples.few(positions), device)
+            with examples_named(examples, positions, few):
+                walk.gradients.check(few)
+                walk.gradients.begin(length(few), is_checked=True)
+                held = self.preconditioner
+                fit = None
+                if isinstance(held, HasDescribedFit):
+                    fit = held.described_fit(walk.gradients.parameters)
+                seen = None if fit is None else fit.batch(length(few))
+                visit = (lambda name, form, row: None) if seen is None else seen.visit
+                walk.gradients.visit(few, visit, is_last=True)
+                if seen is not None:
+                    seen.commit()
         if fit is None:
             return self._covered(walk)
         entries = dict(self._covered(walk).entries)

@@ -444,6 +444,25 @@ def test_a_collate_without_tensors_is_refused():
         open_examples(loader).take([0, 1])
 
 
+@pytest.mark.parametrize(
+    ("bare", "full"),
+    [
+        ({"x": 1.0}, {"x": 1.0, "w": 2.0}),
+        (({"x": 1.0}, 0), ({"w": 1.0}, 0)),
+        ({"x": 1.0, "y": {"z": 2.0}}, {"x": 1.0, "y": {"z": 2.0, "w": 1.0}}),
+        ({"x": {"z": 1.0}}, {"x": 1.0}),
+    ],
+    ids=["one more", "another in a tuple", "one more within", "no mapping"],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_examples_with_other_keys_are_refused(bare, full, is_first):
+    """Torch's collate takes the keys of the first: a weight of the others would be lost."""
+    data = [bare, full] if is_first else [full, bare]
+    with pytest.raises(DataError, match=r"Give all of them the same keys|one shape per example"):
+        open_examples(data).take([0, 1])
+    assert open_examples(data).take([1]) is not None
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_examples_that_do_not_stack_are_refused_with_the_way_out(workers):
     data = [(torch.zeros(size), 0) for size in (2, 3)]

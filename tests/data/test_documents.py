@@ -134,11 +134,19 @@ def test_masked_positions_are_no_document():
         ([1, 2], r"a mapping with 'input_ids' and 'position_ids'.*row 0 is"),
         ({"input_ids": [1, 2]}, r"does not say where its documents end.*has 'input_ids'"),
         (ROW | {"seq_lengths": [3, 3]}, r"Row 0 has 7 tokens, but documents of 6 together"),
-        (ROW | {"attention_mask": [[1] * 7] * 7}, r"documents of 7 together and a mask of 49"),
+        (ROW | {"attention_mask": [[1] * 7] * 7}, r"Row 0 has 7 tokens, but a mask of 49\. One"),
         (ROW | {"attention_mask": [0] * 7}, r"hold no documents"),
         ({"input_ids": [1, 2]}, r"or pass separator=tokenizer\.eos_token_id"),
+        ({"input_ids": [1, 2], "position_ids": [0, 1, 0]}, r"3 together and 3 position_ids"),
+        (ROW | {"labels": [1, 2]}, r"Row 0 has 7 tokens, but 2 labels"),
+        (ROW | {"seq_lengths": [8, -1]}, r"Row 0 has a negative number"),
+        (ROW | {"attention_mask": [-1] * 7}, r"Row 0 has a negative number"),
+        ({"input_ids": [1.5], "seq_lengths": [1]}, r"fractions as 'input_ids'"),
+        ({"input_ids": "a text", "seq_lengths": [6]}, r"no numbers as 'input_ids': it is a str"),
+        ({"input_ids": None, "seq_lengths": [6]}, r"row 0 is a mapping with 'input_ids'"),
+        ({"input_ids": [[1], [2]], "seq_lengths": [2]}, r"shape \[2, 1\], and \[positions\] is"),
+        ({"input_ids": 3, "seq_lengths": [1]}, r"shape \[\], and \[positions\] is"),
     ],
-    ids=["no mapping", "not divided", "too short", "a mask of pairs", "all masked", "no separator"],
 )
 def test_rows_without_documents_are_refused_in_words(row, words):
     with pytest.raises(DataError, match=words):
@@ -221,9 +229,71 @@ def test_rows_in_context_are_given_as_they_are_and_padded():
     }
 
 
+def test_a_column_of_none_is_no_column():
+    rows = packed()
+    bare = [row | {"labels": None, "attention_mask": None, "seq_lengths": None} for row in rows]
+    for in_context in (None, True):
+        found = tracin.documents(bare, in_context=in_context)
+        expected = tracin.documents(rows, in_context=in_context)
+        for one, other in zip(found, expected, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_masked_within_a_document_stays_masked():
+    row = {"input_ids": [5, 6, 7, 8], "seq_lengths": [4], "attention_mask": [0, 1, 0, 1]}
+    found = tracin.documents([row])[0]
+    assert found["input_ids"].tolist() == [6, 7, 8]
+    assert found["attention_mask"].tolist() == [1, 0, 1]
+    assert found["labels"].tolist() == [6, -100, 8]
+
+
+class Placed(torch.nn.Module):
+    """Knows absolute positions."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.places = torch.nn.Embedding(17, 8), torch.nn.Embedding(17, 8)
+        self.head = torch.nn.Linear(8, 17)
+        self.double()
+
+    def forward(self, input_ids, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])
+        return self.head(torch.tanh(self.table(input_ids) + self.places(position_ids)))
+
+
+def test_a_document_that_goes_on_from_an_earlier_row_is_compared_as_well():
+    rows = [
+        {"input_ids": [1, 2, 3, 4], "position_ids": [0, 1, 0, 1]},
+        {"input_ids": [1, 2, 3, 4], "position_ids": [0, 1, 0, 1]},
+        {"input_ids": [1, 2, 3, 4], "position_ids": [5, 6, 0, 1]},
+    ]
+    run, places = one_run(Placed()), tracin.documents(rows, in_context=True)
+    with pytest.raises(DataError, match=r"'2:0' of train is not what it was in its row"):
+        run.self_influence(tracin.documents(rows))
+    kept = tracin.documents(rows[:2])
+    torch.testing.assert_close(run.self_influence(kept), run.self_influence(places)[:4])
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "position_ids"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_in_context_have_the_same_columns(name, first):
+    """A batch has the columns of its first example: a mask of another row would be lost."""
+    bare = {"input_ids": [5, 6], "seq_lengths": [2]}
+    rows = [bare, bare | {name: [0, 1]}]
+    rows = rows[::-1] if first else rows
+    with pytest.raises(DataError, match=f"Row {1 - first} has '{name}', and row {first} has none"):
+        tracin.documents(rows, in_context=True)
+    assert len(tracin.documents(rows)) == 2
+
+
 @pytest.mark.parametrize(
     ("row", "options", "words"),
     [
+        (ROW, {"separator": "</s>"}, r"separator is the number of a token, .*'</s>' was given"),
+        (ROW, {"in_context": "no"}, r"in_context is True, False or None; 'no' was given"),
         (ROW, {"separator": 2}, r"has 'seq_lengths', which divides it, and separator=2"),
         (
             {"input_ids": [1, 2], "cu_seq_lens_q": [0, 2]},
@@ -231,7 +301,7 @@ def test_rows_in_context_are_given_as_they_are_and_padded():
             r"'cu_seq_lens_q', by which attention keeps documents apart",
         ),
     ],
-    ids=["divided twice", "kept apart by kernels"],
+    ids=["no token", "no answer", "divided twice", "kept apart by kernels"],
 )
 def test_contradictions_about_rows_are_refused_in_words(row, options, words):
     with pytest.raises(DataError, match=words):

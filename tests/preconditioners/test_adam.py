@@ -559,6 +559,45 @@ def test_moments_without_a_root_are_refused(value: float, tmp_path: Path):
     refused(tmp_path, state, r"exp_avg_sq of 0\.bias has entries that are negative or not finite")
 
 
+@pytest.mark.parametrize("step", [torch.tensor(float("nan")), torch.tensor(0.0), torch.ones(2)])
+def test_a_step_that_is_none_is_refused(step: torch.Tensor, tmp_path: Path):
+    state = state_of(trainable(net()))
+    moments = {**state.moments, "0.bias": {**state.moments["0.bias"], "step": step}}
+
+    refused(tmp_path, replace(state, moments=moments), "and at least one step")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_moments_of_other_numbers_are_refused(dtype: torch.dtype, tmp_path: Path):
+    state = state_of(trainable(net()))
+    second = state.moments["0.bias"]["exp_avg_sq"].to(dtype)
+    moments = {**state.moments, "0.bias": {**state.moments["0.bias"], "exp_avg_sq": second}}
+
+    refused(tmp_path, replace(state, moments=moments), r"of 0\.bias is torch\..*other numbers")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"eps": None}, {"eps": -1e-8}, {"betas": [0.9]}, {"betas": None}, {"betas": [0.9, 1.0]}],
+    ids=str,
+)
+def test_options_that_adam_does_not_take_are_refused(options: dict[str, Any], tmp_path: Path):
+    """Betas of 1 would make all factors, and so all scores, zero."""
+    state = state_of(trainable(net()))
+    groups = tuple({**group, **options} for group in state.groups)
+
+    refused(tmp_path, replace(state, groups=groups), "eps is a number of at least 0, and betas")
+
+
+def test_the_path_of_moments_may_be_a_text(tmp_path: Path):
+    path = tmp_path / "moments.safetensors"
+    state_of(trainable(net())).write(path)
+    one = tracin.Checkpoint(net().state_dict(), optimizer_path=str(path))  # type: ignore[arg-type]
+
+    assert one.optimizer_path == path
+    assert one.optimizer_state() is not None
+
+
 def test_moments_of_another_shape_are_refused(tmp_path: Path):
     state = state_of({**trainable(net()), "0.bias": torch.zeros(2, 3)})
 

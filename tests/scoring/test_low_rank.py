@@ -92,6 +92,22 @@ def test_what_is_left_out_is_that_of_the_written_matrices(name: str) -> None:
         assert bool((gap <= 1.05 * best + 1e-9).all())
 
 
+@pytest.mark.parametrize("kind", ["written", "factors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_little_that_is_left_out_does_not_drown_in_rounding(kind: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    falling = 0.2 ** torch.arange(12.0)[:, None]
+    form: PerExampleGradient = OuterProduct(
+        (falling * torch.randn(3, 12, 30)).to(dtype), torch.randn(3, 12, 40).to(dtype)
+    )
+    if kind == "written":
+        form = Dense(form.dense().to(dtype).view(3, 30, 40))
+    found = at_rank(form, (30, 40), 6, 0)
+    gap = (form.dense().double() - found.form.dense().double()).square().sum(1)
+    assert 0 < float((gap / found.whole).sqrt().max()) < 5e-3
+    torch.testing.assert_close(found.lost, gap, rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize("rank", [8, 100], ids=["the rank of texts", "more than there is"])
 def test_a_rank_that_suffices_gives_exact_scores(rank: int) -> None:
     train, queries = texts(6, 0), texts(3, 1)

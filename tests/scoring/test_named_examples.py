@@ -1,6 +1,7 @@
 """What is wrong with an example is said with its id, not with its row in some batch."""
 
 import copy
+import tempfile
 import warnings
 
 import pytest
@@ -42,13 +43,20 @@ QUESTIONS = {
     "queries": lambda one, data: one.influence(labelled(label=0), data, batch_size=16),
     "explain": lambda one, data: one.explain(data, labelled(label=0), k=2, batch_size=16),
     "mislabelled": lambda one, data: one.find_mislabelled(data, batch_size=16),
+    "index": lambda one, data: one.index(data, tempfile.mkdtemp(), batch_size=16),
+    "losses": lambda one, data: tracin.training_losses(one, data),
+    "tail patch": lambda one, data: tracin.evaluate.tail_patch(
+        one, labelled(label=0), data, torch.randn(40, 40), k=2, learning_rate=0.1
+    ),
 }
 
 
 @pytest.mark.parametrize("bad", [0, 1, 17, 39])
 @pytest.mark.parametrize("ask", QUESTIONS.values(), ids=QUESTIONS)
 def test_a_label_that_is_no_class_is_named_by_its_examples_id(ask, bad):
-    with pytest.raises(tracin.LabelError, match=rf"but example 'e{bad}' has 7\. Renumber"):
+    # A unit of an index that cannot be built says why in an error of its own.
+    errors = tracin.LabelError, tracin.IndexingError
+    with pytest.raises(errors, match=rf"but example 'e{bad}' has 7\. Renumber"):
         ask(run(), labelled(bad))
 
 
@@ -89,3 +97,8 @@ def test_many_examples_without_labels_are_counted():
         examples_named(examples, range(8), batch),
     ):
         CausalLM()(Language(), part(batch, [3, 7]))
+
+
+def test_coverage_names_the_example_without_a_class():
+    with pytest.raises(tracin.LabelError, match="but example 'e2' has 7"):
+        run().coverage(labelled(2))

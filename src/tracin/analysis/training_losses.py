@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tracin.checkpoints import loaded
-from tracin.data import content_of, move, places
+from tracin.data import content_of, length, move, places
 from tracin.gradients.compute import checked_losses
 from tracin.gradients.wording import worded
 from tracin.guards import guarded, untouched
@@ -58,7 +58,8 @@ def checkpoint_losses(
                 device = next(iter(run.model.parameters())).device
                 if size is None:
                     few = move(examples.few(range(min(2, len(examples)))), device)
-                    size = fitting_size(gradients, few, device)
+                    with examples_named(examples, range(length(few)), few):
+                        size = fitting_size(gradients, few, device)
                 for positions, batch in examples.batches(size):
                     with torch.no_grad(), examples_named(examples, positions, batch):
                         losses = worded(run.loss)(run.model, content_of(move(batch, device)))

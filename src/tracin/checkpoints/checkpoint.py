@@ -90,6 +90,8 @@ class Checkpoint:
                 "A checkpoint is a path or a state dict (parameter name -> tensor), not a "
                 f"{type(self.source).__name__}. For a model, pass model.state_dict()."
             )
+        if isinstance(self.optimizer_path, str | PathLike):
+            object.__setattr__(self, "optimizer_path", Path(self.optimizer_path).expanduser())
         if not self.name:
             name = self.source.name if isinstance(self.source, Path) else "a state dict"
             object.__setattr__(self, "name", name)

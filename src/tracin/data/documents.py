@@ -1,12 +1,14 @@
 """Packed rows of tokens, taken apart again: each document is an example."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tracin.checks import is_int
 from tracin.data.ids import WithIds
 from tracin.data.packed import DocumentsAlone, DocumentsInContext, Span, whole_numbers
 from tracin.data.sources import source_of
@@ -49,8 +51,9 @@ def documents(
         colon, and its place in the row: "3:0".
 
     Raises:
-        DataError: A row is no mapping, is not divided, or its documents are not as long as it is;
-            or it has "cu_seq_lens_q", by which attention keeps documents apart, and in_context.
+        DataError: A row is no mapping of whole numbers, one per token, or is not divided; or it has
+            "cu_seq_lens_q", by which attention keeps documents apart, and in_context; or rows in
+            context have other columns than the first.
 
     Example:
         >>> import torch, tracin
@@ -62,19 +65,27 @@ def documents(
         >>> tracin.documents([chunk], in_context=True, separator=2)[1]["labels"]
         tensor([-100, -100, -100,    8,    9])
     """
+    if in_context not in (None, True, False):
+        raise DataError(f"in_context is True, False or None; {in_context!r} was given.")
+    if separator is not None and not is_int(separator):
+        raise DataError(
+            f"separator is the number of a token, such as tokenizer.eos_token_id; {separator!r} "
+            "was given."
+        )
     source = source_of(rows, "the rows of documents")
     spans: list[Span] = []
     longest = 0
+    first: Any = None
     for row in range(len(source)):
         found = source.example(row)
-        kept = _kept_documents(found, row, separator)
-        if in_context and "cu_seq_lens_q" in found:
-            raise DataError(
-                f"Row {row} has 'cu_seq_lens_q', by which attention keeps documents apart: they "
-                "have no context. Leave in_context=True out, or the lengths, if training had none."
-            )
-        longest = max(longest, whole_numbers(found["input_ids"]).numel())
-        spans += [Span(row, place, int(one[0]), int(one[-1]) + 1) for place, one in enumerate(kept)]
+        whole = _Row.of(found, row)
+        kept = whole.documents(separator)
+        if in_context:
+            _refuse_no_context(found, row)
+            first = first or whole
+            _refuse_other_columns(first, whole, row)
+        longest = max(longest, len(whole.tokens))
+        spans += [Span(row, place, *one) for place, one in enumerate(kept)]
     if not spans:
         raise DataError("The rows hold no documents: every position is masked. Give other rows.")
     names = rows.ids if isinstance(rows, WithIds) else np.arange(len(source))
@@ -86,50 +97,142 @@ def documents(
     return WithIds(data, [f"{names[span.row]}:{span.place}" for span in spans])
 
 
-def _kept_documents(row: Any, at: int, separator: int | None) -> list[Tensor]:
-    """The positions of each document of a row that are not masked."""
-    if not isinstance(row, Mapping) or "input_ids" not in row:
-        came = f"a mapping with {listed(row)}" if isinstance(row, Mapping) else a_kind(row)
+def _refuse_no_context(row: Mapping[str, Any], at: int) -> None:
+    if row.get("cu_seq_lens_q") is not None:
         raise DataError(
-            f"A packed row is a mapping with 'input_ids' and {listed(BOUNDS)}, but row {at} is "
-            f"{came}. Give the rows as the trainer's collator takes or makes them, one at a time."
+            f"Row {at} has 'cu_seq_lens_q', by which attention keeps documents apart: they have no "
+            "context. Leave in_context=True out, or the lengths, if training had none."
         )
-    count = whole_numbers(row["input_ids"]).numel()
-    lengths = _lengths(row, at, count, separator)
-    mask = whole_numbers(row["attention_mask"]) if "attention_mask" in row else None
-    if sum(lengths) != count or (mask is not None and mask.numel() != count):
-        raise DataError(
-            f"Row {at} has {count} tokens, but documents of {sum(lengths)} together"
-            f"{'' if mask is None else f' and a mask of {mask.numel()}'}. One value per token is "
-            "needed; a mask of documents by documents has to be left out."
-        )
-    places = torch.arange(count).split(lengths)
-    kept = [one if mask is None else one[mask[one] != 0] for one in places]
-    return [one for one in kept if len(one)]
 
 
-def _lengths(row: Mapping[str, Any], at: int, count: int, separator: int | None) -> list[int]:
-    """How many tokens each document of a row has."""
-    key = next((name for name in BOUNDS if row.get(name) is not None), None)
-    if separator is not None and key is not None:
+def _refuse_other_columns(first: "_Row", row: "_Row", at: int) -> None:
+    """Batches have the columns of their first example: a mask of another one would be lost."""
+    for name in first.columns.keys() ^ row.columns.keys():
+        has, lacks = ("0", at) if name in first.columns else (at, "0")
         raise DataError(
-            f"Row {at} has {key!r}, which divides it, and separator={separator!r} was given. Leave "
-            "separator out, or the column, if the trainer did not get it."
+            f"Row {has} has {name!r}, and row {lacks} has none. With in_context=True the model "
+            "gets what the rows have: give it in all rows, or in none."
         )
-    if separator is not None:
-        ends = (whole_numbers(row["input_ids"]) == separator).nonzero()[:, 0] + 1
-        bounds = {0, *ends.tolist(), count}
-        return np.diff(sorted(bounds)).tolist()
-    if key is None:
+
+
+@final
+@dataclass(frozen=True)
+class _Row:
+    """A packed row, looked through.
+
+    Attributes:
+        given: As the data has it.
+        at: Its place.
+        tokens: Its tokens: [positions].
+        columns: What else it has per token, and the model gets: [positions] each.
+    """
+
+    given: Mapping[str, Any]
+    at: int
+    tokens: Tensor
+    columns: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, row: Any, at: int) -> "_Row":
+        """A row, if it has one number per token in each column."""
+        if not isinstance(row, Mapping) or row.get("input_ids") is None:
+            came = f"a mapping with {listed(row)}" if isinstance(row, Mapping) else a_kind(row)
+            raise DataError(
+                f"A packed row is a mapping with 'input_ids' and {listed(BOUNDS)}, but row {at} is "
+                f"{came}. Give the rows as the trainer's collator takes or makes them, one at a "
+                "time."
+            )
+        tokens = _numbers(row, "input_ids", at)
+        shape = torch.as_tensor(row["input_ids"]).shape
+        if shape[-1:] != tokens.shape:
+            raise DataError(
+                f"The 'input_ids' of row {at} have the shape {list(shape)}, and [positions] is "
+                "needed. Give the rows one at a time."
+            )
+        names = [name for name in ("position_ids", "attention_mask") if row.get(name) is not None]
+        return cls(row, at, tokens, {name: _numbers(row, name, at) for name in names})
+
+    def documents(self, separator: int | None) -> list[tuple[int, int, int]]:
+        """Where each document starts and stops, and the position of its first token.
+
+        What is masked around a document is not its.
+        """
+        count, (lengths, restarts) = len(self.tokens), self._lengths(separator)
+        mask = self.columns.get("attention_mask")
+        sizes = {"documents": sum(lengths)}
+        sizes |= {name: len(each) for name, each in self.columns.items()}
+        if self.given.get("labels") is not None:
+            sizes["labels"] = len(_numbers(self.given, "labels", self.at))
+        if unlike := {name: size for name, size in sizes.items() if size != count}:
+            words = {"documents": "documents of {} together", "attention_mask": "a mask of {}"}
+            came = " and ".join(words.get(n, "{} " + n).format(s) for n, s in unlike.items())
+            raise DataError(
+                f"Row {self.at} has {count} tokens, but {came}. One value per token is needed; a "
+                "mask of documents by documents has to be left out."
+            )
+        if min(lengths, default=0) < 0 or (mask is not None and bool((mask < 0).any())):
+            raise DataError(
+                f"Row {self.at} has a negative number where a length, or 0 or 1 of a mask, is "
+                "needed. Give the rows as the trainer's collator makes them."
+            )
+        found, begin = [], 0
+        for length in lengths:
+            kept = torch.arange(begin, begin + length)
+            kept = kept if mask is None else kept[mask[kept] != 0]
+            if len(kept):
+                start = int(kept[0])
+                found.append((start, int(kept[-1]) + 1, self._place(start, begin, restarts)))
+            begin += length
+        return found
+
+    def _place(self, start: int, begin: int, restarts: bool) -> int:
+        """The position that the row gives a document's first token."""
+        if "position_ids" in self.columns:
+            return int(self.columns["position_ids"][start])
+        return start - begin if restarts else start
+
+    def _lengths(self, separator: int | None) -> tuple[list[int], bool]:
+        """How many tokens each document has, and whether positions begin again with each."""
+        row, at = self.given, self.at
+        key = next((name for name in BOUNDS if row.get(name) is not None), None)
+        if separator is not None and key is not None:
+            raise DataError(
+                f"Row {at} has {key!r}, which divides it, and separator={separator!r} was given. "
+                "Leave separator out, or the column, if the trainer did not get it."
+            )
+        if separator is not None:
+            ends = (self.tokens == separator).nonzero()[:, 0] + 1
+            bounds = {0, *ends.tolist(), len(self.tokens)}
+            return np.diff(sorted(bounds)).tolist(), False
+        if key is None:
+            raise DataError(
+                f"Row {at} does not say where its documents end: it needs one of {listed(BOUNDS)}, "
+                f"and has {listed(row)}. Let the collator return them (return_position_ids=True), "
+                "or pass separator=tokenizer.eos_token_id where a token ends each document."
+            )
+        values = _numbers(row, key, at)
+        if key == "seq_lengths":
+            return values.tolist(), True
+        if key == "cu_seq_lens_q":
+            return values.diff().tolist(), True
+        starts = torch.cat([values.new_zeros(1), 1 + (values.diff() != 1).nonzero()[:, 0]])
+        ends = torch.cat([starts[1:], starts.new_tensor([len(values)])])
+        return (ends - starts).tolist(), True
+
+
+def _numbers(row: Mapping[str, Any], name: str, at: int) -> Tensor:
+    """A column of a row, if it holds whole numbers: [values]."""
+    try:
+        values = torch.as_tensor(row[name])
+        found = whole_numbers(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        came = a_kind(row[name])
         raise DataError(
-            f"Row {at} does not say where its documents end: it needs one of {listed(BOUNDS)}, and "
-            f"has {listed(row)}. Let the collator return them (return_position_ids=True), or pass "
-            "separator=tokenizer.eos_token_id where a token ends each document."
+            f"Row {at} has no numbers as {name!r}: it is {came}. Tokenize texts before, and give "
+            "one list or tensor of whole numbers per row."
+        ) from error
+    if not bool((found == values.flatten()).all()):
+        raise DataError(
+            f"Row {at} has numbers with fractions as {name!r}. Give whole numbers, one per token."
         )
-    values = whole_numbers(row[key])
-    if key == "seq_lengths":
-        return values.tolist()
-    if key == "cu_seq_lens_q":
-        return values.diff().tolist()
-    starts = torch.cat([values.new_zeros(1), 1 + (values.diff() != 1).nonzero()[:, 0]])
-    return torch.cat([starts, starts.new_tensor([count])]).diff().tolist()
+    return found

@@ -22,14 +22,17 @@ class Span:
     Attributes:
         row: Its row.
         place: How many documents of the row are before it.
-        start: Its first position in the row.
-        stop: The position behind its last one.
+        start: Where it starts in the row.
+        stop: Where the next begins.
+        position: What the model is told of its first token's place: 0 where positions begin again
+            with each document.
     """
 
     row: int
     place: int
     start: int
     stop: int
+    position: int
 
 
 @final
@@ -52,13 +55,13 @@ class DocumentsAlone:
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         span = self.spans[position]
         row = self._rows.example(span.row)
-        tokens = whole_numbers(row["input_ids"])[span.start : span.stop]
-        labels = whole_numbers(row["labels"])[span.start : span.stop] if "labels" in row else tokens
+        within = slice(span.start, span.stop)
+        tokens, mask = whole_numbers(row["input_ids"])[within], _mask(row)[within]
         padding = 0, self._longest - len(tokens)
         return {
             "input_ids": F.pad(tokens, padding),
-            "labels": F.pad(labels, padding, value=IGNORED),
-            "attention_mask": F.pad(torch.ones_like(tokens), padding),
+            "labels": F.pad(_labels(row)[within], padding, value=IGNORED),
+            "attention_mask": F.pad(mask, padding),
         }
 
     def in_its_row(self, position: int) -> dict[str, Tensor]:
@@ -66,11 +69,11 @@ class DocumentsAlone:
         span = self.spans[position]
         row = self._rows.example(span.row)
         found = _as_given(row)
-        if "position_ids" not in found and any(name in row for name in LENGTHS):
+        if "position_ids" not in found and any(row.get(name) is not None for name in LENGTHS):
             # Collators make positions of lengths, and kernels go by them.
-            starts = [one.start for one in self.spans if one.row == span.row]
+            starts = [one.start - one.position for one in self.spans if one.row == span.row]
             found["position_ids"] = _restarting(starts, len(found["input_ids"]))
-        base = whole_numbers(row["labels"]) if "labels" in row else found["input_ids"]
+        base = _labels(row)
         labels = torch.full_like(base, IGNORED)
         labels[span.start + 1 : span.stop] = base[span.start + 1 : span.stop]
         return {**found, "labels": labels}
@@ -97,7 +100,7 @@ class DocumentsInContext:
         row = self._rows.example(span.row)
         found = _as_given(row)
         labels = torch.full_like(found["input_ids"], IGNORED)
-        own = whole_numbers(row["labels"]) if "labels" in row else _predicted(found)
+        own = _labels(row, is_first_predicted="position_ids" not in found)
         labels[span.start : span.stop] = own[span.start : span.stop]
         left = self._longest - len(labels)
         made = {name: F.pad(values, (0, left)) for name, values in found.items()}
@@ -133,19 +136,28 @@ def _as_given(row: Any) -> dict[str, Tensor]:
     return {name: whole_numbers(row[name]) for name in names if row.get(name) is not None}
 
 
-def _predicted(found: dict[str, Tensor]) -> Tensor:
-    """The labels of a row that has none: its tokens that are not masked.
+def _mask(row: Any) -> Tensor:
+    """Which tokens of a row are there: [positions]."""
+    if row.get("attention_mask") is None:
+        return torch.ones_like(whole_numbers(row["input_ids"]))
+    return whole_numbers(row["attention_mask"]).ne(0).long()
 
-    Where positions restart, nothing predicts a document's first token.
+
+def _labels(row: Any, *, is_first_predicted: bool = True) -> Tensor:
+    """The labels of a row or, where it has none, its tokens that are not masked: [positions].
+
+    Args:
+        row: The row.
+        is_first_predicted: Whether what comes before a document predicts its first token; where
+            positions restart, nothing does.
     """
-    labels = found["input_ids"]
-    if "position_ids" in found:
-        places = found["position_ids"]
-        is_first = F.pad(places.diff() != 1, (1, 0), value=True)
-        labels = torch.where(is_first, IGNORED, labels)
-    if "attention_mask" in found:
-        labels = torch.where(found["attention_mask"] == 0, IGNORED, labels)
-    return labels
+    if row.get("labels") is not None:
+        return whole_numbers(row["labels"])
+    labels = torch.where(_mask(row) == 0, IGNORED, whole_numbers(row["input_ids"]))
+    if is_first_predicted:
+        return labels
+    is_first = F.pad(whole_numbers(row["position_ids"]).diff() != 1, (1, 0), value=True)
+    return torch.where(is_first, IGNORED, labels)
 
 
 def _restarting(starts: Sequence[int], count: int) -> Tensor:

@@ -43,7 +43,7 @@ from tracin.data.columns import as_tensor, checked_columns, is_table, table_erro
 from tracin.data.lengths import KnownLengths
 from tracin.data.tokens import Length
 from tracin.errors import DataError
-from tracin.plain_text import a_kind
+from tracin.plain_text import a_kind, listed
 from tracin.random_state import same_random_state
 
 _log = logging.getLogger(__name__)
@@ -305,6 +305,7 @@ def _outside_graphs(leaf: Any) -> Any:
 
 def default_collated(examples: list[Any], name: str) -> Batch:
     """Torch's own collate, with an error that says what to do when examples do not stack."""
+    _refuse_other_keys(examples, "")
     try:
         return default_collate(examples)
     except (RuntimeError, TypeError, KeyError) as error:
@@ -322,6 +323,34 @@ def default_collated(examples: list[Any], name: str) -> Batch:
             f"{error}. Pass a DataLoader with a collate_fn that pads or "
             f"converts{_by_trainer(examples[0])}."
         ) from error
+
+
+def _refuse_other_keys(values: Sequence[Any], path: str) -> None:
+    """Torch's collate takes the keys of the first example: what others have besides would be lost.
+
+    Raises:
+        DataError: A mapping has other keys than that of the first example.
+    """
+    first = values[0]
+    if isinstance(first, Mapping):
+        keys = first.keys()
+        for each in values[1:]:
+            if not isinstance(each, Mapping) or each.keys() != keys:
+                came = f"keys {listed(each)}" if isinstance(each, Mapping) else a_kind(each)
+                raise DataError(
+                    f"Examples cannot be stacked to a batch: example{path} of one has the keys "
+                    f"{listed(keys)}, and of another {came}. Give all of them the same keys, or "
+                    "pass a DataLoader with a collate_fn that fills in what is missing."
+                )
+        for key, value in first.items():
+            if isinstance(value, Mapping | list | tuple):
+                _refuse_other_keys([each[key] for each in values], f"{path}[{key!r}]")
+    elif isinstance(first, list | tuple):
+        for at, value in enumerate(first):
+            if not isinstance(value, Mapping | list | tuple):
+                continue
+            if all(isinstance(each, list | tuple) and len(each) > at for each in values):
+                _refuse_other_keys([each[at] for each in values], f"{path}[{at}]")
 
 
 def _by_trainer(example: Any) -> str:

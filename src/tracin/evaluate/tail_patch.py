@@ -27,6 +27,7 @@ from tracin.progress import bar
 from tracin.results.table import aligned, numbers
 from tracin.results.tabular import Tabular
 from tracin.run import Run
+from tracin.scoring.named_examples import examples_named
 from tracin.sharding import device_of
 
 
@@ -145,12 +146,15 @@ def tail_patch(
         step = _Step(run.model, run.loss, names, size)
         device = device_of(run.model)
         for query, best in enumerate(first):
-            batch = content_of(move(asked.take([query]), device))
-            before = step.loss({}, batch)
+            batch = move(asked.take([query]), device)
+            with examples_named(asked, [query], batch):
+                before = step.loss({}, content_of(batch))
             drawn = torch.randperm(len(examples), generator=generator)[:k].tolist()
             for row, positions in enumerate((best, drawn)):
-                chosen = content_of(move(examples.take(positions), device))
-                drops[row, query] = before - step.loss(step.after(chosen), batch)
+                chosen = move(examples.take(positions), device)
+                with examples_named(examples, positions, chosen):
+                    weights = step.after(content_of(chosen))
+                drops[row, query] = before - step.loss(weights, content_of(batch))
             shown.update()
     _check_finite(drops, asked.ids)
     top, random = drops

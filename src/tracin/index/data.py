@@ -24,6 +24,7 @@ from tracin.index.store import Added, Entry, Manifest
 from tracin.index.store.checksums import checksum
 from tracin.random_state import RandomState
 from tracin.run import Run
+from tracin.scoring.named_examples import examples_named
 
 EACH = 8  # examples of an extent that have a fingerprint
 MOST = 256  # of them all that a build looks at again
@@ -156,10 +157,11 @@ def losses_at(run: Run, examples: Examples, number: int, rows: int) -> tuple[flo
     places = places_in(range(rows), WITNESSES)
     with untouched(run.model), loaded(run.model, run.checkpoints[number], run.device):
         device = next(iter(run.model.parameters())).device
-        with torch.no_grad():
-            found = [
-                run.loss(run.model, content_of(move(examples.take([at]), device))) for at in places
-            ]
+        found = []
+        for at in places:
+            batch = move(examples.take([at]), device)
+            with torch.no_grad(), examples_named(examples, [at], batch):
+                found.append(run.loss(run.model, content_of(batch)))
     losses = tuple(float(one.sum()) for one in found)
     # A loss that is not finite is refused when its row is built, with all details.
     return losses if all(map(math.isfinite, losses)) else ()

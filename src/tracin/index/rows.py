@@ -27,6 +27,7 @@ from tracin.preconditioners import JointMetric, Metric, Scaling
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.checkpoint_pass import CheckpointPass
 from tracin.scoring.finite import refuse_non_finite
+from tracin.scoring.named_examples import examples_named
 from tracin.scoring.read_ahead import ReadAhead
 from tracin.scoring.settled import settled
 from tracin.sharding import each_says, joined, part_of
@@ -311,20 +312,22 @@ def plan_of(
         def first(count: int) -> Batch:
             return move(examples.few(range(min(count, len(examples)))), device)
 
-        pilot = _seen(first(SHAPES), gradients, root)
-        if follows_from_shapes(pilot, groups):
-            draft, pilot = drafted(projection, pilot, numbers, groups), Pilot()
-            few, spreads, takes = first(MEASURED), Spreads(draft, pilot, DRAWS), [pilot.take]
-        else:
-            few = first(PILOT)
-            pilot = _seen(few, gradients, root)
-            spreads, takes = Spreads(drafted(projection, pilot, numbers, groups), pilot), []
-        takes.append(spreads.add)
-        wanted = spreads.are_wanted(length(few))
-        for batch in _equal_batches(few, gradients) if wanted else ():
-            spreads.begin(length(batch), device)
-            gradients.again(batch, _whole(takes, length(batch), root))
-            spreads.finish()
+        positions = range(min(PILOT, len(examples)))
+        with examples_named(examples, positions, examples.few(positions)):
+            pilot = _seen(first(SHAPES), gradients, root)
+            if follows_from_shapes(pilot, groups):
+                draft, pilot = drafted(projection, pilot, numbers, groups), Pilot()
+                few, spreads, takes = first(MEASURED), Spreads(draft, pilot, DRAWS), [pilot.take]
+            else:
+                few = first(PILOT)
+                pilot = _seen(few, gradients, root)
+                spreads, takes = Spreads(drafted(projection, pilot, numbers, groups), pilot), []
+            takes.append(spreads.add)
+            wanted = spreads.are_wanted(length(few))
+            for batch in _equal_batches(few, gradients) if wanted else ():
+                spreads.begin(length(batch), device)
+                gradients.again(batch, _whole(takes, length(batch), root))
+                spreads.finish()
         plan = spreads.plan()
     _log.info("%d numbers of each gradient become %d columns", sum(numbers.values()), plan.width)
     for name, kind in plan.kinds.items():

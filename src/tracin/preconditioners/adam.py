@@ -1,5 +1,6 @@
 """What Adam multiplied each entry of a gradient by, apart from its learning rate."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,10 +139,10 @@ class Adam:
         state = _state_at(checkpoint)
         for group in state.groups:
             options = {name: group.get(name) for name in ("eps", "amsgrad")}
-            betas = tuple(group.get("betas", ()))  # lists in a file
+            betas = tuple(group.get("betas") or ())  # lists in a file
             yield f"{sorted(map(bare_name, group[PARAMETERS]))} {options} {betas[1:]}"
         for name, kept in sorted(state.moments.items()):
-            yield f"{bare_name(name)} {float(kept['step']) if 'step' in kept else None}"
+            yield f"{bare_name(name)} {_step(kept) if 'step' in kept else None}"
             for key in ("exp_avg_sq", "max_exp_avg_sq"):
                 if key in kept:
                     yield f"{key} {kept[key].dtype}"
@@ -178,14 +179,22 @@ def _factors(
         raise CheckpointError(
             f"Adam's state of {name} lacks its {' and '.join(lacking)}. Write it as torch keeps it."
         )
-    second, step = moments[key], float(moments["step"])
-    if second.shape != parameter.shape or step < 1:
+    second, step = moments[key], _step(moments)
+    eps, beta = _options(group, name)
+    if second.shape != parameter.shape or not step >= 1:  # nor is NaN
         raise CheckpointError(
             f"Adam's {key} of {name} has shape {list(second.shape)} after {step:g} steps, and the "
             f"model's parameter has shape {list(parameter.shape)}: it must have the same shape, "
             "and at least one step. Give the model that was trained."
         )
     kind = parameter.dtype.to_real()
+    if second.is_complex() != parameter.is_complex() or not (
+        second.is_complex() or second.is_floating_point()
+    ):
+        raise CheckpointError(
+            f"Adam's {key} of {name} is {second.dtype}, and the parameter {parameter.dtype}: these "
+            "are moments of other numbers. Give the model that was trained."
+        )
     if second.is_complex():  # torch keeps the squares of real and of imaginary parts so
         second = torch.view_as_real(second)
     # Half precision would lose the square of a small gradient.
@@ -196,6 +205,25 @@ def _factors(
             f"Adam's {key} of {name} has entries that are negative or not finite, so that it has "
             "no square root. Leave this checkpoint out, or write its state again."
         )
-    correction = 1 - float(group["betas"][1]) ** step
-    factors = (second / correction).sqrt_().add_(float(group["eps"])).reciprocal_()
+    factors = (second / (1 - beta**step)).sqrt_().add_(eps).reciprocal_()
     return factors.masked_fill_(second == 0, 0).to(kind)
+
+
+def _step(moments: Mapping[str, Tensor]) -> float:
+    """After how many steps the moments were written; NaN if that is no number."""
+    return float(moments["step"]) if moments["step"].numel() == 1 else math.nan
+
+
+def _options(group: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """The group's eps, and the second of its betas."""
+    try:
+        eps, (_, beta) = float(group["eps"]), map(float, group["betas"])
+    except (TypeError, ValueError):
+        eps = beta = math.nan
+    if not (0 <= eps < math.inf and 0 <= beta < 1):
+        raise CheckpointError(
+            f"Adam's options of {name} are eps={group['eps']!r} and betas={group['betas']!r}, but "
+            "eps is a number of at least 0, and betas are two from 0 to below 1. Write the state "
+            "as torch keeps it."
+        )
+    return eps, beta

@@ -1,5 +1,6 @@
 """Whether documents of packed rows are alone what they are in their rows."""
 
+from collections import Counter
 from collections.abc import Mapping
 from math import hypot
 
@@ -14,11 +15,14 @@ from tracin.gradients import Gradients
 from tracin.gradients.distances import lengths_by_name
 from tracin.gradients.reference import weighted_gradients
 
-LOOKED_AT = 2  # documents that are compared; each costs two plain passes
+LOOKED_AT = 2  # documents of each kind that are compared; each costs two plain passes
 
 
 def refuse_crossing(gradients: Gradients, examples: Examples, device: torch.device) -> None:
-    """Compare the first documents that are not first in their rows with what they are in them.
+    """Compare the first documents of each kind with what they are in their rows.
+
+    The kinds are those behind another document, and those of a row whose positions do not begin
+    with 0: a model that knows absolute positions sees others in the document alone.
 
     Args:
         gradients: With the weights in place, and a tolerance known.
@@ -34,9 +38,11 @@ def refuse_crossing(gradients: Gradients, examples: Examples, device: torch.devi
     examples.apart = None
     if documents.is_certain:
         return
-    compared = 0
+    compared: Counter[tuple[bool, bool]] = Counter()
     for at, position in enumerate(positions):
-        if documents.spans[position].place == 0:
+        span = documents.spans[position]
+        kind = span.place > 0, span.position > 0
+        if not any(kind) or compared[kind] == LOOKED_AT:
             continue
         alone, in_row = documents[position], documents.in_its_row(position)
         if bool((in_row["labels"] == IGNORED).all()):
@@ -51,9 +57,7 @@ def refuse_crossing(gradients: Gradients, examples: Examples, device: torch.devi
                 "documents apart by other means than the model and the rows show, such as another "
                 "attention, pass in_context=False."
             )
-        compared += 1
-        if compared == LOOKED_AT:
-            return
+        compared[kind] += 1
 
 
 def _gap(

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from tracin.gradients.forms.cancellation import cancelled, checked_squared_norm
-from tracin.gradients.forms.form import PerExampleGradient, blocks
+from tracin.gradients.forms.form import PerExampleGradient, blocks, squared_lengths
 from tracin.gradients.forms.outer import OuterProduct
 from tracin.gradients.forms.rows import SparseRows
 from tracin.gradients.forms.summed_products import multiplied
@@ -45,8 +45,8 @@ def at_rank(
 ) -> LowRankGradient:
     """Each gradient by a matrix of this rank; as it is where that takes no less memory.
 
-    What is left out is orthogonal to what is kept, so that its squared length is the difference of
-    theirs.
+    What is left out is measured itself: as the difference of two lengths it would drown in their
+    rounding, which in float32 is 3e-4 of a length.
 
     Args:
         form: The gradients.
@@ -65,7 +65,7 @@ def at_rank(
                 return as_it_is
             terms = form.terms()
             if terms is None or not bool(cancelled(whole, terms).any()):
-                return _shortened(form, whole, form.shape, form.positions, _by_factors, rank, seed)
+                return _shortened(form, whole, form.shape, form.positions, _ByFactors, rank, seed)
         case SparseRows():
             if rank * (rows + columns) >= form.values[0].numel():
                 return as_it_is
@@ -76,31 +76,63 @@ def at_rank(
             if len(outer) == 1 and len(outer) + len(others) == len(form.forms):
                 found = at_rank(outer[0], shape, rank, seed)
                 return LowRankGradient(SumOf((found.form, *others)), found.lost, in_double(whole))
-    return _shortened(form, whole, (rows, columns), min(rows, columns), _written, rank, seed)
+    return _shortened(form, whole, (rows, columns), min(rows, columns), _Written, rank, seed)
 
 
-Product = Callable[[Tensor], Tensor]
-Products = Callable[[PerExampleGradient, tuple[int, int]], tuple[Product, Product]]
+class _Matrices(Protocol):
+    """What the strongest directions of matrices are found by."""
+
+    def times(self, columns: Tensor) -> Tensor:
+        """The matrices times columns."""
+        ...
+
+    def transposed_times(self, columns: Tensor) -> Tensor:
+        """Their transposes times columns."""
+        ...
+
+    def squared_norm_without(self, basis: Tensor) -> Tensor:
+        """The squared length of each matrix without what lies in its basis: [examples]."""
+        ...
 
 
-def _by_factors(form: PerExampleGradient, shape: tuple[int, int]) -> tuple[Product, Product]:
-    """What multiplies the matrices, and their transposes, with columns: nothing is written out."""
-    if not isinstance(form, OuterProduct):
-        raise TypeError(f"{type(form).__name__} has no factors; a bug in tracin")
-    left, right = form.left, form.right.to(form.left)
-    return (
-        lambda columns: multiplied(left.mT, multiplied(right, columns)),
-        lambda columns: multiplied(right.mT, multiplied(left, columns)),
-    )
+@final
+class _ByFactors:
+    """Matrices of which nothing is written out."""
+
+    def __init__(self, form: PerExampleGradient, shape: tuple[int, int]) -> None:
+        if not isinstance(form, OuterProduct):
+            raise TypeError(f"{type(form).__name__} has no factors; a bug in tracin")
+        self._left, self._right = form.left, form.right.to(form.left)
+
+    def times(self, columns: Tensor) -> Tensor:
+        return multiplied(self._left.mT, multiplied(self._right, columns))
+
+    def transposed_times(self, columns: Tensor) -> Tensor:
+        return multiplied(self._right.mT, multiplied(self._left, columns))
+
+    def squared_norm_without(self, basis: Tensor) -> Tensor:
+        left = self._left - multiplied(multiplied(self._left, basis), basis.mT)
+        return checked_squared_norm(OuterProduct(left, self._right))
 
 
-def _written(form: PerExampleGradient, shape: tuple[int, int]) -> tuple[Product, Product]:
-    dense = form.dense()
-    matrices = dense.to(torch.promote_types(dense.dtype, torch.float32)).view(-1, *shape)
-    return (
-        lambda columns: multiplied(matrices, columns),
-        lambda columns: multiplied(matrices.mT, columns),
-    )
+@final
+class _Written:
+    """Matrices that are written out."""
+
+    def __init__(self, form: PerExampleGradient, shape: tuple[int, int]) -> None:
+        dense = form.dense()
+        kind = torch.promote_types(dense.dtype, torch.float32)
+        self._matrices = dense.to(kind).view(-1, *shape)
+
+    def times(self, columns: Tensor) -> Tensor:
+        return multiplied(self._matrices, columns)
+
+    def transposed_times(self, columns: Tensor) -> Tensor:
+        return multiplied(self._matrices.mT, columns)
+
+    def squared_norm_without(self, basis: Tensor) -> Tensor:
+        rest = self._matrices - multiplied(basis, self.transposed_times(basis).mT)
+        return squared_lengths(rest.flatten(1))
 
 
 def _shortened(
@@ -108,7 +140,7 @@ def _shortened(
     whole: Tensor,
     shape: tuple[int, int],
     most: int,
-    products: Products,
+    matrices: Callable[[PerExampleGradient, tuple[int, int]], _Matrices],
     rank: int,
     seed: int,
 ) -> LowRankGradient:
@@ -116,24 +148,24 @@ def _shortened(
     width = min(rank + BEYOND, *shape, most)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(shape[1], width, generator=generator, dtype=torch.float64)
-    lefts, rights, kept = [], [], []
+    lefts, rights, lost = [], [], []
     for begin, end in blocks(form.examples, max(form.written, width * sum(shape)), form.device):
-        times, transposed = products(form.part(begin, end), shape)
+        each = matrices(form.part(begin, end), shape)
         like = whole.to(torch.promote_types(whole.dtype, torch.float32))
         first = start.to(like).expand(end - begin, -1, -1)
-        spanned = torch.linalg.qr(times(first)).Q
+        spanned = torch.linalg.qr(each.times(first)).Q
         for _ in range(POWERS):
-            spanned = torch.linalg.qr(transposed(spanned)).Q
-            spanned = torch.linalg.qr(times(spanned)).Q
-        right, lengths, turned = torch.linalg.svd(transposed(spanned), full_matrices=False)
-        right, lengths, turned = right[..., :rank], lengths[:, :rank], turned[:, :rank]
-        left = (spanned @ turned.mT) * lengths.unsqueeze(1)
-        lefts.append(left.mT.contiguous())
-        rights.append(right.mT.contiguous())
-        kept.append(in_double(lengths).square().sum(1))
-    lost = (in_double(whole) - torch.cat(kept)).clamp(min=0)
+            spanned = torch.linalg.qr(each.transposed_times(spanned)).Q
+            spanned = torch.linalg.qr(each.times(spanned)).Q
+        right, lengths, turned = torch.linalg.svd(
+            each.transposed_times(spanned), full_matrices=False
+        )
+        basis = spanned @ turned[:, :rank].mT
+        lefts.append((basis * lengths[:, None, :rank]).mT.contiguous())
+        rights.append(right[..., :rank].mT.contiguous())
+        lost.append(in_double(each.squared_norm_without(basis)))
     return LowRankGradient(
-        OuterProduct(torch.cat(lefts), torch.cat(rights)), lost, in_double(whole)
+        OuterProduct(torch.cat(lefts), torch.cat(rights)), torch.cat(lost), in_double(whole)
     )
 
 
