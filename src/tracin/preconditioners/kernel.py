@@ -312,7 +312,7 @@ class LandmarkMetric(JointMetric):
         at, rows = self._placed(positions or (), found.device)
         # What is a landmark by its position need not be recognised, if only it is the same data.
         near = self._recognised.is_near(probed[at], rows)
-        found[at[near]] = rows[near]
+        found[at] = torch.where(near, rows, found[at])
         return found
 
     def _placed(self, positions: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -53,10 +53,10 @@ class Recognised:
         Args:
             products: The examples' with the same directions: [examples, probes].
         """
-        apart, nearest = torch.cdist(products, self.products, p=torch.inf).min(1)
+        apart, nearest = torch.cdist(products.to(self.products), self.products, p=torch.inf).min(1)
         return torch.where(apart <= self.limit * self.lengths[nearest], nearest, -1)
 
     def is_near(self, products: Tensor, landmarks: Tensor) -> Tensor:
         """Whether an example that is said to be a landmark was so: [examples]."""
-        apart = (products - self.products[landmarks]).abs().amax(1)
+        apart = (products.to(self.products) - self.products[landmarks]).abs().amax(1)
         return apart <= MOST_ROUNDING * self.lengths[landmarks]
