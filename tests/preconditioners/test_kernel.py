@@ -1,5 +1,7 @@
 """The kernel of the empirical Fisher, against a matrix that is written out in float64."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 import tracin
 from preconditioners.nets import CLASSES, EXAMPLES, QUERIES, data_for, gradients_of, nets
 from tracin.errors import PreconditionerError
+from tracin.preconditioners.recognised import Recognised
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -216,11 +219,120 @@ def test_labels_are_not_judged_under_it():
         run_of(model, tracin.Kernel()).find_mislabelled(data_for(shape))
 
 
-def test_queries_that_are_landmarks_are_told_of_where_rounding_hides_the_rest():
-    model, shape = nets()["one position"]
-    model = model.float()
-    train, new = ((x.float(), y) for x, y in (data_for(shape), data_for(shape, QUERIES, seed=2)))
+def single(data):
+    return data[0].float(), data[1]
 
-    with pytest.warns(tracin.TracInWarning, match="30 of 30 queries are examples .* float32 may"):
-        run_of(model, tracin.Kernel()).influence(train, train)
-    run_of(model, tracin.Kernel()).influence(train, new)
+
+def in_both(model, ask):
+    """What `ask` gives of a model in float32, and of the same in float64."""
+    rounded = copy.deepcopy(model).float()
+    finest = copy.deepcopy(rounded).double()
+    return ask(rounded, single), ask(finest, lambda data: (single(data)[0].double(), data[1]))
+
+
+def apart(found, expected):
+    """The largest difference of a column, in units of its largest number."""
+    expected = expected.reshape(len(expected), -1)
+    gaps = (found.reshape(expected.shape).to(expected) - expected).abs()
+    return float((gaps.amax(0) / expected.abs().amax(0)).max())
+
+
+def others(scores):
+    """Without those of an example with itself."""
+    return scores.masked_fill(torch.eye(len(scores), dtype=torch.bool), 0)
+
+
+@pytest.mark.parametrize("kind", nets())
+@pytest.mark.parametrize("chosen", ["all", "some", "fit"])
+def test_what_is_a_landmark_has_the_scores_of_float64_in_float32(kind, chosen):
+    model, shape = nets()[kind]
+    train = data_for(shape)
+
+    def ask(model, cast):
+        data = cast(train)
+        options = {"some": {"landmarks": 20}, "fit": {"fit": cast(train)}}.get(chosen, {})
+        run = run_of(model, tracin.Kernel(0.003, **options))
+        scores = run.influence(data, data, batch_size=7)
+        # The queries' batches are of another size than the landmarks', so that sums are, too.
+        few = run.influence(data, tuple(each[:3] for each in data), batch_size=1)
+        return others(scores), few, run.self_influence(data)
+
+    (scores, few, own), (expected, expected_few, expected_own) = in_both(model, ask)
+
+    # Rounding of the gradients themselves, times the condition of the kernel, is left.
+    assert apart(scores, expected) < 2e-3
+    assert apart(few[3:], expected_few[3:]) < 2e-3
+    assert apart(own, expected_own) < 2e-3
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-2])
+def test_what_is_nearly_a_landmark_is_none(size):
+    model, shape = nets()["one position"]
+    x, y = data_for(shape)
+    nearly = (x + size * torch.randn(x.shape, generator=torch.Generator().manual_seed(5)), y)
+
+    def ask(model, cast):
+        return others(run_of(model, tracin.Kernel()).influence(cast((x, y)), cast(nearly)))
+
+    found, expected = in_both(model, ask)
+
+    _, of_landmarks = in_both(model, lambda model, cast: ask(model, lambda _: cast((x, y))))
+    assert apart(found, expected) < min(1e-2, 0.1 * apart(of_landmarks, expected))
+
+
+def test_a_query_that_no_landmark_tells_from_a_landmark_is_none():
+    torch.manual_seed(0)
+    model = nn.Linear(5, CLASSES)
+    with torch.no_grad():
+        model.weight[:, 4] = 0  # of a feature that no landmark has
+    x, y = data_for((5,))
+    x[:, 4] = 0
+    new = x.clone()
+    new[:, 4] = 0.01
+
+    def ask(model, cast):
+        run = run_of(model, tracin.Kernel(fit=cast((x, y))))
+        return run.influence(cast((new, y)), cast((new, y)))
+
+    found, expected = in_both(model, ask)
+
+    assert apart(found, expected) < 2e-3
+    _, of_landmarks = in_both(model, lambda model, cast: ask(model, lambda _: cast((x, y))))
+    assert apart(found, expected) < 0.1 * apart(of_landmarks, expected)
+
+
+@pytest.mark.parametrize("known", [QUERIES, 2])
+def test_sums_and_cosines_of_landmarks_have_the_scores_of_float64(known):
+    model, shape = nets()["several positions"]
+    train, new = data_for(shape), data_for(shape, QUERIES, seed=2)
+    queries = tuple(
+        torch.cat([one[:known], other[known:]]) for one, other in zip(train, new, strict=True)
+    )
+
+    def ask(model, cast):
+        run = run_of(model, tracin.Kernel())
+        data = cast(train)
+        together = run.explain(data, cast(queries), k=EXAMPLES, group="sum")
+        cosines = run.explain(data, cast(queries), k=EXAMPLES, normalise="cosine")
+        return [
+            torch.tensor([one.score for one in sorted(each.proponents, key=lambda one: one.id)])
+            for each in (together[0], *cosines)
+        ]
+
+    for found, expected in zip(*in_both(model, ask), strict=True):
+        assert apart(found, expected) < 2e-3
+
+
+def test_two_passes_say_how_far_a_landmark_may_be_from_itself():
+    lengths, products = torch.tensor([2.0, 1.0]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    which = torch.tensor([0])
+
+    found = Recognised.by(products, lengths, products[:1] + 0.001, which)
+
+    assert found.limit == pytest.approx(0.002)
+    asked = torch.tensor([[2.003, 0.0], [0.0, 1.003], [0.0, 1.001], [2.0, 0.005]])
+    assert found.landmarks(asked).tolist() == [0, -1, 1, -1]
+    exact = Recognised.by(products, lengths, products[:1], which)
+    assert exact.limit == 8 * torch.finfo(products.dtype).eps
+    # Data that draw random numbers have no example twice.
+    assert Recognised.by(products, lengths, products[:1] + 0.5, which).limit == exact.limit

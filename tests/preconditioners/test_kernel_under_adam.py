@@ -6,7 +6,7 @@ import torch
 import tracin
 from preconditioners.nets import EXAMPLES, QUERIES, data_for, nets
 from preconditioners.test_adam import factors_of, state_of, trainable
-from preconditioners.test_kernel import metric_of, rows_of
+from preconditioners.test_kernel import apart, in_both, metric_of, others, rows_of
 from tracin.errors import CheckpointError, PreconditionerError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -69,6 +69,27 @@ def test_a_landmark_scores_under_the_curvature_of_the_others(tmp_path):
         metric = torch.linalg.inv(fisher + amount * torch.eye(rows.shape[1]))
         torch.testing.assert_close(found[at], asked @ metric @ rows[at], rtol=1e-7, atol=1e-8)
         torch.testing.assert_close(own[at], rows[at] @ metric @ rows[at], rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["one position", "several positions", "convolution"])
+@pytest.mark.parametrize("is_fit", [False, True])
+def test_what_is_a_landmark_has_the_scores_of_float64_in_float32(kind, is_fit, tmp_path):
+    model, shape = nets()[kind]
+    train = data_for(shape)
+    path = tmp_path / "a"
+    checkpoint_of(model, path)  # of which moments the run in float32 is not to differ
+
+    def ask(model, cast):
+        data = cast(train)
+        kernel = tracin.Kernel(0.003, under=tracin.Adam(), fit=data if is_fit else None)
+        checkpoint = tracin.Checkpoint(model.state_dict(), 0.1, optimizer_path=path)
+        run = tracin.TracIn(model, "cross_entropy", [checkpoint], preconditioner=kernel)
+        return others(run.influence(data, data, batch_size=7)), run.self_influence(data)
+
+    (scores, own), (expected, expected_own) = in_both(model, ask)
+
+    assert apart(scores, expected) < 2e-3
+    assert apart(own, expected_own) < 2e-3
 
 
 def test_moments_that_another_training_left_are_read_anew(tmp_path):

@@ -1,6 +1,5 @@
 """The empirical Fisher's kernel: curvature from products of gradients alone, for any layer."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,18 +11,18 @@ from torch import Tensor
 from tracin.checkpoints import Checkpoint
 from tracin.checks import is_int, positive_int
 from tracin.data import Examples
-from tracin.errors import PreconditionerError, TracInWarning
+from tracin.errors import PreconditionerError
 from tracin.files import fingerprint
 from tracin.gradients.forms import PerExampleGradient, ProductCache
 from tracin.preconditioners.adam import Adam
 from tracin.preconditioners.fit_data import LARGEST, data_at_hand
 from tracin.preconditioners.fitted import Fitted
-from tracin.preconditioners.landmarks import Landmarks
-from tracin.preconditioners.preconditioner import JointMetric, Place, Scaling
+from tracin.preconditioners.landmarks import FitProducts, Landmarks
+from tracin.preconditioners.preconditioner import JointMetric, Place, Scaling, SolvedQueries
+from tracin.preconditioners.recognised import Recognised
 
-# A query whose products with all landmarks are those of one of them, up to this share of its
-# squared length, is that one.
-SAME = 1e-4
+# How many landmarks are passed over again, to see how far two passes are apart.
+AGAIN = 4
 
 
 @final
@@ -46,8 +45,9 @@ class Kernel(Fitted):
     the landmarks' too: F, damping and products are then in the units of the optimizer's steps. For
     a language model that AdamW has trained it finds more than either alone (docs/llm.md).
 
-    Its curvature leaves little of a query that is a landmark itself; in float32 rounding then
-    reaches the scores with all others, and a `TracInWarning` says so.
+    Its curvature leaves so little of a landmark that products in float32 would drown in rounding.
+    Scores of landmarks, and of queries or training examples with a landmark's gradient, are
+    therefore computed from the products among landmarks alone, in which nothing cancels.
 
     Memory: the landmarks' gradients of one checkpoint, and of further ones up to 1 GiB that a run
     keeps for its next question, factored where that is cheaper (of a
@@ -146,9 +146,12 @@ class Kernel(Fitted):
     def _made(self, place: Place, landmarks: Examples, scaling: Scaling | None) -> "KernelInverse":
         held = Landmarks(scaling)
         place.read(landmarks, held.batch)
+        held.add_probes(place.parameters)
         held.join()
+        number = len(landmarks)
         with torch.no_grad():
-            gram = held.gram()
+            products = held.own_products()
+            gram = (products[:, :number] + products[:, :number].mT) / 2
             # Apple's GPUs have no float64.
             gram = gram if gram.device.type == "mps" else gram.double()
             damping = self.damping * _typical(gram)
@@ -158,17 +161,26 @@ class Kernel(Fitted):
                     "zero, so that they have no curvature. Leave the checkpoint out, or pass fit= "
                     "data that the model does not fit perfectly."
                 )
-            eye = torch.eye(len(landmarks), dtype=gram.dtype, device=gram.device)
-            factor, failed = torch.linalg.cholesky_ex(
-                (gram + gram.mT) / 2 + len(landmarks) * damping * eye
-            )
+            eye = torch.eye(number, dtype=gram.dtype, device=gram.device)
+            factor, failed = torch.linalg.cholesky_ex(gram + number * damping * eye)
             if bool(failed):
                 raise PreconditionerError(
                     f"With damping={self.damping:g} the kernel at checkpoint "
                     f"'{place.checkpoint.name}' is singular in the precision of its gradients. "
                     "Use more damping, or a model in float64."
                 )
-            return KernelInverse(held, torch.cholesky_inverse(factor), damping, gram)
+            inverse = torch.cholesky_inverse(factor)
+        # Those with the largest gradients lose most to rounding.
+        largest = gram.diagonal().topk(min(AGAIN, number)).indices.sort().values
+        again = FitProducts(held)
+        place.read(landmarks.subset(largest.tolist()), again.batch)
+        recognised = Recognised.by(
+            products[:, number:],
+            gram.diagonal().sqrt().to(products),
+            again.products[:, number:],
+            largest,
+        )
+        return KernelInverse(held, inverse, damping, recognised)
 
     def _chosen(self, data: Examples) -> list[int]:
         """The positions of the landmarks, ascending."""
@@ -197,13 +209,13 @@ class KernelInverse:
         landmarks: Their gradients.
         inverse: (n lambda I + G G^T)^-1: [landmarks, landmarks].
         damping: lambda.
-        gram: G G^T: [landmarks, landmarks].
+        recognised: What landmarks are recognised by.
     """
 
     landmarks: Landmarks
     inverse: Tensor
     damping: float
-    gram: Tensor
+    recognised: Recognised
 
 
 @final
@@ -218,9 +230,10 @@ class LandmarkMetric(JointMetric):
     def __init__(self, kernel: KernelInverse, rows: dict[int, int]) -> None:
         self._landmarks, self._inverse = kernel.landmarks, kernel.inverse
         self._damping, self._rows = kernel.damping, rows
-        self._gram, self._has_warned = kernel.gram, False
+        self._recognised = kernel.recognised
+        self._number = len(kernel.inverse)
         # 1 - g (F + lambda I)^-1 g / n, which is below 1 for each landmark, and above 0.
-        own = len(kernel.inverse) * kernel.damping * kernel.inverse.diagonal()
+        own = self._number * kernel.damping * kernel.inverse.diagonal()
         self._left = own.clamp(min=torch.finfo(own.dtype).eps)
 
     @property
@@ -230,59 +243,87 @@ class LandmarkMetric(JointMetric):
 
     @property
     def directions(self) -> int:
-        """How many landmarks there are."""
-        return len(self._inverse)
+        """How many there are: the landmarks, and those that landmarks are recognised by."""
+        return self._landmarks.directions
 
     def products(self, name: str, form: PerExampleGradient, cache: ProductCache) -> Tensor | None:
-        """One parameter's share of the products with the landmarks: [examples, landmarks]."""
+        """One parameter's share of the products with the directions: [examples, directions]."""
         return self._landmarks.products(name, form, cache)
 
-    def solved(self, products: Tensor) -> Tensor:
-        """[landmarks, queries]."""
-        if products.dtype != torch.float64 and not self._has_warned:
-            self._warn_of_landmarks(products.to(self._gram), products.dtype)
-        return self._inverse @ products.to(self._inverse).mT
-
-    def _warn_of_landmarks(self, products: Tensor, kind: torch.dtype) -> None:
-        """Say how many queries are landmarks: [queries, landmarks]."""
-        lengths = self._gram.diagonal()
-        nearest = (products - lengths).abs().argmin(1)
-        apart = (products - self._gram[nearest]).abs().amax(1)
-        found = int((apart < SAME * lengths[nearest]).sum())
-        if found:
-            self._has_warned = True
-            name = str(kind).removeprefix("torch.")
-            warnings.warn(
-                f"{found} of {len(products)} queries are examples that tracin.Kernel() has for "
-                "landmarks: its curvature leaves little of their gradients, so that their scores "
-                "with other examples are differences of far larger numbers, which "
-                f"{name} may round by tens of percent. Use a model in float64, more "
-                "damping, or queries that it was not fitted on (fit=).",
-                TracInWarning,
-                stacklevel=2,
-            )
+    def solved(self, products: Tensor, *, together: bool) -> SolvedQueries:
+        """What `scores` needs of the queries; landmarks among them need no plain products."""
+        landmarks, own = self._which(products, None), self._with_landmarks(products)
+        scores = self._number * self._inverse @ own.mT
+        found = landmarks >= 0
+        columns = self._inverse[:, landmarks.clamp(min=0)] * self._number * self._damping
+        scores = torch.where(found, self._among(landmarks), scores)
+        if together and not bool(found.all()):
+            found = torch.zeros_like(found)  # of their sum nothing can be left out
+        along = torch.where(found, columns, -scores / self._number)
+        kept = (~found).to(along)
+        if together:
+            along, scores = along.sum(1, keepdim=True), scores.sum(1, keepdim=True)
+            kept = kept.amax(0, keepdim=True)
+        return SolvedQueries(kept, along, scores)
 
     def scores(
-        self, plain: Tensor, own: Tensor, solved: Tensor, positions: Sequence[int]
+        self, plain: Tensor, own: Tensor, solved: SolvedQueries, positions: Sequence[int]
     ) -> Tensor:
         """The products under the matrix: [examples, queries]."""
-        found = (plain.to(solved) - own.to(solved) @ solved) / self._damping
+        landmarks, with_landmarks = self._which(own, positions), self._with_landmarks(own)
+        found = plain.to(solved.kept) * solved.kept + with_landmarks @ solved.along
+        among = solved.scores[landmarks.clamp(min=0)]
+        found = torch.where((landmarks >= 0).unsqueeze(1), among, found / self._damping)
         return (found / self._shares(positions).unsqueeze(1)).to(plain)
 
     def squared_norms(self, plain: Tensor, own: Tensor, positions: Sequence[int] | None) -> Tensor:
         """The squared lengths under the matrix: [examples]."""
-        own = own.to(self._inverse)
-        spanned = torch.linalg.vecdot(own @ self._inverse, own)
-        found = ((plain.to(own) - spanned) / self._damping).clamp(min=0)
+        landmarks, with_landmarks = self._which(own, positions), self._with_landmarks(own)
+        spanned = torch.linalg.vecdot(with_landmarks @ self._inverse, with_landmarks)
+        found = (plain.to(spanned) - spanned) / self._damping
+        among = self._number * (1 - self._left[landmarks.clamp(min=0)])
+        found = torch.where(landmarks >= 0, among, found).clamp(min=0)
         return (found if positions is None else found / self._shares(positions)).to(plain)
+
+    def squared_norm_of_sum(self, plain: Tensor, products: Tensor) -> Tensor:
+        """The squared length of the queries' sum under the matrix: [1]."""
+        landmarks = self._which(products, None)
+        if bool((landmarks >= 0).all()):
+            return self._among(landmarks).sum(1)[landmarks].sum(0, keepdim=True).to(plain)
+        own = self._with_landmarks(products).sum(0, keepdim=True)
+        spanned = torch.linalg.vecdot(own @ self._inverse, own)
+        return ((plain.to(own) - spanned) / self._damping).clamp(min=0).to(plain)
+
+    def _with_landmarks(self, products: Tensor) -> Tensor:
+        """Those of the products that are with landmarks, in the inverse's precision."""
+        return products[:, : self._number].to(self._inverse)
+
+    def _among(self, landmarks: Tensor) -> Tensor:
+        """G (F + lambda I)^-1 g of these landmarks, n (1 - n lambda A): [landmarks, these]."""
+        these = landmarks.clamp(min=0)
+        found = self._inverse[:, these] * (-self._damping * self._number**2)
+        found[these, torch.arange(len(these), device=these.device)] += self._number
+        return found
+
+    def _which(self, products: Tensor, positions: Sequence[int] | None) -> Tensor:
+        """Which landmark each example is; -1 where it is none: [examples]."""
+        probed = products[:, self._number :]
+        found = self._recognised.landmarks(probed)
+        at, rows = self._placed(positions or (), found.device)
+        # What is a landmark by its position need not be recognised, if only it is the same data.
+        near = self._recognised.is_near(probed[at], rows)
+        found[at] = torch.where(near, rows, found[at])
+        return found
+
+    def _placed(self, positions: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Which of these examples landmarks were taken from, and which landmarks these are."""
+        found = [(at, self._rows[one]) for at, one in enumerate(positions) if one in self._rows]
+        both = torch.tensor(found, dtype=torch.long, device=device).reshape(-1, 2)
+        return both[:, 0], both[:, 1]
 
     def _shares(self, positions: Sequence[int]) -> Tensor:
         """What is left of an example's score when it is a landmark; 1 where it is none."""
         shares = torch.ones(len(positions), dtype=self._left.dtype, device=self._left.device)
-        found = [(at, self._rows[one]) for at, one in enumerate(positions) if one in self._rows]
-        if found:
-            places, rows = (
-                torch.tensor(each, device=shares.device) for each in zip(*found, strict=True)
-            )
-            shares[places] = self._left[rows]
+        at, rows = self._placed(positions, shares.device)
+        shares[at] = self._left[rows]
         return shares

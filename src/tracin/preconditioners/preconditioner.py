@@ -56,6 +56,24 @@ class Metric(Protocol):
         ...
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class SolvedQueries:
+    """What scores under a joint metric need of the queries, from their products with directions.
+
+    Attributes:
+        kept: 1 where a query's plain products count, 0 where those with the directions say all:
+            [queries].
+        along: What products with the examples whose gradients are directions count: [directions
+            from examples, queries].
+        scores: Of these examples: [directions from examples, queries].
+    """
+
+    kept: Tensor
+    along: Tensor
+    scores: Tensor
+
+
 class JointMetric(ABC):
     """A matrix that mixes the parameters: it is not applied, products are corrected by it.
 
@@ -73,12 +91,17 @@ class JointMetric(ABC):
         """One parameter's share of the products with them: [examples, directions]; None if zero."""
 
     @abstractmethod
-    def solved(self, products: Tensor) -> Tensor:
-        """What `scores` needs of the queries' products [queries, directions], transposed alike."""
+    def solved(self, products: Tensor, *, together: bool) -> SolvedQueries:
+        """What `scores` needs of the queries, or of their sum.
+
+        Args:
+            products: Theirs with the directions: [queries, directions].
+            together: Whether the queries are one, their sum.
+        """
 
     @abstractmethod
     def scores(
-        self, plain: Tensor, own: Tensor, solved: Tensor, positions: Sequence[int]
+        self, plain: Tensor, own: Tensor, solved: SolvedQueries, positions: Sequence[int]
     ) -> Tensor:
         """The products under the matrix: [examples, queries].
 
@@ -94,6 +117,15 @@ class JointMetric(ABC):
         """The squared lengths under the matrix, [examples], from those without it; as `scores`.
 
         `positions` is None for examples that are queries.
+        """
+
+    @abstractmethod
+    def squared_norm_of_sum(self, plain: Tensor, products: Tensor) -> Tensor:
+        """The squared length of the queries' sum under the matrix: [1].
+
+        Args:
+            plain: That without it: [1].
+            products: The queries' with the directions: [queries, directions].
         """
 
     @property

@@ -9,10 +9,10 @@ from tracin.gradients.fast import Pass
 from tracin.gradients.forms import PerExampleGradient, ProductCache, cancelled, checked_squared_norm
 from tracin.late_checks import LateChecks, look_again_if
 from tracin.preconditioners import JointMetric, Metric, metric_parts
+from tracin.preconditioners.joint_sums import JointSums
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.batch_scores import BatchScores
 from tracin.scoring.facts_of import facts_there
-from tracin.scoring.joint_sums import JointSums
 from tracin.scoring.query_gradients import QueryGradients
 from tracin.scoring.score_request import ScoreRequest
 

@@ -31,11 +31,11 @@ from tracin.gradients.forms import (
 from tracin.host import to_host
 from tracin.late_checks import LateChecks, LookAgainError, late_checks
 from tracin.preconditioners import JointMetric, Metric, metric_parts
-from tracin.preconditioners.preconditioner import Scaling
+from tracin.preconditioners.joint_sums import JointSums
+from tracin.preconditioners.preconditioner import Scaling, SolvedQueries
 from tracin.results.example_facts import ExampleFacts
 from tracin.scoring.batch_scores import LeftOut
 from tracin.scoring.facts_of import facts_there
-from tracin.scoring.joint_sums import JointSums
 from tracin.scoring.query_form import LowRank
 from tracin.sharding import device_of
 
@@ -79,7 +79,7 @@ class QueryGradients:
         self._all = most
         self._metric, self._joint = metric_parts(metric)
         self._directions: list[Tensor] = []  # products with those of the joint metric
-        self._solved: Tensor | None = None  # from all of these
+        self._solved: SolvedQueries | None = None  # from all of these
         self._sums: dict[str, PerExampleGradient] = {}
         self._sums_under: dict[str, PerExampleGradient] = {}
         self._held: dict[str, Growing] = {}
@@ -207,12 +207,12 @@ class QueryGradients:
         return scores.mul_(weight)
 
     @property
-    def solved(self) -> Tensor:
-        """What the scores under a joint metric need: [directions, queries]."""
+    def solved(self) -> SolvedQueries:
+        """What the scores under a joint metric need."""
         if self._joint is None:
             raise RuntimeError("no joint metric; a bug in tracin")
         if self._solved is None:
-            self._solved = self._joint.solved(self._joint_products())
+            self._solved = self._joint.solved(torch.cat(self._directions), together=self._together)
         return self._solved
 
     def directions(self, shapes: Mapping[str, torch.Size]) -> list[dict[str, Tensor]]:
@@ -285,16 +285,13 @@ class QueryGradients:
         for other, share in self._metric.scaled_sum(name, form).items():
             _add(self._sums_under, other, share)
 
-    def _joint_products(self) -> Tensor:
-        """The products with the directions of the joint metric: [queries, directions]."""
-        found = torch.cat(self._directions)
-        return found.sum(0, keepdim=True) if self._together else found
-
     def _joint_norms(self, norms: Tensor, products: Tensor) -> Tensor:
         """Weighted squared lengths under the joint metric, from those without it: [queries]."""
         weight = next(iter(self._weights.values()))
         if self._joint is None or weight == 0:
             return norms
+        if self._together:
+            return weight * self._joint.squared_norm_of_sum(norms / weight, products)
         return weight * self._joint.squared_norms(norms / weight, products, None)
 
     @torch.no_grad()
@@ -305,7 +302,7 @@ class QueryGradients:
             if name in self._sums_under
         ]
         norms = torch.stack(squares).sum(0) if squares else torch.zeros(1)
-        return norms if self._joint is None else self._joint_norms(norms, self._joint_products())
+        return self._joint_norms(norms, torch.cat(self._directions)) if self._directions else norms
 
 
 @final
