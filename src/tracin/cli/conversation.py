@@ -126,8 +126,9 @@ def with_answer(tokenizer: Any, question: str, answer: str, train: Any) -> Conve
         raise QueryError(f"The tokenizer makes no token of the answer {answer!r}.")
     if not _has_template(tokenizer):
         end: Any = getattr(tokenizer, "eos_token_id", None)
-        ends = end is not None and is_taught(end, train)
-        return Conversation(prompt, (*ids, end) if ends else tuple(ids))
+        if end is not None and is_taught(end, train):
+            ids = [*ids, int(end)]
+        return Conversation(prompt, tuple(ids))
     said, end = _turn(tokenizer, question, answer)
     end_ids = _encoded(tokenizer, end, is_whole=False)
     text = f"{said}{end}" if end_ids and is_taught(end_ids[-1], train) else said

@@ -53,7 +53,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def network(words: PreTrainedTokenizerFast) -> Any:
+def network(words: Any) -> Any:
     """Yours: AutoModelForCausalLM.from_pretrained("...") as the base model.
 
     An adapter that was trained before is opened by PeftModel.from_pretrained(base, folder,
