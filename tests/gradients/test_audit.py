@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import slow_twin
 import tracin
 from tracin.errors import CoupledExamplesError, DataWarning, LossError
-from tracin.gradients import schedule
+from tracin.gradients import random_products, schedule
 from tracin.gradients.audit import Audit, Reference, audit_factors
 from tracin.gradients.exchange import exchanged
 from tracin.gradients.forms import Dense
@@ -24,6 +24,14 @@ from tracin.gradients.reference import weighted_gradients
 from tracin.gradients.schedule import Schedule
 
 EXAMPLES = 24
+
+
+@pytest.fixture(params=["whole", "random products"])
+def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd's gradients, as those of small and of large matrices are held."""
+    if request.param != "whole":
+        monkeypatch.setattr(random_products, "LARGE", 1)
+        monkeypatch.setattr(random_products, "ROWS", 1)
 
 
 class SortsThenBack(nn.Module):
@@ -123,6 +131,7 @@ def test_examples_that_are_moved_keep_their_own_scores(
     assert torch.allclose(found, expected, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("held")
 def test_two_swapped_examples_among_many_are_found():
     def swap(x: Tensor, order: Tensor) -> Tensor:
         return by_setitem(x, order)
@@ -142,6 +151,7 @@ def test_two_swapped_examples_among_many_are_found():
     assert torch.allclose(found, expected, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("held")
 def test_scores_that_an_audit_did_not_cover_are_made_again():
     model = SortsThenBack(by_setitem, after=12).double()
     run = opened(model)
@@ -155,6 +165,7 @@ def test_scores_that_an_audit_did_not_cover_are_made_again():
     assert "in a batch its rules and autograd differ by" in str(run.coverage(data()))
 
 
+@pytest.mark.usefixtures("held")
 def test_queries_are_audited_as_well():
     model = SortsThenBack(by_setitem, after=EXAMPLES - 4).double()
     train, queries = data(8), tuple(each[-4:] for each in data())
@@ -582,7 +593,8 @@ def test_an_audit_tells_which_parameter_is_wrong_and_by_how_much():
     factors = torch.tensor([0.5, -1.0, 1.5])
     wanted = {name: factors @ each for name, each in rows.items()}
     given = {name: each.clone() for name, each in wanted.items()}  # audits write to theirs
-    audit = Audit(Reference(range(3), factors, given, [[0, 1, 2]], torch.zeros(3)), 1e-6)
+    reference = Reference(range(3), factors, given, [[0, 1, 2]], torch.zeros(3))
+    audit = Audit(reference, 1e-6, torch.Generator())
 
     audit.take("a", Dense(rows["a"][:2]), 0)
     audit.take("a", Dense(rows["a"][2:]), 2)

@@ -144,6 +144,16 @@ def test_a_weighted_sum_is_added_in_place(kind, dtype: torch.dtype):
 
 
 @of_each_kind
+@pytest.mark.parametrize("rows", [WORDS, WIDTH], ids=["its own rows", "others"])
+def test_vectors_are_multiplied_with_a_weighted_sum(kind, rows: int):
+    form, weights, vectors = kind(EXAMPLES, 3, 0), rand(EXAMPLES, seed=3), rand(4, rows, seed=6)
+
+    found = form.along_weighted_sum(vectors, weights)
+
+    assert torch.allclose(found, vectors @ (weights @ form.dense()).view(rows, -1), rtol=1e-10)
+
+
+@of_each_kind
 def test_a_projection_is_applied_to_every_row(kind):
     form, matrix = kind(EXAMPLES, 3, 0), rand(6, WORDS * WIDTH)
 

@@ -6,7 +6,7 @@ change that sum by |c_i - c_j| |g_i - g_j|, far above rounding, whichever call m
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -35,7 +35,8 @@ class Reference:
     Attributes:
         window: The examples' rows in the batch.
         factors: One per example of the window.
-        gradients: The sum of factor x gradient, by parameter; an audit takes those of a pass off.
+        gradients: The sum of factor x gradient, by parameter; an audit takes those of a pass off,
+            and keeps few of them.
         groups: The rows of the smaller batches that it was computed in.
         losses: Those of the groups' rows, one group after the other: [examples].
     """
@@ -87,13 +88,23 @@ class Audit:
     Args:
         reference: What autograd gives; its gradients are written to.
         tolerance: How far two computations of the same gradient may be apart, relative to it.
+        random: Of large gradients, products with random vectors are held, drawn from here.
         kept: Parameters whose sums are kept apart in `found`, and their reference as it is.
     """
 
-    def __init__(self, reference: Reference, tolerance: float, kept: Collection[str] = ()) -> None:
-        self.reference = reference
+    def __init__(
+        self,
+        reference: Reference,
+        tolerance: float,
+        random: torch.Generator,
+        kept: Collection[str] = (),
+    ) -> None:
+        # No audit is of a model that is divided, so that the parameters need not be known.
+        self._remainder = Remainder(reference.gradients, {}, kept, random)
+        # Those of a large model take as much memory as it does, through the whole pass.
+        whole = {name: each for name, each in reference.gradients.items() if name in kept}
+        self.reference = replace(reference, gradients=whole)
         self.tolerance = tolerance
-        self._remainder = Remainder(reference.gradients, reference.gradients, kept)
 
     def taking(self, visit: Visit) -> Visit:
         """The same visitor; this audit takes whatever it takes."""

@@ -68,12 +68,15 @@ class Auditor:
         self._apart = losses
         return self._schedule.first
 
-    def next(self, batch: Batch, tolerance: float, *, is_last: bool) -> Audit | None:
+    def next(
+        self, batch: Batch, tolerance: float, leave_out: Collection[str], *, is_last: bool
+    ) -> Audit | None:
         """The audit of the next batch; None if it is not audited, as no batch is of sharded models.
 
         Args:
             batch: The batch.
             tolerance: What rounding explains.
+            leave_out: Parameters that the pass skips; who multiplies them compares by itself.
             is_last: Whether it is the last of the pass.
         """
         self._tolerance = tolerance
@@ -83,8 +86,8 @@ class Auditor:
         if window is None:
             return None
         if len(window) == length(batch):
-            return self._audit(batch, self._groups(window), tolerance)
-        return self._audit(batch, [self._shuffled(window)], tolerance)
+            return self._audit(batch, self._groups(window), tolerance, leave_out)
+        return self._audit(batch, [self._shuffled(window)], tolerance, leave_out)
 
     def after(
         self, batch: Batch, result: Pass, audit: Audit | None, leave_out: Collection[str]
@@ -100,7 +103,8 @@ class Auditor:
         is_whole = audit is not None and len(audit.reference.window) == length(batch)
         if not self._schedule.is_new(result.path, is_audited=is_whole) or self._traced.is_sharded:
             return audit
-        audit = self._audit(batch, self._groups(range(length(batch))), self._tolerance)
+        groups = self._groups(range(length(batch)))
+        audit = self._audit(batch, groups, self._tolerance, leave_out)
         self._passes.run(batch, audit.take, leave_out)
         return audit
 
@@ -146,7 +150,7 @@ class Auditor:
             # A ReLU whose input is zero but for rounding may switch with the order of a batch or
             # its size: compare with the same batch in the same order.
             rows = list(range(length(batch)))
-            audit = self._audit(batch, [rows], audit.tolerance, kept=failed)
+            audit = self._audit(batch, [rows], audit.tolerance, failed)
             self._passes.run(batch, audit.take, leave_out)
             found = audit.gaps(leave_out) or {}
             failed = {name: gap for name, gap in found.items() if name in failed}
@@ -219,10 +223,10 @@ class Auditor:
         batch: Batch,
         groups: list[list[int]],
         tolerance: float,
-        kept: Collection[str] = (),
+        kept: Collection[str],
     ) -> Audit:
         traced = self._traced
         reference = Reference.of(
             traced.model, traced.compute, batch, traced.parameters, groups, self._random
         )
-        return Audit(reference, tolerance, kept)
+        return Audit(reference, tolerance, self._random, kept)

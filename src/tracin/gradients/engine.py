@@ -217,7 +217,7 @@ class Gradients:
         visit = _in_real_numbers(visit, self.parameters)
         self._table.is_settled = not self._pairs.is_due(batch)
         try:
-            audit = self._auditor.next(batch, self.tolerance, is_last=is_last)
+            audit = self._auditor.next(batch, self.tolerance, leave_out, is_last=is_last)
             before = RandomState.now()
             taking = audit.taking(visit) if audit else visit
             result = self._run(batch, taking, leave_out)

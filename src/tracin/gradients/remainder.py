@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tracin.gradients.distances import too_far, whole_lengths
 from tracin.gradients.forms import PerExampleGradient
+from tracin.gradients.random_products import VECTORS, RandomProducts, is_large
 from tracin.sharding import is_divided, own
 from tracin.torch_internals import lengths_of
 
@@ -18,13 +19,16 @@ class Remainder:
     """Sums of factor x gradient, from which a pass's are taken in place.
 
     The numbers of a model are held once: neither the pass's own sums nor the differences are kept,
-    which of a large language model would be two more copies of it.
+    which of a large language model would be two more copies of it. With `random` they are not held
+    at all.
 
     Args:
         gradients: The sum by autograd, by parameter; of a sharded one, this rank's part. Their
             memory is written to.
         parameters: The parameters, by name.
         kept: Those whose sums are kept apart in `found`, and their gradients left as they are.
+        random: Of other large gradients only products with random vectors are held, drawn from
+            here; None holds all of them.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Remainder:
         gradients: Mapping[str, Tensor],
         parameters: Mapping[str, Tensor],
         kept: Collection[str] = (),
+        random: torch.Generator | None = None,
     ) -> None:
         self._parameters = parameters
         self._is_divided = is_divided(parameters)  # asked for every one of them
@@ -40,6 +45,13 @@ class Remainder:
         # Of numbers that do not lie in order, as of a transposed weight, this is a copy.
         self._left = {name: gradient.flatten() for name, gradient in gradients.items()}
         self._sizes = lengths_of(list(self._left.values()))  # on the device until they are read
+        self._vectors: dict[str, Tensor] = {}
+        if random is not None:
+            products = RandomProducts(gradients.values(), random)
+            for name, gradient in gradients.items():
+                if name not in kept and is_large(gradient):
+                    self._vectors[name] = products.vectors(gradient)
+                    self._left[name] = products.of(gradient)
 
     @torch.no_grad()
     def take(self, name: str, form: PerExampleGradient, factors: Tensor) -> None:
@@ -53,6 +65,8 @@ class Remainder:
         if name in self._kept:
             found = form.weighted_sum(factors)
             self._found[name] = found if name not in self._found else self._found[name].add_(found)
+        elif name in self._vectors:
+            self._left[name].sub_(form.along_weighted_sum(self._vectors[name], factors))
         elif self._is_divided:
             parameter = self._parameters[name]
             whole = form.weighted_sum(-factors).view(parameter.shape)
@@ -90,6 +104,8 @@ class Remainder:
         read = torch.cat([self._sizes, lengths_of(left)]).tolist()
         sizes = dict(zip(self._left, read[: len(left)], strict=True))
         apart = dict(zip(self._left, read[len(left) :], strict=True))
+        for name in self._vectors:
+            apart[name] /= VECTORS**0.5
         wanted = {name: size for name, size in sizes.items() if name not in leave_out}
         if not all(map(isfinite, wanted.values())):
             return None

@@ -84,6 +84,18 @@ class PerExampleGradient(ABC):
         """
         into.add_(self.weighted_sum(weights))
 
+    def along_weighted_sum(self, vectors: Tensor, weights: Tensor) -> Tensor:
+        """The products of some vectors with the sum over examples of weight x gradient.
+
+        Args:
+            vectors: Multiplied from the left, with that sum as a matrix of `rows`: [vectors, rows].
+            weights: [examples].
+
+        Returns:
+            [vectors, numbers / rows], as precise as the vectors.
+        """
+        return vectors @ self.weighted_sum(weights).reshape(vectors.shape[1], -1).to(vectors)
+
     def squared_norm_under(self, metric: Tensor) -> Tensor:
         """The sum over entries of metric x gradient^2, [examples]: a length in scaled units.
 

@@ -87,6 +87,12 @@ class OuterProduct(PerExampleGradient):
         left, right = self._weighted(weights)
         into.view(left.shape[1], right.shape[1]).addmm_(left.mT, right)
 
+    def along_weighted_sum(self, vectors: Tensor, weights: Tensor) -> Tensor:
+        if vectors.shape[1] != self.shape[0]:
+            return super().along_weighted_sum(vectors, weights)
+        left, right = self._weighted(weights)
+        return (vectors @ left.mT.to(vectors)) @ right.to(vectors)
+
     def _weighted(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides, [examples x positions, ..]; the narrower one is multiplied by the weights."""
         each = weights.to(self.left).view(-1, 1, 1)

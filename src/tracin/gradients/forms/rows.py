@@ -51,6 +51,12 @@ class SparseRows(PerExampleGradient):
         values = (self.values * weights.to(self.values).view(-1, 1, 1)).flatten(0, 1)
         into.view(self.size, values.shape[1]).index_add_(0, self.index.flatten(), values)
 
+    def along_weighted_sum(self, vectors: Tensor, weights: Tensor) -> Tensor:
+        if vectors.shape[1] != self.size:
+            return super().along_weighted_sum(vectors, weights)
+        values = (self.values * weights.to(self.values).view(-1, 1, 1)).flatten(0, 1)
+        return vectors.index_select(1, self.index.flatten()) @ values.to(vectors)
+
     def squared_norm(self) -> Tensor:
         positions = self.index.shape[1]
 

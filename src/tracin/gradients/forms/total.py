@@ -55,6 +55,10 @@ class SumOf(PerExampleGradient):
         for form in self.forms:
             form.add_weighted_sum(weights, into)
 
+    def along_weighted_sum(self, vectors: Tensor, weights: Tensor) -> Tensor:
+        each = [form.along_weighted_sum(vectors, weights) for form in self.forms]
+        return torch.stack(each).sum(0)
+
     def squared_norm(self) -> Tensor:
         norms = torch.stack([form.squared_norm() for form in self.forms]).sum(0)
         for i, form in enumerate(self.forms):
