@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import slow_twin
 import tracin
 from slow_twin import part
+from tracin.gradients import engine
+from zoo import ZOO
 
 EXAMPLES, TOKENS, WORDS = 6, 5, 30
 SIDES = {
@@ -273,3 +275,19 @@ def test_dora_goes_the_fast_way(targets: Any):
                 parameter.add_(0.1 * torch.rand_like(parameter))
 
     check(model, "causal_lm", tokens())
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_what_a_batch_misses_and_no_pair_of_it_is_settled_as_well(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine, "_SEED", seed)  # 4 draws such pairs
+    case = ZOO["branch_taken_by_each_example"].build()
+    train = part(case.data, torch.tensor([3, 0, 4, 2, 1]))
+    run = tracin.TracIn(case.model, case.loss, [case.model.state_dict()], learning_rates=[1.0])
+
+    run.self_influence(train, batch_size=3)
+    found = run.influence(train, case.queries, batch_size=3)
+
+    expected = slow_twin.influence(case.model, case.loss, train, case.queries)
+    assert torch.allclose(found.double(), expected.double(), rtol=1e-4, atol=1e-5)

@@ -1,6 +1,6 @@
 """Audits passes while they run, and steps down to slower methods where an audit fails."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import final
 
 import torch
@@ -19,6 +19,8 @@ from tracin.gradients.self_check import are_apart, refuse_other_losses
 from tracin.gradients.settling import slower_methods
 from tracin.gradients.stepping_down import LearnAgainError, SteppedDownError
 from tracin.gradients.traced_model import TracedModel
+
+_NOTHING: Mapping[str, str] = {}
 
 
 @final
@@ -136,13 +138,13 @@ class Auditor:
         if not bool(torch.isfinite(together.sum())):
             return
         is_apart = are_apart(together, apart.to(together), audit.tolerance)
-        if not self._methods.is_settled:
-            if failed or is_apart:
+        if failed or is_apart:
+            if not self._methods.is_settled:
                 self.settle(batch)
-            elif len(reference.window) == length(batch):
-                self._pairs.settle(batch, result)
-                if result.path is not None and length(batch) >= FEW:
-                    self._shown.add(result.path)
+        elif self._pairs.is_due(batch) and len(reference.window) == length(batch):
+            self._pairs.settle(batch, result)
+            if result.path is not None and length(batch) >= FEW:
+                self._shown.add(result.path)
         if is_apart:
             self._refuse_changing(batch, audit.tolerance)
             refuse_other_losses(traced, batch, groups, together, apart, audit.tolerance)
@@ -172,16 +174,16 @@ class Auditor:
                 self._methods.step_down(changed)
                 raise SteppedDownError(changed)
 
-    def settle(self, batch: Batch, missed: Collection[str] = ()) -> None:
+    def settle(self, batch: Batch, missed: Mapping[str, str] = _NOTHING) -> None:
         """Check pairs of a batch on which a pass of methods that are not settled failed.
 
         Args:
             batch: The batch.
-            missed: Parameters that the fast method missed.
+            missed: Parameters that the fast method missed, and why.
 
         Raises:
-            SteppedDownError: Methods have changed, or something was missed, or what was known of
-                the model's calls may no longer hold: begin again.
+            SteppedDownError: Methods have changed, or what was known of the model's calls may no
+                longer hold: begin again.
             CoupledExamplesError: Examples depend on each other.
             LossError: The loss draws random numbers, or changes state.
         """
@@ -192,8 +194,12 @@ class Auditor:
         changed = {
             name for name in self._traced.parameters if before[name].method != self._methods[name]
         }
-        if changed or missed:
-            raise SteppedDownError(changed or missed)
+        if missed and not changed:
+            # No pair showed it, and the next pass over this batch would miss it again.
+            self._pairs.step_down(part(batch, slice(0, 2)), missed, self._tolerance)
+            changed = set(missed)
+        if changed:
+            raise SteppedDownError(changed)
 
     def take_back(self) -> None:
         """Forget the last batch: its pass failed, and the next one is in its place."""

@@ -215,7 +215,7 @@ class Gradients:
         scores = self._forward_mode.scores(batch, directions) if directions else None
         leave_out = () if scores is None else tuple(directions[0])
         visit = _in_real_numbers(visit, self.parameters)
-        self._table.is_settled = not self._pairs.is_due(batch)
+        self._table.is_settled = not self._pairs.is_due(batch) or self._pairs.knows(batch)
         try:
             audit = self._auditor.next(batch, self.tolerance, leave_out, is_last=is_last)
             before = RandomState.now()

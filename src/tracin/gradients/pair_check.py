@@ -124,6 +124,10 @@ class PairCheck:
         """Whether the audit of a batch like this one has to tell."""
         return bool(self._due) and structure(batch) in self._due
 
+    def knows(self, batch: Batch) -> bool:
+        """Whether a check or an audit of a batch like this one has settled the methods."""
+        return structure(batch) in self._known
+
     def leave_to_audit(
         self, batch: Batch, tolerance: float, *, is_first: bool = True
     ) -> LossesApart | None:
@@ -217,7 +221,7 @@ class PairCheck:
         if missed and traced.is_sharded:
             raise UnsupportedModelError(without_fast_method(missed))
         if missed:
-            self._step_down(opinion, missed, tolerance)
+            self.step_down(opinion.pair, missed, tolerance)
         self._note(kind)
         return checked
 
@@ -324,9 +328,15 @@ class PairCheck:
             gaps = {name: gap for name, gap in gaps.items() if name in beyond}
         return {name: _GAP.format(gap) for name, gap in gaps.items()}
 
-    def _step_down(self, opinion: _Opinion, missed: Mapping[str, str], tolerance: float) -> None:
-        """Settle a slower method for the parameters that the fast one missed."""
-        traced, pair = self._traced, opinion.pair
+    def step_down(self, pair: Batch, missed: Mapping[str, str], tolerance: float) -> None:
+        """Settle a slower method for the parameters that the fast one missed.
+
+        Args:
+            pair: Two examples, or one in place of both.
+            missed: The parameters, and why.
+            tolerance: What rounding explains.
+        """
+        traced = self._traced
         parameters = {name: traced.parameters[name] for name in missed}
 
         def run(visit: Visit) -> None:
