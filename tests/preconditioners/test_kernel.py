@@ -323,6 +323,34 @@ def test_sums_and_cosines_of_landmarks_have_the_scores_of_float64(known):
         assert apart(found, expected) < 2e-3
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-7])
+def test_landmarks_of_short_gradients_have_scores_as_precise_as_others(size):
+    model, shape = nets()["one position"]
+    x, y = data_for(shape)
+    amounts = torch.where(torch.arange(len(y)) % 3 == 0, size, 1.0)
+    data = x, y, amounts
+
+    def loss(model, batch):
+        return batch[2] * F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    kernel = tracin.Kernel(0.1, fit=data)
+    run = tracin.TracIn(model, loss, [model.state_dict()], preconditioner=kernel)
+    found, own = run.influence(data, data), run.self_influence(data)
+    top = run.explain(data, data, k=EXAMPLES, group="sum")[0].proponents
+
+    rows = rows_of(model, (x, y)) * amounts.unsqueeze(1)
+    metric, _ = metric_of(rows, 0.1)
+    expected = rows @ metric @ rows.T
+    # In units of both lengths, in which no score is small for its gradients.
+    lengths = expected.diagonal().sqrt()
+    torch.testing.assert_close(
+        found / lengths / lengths[:, None], expected / lengths / lengths[:, None]
+    )
+    torch.testing.assert_close(own / lengths.square(), torch.ones(EXAMPLES))
+    total = torch.tensor([one.score for one in sorted(top, key=lambda one: one.id)])
+    torch.testing.assert_close(total / lengths, expected.sum(1) / lengths)
+
+
 def test_two_passes_say_how_far_a_landmark_may_be_from_itself():
     lengths, products = torch.tensor([2.0, 1.0]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     which = torch.tensor([0])
