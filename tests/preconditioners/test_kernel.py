@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import tracin
 from preconditioners.nets import CLASSES, EXAMPLES, QUERIES, data_for, gradients_of, nets
 from tracin.errors import PreconditionerError
+from tracin.preconditioners.kernel import KernelInverse, LandmarkMetric
+from tracin.preconditioners.landmarks import Landmarks
 from tracin.preconditioners.recognised import Recognised
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -349,6 +351,25 @@ def test_landmarks_of_short_gradients_have_scores_as_precise_as_others(size):
     torch.testing.assert_close(own / lengths.square(), torch.ones(EXAMPLES))
     total = torch.tensor([one.score for one in sorted(top, key=lambda one: one.id)])
     torch.testing.assert_close(total / lengths, expected.sum(1) / lengths)
+
+
+def test_what_is_drawn_anew_in_a_landmark_s_place_is_none():
+    gram, damping = torch.tensor([[4.0, 0.0], [0.0, 1.0]]), 0.5
+    inverse = torch.linalg.inv(gram + 2 * damping * torch.eye(2))
+    probed = torch.tensor([[2.0], [1.0]])
+    recognised = Recognised(probed, gram.diagonal().sqrt(), 1e-6)
+    kernel = KernelInverse(Landmarks(), inverse, 2 * gram @ inverse, damping, recognised)
+    metric = LandmarkMetric(kernel, {7: 0})
+    solved = metric.solved(torch.tensor([[1.0, 0.0, 3.0]]), together=False)
+    drawn, same = torch.tensor([[0.5, 0.3, 1.0]]), torch.cat([gram[:1], probed[:1]], 1)
+
+    def scores(own, position):
+        plain = torch.tensor([[0.4]])
+        found = metric.scores(plain, own, solved, [position])
+        return torch.stack([found[0], metric.squared_norms(plain[0], own, [position])])
+
+    assert torch.equal(scores(drawn, 7), scores(drawn, 8))
+    torch.testing.assert_close(scores(same, 7), scores(same, 8) / (2 * damping * inverse[0, 0]))
 
 
 def test_two_passes_say_how_far_a_landmark_may_be_from_itself():

@@ -283,7 +283,7 @@ class LandmarkMetric(JointMetric):
         found = plain.to(solved.kept) * solved.kept + with_landmarks @ solved.along
         among = solved.scores[landmarks.clamp(min=0)]
         found = torch.where((landmarks >= 0).unsqueeze(1), among, found / self._damping)
-        return (found / self._shares(positions).unsqueeze(1)).to(plain)
+        return (found / self._shares(positions, landmarks).unsqueeze(1)).to(plain)
 
     def squared_norms(self, plain: Tensor, own: Tensor, positions: Sequence[int] | None) -> Tensor:
         """The squared lengths under the matrix: [examples]."""
@@ -292,7 +292,9 @@ class LandmarkMetric(JointMetric):
         found = (plain.to(spanned) - spanned) / self._damping
         among = self._among.diagonal()[landmarks.clamp(min=0)]
         found = torch.where(landmarks >= 0, among, found).clamp(min=0)
-        return (found if positions is None else found / self._shares(positions)).to(plain)
+        if positions is not None:
+            found = found / self._shares(positions, landmarks)
+        return found.to(plain)
 
     def squared_norm_of_sum(self, plain: Tensor, products: Tensor) -> Tensor:
         """The squared length of the queries' sum under the matrix: [1]."""
@@ -323,9 +325,12 @@ class LandmarkMetric(JointMetric):
         both = torch.tensor(found, dtype=torch.long, device=device).reshape(-1, 2)
         return both[:, 0], both[:, 1]
 
-    def _shares(self, positions: Sequence[int]) -> Tensor:
-        """What is left of an example's score when it is a landmark; 1 where it is none."""
+    def _shares(self, positions: Sequence[int], landmarks: Tensor) -> Tensor:
+        """What is left of an example's score when it is a landmark; 1 where it is none.
+
+        An example in a landmark's place is none where the data have changed since.
+        """
         shares = torch.ones(len(positions), dtype=self._left.dtype, device=self._left.device)
         at, rows = self._placed(positions, shares.device)
-        shares[at] = self._left[rows]
+        shares[at] = torch.where(landmarks[at] == rows, self._left[rows], 1.0)
         return shares
