@@ -171,6 +171,24 @@ def test_without_a_template_the_question_begins_as_a_text_and_is_not_ended():
         with_answer(Plain(), "hi", "", TAUGHT)
 
 
+@pytest.mark.parametrize("train", [TAUGHT, UNTAUGHT])
+def test_a_tokenizer_that_ends_every_text_ends_an_answer_once_and_only_where_that_is_taught(train):
+    class Ending:
+        eos_token_id = ord("|")
+
+        def encode(self, text: str) -> list[int]:
+            return [*map(ord, text), self.eos_token_id]
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(map(chr, ids))
+
+    conversation = with_answer(Ending(), "hi", "yes", train)
+
+    assert conversation.prompt == tuple(map(ord, "hi"))
+    assert conversation.answer == tuple(map(ord, "yes|" if train is TAUGHT else "yes"))
+    assert with_answer(Ending(), "hi", "", TAUGHT).answer == (Ending.eos_token_id,)
+
+
 def test_an_end_is_taught_where_the_labels_of_training_hold_it():
     assert is_taught(9, texts_with(5, 6, 9))
     assert not is_taught(9, texts_with(9, 6, IGNORED))  # the first token is not predicted

@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 import slow_twin
 import tracin
 from tracin.errors import CoupledExamplesError, DataWarning, LossError
-from tracin.gradients import random_products, schedule
+from tracin.gradients import Gradients, random_products, schedule
 from tracin.gradients.audit import Audit, Reference, audit_factors
 from tracin.gradients.exchange import exchanged
 from tracin.gradients.forms import Dense
 from tracin.gradients.reference import weighted_gradients
 from tracin.gradients.schedule import Schedule
+from tracin.losses import open_loss
 
 EXAMPLES = 24
 
@@ -788,3 +789,18 @@ def test_later_checkpoints_of_a_large_model_are_audited_as_the_first(
 
     assert torch.allclose(found, torch.stack(expected).sum(0), rtol=1e-9)
     assert torch.allclose(alone, found.diagonal(), rtol=1e-9)
+
+
+def test_a_check_at_other_weights_begins_with_a_short_batch_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(schedule, "BYTES", 0)
+    model, batch = nn.Linear(4, 3).double(), data(6)
+    gradients = Gradients(model, open_loss("cross_entropy"), dict(model.named_parameters()))
+    gradients.check_in_pass(batch)
+    short = gradients.begin(100)
+    gradients.visit(batch, lambda name, form, row: None)
+
+    assert short < gradients.begin(100) == 100
+    with torch.no_grad():
+        model.weight.mul_(2)
+    gradients.check(batch)
+    assert gradients.begin(100) == short

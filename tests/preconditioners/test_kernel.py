@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import tracin
 from preconditioners.nets import CLASSES, EXAMPLES, QUERIES, data_for, gradients_of, nets
 from tracin.errors import PreconditionerError
+from tracin.preconditioners.kernel import KernelInverse, LandmarkMetric
+from tracin.preconditioners.landmarks import Landmarks
 from tracin.preconditioners.recognised import Recognised
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -321,6 +323,53 @@ def test_sums_and_cosines_of_landmarks_have_the_scores_of_float64(known):
 
     for found, expected in zip(*in_both(model, ask), strict=True):
         assert apart(found, expected) < 2e-3
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-7])
+def test_landmarks_of_short_gradients_have_scores_as_precise_as_others(size):
+    model, shape = nets()["one position"]
+    x, y = data_for(shape)
+    amounts = torch.where(torch.arange(len(y)) % 3 == 0, size, 1.0)
+    data = x, y, amounts
+
+    def loss(model, batch):
+        return batch[2] * F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    kernel = tracin.Kernel(0.1, fit=data)
+    run = tracin.TracIn(model, loss, [model.state_dict()], preconditioner=kernel)
+    found, own = run.influence(data, data), run.self_influence(data)
+    top = run.explain(data, data, k=EXAMPLES, group="sum")[0].proponents
+
+    rows = rows_of(model, (x, y)) * amounts.unsqueeze(1)
+    metric, _ = metric_of(rows, 0.1)
+    expected = rows @ metric @ rows.T
+    # In units of both lengths, in which no score is small for its gradients.
+    lengths = expected.diagonal().sqrt()
+    torch.testing.assert_close(
+        found / lengths / lengths[:, None], expected / lengths / lengths[:, None]
+    )
+    torch.testing.assert_close(own / lengths.square(), torch.ones(EXAMPLES))
+    total = torch.tensor([one.score for one in sorted(top, key=lambda one: one.id)])
+    torch.testing.assert_close(total / lengths, expected.sum(1) / lengths)
+
+
+def test_what_is_drawn_anew_in_a_landmark_s_place_is_none():
+    gram, damping = torch.tensor([[4.0, 0.0], [0.0, 1.0]]), 0.5
+    inverse = torch.linalg.inv(gram + 2 * damping * torch.eye(2))
+    probed = torch.tensor([[2.0], [1.0]])
+    recognised = Recognised(probed, gram.diagonal().sqrt(), 1e-6)
+    kernel = KernelInverse(Landmarks(), inverse, 2 * gram @ inverse, damping, recognised)
+    metric = LandmarkMetric(kernel, {7: 0})
+    solved = metric.solved(torch.tensor([[1.0, 0.0, 3.0]]), together=False)
+    drawn, same = torch.tensor([[0.5, 0.3, 1.0]]), torch.cat([gram[:1], probed[:1]], 1)
+
+    def scores(own, position):
+        plain = torch.tensor([[0.4]])
+        found = metric.scores(plain, own, solved, [position])
+        return torch.stack([found[0], metric.squared_norms(plain[0], own, [position])])
+
+    assert torch.equal(scores(drawn, 7), scores(drawn, 8))
+    torch.testing.assert_close(scores(same, 7), scores(same, 8) / (2 * damping * inverse[0, 0]))
 
 
 def test_two_passes_say_how_far_a_landmark_may_be_from_itself():

@@ -95,10 +95,7 @@ def prompt_of(tokenizer: Any, question: str) -> tuple[int, ...]:
     if _has_template(tokenizer):
         ids = _encoded(tokenizer, _filled(tokenizer, question, None), is_whole=False)
     else:
-        ids = _encoded(tokenizer, question, is_whole=True)
-        # Some tokenizers end every text; a question is not over.
-        if len(ids) > 1 and ids[-1] == getattr(tokenizer, "eos_token_id", None):
-            ids = ids[:-1]
+        ids = _without_end(tokenizer, _encoded(tokenizer, question, is_whole=True))
     if not ids:
         raise QueryError(f"The tokenizer makes no token of the question {question!r}.")
     return tuple(ids)
@@ -121,12 +118,12 @@ def with_answer(tokenizer: Any, question: str, answer: str, train: Any) -> Conve
         QueryError: No token comes of one of the two.
     """
     prompt = prompt_of(tokenizer, question)
-    ids = _encoded(tokenizer, answer, is_whole=False)
+    ids = _without_end(tokenizer, _encoded(tokenizer, answer, is_whole=False))
     if not ids:
         raise QueryError(f"The tokenizer makes no token of the answer {answer!r}.")
     if not _has_template(tokenizer):
         end: Any = getattr(tokenizer, "eos_token_id", None)
-        if end is not None and is_taught(end, train):
+        if end is not None and ids[-1] != end and is_taught(end, train):
             ids = [*ids, int(end)]
         return Conversation(prompt, tuple(ids))
     said, end = _turn(tokenizer, question, answer)
@@ -246,6 +243,12 @@ def _encoded(tokenizer: Any, text: str, *, is_whole: bool) -> list[int]:
     else:
         found = tokenizer.encode(text)
     return [int(each) for each in getattr(found, "ids", found)]
+
+
+def _without_end(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The tokens of a text that is not over: some tokenizers end every text."""
+    is_ended = len(ids) > 1 and ids[-1] == getattr(tokenizer, "eos_token_id", None)
+    return ids[:-1] if is_ended else ids
 
 
 def _takes(function: Any, name: str) -> bool:

@@ -305,7 +305,7 @@ def _outside_graphs(leaf: Any) -> Any:
 
 def default_collated(examples: list[Any], name: str) -> Batch:
     """Torch's own collate, with an error that says what to do when examples do not stack."""
-    _refuse_other_keys(examples, "")
+    _refuse_other_keys(examples, name)
     try:
         return default_collate(examples)
     except (RuntimeError, TypeError, KeyError) as error:
@@ -325,7 +325,7 @@ def default_collated(examples: list[Any], name: str) -> Batch:
         ) from error
 
 
-def _refuse_other_keys(values: Sequence[Any], path: str) -> None:
+def _refuse_other_keys(values: Sequence[Any], name: str, path: str = "") -> None:
     """Torch's collate takes the keys of the first example: what others have besides would be lost.
 
     Raises:
@@ -338,19 +338,19 @@ def _refuse_other_keys(values: Sequence[Any], path: str) -> None:
             if not isinstance(each, Mapping) or each.keys() != keys:
                 came = f"keys {listed(each)}" if isinstance(each, Mapping) else a_kind(each)
                 raise DataError(
-                    f"Examples cannot be stacked to a batch: example{path} of one has the keys "
-                    f"{listed(keys)}, and of another {came}. Give all of them the same keys, or "
-                    "pass a DataLoader with a collate_fn that fills in what is missing."
+                    f"Examples of {name} cannot be stacked to a batch: example{path} of one has "
+                    f"the keys {listed(keys)}, and of another {came}. Give all of them the same "
+                    "keys, or pass a DataLoader with a collate_fn that fills in what is missing."
                 )
         for key, value in first.items():
             if isinstance(value, Mapping | list | tuple):
-                _refuse_other_keys([each[key] for each in values], f"{path}[{key!r}]")
+                _refuse_other_keys([each[key] for each in values], name, f"{path}[{key!r}]")
     elif isinstance(first, list | tuple):
         for at, value in enumerate(first):
             if not isinstance(value, Mapping | list | tuple):
                 continue
             if all(isinstance(each, list | tuple) and len(each) > at for each in values):
-                _refuse_other_keys([each[at] for each in values], f"{path}[{at}]")
+                _refuse_other_keys([each[at] for each in values], name, f"{path}[{at}]")
 
 
 def _by_trainer(example: Any) -> str:

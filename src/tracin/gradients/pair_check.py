@@ -193,6 +193,7 @@ class PairCheck:
         self._methods.begin_with(_BY_RULES)
         kind = structure(batch)
         self._due = [each for each in self._due if each != kind]
+        self._is_shown = False  # of other weights, perhaps
         pairs = self._pairs(length(batch))
         first = part(batch, pairs[0])
         if kind in self._known and not traced.is_sharded:
@@ -206,7 +207,6 @@ class PairCheck:
         checked = None
         if opinion.is_finite:
             checked = self._apart(batch, pairs[0], opinion.alone, are_all=True)
-        if opinion.is_finite:
             refuse_unrepeatable(traced, first, opinion.alone, tolerance)
         for pair in pairs[1:]:
             if opinion.is_agreed:

@@ -19,8 +19,8 @@ class Remainder:
     """Sums of factor x gradient, from which a pass's are taken in place.
 
     The numbers of a model are held once: neither the pass's own sums nor the differences are kept,
-    which of a large language model would be two more copies of it. With `random` they are not held
-    at all.
+    which of a large language model would be two more copies of it. With `random` those of large
+    matrices are not held at all.
 
     Args:
         gradients: The sum by autograd, by parameter; of a sharded one, this rank's part. Their

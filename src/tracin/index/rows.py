@@ -32,6 +32,7 @@ from tracin.scoring.read_ahead import ReadAhead
 from tracin.scoring.settled import settled
 from tracin.sharding import each_says, joined, part_of
 from tracin.sketches import (
+    PILOT,
     Pilot,
     Plan,
     Projection,
@@ -42,8 +43,7 @@ from tracin.sketches import (
 )
 from tracin.sketches.kinds import Convolved, Factored
 
-PILOT = 16  # examples that the plan is made from, where it depends on their gradients
-# Where it follows from shapes: examples that show these, and examples and sketches of each that
+# Where a plan follows from shapes: examples that show these, and examples and sketches of each that
 # show how far sketched products are off. Error bars vary by 5 % from data to data (3 % by all 16).
 SHAPES, MEASURED, DRAWS = 2, 8, 4
 PILOT_BYTES = 1 << 31  # of their activations at once; the same everywhere, so that plans are, too
@@ -63,6 +63,7 @@ class Sketched:
         labels: [examples]; -1 where the loss has no classes, or an example has not exactly one.
         is_right: [examples]: 1 where the class of the highest score is the label, 0 where not, -1
             where that is not known.
+        predicted: [examples]: the class of the highest score; -1 where that is not known.
     """
 
     rows: Tensor

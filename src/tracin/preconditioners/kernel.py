@@ -170,17 +170,21 @@ class Kernel(Fitted):
                     "Use more damping, or a model in float64."
                 )
             inverse = torch.cholesky_inverse(factor)
+            among = number * gram @ inverse
+            # Either order gives it; the shorter gradient's row is as precise as that gradient.
+            lengths = gram.diagonal().sqrt()
+            among = torch.where(lengths.unsqueeze(1) <= lengths, among, among.mT)
         # Those with the largest gradients lose most to rounding.
         largest = gram.diagonal().topk(min(AGAIN, number)).indices.sort().values
         again = FitProducts(held)
         place.read(landmarks.subset(largest.tolist()), again.batch)
         recognised = Recognised.by(
             products[:, number:],
-            gram.diagonal().sqrt().to(products),
+            lengths.to(products),
             again.products[:, number:],
             largest,
         )
-        return KernelInverse(held, inverse, damping, recognised)
+        return KernelInverse(held, inverse, among, damping, recognised)
 
     def _chosen(self, data: Examples) -> list[int]:
         """The positions of the landmarks, ascending."""
@@ -208,12 +212,16 @@ class KernelInverse:
     Attributes:
         landmarks: Their gradients.
         inverse: (n lambda I + G G^T)^-1: [landmarks, landmarks].
+        among: G (F + lambda I)^-1 G^T, which is n G G^T times the inverse: [landmarks, landmarks].
+            As n (1 - n lambda x the inverse) it would drown in rounding for gradients that are
+            short beside the damping's root.
         damping: lambda.
         recognised: What landmarks are recognised by.
     """
 
     landmarks: Landmarks
     inverse: Tensor
+    among: Tensor
     damping: float
     recognised: Recognised
 
@@ -229,6 +237,7 @@ class LandmarkMetric(JointMetric):
 
     def __init__(self, kernel: KernelInverse, rows: dict[int, int]) -> None:
         self._landmarks, self._inverse = kernel.landmarks, kernel.inverse
+        self._among = kernel.among
         self._damping, self._rows = kernel.damping, rows
         self._recognised = kernel.recognised
         self._number = len(kernel.inverse)
@@ -256,7 +265,7 @@ class LandmarkMetric(JointMetric):
         scores = self._number * self._inverse @ own.mT
         found = landmarks >= 0
         columns = self._inverse[:, landmarks.clamp(min=0)] * self._number * self._damping
-        scores = torch.where(found, self._among(landmarks), scores)
+        scores = torch.where(found, self._among[:, landmarks.clamp(min=0)], scores)
         if together and not bool(found.all()):
             found = torch.zeros_like(found)  # of their sum nothing can be left out
         along = torch.where(found, columns, -scores / self._number)
@@ -274,22 +283,24 @@ class LandmarkMetric(JointMetric):
         found = plain.to(solved.kept) * solved.kept + with_landmarks @ solved.along
         among = solved.scores[landmarks.clamp(min=0)]
         found = torch.where((landmarks >= 0).unsqueeze(1), among, found / self._damping)
-        return (found / self._shares(positions).unsqueeze(1)).to(plain)
+        return (found / self._shares(positions, landmarks).unsqueeze(1)).to(plain)
 
     def squared_norms(self, plain: Tensor, own: Tensor, positions: Sequence[int] | None) -> Tensor:
         """The squared lengths under the matrix: [examples]."""
         landmarks, with_landmarks = self._which(own, positions), self._with_landmarks(own)
         spanned = torch.linalg.vecdot(with_landmarks @ self._inverse, with_landmarks)
         found = (plain.to(spanned) - spanned) / self._damping
-        among = self._number * (1 - self._left[landmarks.clamp(min=0)])
+        among = self._among.diagonal()[landmarks.clamp(min=0)]
         found = torch.where(landmarks >= 0, among, found).clamp(min=0)
-        return (found if positions is None else found / self._shares(positions)).to(plain)
+        if positions is not None:
+            found = found / self._shares(positions, landmarks)
+        return found.to(plain)
 
     def squared_norm_of_sum(self, plain: Tensor, products: Tensor) -> Tensor:
         """The squared length of the queries' sum under the matrix: [1]."""
         landmarks = self._which(products, None)
         if bool((landmarks >= 0).all()):
-            return self._among(landmarks).sum(1)[landmarks].sum(0, keepdim=True).to(plain)
+            return self._among[landmarks][:, landmarks].sum().view(1).to(plain)
         own = self._with_landmarks(products).sum(0, keepdim=True)
         spanned = torch.linalg.vecdot(own @ self._inverse, own)
         return ((plain.to(own) - spanned) / self._damping).clamp(min=0).to(plain)
@@ -297,13 +308,6 @@ class LandmarkMetric(JointMetric):
     def _with_landmarks(self, products: Tensor) -> Tensor:
         """Those of the products that are with landmarks, in the inverse's precision."""
         return products[:, : self._number].to(self._inverse)
-
-    def _among(self, landmarks: Tensor) -> Tensor:
-        """G (F + lambda I)^-1 g of these landmarks, n (1 - n lambda A): [landmarks, these]."""
-        these = landmarks.clamp(min=0)
-        found = self._inverse[:, these] * (-self._damping * self._number**2)
-        found[these, torch.arange(len(these), device=these.device)] += self._number
-        return found
 
     def _which(self, products: Tensor, positions: Sequence[int] | None) -> Tensor:
         """Which landmark each example is; -1 where it is none: [examples]."""
@@ -321,9 +325,12 @@ class LandmarkMetric(JointMetric):
         both = torch.tensor(found, dtype=torch.long, device=device).reshape(-1, 2)
         return both[:, 0], both[:, 1]
 
-    def _shares(self, positions: Sequence[int]) -> Tensor:
-        """What is left of an example's score when it is a landmark; 1 where it is none."""
+    def _shares(self, positions: Sequence[int], landmarks: Tensor) -> Tensor:
+        """What is left of an example's score when it is a landmark; 1 where it is none.
+
+        An example in a landmark's place is none where the data have changed since.
+        """
         shares = torch.ones(len(positions), dtype=self._left.dtype, device=self._left.device)
         at, rows = self._placed(positions, shares.device)
-        shares[at] = self._left[rows]
+        shares[at] = torch.where(landmarks[at] == rows, self._left[rows], 1.0)
         return shares
