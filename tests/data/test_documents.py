@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset, default_collate
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tracin
@@ -186,6 +186,19 @@ def test_documents_in_context_score_as_their_part_of_the_rows_loss(build):
     whole = run.influence(rows, data).to(expected)
     torch.testing.assert_close(torch.stack([expected[:2].sum(0), expected[2:].sum(0)]), whole)
     assert {str(one.method) for one in run.coverage(data).entries.values()} == {"fast"}
+
+
+def test_a_collator_that_replaces_the_labels_of_documents_in_context_is_refused():
+    def replaced(examples):
+        batch = default_collate(examples)
+        return batch | {"labels": batch["input_ids"].clone()}
+
+    run = one_run(llama())
+    data = tracin.documents([{"input_ids": row} for row in CHUNKS], in_context=True, separator=END)
+    assert len(data) == len(run.influence(DataLoader(data, 2), data))
+    for found in (data, Subset(data, [1, 2])):
+        with pytest.raises(DataError, match="collate_fn of queries replaces the labels of docume"):
+            run.influence(data, DataLoader(found, 2, collate_fn=replaced))
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,13 @@ def test_without_a_ranking_the_strongest_opponents_are_named(tmp_path, explanati
     assert "1 of 3 proponents are labelled 0, as it is" in page.text
 
 
+def test_examples_without_labels_have_none_to_mend(tmp_path, explanations):
+    page = page_of(tmp_path, explanations)
+
+    assert "Mend those that are wrong" in page.text
+    assert "labels" not in page.text
+
+
 def test_opponents_that_the_model_agrees_with_are_said_to_be_so(tmp_path, explanations):
     page = page_of(tmp_path, explanations, suspects_of([0] * 12, [0] * 12))
 

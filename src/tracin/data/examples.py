@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from tracin.data.batches import Batch
 from tracin.data.ids import WithIds, checked_ids
-from tracin.data.packed import DocumentsAlone, apart_within
+from tracin.data.packed import DocumentsAlone, apart_within, are_in_context, labels_of
 from tracin.data.sources import Batches, Chosen, Source, WithColumn, source_of
 from tracin.data.tokens import Size, Tokens
 from tracin.errors import DataError
@@ -199,7 +199,7 @@ def open_examples(data: Any, *, name: str = "data") -> Examples:
 
     Raises:
         DataError: no examples, columns of unequal length, a shuffling loader, a stream, or
-            something that is not data.
+            something that is not data; or documents in context whose collate_fn replaces labels.
 
     Example:
         >>> import torch
@@ -211,13 +211,36 @@ def open_examples(data: Any, *, name: str = "data") -> Examples:
     """
     if isinstance(data, Examples):
         return data
-    ids, apart = ids_within(data), apart_within(data)
+    ids, apart, is_in_context = ids_within(data), apart_within(data), are_in_context(data)
     while isinstance(data, WithIds):
         data = data.dataset
     source = source_of(data, name)
     if ids is None:
         ids = np.arange(len(source), dtype=np.int64)
-    return Examples(source, ids, name, apart)
+    examples = Examples(source, ids, name, apart)
+    if is_in_context:
+        _refuse_replaced_labels(examples)
+    return examples
+
+
+# Documents in context whose labels are compared with those of their batches.
+COMPARED = 8
+
+
+def _refuse_replaced_labels(documents: Examples) -> None:
+    """Refuse a collate_fn that takes all tokens of a row for labels, not those of one document.
+
+    Raises:
+        DataError: It does.
+    """
+    for position in range(min(COMPARED, len(documents))):
+        if labels_of(documents.take([position])) != labels_of(documents.example(position)):
+            raise DataError(
+                f"The collate_fn of {documents.name} replaces the labels of document "
+                f"'{documents.ids[position]}', as DataCollatorForLanguageModeling does: each "
+                "document would have the score of its whole row. Pass what tracin.documents(..., "
+                "in_context=True) returns as it is: its rows are padded and need no collator."
+            )
 
 
 def ids_within(data: Any) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Data sets of documents from packed rows: each alone, or each in its row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -120,6 +120,22 @@ def apart_within(data: Any) -> tuple[DocumentsAlone, Sequence[int]] | None:
         return None
     whole, positions = found
     return whole, [positions[at] for at in data.indices]
+
+
+def are_in_context(data: Any) -> bool:
+    """Whether data is made of documents in their rows."""
+    if isinstance(data, WithIds | DataLoader | Subset):
+        return are_in_context(data.dataset)
+    return isinstance(data, DocumentsInContext)
+
+
+def labels_of(example: Any) -> list[int]:
+    """The labels of an example or a batch that are predicted, in order; none where it has none."""
+    labels = example.get("labels") if isinstance(example, Mapping) else None
+    if labels is None:
+        return []
+    numbers = whole_numbers(labels)
+    return numbers[numbers != IGNORED].tolist()
 
 
 LENGTHS = ("seq_lengths", "cu_seq_lens_q")

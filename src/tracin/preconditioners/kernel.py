@@ -57,7 +57,8 @@ class Kernel(Fitted):
     https://arxiv.org/abs/2004.14340, invert the empirical Fisher so.
 
     Args:
-        damping: lambda in units of F's typical eigenvalue, tr F^2 / tr F.
+        damping: lambda in units of F's typical eigenvalue, tr F^2 / tr F, where the products of
+            examples with themselves are left out of tr F^2.
         landmarks: From how many examples F is computed, at most all.
         fit: The data to choose them from; None for the training data of the question.
         seed: Of the choice.

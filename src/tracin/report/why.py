@@ -260,9 +260,10 @@ def _say(
             "this query that their label contradicts?"
         )
         return say + labels, False
+    has_labels = any(view.card.label is not None for _, view in against)
     say = (
         f"Look at {_ids([one for one, _ in against])} first: learning them raised this loss most. "
-        "Mend labels that are wrong, and train again."
+        f"Mend {'labels' if has_labels else 'those'} that are wrong, and train again."
     )
     return say + labels, False
 
