@@ -313,18 +313,17 @@ def plan_of(
         def first(count: int) -> Batch:
             return move(examples.few(range(min(count, len(examples)))), device)
 
-        positions = range(min(PILOT, len(examples)))
-        with examples_named(examples, positions, examples.few(positions)):
-            pilot = _seen(first(SHAPES), gradients, root)
-            if follows_from_shapes(pilot, groups):
-                draft, pilot = drafted(projection, pilot, numbers, groups), Pilot()
-                few, spreads, takes = first(MEASURED), Spreads(draft, pilot, DRAWS), [pilot.take]
-            else:
-                few = first(PILOT)
-                pilot = _seen(few, gradients, root)
-                spreads, takes = Spreads(drafted(projection, pilot, numbers, groups), pilot), []
-            takes.append(spreads.add)
-            wanted = spreads.are_wanted(length(few))
+        pilot = _seen(first(SHAPES), examples, gradients, root)
+        if follows_from_shapes(pilot, groups):
+            draft, pilot = drafted(projection, pilot, numbers, groups), Pilot()
+            few, spreads, takes = first(MEASURED), Spreads(draft, pilot, DRAWS), [pilot.take]
+        else:
+            few = first(PILOT)
+            pilot = _seen(few, examples, gradients, root)
+            spreads, takes = Spreads(drafted(projection, pilot, numbers, groups), pilot), []
+        takes.append(spreads.add)
+        wanted = spreads.are_wanted(length(few))
+        with examples_named(examples, range(length(few)), few):
             for batch in _equal_batches(few, gradients) if wanted else ():
                 spreads.begin(length(batch), device)
                 gradients.again(batch, _whole(takes, length(batch), root))
@@ -336,15 +335,16 @@ def plan_of(
     return plan
 
 
-def _seen(few: Batch, gradients: Gradients, root: Scaling | None) -> Pilot:
-    """A pilot of some examples, whose gradients are audited."""
+def _seen(few: Batch, examples: Examples, gradients: Gradients, root: Scaling | None) -> Pilot:
+    """A pilot of the first examples, whose gradients are audited."""
     pilot = Pilot()
-    gradients.check(few)
-    batches = _equal_batches(few, gradients)
-    gradients.begin(length(few), is_checked=len(batches) == 1)
-    for batch in batches:
-        take = _whole([pilot.take], length(batch), root)
-        gradients.visit(batch, take, is_last=batch is batches[-1])
+    with examples_named(examples, range(length(few)), few):
+        gradients.check(few)
+        batches = _equal_batches(few, gradients)
+        gradients.begin(length(few), is_checked=len(batches) == 1)
+        for batch in batches:
+            take = _whole([pilot.take], length(batch), root)
+            gradients.visit(batch, take, is_last=batch is batches[-1])
     return pilot
 
 
