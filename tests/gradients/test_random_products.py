@@ -9,7 +9,13 @@ from torch import Tensor
 
 from tracin.gradients.audit import Audit, Reference
 from tracin.gradients.forms import OuterProduct
-from tracin.gradients.random_products import LARGE, VECTORS, RandomProducts, is_large
+from tracin.gradients.random_products import (
+    LARGE,
+    VECTORS,
+    along_matrix,
+    is_large,
+    random_vectors,
+)
 
 ROWS, COLUMNS = 1024, 256
 
@@ -23,10 +29,10 @@ def rand(*shape: int, seed: int) -> Tensor:
 def test_their_mean_square_is_the_squared_length(rank: int, dtype: torch.dtype):
     matrix = (rand(ROWS, rank, seed=101) @ rand(rank, COLUMNS, seed=102)).to(dtype)
 
-    found = [
-        RandomProducts([matrix], torch.Generator().manual_seed(seed)).of(matrix).double()
-        for seed in range(64)
+    drawn = [
+        random_vectors({"a": matrix}, torch.Generator().manual_seed(seed)) for seed in range(64)
     ]
+    found = [along_matrix(vectors["a"], matrix).double() for vectors in drawn]
 
     lengths = torch.stack([each.square().sum() / VECTORS for each in found]).sqrt()
     length = torch.linalg.vector_norm(matrix.double())

@@ -20,8 +20,6 @@ from tracin.gradients.settling import slower_methods
 from tracin.gradients.stepping_down import LearnAgainError, SteppedDownError
 from tracin.gradients.traced_model import TracedModel
 
-_NOTHING: Mapping[str, str] = {}
-
 
 @final
 class Auditor:
@@ -140,7 +138,7 @@ class Auditor:
         is_apart = are_apart(together, apart.to(together), audit.tolerance)
         if failed or is_apart:
             if not self._methods.is_settled:
-                self.settle(batch)
+                self.settle(batch, {})
         elif self._pairs.is_due(batch) and len(reference.window) == length(batch):
             self._pairs.settle(batch, result)
             if result.path is not None and length(batch) >= FEW:
@@ -174,7 +172,7 @@ class Auditor:
                 self._methods.step_down(changed)
                 raise SteppedDownError(changed)
 
-    def settle(self, batch: Batch, missed: Mapping[str, str] = _NOTHING) -> None:
+    def settle(self, batch: Batch, missed: Mapping[str, str]) -> None:
         """Check pairs of a batch on which a pass of methods that are not settled failed.
 
         Args:

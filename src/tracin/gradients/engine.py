@@ -215,7 +215,7 @@ class Gradients:
         scores = self._forward_mode.scores(batch, directions) if directions else None
         leave_out = () if scores is None else tuple(directions[0])
         visit = _in_real_numbers(visit, self.parameters)
-        self._table.is_settled = not self._pairs.is_due(batch) or self._pairs.knows(batch)
+        self._table.is_settled = self._pairs.is_settled(batch)
         try:
             audit = self._auditor.next(batch, self.tolerance, leave_out, is_last=is_last)
             before = RandomState.now()
@@ -242,7 +242,7 @@ class Gradients:
         except Exception as error:
             is_ours = isinstance(error, TracInError) or is_out_of_memory(error)
             if not is_ours and not self._table.is_settled:
-                self._auditor.settle(batch)  # a model that cannot be watched
+                self._auditor.settle(batch, {})  # a model that cannot be watched
             raise
 
     def again(self, batch: Batch, visit: Visit) -> Pass:

@@ -124,9 +124,9 @@ class PairCheck:
         """Whether the audit of a batch like this one has to tell."""
         return bool(self._due) and structure(batch) in self._due
 
-    def knows(self, batch: Batch) -> bool:
-        """Whether a check or an audit of a batch like this one has settled the methods."""
-        return structure(batch) in self._known
+    def is_settled(self, batch: Batch) -> bool:
+        """Whether the methods of a batch like this one are known, at any weights."""
+        return not self.is_due(batch) or structure(batch) in self._known
 
     def leave_to_audit(
         self, batch: Batch, tolerance: float, *, is_first: bool = True

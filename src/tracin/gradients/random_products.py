@@ -1,7 +1,6 @@
 """A large matrix seen through its products with a few random vectors: enough to tell its length."""
 
-from collections.abc import Iterable
-from typing import final
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,32 +13,32 @@ VECTORS = 8
 LARGE, ROWS = 1 << 18, 8 * VECTORS
 
 
-@final
-class RandomProducts:
-    """Random vectors, normally distributed, that matrices are multiplied by from the left.
+def random_vectors(matrices: Mapping[str, Tensor], random: torch.Generator) -> dict[str, Tensor]:
+    """Normally distributed vectors that each matrix is to be multiplied by from the left.
 
     Products are linear: those of a sum are the sum of the products, and those of a difference that
     is zero but for rounding are so, too. Their mean square is the matrix's squared length.
 
     Args:
-        matrices: Those that vectors are needed for.
-        random: Of the numbers.
+        matrices: By name.
+        random: Of the numbers, which all matrices share.
+
+    Returns:
+        [vectors, rows] by name, as precise as the matrix, and at least in float32.
     """
+    rows = max((len(each) for each in matrices.values()), default=0)
+    drawn = torch.randn(VECTORS, rows, generator=random)
+    # One copy to a device serves all of its matrices.
+    there = {device: drawn.to(device) for device in {each.device for each in matrices.values()}}
+    return {
+        name: there[each.device][:, : len(each)].to(torch.promote_types(each.dtype, torch.float32))
+        for name, each in matrices.items()
+    }
 
-    def __init__(self, matrices: Iterable[Tensor], random: torch.Generator) -> None:
-        rows = max((len(each) for each in matrices if is_large(each)), default=0)
-        self._vectors = torch.randn(VECTORS, rows, generator=random)
 
-    def vectors(self, matrix: Tensor) -> Tensor:
-        """Those for one matrix, as precise as it is, and at least in float32: [vectors, rows]."""
-        kind = torch.promote_types(matrix.dtype, torch.float32)
-        self._vectors = self._vectors.to(matrix.device)
-        return self._vectors[:, : len(matrix)].to(kind)
-
-    def of(self, matrix: Tensor) -> Tensor:
-        """The products: [vectors, columns]."""
-        vectors = self.vectors(matrix)
-        return vectors @ matrix.flatten(1).to(vectors)
+def along_matrix(vectors: Tensor, matrix: Tensor) -> Tensor:
+    """The products: [vectors, columns]."""
+    return vectors @ matrix.flatten(1).to(vectors)
 
 
 def is_large(gradient: Tensor) -> bool:

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from tracin.gradients.distances import too_far, whole_lengths
 from tracin.gradients.forms import PerExampleGradient
-from tracin.gradients.random_products import VECTORS, RandomProducts, is_large
+from tracin.gradients.random_products import (
+    VECTORS,
+    along_matrix,
+    is_large,
+    random_vectors,
+)
 from tracin.sharding import is_divided, own
 from tracin.torch_internals import lengths_of
 
@@ -47,11 +52,14 @@ class Remainder:
         self._sizes = lengths_of(list(self._left.values()))  # on the device until they are read
         self._vectors: dict[str, Tensor] = {}
         if random is not None:
-            products = RandomProducts(gradients.values(), random)
-            for name, gradient in gradients.items():
-                if name not in kept and is_large(gradient):
-                    self._vectors[name] = products.vectors(gradient)
-                    self._left[name] = products.of(gradient)
+            large = {
+                name: gradient
+                for name, gradient in gradients.items()
+                if name not in kept and is_large(gradient)
+            }
+            self._vectors = random_vectors(large, random)
+        for name, vectors in self._vectors.items():
+            self._left[name] = along_matrix(vectors, gradients[name])
 
     @torch.no_grad()
     def take(self, name: str, form: PerExampleGradient, factors: Tensor) -> None:

@@ -48,14 +48,18 @@ class SparseRows(PerExampleGradient):
         if into.dtype != self.values.dtype:
             super().add_weighted_sum(weights, into)
             return
-        values = (self.values * weights.to(self.values).view(-1, 1, 1)).flatten(0, 1)
+        values = self._weighted(weights)
         into.view(self.size, values.shape[1]).index_add_(0, self.index.flatten(), values)
 
     def along_weighted_sum(self, vectors: Tensor, weights: Tensor) -> Tensor:
         if vectors.shape[1] != self.size:
             return super().along_weighted_sum(vectors, weights)
-        values = (self.values * weights.to(self.values).view(-1, 1, 1)).flatten(0, 1)
+        values = self._weighted(weights)
         return vectors.index_select(1, self.index.flatten()) @ values.to(vectors)
+
+    def _weighted(self, weights: Tensor) -> Tensor:
+        """The rows, multiplied by the weights: [examples x positions, width]."""
+        return (self.values * weights.to(self.values).view(-1, 1, 1)).flatten(0, 1)
 
     def squared_norm(self) -> Tensor:
         positions = self.index.shape[1]
